@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kernels and tools from Debian, in the cache.
+
+A kernel's entry is `kernels/ABI_VERSION`, with a manifest written last: what was fetched, and the sizes of
+what must be there. Using an entry costs reading that and a stat call for each module; one that does not match
+is thrown away and fetched again, with a notice.
+
+Which ABI "debian:6.12" is today takes apt half a second to say: the answer is kept until apt's lists change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from chaos.errors import InternalError, NoKernel, UsageError
+from chaos.lab import cache, debian
+from chaos.lab.cache import Say, megabytes
+from chaos.lab.kconfig import check_config, full_version, read_config
+
+# Part of every identity: raise it when what is kept of a package, or how it is laid out, changes.
+_LAYOUT = 1
+_SERIES = re.compile(r"\d+\.\d+")
+_ABI = re.compile(r"\d+\.\d+\.\d+[A-Za-z0-9.+~-]*-amd64")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a source knows of its kernel; `chaos.lab.kernels.Kernel` without the user's words."""
+
+    release: str
+    version: str
+    image: Path
+    modules: Path
+    build: Path
+    identity: str
+
+
+class Piece(msgspec.Struct, frozen=True):
+    path: str  # below the entry
+    size: int
+    sha256: str
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    layout: int
+    release: str
+    version: str
+    packages: dict[str, str]
+    pieces: tuple[Piece, ...]
+    modules: str  # digest of their names and sizes
+    identity: str
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    stamp: int  # when apt's lists changed last, ns
+    abi: str
+    version: str
+
+
+def find(name: str, *, say: Say) -> Found:
+    """The kernel that `debian:NAME` names. Raises UsageError, NoKernel, NoSpace, HostLacks."""
+    if _SERIES.fullmatch(name):
+        abi, version = _newest(name, say)
+        entry = _entry_name(abi, version)
+        return _use(entry, say) or _fetch(abi, say)
+    if not _ABI.fullmatch(name):
+        raise UsageError(
+            f"debian:{name} names no kernel of Debian's",
+            remedy="name a series (debian:6.1, debian:6.12) or an ABI (debian:6.1.0-47-amd64)",
+        )
+    for entry in sorted(_cached(f"{name}_"), key=_entry_age, reverse=True):
+        if found := _use(entry, say):
+            return found
+    return _fetch(name, say)
+
+
+def _entry_name(abi: str, version: str) -> str:
+    return f"{abi}_{version.replace(':', '.')}"
+
+
+def _entry_age(entry: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in re.findall(r"\d+", entry))
+
+
+def _cached(prefix: str) -> list[str]:
+    with contextlib.suppress(FileNotFoundError):
+        return [p.name for p in cache.entry_path("kernels", "").iterdir() if p.name.startswith(prefix)]
+    return []
+
+
+# Which ABI
+
+
+def _newest(series: str, say: Say) -> tuple[str, str]:
+    record = cache.root() / "series.json"
+    known = _known_answers(record)
+    stamp = _lists_stamp()
+    if (answer := known.get(series)) and answer.stamp == stamp:
+        return answer.abi, answer.version
+    try:
+        abi, version = debian.newest_abi(series)
+    except NoKernel as error:
+        # An emptied list, or an archive that dropped the series: what we have is still good.
+        here = [name for name in _cached(f"{series}.") if "_" in name]
+        if not here:
+            raise
+        abi, _, version = max(here, key=_entry_age).partition("_")
+        say(f"{error.message.split(';')[0]}; using {abi} from the cache")
+        return abi, version
+    known[series] = _Answer(stamp=stamp, abi=abi, version=version)
+    temporary = record.with_name(f".{record.name}.{os.getpid()}")
+    with cache.space_guard("a note on kernel versions", 4096):
+        temporary.write_bytes(msgspec.json.encode(known))
+        temporary.rename(record)
+    return abi, version
+
+
+def _known_answers(record: Path) -> dict[str, _Answer]:
+    try:
+        return msgspec.json.decode(record.read_bytes(), type=dict[str, _Answer])
+    except (FileNotFoundError, msgspec.DecodeError):
+        return {}
+
+
+def _lists_stamp() -> int:
+    try:
+        return debian.APT_LISTS.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+# Fetching
+
+
+def _fetch(abi: str, say: Say) -> Found:
+    wanted = debian.kernel_packages(abi)
+    entry = _entry_name(abi, wanted[0].version)
+    with cache.locked("kernels", entry, say=say) as lock, _space(f"kernel {abi}", wanted):
+        if found := _use(entry, say):  # whoever had the lock before us fetched it
+            return found
+        staging = cache.staging("kernels", entry)
+        archives = _download(f"kernel {abi}", wanted, staging, lock, say)
+        tree = staging / "tree"
+        say(f"unpacking kernel {abi}")
+        debian.unpack_kernel(archives, tree, abi, lock=lock)
+        manifest = _describe(tree, abi, wanted)
+        check_config(read_config(tree / "boot" / f"config-{abi}"), f"debian:{abi}")
+        (tree / "manifest.json").write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
+        cache.publish(tree, "kernels", entry)
+        cache.discard(staging)
+    return _found(cache.entry_path("kernels", entry), manifest)
+
+
+def _download(
+    what: str, wanted: tuple[debian.Package, ...], staging: Path, lock: cache.Lock, say: Say
+) -> list[Path]:
+    """Fetch into `staging`/debs, going on from what a killed process has left there."""
+    debs = staging / "debs"
+    debs.mkdir(exist_ok=True)
+    shutil.rmtree(staging / "tree", ignore_errors=True)
+    here = sum(path.stat().st_size for path in debs.iterdir())
+    total = sum(package.download for package in wanted)
+    cache.check_space(debian.space_needed(wanted) - here, what)
+    kept = f", {megabytes(here)} of them here already" if here else ""
+    say(f"fetching {what}: {', '.join(p.name for p in wanted)} ({megabytes(total)}{kept})")
+    return debian.download(wanted, debs, lock=lock, say=say)
+
+
+@contextlib.contextmanager
+def _space(what: str, wanted: tuple[debian.Package, ...]) -> Iterator[None]:
+    with cache.space_guard(what, debian.space_needed(wanted)):
+        yield
+
+
+def _describe(tree: Path, abi: str, wanted: tuple[debian.Package, ...]) -> Manifest:
+    image, config = f"boot/vmlinuz-{abi}", f"boot/config-{abi}"
+    for path in (image, config):
+        if not (tree / path).is_file():
+            raise NoKernel(f"the package linux-image-{abi} holds no {path}", remedy="use another kernel")
+    version = full_version(tree / config) or re.sub(r"^(\d+\.\d+\.\d+).*", r"\1", wanted[0].version)
+    pieces = tuple(
+        Piece(path, (tree / path).stat().st_size, _sha256(tree / path))
+        for path in (
+            image,
+            config,
+            f"boot/System.map-{abi}",
+            f"lib/modules/{abi}/modules.dep",
+            f"usr/src/linux-headers-{abi}/Makefile",
+            f"usr/src/linux-headers-{abi}/Module.symvers",
+        )
+    )
+    packages = {p.name: p.version for p in wanted}
+    modules = _modules_digest(tree / "lib" / "modules" / abi)
+    recipe = msgspec.json.encode((_LAYOUT, packages, pieces, modules))
+    return Manifest(
+        layout=_LAYOUT,
+        release=abi,
+        version=version,
+        packages=packages,
+        pieces=pieces,
+        modules=modules,
+        identity=hashlib.sha256(recipe).hexdigest(),
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _modules_digest(modules: Path) -> str:
+    """Over the names and sizes of all modules: some hundred stat calls, a few milliseconds."""
+    digest = hashlib.sha256()
+    for folder, subfolders, files in os.walk(modules / "kernel"):
+        subfolders.sort()
+        for name in sorted(files):
+            path = Path(folder, name)
+            digest.update(f"{path.relative_to(modules)} {path.stat().st_size}\n".encode())
+    return digest.hexdigest()
+
+
+# Using
+
+
+def _use(entry: str, say: Say) -> Found | None:
+    """The kernel in a cache entry; None when there is none, or none that is whole."""
+    path = cache.entry_path("kernels", entry)
+    if not path.is_dir():
+        return None
+    try:
+        manifest = msgspec.json.decode((path / "manifest.json").read_bytes(), type=Manifest)
+        damage = _damage(path, manifest)
+    except (OSError, msgspec.DecodeError) as error:
+        damage = f"its manifest cannot be read ({error})"
+    if damage:
+        say(f"the cached kernel {entry} is damaged: {damage}; it will be fetched again")
+        cache.discard(path)
+        return None
+    return _found(path, manifest)
+
+
+def _damage(path: Path, manifest: Manifest) -> str:
+    if manifest.layout != _LAYOUT:
+        return f"it has layout {manifest.layout}, and this version wants {_LAYOUT}"
+    for piece in manifest.pieces:
+        try:
+            size = (path / piece.path).stat().st_size
+        except FileNotFoundError:
+            return f"{piece.path} is missing"
+        if size != piece.size:
+            return f"{piece.path} has {size} bytes instead of {piece.size}"
+    if _modules_digest(path / "lib" / "modules" / manifest.release) != manifest.modules:
+        return "a module is missing or has another size"
+    return ""
+
+
+def _found(path: Path, manifest: Manifest) -> Found:
+    release = manifest.release
+    return Found(
+        release=release,
+        version=manifest.version,
+        image=path / "boot" / f"vmlinuz-{release}",
+        modules=path / "lib" / "modules" / release,
+        build=path / "usr" / "src" / f"linux-headers-{release}",
+        identity=manifest.identity,
+    )
+
+
+def find_busybox(*, say: Say) -> Path:
+    """A static busybox: the cached one, else Debian's; without apt an installed one. Raises HostLacks."""
+    for cached in sorted((cache.root() / "tools").glob("busybox_*"), reverse=True):
+        if _is_static_elf(cached):
+            return cached
+        say(f"the cached {cached.name} is damaged; it will be fetched again")
+        cache.discard(cached)
+    if shutil.which("apt-get") is None:
+        for name in ("busybox.static", "busybox-static", "busybox"):
+            if (found := shutil.which(name)) and _is_static_elf(Path(found)):
+                return Path(found)
+        raise NoKernel(
+            "the lab needs a statically linked busybox, and there is none here, nor an apt to fetch it with",
+            remedy="install one; distributions call the package busybox-static or busybox",
+        )
+    wanted = debian.packages("busybox-static")
+    entry = f"busybox_{wanted[0].version.replace(':', '.')}"
+    with cache.locked("tools", entry, say=say) as lock, _space("busybox", wanted):
+        final = cache.entry_path("tools", entry)
+        if final.is_file():  # whoever had the lock before us fetched it
+            return final
+        staging = cache.staging("tools", entry)
+        archives = _download("busybox", wanted, staging, lock, say)
+        tree = staging / "tree"
+        debian.unpack(archives[0], tree, lock=lock)
+        program = next((path for path in tree.rglob("busybox") if _is_static_elf(path)), None)
+        if program is None:
+            raise InternalError(f"{archives[0].name} holds no static busybox")
+        cache.publish(program, "tools", entry)
+        cache.discard(staging)
+    return final
+
+
+def _is_static_elf(path: Path) -> bool:
+    """Whether a file is a whole ELF program that asks for no interpreter (PT_INTERP)."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return False
+    if data[:5] != b"\x7fELF\x02":
+        return False
+    offset = int.from_bytes(data[32:40], "little")
+    size = int.from_bytes(data[54:56], "little")
+    count = int.from_bytes(data[56:58], "little")
+    headers = [data[offset + i * size : offset + (i + 1) * size] for i in range(count)]
+    if not headers or any(len(h) < size for h in headers):
+        return False
+    ends = (int.from_bytes(h[8:16], "little") + int.from_bytes(h[32:40], "little") for h in headers)
+    return all(int.from_bytes(h[:4], "little") != 3 for h in headers) and max(ends) <= len(data)

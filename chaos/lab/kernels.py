@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kernels for the lab: where they come from, and what makes one fit.
+
+    debian:6.1, debian:6.12       the newest one of the series that apt knows
+    debian:6.1.0-47-amd64         one by its ABI name, debian:6.12.100+deb12-amd64 likewise
+    running                       the running system's image and modules
+    installed:RELEASE             another one that is installed (`uname -r` when it runs)
+    PATH                          a kernel build tree
+
+A kernel that cannot carry the lab is refused here, with every option it lacks, and not by a boot that fails.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from chaos.errors import HostLacks, UsageError
+from chaos.lab import build, fetched, local
+from chaos.lab.kconfig import read_config
+
+Say = Callable[[str], None]
+
+ALLOWED = (
+    "debian:SERIES (debian:6.1), debian:ABI (debian:6.1.0-47-amd64), running, installed:RELEASE,"
+    " or the path of a kernel build tree"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A kernel that is there and fits. Directories are absolute."""
+
+    source: str  # as the user asked: "debian:6.12"
+    release: str  # uname -r: "6.12.117+deb12-amd64"
+    version: str  # x.y.z: behaviour belongs to this; Debian's 6.1 has only the ABI in its release
+    image: Path  # bzImage
+    modules: Path  # .../lib/modules/RELEASE
+    build: Path  # for make -C
+    identity: str  # changes when image, modules or build change
+
+
+def silent(_: str) -> None:
+    """A `say` for callers with nobody to talk to."""
+
+
+def default_kernels() -> tuple[str, str]:
+    """The sources that everything is tested with."""
+    return ("debian:6.1", "debian:6.12")
+
+
+def find_kernel(source: str, *, say: Say = silent, system: Path = Path("/")) -> Kernel:
+    """The kernel that `source` names, fetched when it is not there yet. `system` is where `/boot` is.
+
+    Raises UsageError for a source that cannot be one, NoKernel for a kernel that cannot be had or does not
+    fit, HostLacks and NoSpace when the machine is at fault.
+    """
+    if platform.machine() != "x86_64":
+        raise HostLacks(
+            "the lab runs x86-64 kernels, and so must this machine", remedy="use an x86-64 machine"
+        )
+    if source.startswith("debian:"):
+        found = fetched.find(source.removeprefix("debian:"), say=say)
+    elif source == "running":
+        found = local.find_installed(platform.release(), system)
+    elif source.startswith("installed:") and len(source) > len("installed:"):
+        found = local.find_installed(source.removeprefix("installed:"), system)
+    elif "/" in source or Path(source).is_dir():
+        found = local.find_tree(Path(source).expanduser().absolute(), say=say)
+    else:
+        raise UsageError(f"{source!r} names no kernel", remedy=f"allowed are: {ALLOWED}")
+    return Kernel(
+        source=source,
+        release=found.release,
+        version=found.version,
+        image=found.image,
+        modules=found.modules,
+        build=found.build,
+        identity=found.identity,
+    )
+
+
+def find_busybox(*, say: Say = silent) -> Path:
+    """A static busybox. The lab's init and shell are made of it."""
+    return fetched.find_busybox(say=say)
+
+
+def build_module(kernel: Kernel, name: str, *, say: Say = silent) -> Path:
+    """`modules/NAME.c`, built for this kernel: the path of the .ko. Raises HostLacks."""
+    return build.build(
+        name,
+        build_dir=kernel.build,
+        config=read_config(kernel.build / ".config"),
+        label=f"{kernel.release}_{kernel.identity[:12]}",
+        say=say,
+    )
+
+
+def module_warnings(kernel: Kernel, name: str) -> list[str]:
+    """What was warned of when `name` was built for this kernel; the tests want none."""
+    return build.warnings(build_module(kernel, name))
