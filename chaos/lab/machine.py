@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A running lab: QEMU, the software PSP beside it, and the agent inside.
+
+Nothing of a running lab has a name on disk. Guest memory and the initial RAM disk are anonymous memory files, the
+ports, the console, the monitor and the mailbox are socket pairs handed over by number, and both processes die
+with the one that started them. So there is nothing to clean up, not even after SIGKILL.
+
+    command line process ──┬── console, control, stdin, stdout, stderr, monitor ──▶ QEMU ──▶ agent
+                           └── control ──▶ PSP ──▶ (ivshmem) QEMU; shares guest memory
+
+Every wait goes through `Lab.wait`, which ends early when the lab breaks and names what was waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import re
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from chaos.errors import KernelPanicked, LabFailed, LabHung, NoSpace, PspDied, QemuDied
+from chaos.lab import protocol
+from chaos.lab.image import Image, initial_ram_disk
+from chaos.lab.kernels import Kernel
+from chaos.lab.psp.client import PspControl
+from chaos.lab.qemu import Qemu
+
+T = TypeVar("T")
+
+BOOT_DEADLINE: Final = 180.0  # seconds; a cold boot takes about ten on two slow cores
+RESTORE_DEADLINE: Final = 30.0
+BELOW_4G: Final = 2 << 30  # where q35 stops putting memory below 4 GiB
+_PANIC = re.compile(r"Kernel panic - not syncing: (.*)")
+_KEPT_LINES = 400
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What a lab is made of. `memory` in bytes."""
+
+    kernel: Kernel
+    qemu: Qemu
+    image: Image
+    sev_asids: int = 8
+    es_asids: int = 7
+    cpus: int = 2
+    memory: int = 1 << 30
+
+
+class Console:
+    """The serial console: lines as they come, the last ones kept."""
+
+    def __init__(self, listener: Callable[[str], None] | None = None) -> None:
+        self.lines: deque[str] = deque(maxlen=_KEPT_LINES)
+        self.panic: str | None = None
+        self.listener = listener
+
+    async def follow(self, reader: asyncio.StreamReader) -> None:
+        rest = b""
+        while data := await reader.read(1 << 16):
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                self._line(line)
+        if rest:
+            self._line(rest)
+
+    def _line(self, raw: bytes) -> None:
+        line = raw.decode(errors="replace").rstrip("\r")
+        self.lines.append(line)
+        if found := _PANIC.search(line):
+            self.panic = found[1]
+        if self.listener is not None:
+            self.listener(line)
+
+    def tail(self, count: int = 25) -> tuple[str, ...]:
+        return tuple(self.lines)[-count:]
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+
+async def _stream(end: socket.socket) -> Port:
+    reader, writer = await asyncio.open_connection(sock=end, limit=1 << 20)
+    return Port(reader, writer)
+
+
+def _die_with(parent: int) -> Callable[[], None]:
+    """For the child between fork and exec: be killed when the thread that started us ends."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def ask() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:  # it died before we could ask
+            os._exit(1)
+
+    return ask
+
+
+def _available_memory() -> int:
+    with open("/proc/meminfo") as lines:
+        for line in lines:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return sys.maxsize
+
+
+class Lab:
+    """One lab. Use `running`; the methods are for when it runs."""
+
+    def __init__(self, spec: Spec, console: Console) -> None:
+        self.spec = spec
+        self.console = console
+        self.memory = os.memfd_create("sevchaos-memory")
+        self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._processes: list[asyncio.subprocess.Process] = []
+        self.ports: dict[str, Port] = {}
+        self.monitor: socket.socket | None = None
+        self.psp: PspControl
+        self.ready: protocol.Ready
+
+    # -- starting and ending ------------------------------------------------------------------------------
+
+    async def start(self, *, psp_state: bytes | None = None, incoming: int | None = None) -> None:
+        """Start both processes. With `incoming`, QEMU waits there for the state of a saved machine.
+
+        Raises `NoSpace` when the memory for it is not there.
+        """
+        needed, there = self.spec.memory // 2, _available_memory()
+        if there < needed:
+            raise NoSpace(
+                f"a lab of {self.spec.memory >> 20} MiB wants about {needed >> 20} MiB of memory, "
+                f"{there >> 20} MiB are available",
+                remedy="end something, or make it smaller with --memory",
+            )
+        os.ftruncate(self.memory, self.spec.memory)
+        mailbox_ours, mailbox_qemu = socket.socketpair()
+        await self._start_psp(mailbox_ours, psp_state)
+        await self._start_qemu(mailbox_qemu, incoming)
+
+    async def _start_psp(self, mailbox: socket.socket, state: bytes | None) -> None:
+        ours, theirs = socket.socketpair()
+        command = [
+            sys.executable, "-m", "chaos.lab.psp",
+            "--ivshmem-fd", str(mailbox.fileno()), "--ram-fd", str(self.memory),
+            "--control-fd", str(theirs.fileno()), "--below-4g", str(BELOW_4G),
+            "--sev-asids", str(self.spec.sev_asids), "--es-asids", str(self.spec.es_asids),
+        ]  # fmt: skip
+        process = await self._spawn(command, (mailbox.fileno(), self.memory, theirs.fileno()))
+        mailbox.close()
+        theirs.close()
+        port = await _stream(ours)
+        self.psp = PspControl(port.reader, port.writer)
+        self._watch(self._psp_ended(process))
+        if state is not None:
+            await self.psp.load(state)
+
+    async def _start_qemu(self, mailbox: socket.socket, incoming: int | None) -> None:
+        passed = {"mailbox": mailbox}
+        for name in ("console", "monitor", *protocol.PORTS):
+            ours, theirs = socket.socketpair()
+            passed[name] = theirs
+            if name == "monitor":
+                self.monitor = ours
+            else:
+                self.ports[name] = await _stream(ours)
+        disk = initial_ram_disk(self.spec.image)
+        fds = {name: end.fileno() for name, end in passed.items()} | {"memory": self.memory, "disk": disk}
+        if incoming is not None:
+            fds["incoming"] = incoming
+        process = await self._spawn(command_line(self.spec, fds), tuple(fds.values()))
+        os.close(disk)
+        for end in passed.values():
+            end.close()
+        following = asyncio.create_task(self.console.follow(self.ports["console"].reader))
+        self._tasks.append(following)
+        self._watch(self._qemu_ended(process, following))
+
+    async def _spawn(self, command: Sequence[str], fds: Sequence[int]) -> asyncio.subprocess.Process:
+        process = await asyncio.create_subprocess_exec(
+            *command, pass_fds=fds, preexec_fn=_die_with(os.getpid()), start_new_session=True,
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        self._processes.append(process)
+        return process
+
+    async def greet(self, deadline: float) -> None:
+        """Wait for the agent, set its clock."""
+        self.send(protocol.Hello(realtime=time.time_ns(), entropy=secrets.token_bytes(64)))
+        answer = await self.receive(protocol.Ready, deadline, "the agent's first word")
+        self.ready = answer
+
+    async def stop(self) -> None:
+        """End both processes, whatever their state."""
+        for task in self._tasks:
+            task.cancel()
+        for process in self._processes:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+        for process in self._processes:
+            await process.wait()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for port in self.ports.values():
+            port.writer.close()
+        if hasattr(self, "psp"):
+            self.psp.close()
+        if self.monitor is not None:
+            self.monitor.close()
+        os.close(self.memory)
+        if self._broken.done():
+            self._broken.exception()  # seen, whether or not somebody waited for it
+
+    # -- what can go wrong --------------------------------------------------------------------------------
+
+    def _watch(self, waiting: Coroutine[Any, Any, LabFailed]) -> None:
+        async def watch() -> None:
+            failure = await waiting
+            if not self._broken.done():
+                self._broken.set_exception(failure)
+
+        self._tasks.append(asyncio.create_task(watch()))
+
+    async def _psp_ended(self, process: asyncio.subprocess.Process) -> LabFailed:
+        assert process.stderr is not None
+        words = (await process.stderr.read()).decode(errors="replace").strip()
+        code = await process.wait()
+        return PspDied(f"the software PSP ended ({_how(code)}){_said(words)}", console=self.console.tail())
+
+    async def _qemu_ended(self, process: asyncio.subprocess.Process, following: asyncio.Task[None]) -> LabFailed:
+        assert process.stderr is not None
+        words = (await process.stderr.read()).decode(errors="replace").strip()
+        code = await process.wait()
+        await asyncio.wait([following], timeout=2)  # what it still had to say
+        if self.console.panic is not None:
+            return KernelPanicked(
+                f"the lab's kernel panicked: {self.console.panic}", console=self.console.tail(40)
+            )
+        return QemuDied(f"QEMU ended ({_how(code)}){_said(words)}", console=self.console.tail())
+
+    async def wait(self, task: Awaitable[T], deadline: float | None, waited_for: str) -> T:
+        """The result of `task`, within `deadline` seconds; raises what broke the lab if that comes first."""
+        running = asyncio.ensure_future(task)
+        try:
+            await asyncio.wait({running, self._broken}, timeout=deadline, return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                return running.result()
+            if self._broken.done():
+                self._broken.result()
+            raise LabHung(
+                f"waited {deadline:g} s for {waited_for}, in vain",
+                remedy="give it longer with --timeout, if it was at work",
+                console=self.console.tail(),
+            )
+        except (ConnectionError, asyncio.IncompleteReadError):
+            # The stream broke; who ended is known in a moment.
+            await asyncio.wait({self._broken}, timeout=5)
+            if self._broken.done():
+                self._broken.result()
+            raise
+        finally:
+            running.cancel()
+
+    # -- talking to the agent -----------------------------------------------------------------------------
+
+    def send(self, message: protocol.ToAgent) -> None:
+        self.ports["control"].writer.write(protocol.encode(message))
+
+    async def receive(self, kind: type[T], deadline: float | None, waited_for: str) -> T:
+        line = await self.wait(self.ports["control"].reader.readuntil(b"\n"), deadline, waited_for)
+        message = protocol.decode_from_agent(line)
+        if not isinstance(message, kind):
+            raise QemuDied(f"the agent answered {message!r} instead of {kind.__name__}")
+        return message
+
+
+def _how(code: int) -> str:
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def _said(words: str) -> str:
+    return f": {words}" if words else ""
+
+
+def command_line(spec: Spec, fds: dict[str, int]) -> list[str]:
+    """QEMU's arguments. `fds` are the inherited descriptors by what they are for."""
+    shim = f"sevshim.sev_asids={spec.sev_asids} sevshim.es_asids={spec.es_asids}"
+    # quiet keeps the slow serial console free for what matters: warnings and worse still come through.
+    # tsc=reliable: the watchdog would otherwise now and then call TCG's clock unstable, a warning of no meaning.
+    kernel_line = (
+        "console=ttyS0 loglevel=5 panic=-1 nokaslr mitigations=off tsc=reliable "
+        f"cryptomgr.notests rcupdate.rcu_expedited=1 {shim}"
+    )
+    command = [
+        str(spec.qemu.path), "-nodefaults", "-no-user-config", "-display", "none", "-net", "none", "-no-reboot",
+        "-name", "sevchaos-lab",
+        "-accel", f"tcg,thread={spec.qemu.threads}", "-cpu", "EPYC,+svm,+npt",
+        "-machine", "q35,memory-backend=memory", "-smp", str(spec.cpus), "-m", f"{spec.memory >> 20}M",
+        "-object", f"memory-backend-file,id=memory,size={spec.memory},mem-path=/proc/self/fd/{fds['memory']},share=on",
+        "-kernel", str(spec.kernel.image), "-initrd", f"/proc/self/fd/{fds['disk']}", "-append", kernel_line,
+        "-chardev", f"socket,id=console,fd={fds['console']}", "-serial", "chardev:console",
+        "-chardev", f"socket,id=monitor,fd={fds['monitor']}", "-mon", "chardev=monitor,mode=control",
+        "-chardev", f"socket,id=mailbox,fd={fds['mailbox']}",
+        "-device", "ivshmem-doorbell,chardev=mailbox,vectors=2,master=on",
+        "-device", "virtio-serial-pci",
+        "-global", "migration.x-ignore-shared=on",
+    ]  # fmt: skip
+    for port in protocol.PORTS:
+        command += ["-chardev", f"socket,id={port},fd={fds[port]}"]
+        command += ["-device", f"virtserialport,chardev={port},name={protocol.port_name(port)}"]
+    if "incoming" in fds:
+        command += ["-incoming", f"fd:{fds['incoming']}"]
+    return command
+
+
+@contextlib.asynccontextmanager
+async def stopping(lab: Lab) -> AsyncIterator[Lab]:
+    """Ends the lab when the block ends, however it ends."""
+    try:
+        yield lab
+    finally:
+        await asyncio.shield(lab.stop())

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run is worth: one verdict a promise, each with the records it rests on, and the worst of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+
+import msgspec
+
+from chaos.errors import ExitCode
+
+
+class Outcome(StrEnum):
+    HELD = "held"
+    DEVIATED = "deviated"
+    UNKNOWN = "unknown"
+    SKIPPED = "skipped"
+
+    @property
+    def exit_code(self) -> ExitCode:
+        return {
+            Outcome.HELD: ExitCode.HELD,
+            Outcome.DEVIATED: ExitCode.DEVIATED,
+            Outcome.UNKNOWN: ExitCode.UNKNOWN,
+            Outcome.SKIPPED: ExitCode.SKIPPED,
+        }[self]
+
+
+# From worst to best; a run in which anything held is not "skipped".
+_SEVERITY = (Outcome.DEVIATED, Outcome.UNKNOWN, Outcome.HELD, Outcome.SKIPPED)
+
+PROMISES: dict[str, str] = {
+    "P1": "balance: an ASID in use is charged once, to the cgroup that owns it",
+    "P2": "one charge per ASID: a mirror pays nothing",
+    "P3": "dead source: after a move every ioctl on the source fails with EIO",
+    "P4": "one owner: exactly one VM owns the context",
+    "P5": "the guest goes on at the destination where it stopped",
+    "P6": "failure is clean: a move that fails changes nothing",
+    "P7": "errors: each refusal has its documented errno",
+    "P8": "no deadlock: moves end, a fatal signal ends a waiting one",
+    "P9": "nothing leaks after the last close",
+    "P10": "limits: misc.max stops a charge and counts an event",
+    "P11": "charges stay when a task changes its cgroup",
+    "P12": "a quiet kernel: no WARN, oops, hang or panic",
+    "P13": "no firmware traffic: a move sends the PSP nothing",
+}
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """One promise, judged.
+
+    `signature` names a kind of deviation in a stable way (no numbers of one run in it), so that it can be matched
+    with a written finding. `records` are `seq` numbers. `accepted` is why an outcome other than held does not count
+    against the run: the finding it matches, or the reason the experiment gives for a question it cannot ask.
+    """
+
+    promise: str
+    outcome: Outcome
+    reason: str
+    records: tuple[int, ...] = ()
+    expected: str = ""
+    seen: str = ""
+    signature: str = ""
+    accepted: str = ""
+
+
+class RunVerdict(msgspec.Struct, frozen=True, kw_only=True):
+    """The verdict on a run: the worst of its promises, deviated before unknown."""
+
+    experiment: str
+    kernel: str
+    host: str
+    seed: int
+    outcome: Outcome
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """Of the run alone, with what was accepted left out of the count."""
+        counted = [verdict.outcome for verdict in self.verdicts if not verdict.accepted]
+        if self.verdicts and not counted:
+            return ExitCode.HELD  # every one is a written finding or a stated limit
+        return worst(counted).exit_code
+
+
+def worst(outcomes: Iterable[Outcome]) -> Outcome:
+    """The worst of them. Of none: unknown, because nothing was shown."""
+    return min(outcomes, key=_SEVERITY.index, default=Outcome.UNKNOWN)
+
+
+def exit_code(runs: Sequence[RunVerdict]) -> ExitCode:
+    """Of several runs: the worst one's."""
+    codes = [run.exit_code for run in runs]
+    for code in (ExitCode.DEVIATED, ExitCode.UNKNOWN, ExitCode.HELD, ExitCode.SKIPPED):
+        if code in codes:
+            return code
+    return ExitCode.UNKNOWN
