@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# make demo    everything needed is installed, then real experiments run on two stock kernels in the lab
+# make test    everything needed is installed, then all checks and tests, the lab's included
+# make check   the checks and the tests that need no lab
+# make wheel   dist/sevchaos-*.whl
+
+bin := .venv/bin
+demo_kernels := --kernel debian:6.1 --kernel debian:6.12
+demo_experiments := move-across-cgroups move-across-cgroups-es kill-destination-in-move kill-source-in-move
+
+.PHONY: demo test check lint setup wheel clean
+
+demo: setup
+	$(bin)/sevchaos run --accept-known $(demo_kernels) $(demo_experiments)
+
+test: lint
+	$(bin)/pytest
+
+check: lint
+	$(bin)/pytest -m "not lab"
+
+lint: setup
+	$(bin)/ruff check
+	$(bin)/mypy
+	$(bin)/lint-imports
+
+setup:
+	@setup/setup.sh
+
+wheel: setup
+	$(bin)/pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

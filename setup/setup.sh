@@ -1,0 +1,210 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# Makes a machine ready for sevchaos: Debian packages, QEMU, a virtual environment, two kernels in the cache.
+#
+# It looks at what is there, says what it is about to install, and installs that; repeating it costs a second.
+# Root is needed only for packages, so never once those are there. Nothing is asked of the person in front.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# gcc, make and binutils build the lab's two small kernel modules; libelf1 and libssl3 are what the tools in
+# Debian's kernel headers are linked with; kmod has depmod.
+packages=(binutils gcc kmod libelf1 libssl3 make)
+newest_single_threaded=9 # QEMU's major version; see chaos/lab/qemu.py
+state=.venv/.setup
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+
+die() {
+    say "$1"
+    shift
+    for line in "$@"; do say "  $line"; done
+    exit 69
+}
+
+may_be_root() { [ "$(id -u)" = 0 ] || sudo -n true 2>/dev/null || { [ -t 0 ] && command -v sudo >/dev/null; }; }
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        "$@"
+    else
+        sudo "$@"
+    fi
+}
+
+# apt writes a page for every package; it is kept for when something goes wrong.
+apt_get() {
+    if ! as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=300 "$@" \
+        >"$state/apt.log" 2>&1 </dev/null; then
+        tail -n 15 "$state/apt.log" >&2
+        return 1
+    fi
+}
+
+usable_python() { "$1" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+
+choose_python() {
+    for python in "${SEVCHAOS_PYTHON:-python3}" /usr/bin/python3 python3.13 python3.12 python3.11; do
+        if usable_python "$python"; then return; fi
+    done
+    python=
+}
+
+# The major version of the newest QEMU that sevchaos would choose, 0 when there is none.
+qemu_major() {
+    local newest=0 program found
+    for program in ${SEVCHAOS_QEMU:-$(type -ap qemu-system-x86_64 || true)}; do
+        found=$("$program" --version 2>/dev/null | sed -n 's/.*version \([0-9]*\)\..*/\1/p;q') || continue
+        if [ "${found:-0}" -gt "$newest" ]; then newest=$found; fi
+    done
+    echo "$newest"
+}
+
+not_installed() {
+    local name
+    for name in "$@"; do
+        if [ "$(dpkg-query -W -f='${db:Status-Status}' "$name" 2>/dev/null)" != installed ]; then echo "$name"; fi
+    done
+}
+
+# Packages
+
+debian_packages() {
+    local missing qemu want_backports=
+    mapfile -t missing < <(not_installed "${packages[@]}")
+    choose_python
+    if [ -z "$python" ]; then mapfile -t -O "${#missing[@]}" missing < <(not_installed python3 python3-venv); fi
+    qemu=$(qemu_major)
+    if [ "$qemu" = 0 ] || { [ "$qemu" -le "$newest_single_threaded" ] && newer_qemu_is_worth_a_try; }; then
+        want_backports=yes
+    fi
+    if [ "${#missing[@]}" = 0 ] && [ -z "$want_backports" ]; then return; fi
+
+    if [ "${#missing[@]}" != 0 ]; then say "about to install, with apt-get as root: ${missing[*]}"; fi
+    if [ -n "$want_backports" ]; then
+        say "about to install, with apt-get as root: qemu-system-x86 from the bookworm-backports suite"
+        say "  (Debian 12's own is 7.2, which can run the lab in a single thread only)"
+    fi
+    if ! may_be_root; then
+        die "this needs root, and there is none: you are not root, and sudo is not there or wants a password" \
+            "run this as root once, or have somebody install the packages above; after that nothing needs root"
+    fi
+    say "fetching apt's package lists"
+    apt_get update || die "apt-get update failed; is there a network?"
+    if [ "${#missing[@]}" != 0 ]; then
+        say "installing ${missing[*]}"
+        apt_get install --no-install-recommends "${missing[@]}" || die "apt-get could not install the packages"
+    fi
+    if [ -n "$want_backports" ]; then install_qemu "$qemu"; fi
+}
+
+# With an older QEMU the lab works. A newer one is tried for once a day at most, and only where root is at hand.
+newer_qemu_is_worth_a_try() {
+    [ -z "${SEVCHAOS_QEMU:-}" ] && may_be_root && [ -z "$(find "$state/qemu-tried" -mtime -1 2>/dev/null)" ]
+}
+
+install_qemu() { # $1: the major version that is there, or 0
+    touch "$state/qemu-tried"
+    if add_backports; then
+        say "installing qemu-system-x86 from bookworm-backports"
+        if apt_get install --no-install-recommends -t bookworm-backports qemu-system-x86; then return; fi
+    fi
+    if [ "$1" = 0 ]; then
+        say "bookworm-backports is not to be had; installing Debian 12's own qemu-system-x86 instead"
+        apt_get install --no-install-recommends qemu-system-x86 || die "apt-get could not install qemu-system-x86"
+    fi
+    say "notice: with this QEMU the lab runs in a single thread, which is slower"
+}
+
+knows_backports() { apt-cache madison qemu-system-x86 2>/dev/null | grep -q bookworm-backports; }
+
+# Add the backports suite of the mirror that this machine already takes bookworm from.
+add_backports() {
+    local list=/etc/apt/sources.list.d/sevchaos-backports.list keyring mirror option=
+    if knows_backports; then return; fi
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' \
+        'Created-By: Packages' 'Codename: bookworm' 'Component: main' | head -n 1)
+    if [ -z "$mirror" ]; then return 1; fi
+    keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+    if [ -f "$keyring" ]; then option="[signed-by=$keyring] "; fi
+    say "adding $list, the backports suite of $mirror"
+    echo "deb ${option}$mirror bookworm-backports main" | as_root tee "$list" >/dev/null
+    if apt_get update -o "Dir::Etc::sourcelist=$list" -o Dir::Etc::sourceparts=/dev/null \
+        -o APT::Get::List-Cleanup=0 && knows_backports; then
+        return
+    fi
+    as_root rm -f "$list"
+    return 1
+}
+
+# Elsewhere than on Debian 12 we say what is needed, and install nothing.
+other_system() {
+    local missing=() name
+    for name in gcc make ld depmod; do
+        if ! PATH="$PATH:/usr/sbin:/sbin" command -v "$name" >/dev/null; then missing+=("$name"); fi
+    done
+    if [ "$(qemu_major)" = 0 ]; then missing+=("qemu-system-x86_64 (7.2 or later)"); fi
+    choose_python
+    if [ -z "$python" ]; then missing+=("python 3.11 or later with venv"); fi
+    if [ "${#missing[@]}" = 0 ]; then return; fi
+    local IFS=,
+    die "set-up installs packages on Debian 12 only, and this is ${1:-another system}. Missing here: ${missing[*]}" \
+        "install these and run this again." \
+        "To use a kernel that you have: --kernel running, --kernel installed:RELEASE, or --kernel PATH of a build tree"
+}
+
+# The virtual environment
+
+virtual_environment() {
+    local wanted here=$PWD/.venv
+    wanted=$(cat pyproject.toml setup/constraints.txt <(echo "$here") | sha256sum)
+    if [ "$(cat "$state/venv" 2>/dev/null)" = "$wanted" ] && .venv/bin/python setup/pins.py; then return; fi
+    say "about to install, with pip into .venv: sevchaos and the libraries that pyproject.toml pins"
+    # One that was moved, or whose Python is gone, is made anew.
+    if ! .venv/bin/python -m pip --version >/dev/null 2>&1 || ! head -n 1 .venv/bin/pip | grep -qF "#!$here/"; then
+        rm -rf .venv/bin .venv/lib .venv/lib64 .venv/include .venv/pyvenv.cfg
+        "$python" -m venv .venv
+    fi
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input \
+        --constraint setup/constraints.txt --editable '.[dev]' ||
+        die "pip could not install; is there a network, or a mirror in pip's configuration?"
+    .venv/bin/python setup/pins.py || die "pip installed other versions than those pinned"
+    echo "$wanted" >"$state/venv"
+}
+
+# Kernels
+
+kernels() {
+    local status=0
+    .venv/bin/python setup/kernels.py "$@" || status=$?
+    if [ "$status" = 75 ] && [ "$debian12" = yes ] && may_be_root; then
+        say "fetching apt's package lists, which may be missing or old"
+        apt_get update || die "apt-get update failed; is there a network?"
+        status=0
+        .venv/bin/python setup/kernels.py "$@" || status=$?
+    fi
+    if [ "$status" != 0 ]; then exit 69; fi
+}
+
+main() {
+    if [ "$(uname -m)" != x86_64 ] || [ "$(uname -s)" != Linux ]; then
+        die "sevchaos needs Linux on x86-64, and this is $(uname -sm)"
+    fi
+    mkdir -p "$state"
+    exec 9>"$state/lock" # two at once: the second waits, then finds nothing left to do
+    if ! flock -n 9; then
+        say "waiting for another set-up that is at work here"
+        flock 9
+    fi
+    # shellcheck disable=SC1091
+    . /etc/os-release 2>/dev/null || true
+    debian12=no
+    if [ "${ID:-}" = debian ] && [ "${VERSION_ID:-}" = 12 ]; then debian12=yes; fi
+    if [ "$debian12" = yes ]; then debian_packages; else other_system "${PRETTY_NAME:-}"; fi
+    choose_python
+    virtual_environment
+    if [ "$debian12" = yes ] || [ "$#" != 0 ]; then kernels "$@"; fi
+}
+
+main "$@"
