@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The firmware between commands: platform, guests, ASIDs, identity. Pure: no files, no clock, no other randomness.
+
+The rules that hold at every moment:
+
+* a handle names at most one guest, an ASID belongs to at most one;
+* the platform is WORKING exactly as long as there is a guest;
+* an ASID is *owned* (some guest's), *dirty* (was used, or never flushed since INIT) or clean, and only a clean one can
+  be given out. INIT makes all of them dirty, DEACTIVATE the one it takes away, DF_FLUSH makes all dirty ones clean.
+
+What commands do to this is in `platform_commands`, `guest_commands` and `transport_commands`; which exist, and how
+their buffers travel, in `model`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+
+import msgspec
+
+from chaos.lab.psp.memory import BadAddress, Memory
+from chaos.lab.psp.numbers import GuestState, PlatformState, Policy, Status
+from chaos.lab.psp.state import STATE_VERSION, Config, Guest, Identity, Refused, Rng, Saved
+
+
+class Firmware:
+    """One PSP. Attributes are its state; the methods are the questions that more than one command asks."""
+
+    def __init__(self, memory: Memory, config: Config) -> None:
+        self.memory = memory
+        self.config = config
+        self.platform = PlatformState.UNINIT
+        self.es_enabled = False
+        self.guests: dict[int, Guest] = {}
+        self.dirty: set[int] = set(range(1, config.max_asid + 1))
+        self.wbinvd_done = False
+        self.identity: Identity | None = None
+        self.flash: Identity | None = None
+        self.nv_address = 0  # 0: the identity is kept in flash, else in NV_SIZE bytes there
+        self.tmr: range | None = None
+        self.rng = Rng(hmac.digest(config.chip, b"rng", hashlib.sha256))
+
+    def save(self) -> Saved:
+        """All of it, but the memory."""
+        return Saved(
+            version=STATE_VERSION,
+            config=self.config,
+            platform=self.platform,
+            es_enabled=self.es_enabled,
+            guests=tuple(self.guests.values()),
+            dirty=tuple(sorted(self.dirty)),
+            wbinvd_done=self.wbinvd_done,
+            identity=self.identity,
+            flash=self.flash,
+            nv_address=self.nv_address,
+            tmr=None if self.tmr is None else (self.tmr.start, self.tmr.stop),
+            rng=Rng(self.rng.key, self.rng.counter),
+        )
+
+    @classmethod
+    def load(cls, memory: Memory, saved: Saved) -> Firmware:
+        """The firmware that was saved, over `memory`. ValueError when another version of the code saved it."""
+        if saved.version != STATE_VERSION:
+            raise ValueError(f"the saved PSP is of version {saved.version}, this code reads {STATE_VERSION}")
+        firmware = cls(memory, saved.config)
+        firmware.platform = saved.platform
+        firmware.es_enabled = saved.es_enabled
+        firmware.guests = {guest.handle: guest for guest in saved.guests}
+        firmware.dirty = set(saved.dirty)
+        firmware.wbinvd_done = saved.wbinvd_done
+        firmware.identity = saved.identity
+        firmware.flash = saved.flash
+        firmware.nv_address = saved.nv_address
+        firmware.tmr = None if saved.tmr is None else range(*saved.tmr)
+        firmware.rng = Rng(saved.rng.key, saved.rng.counter)
+        return firmware
+
+    def reset(self) -> None:
+        """Back to UNINIT: what SHUTDOWN does, and a failed INIT. The flash and the dirt on ASIDs stay."""
+        for guest in self.guests.values():
+            self._soil(guest)
+        self.guests.clear()
+        self.platform = PlatformState.UNINIT
+        self.es_enabled = False
+        self.identity = None
+        self.nv_address = 0
+        self.tmr = None
+
+    def read(self, address: int, length: int) -> bytes:
+        """Bytes of the machine's memory. BadAddress outside of it, and in the TMR, which nobody may name."""
+        return self.memory.read(self._physical(address, length), length)
+
+    def write(self, address: int, data: bytes) -> None:
+        """The same, the other way."""
+        self.memory.write(self._physical(address, len(data)), data)
+
+    def _physical(self, address: int, length: int) -> int:
+        # KVM sets the C-bit on the guest addresses of SEND_ and RECEIVE_UPDATE_DATA whatever the state of SME
+        # (`sev_me_mask`); it is not part of the address.
+        address &= ~(1 << self.config.c_bit)
+        if self.tmr is not None and address < self.tmr.stop and address + length > self.tmr.start:
+            raise BadAddress(address, length)
+        return address
+
+    def need(self, *states: PlatformState) -> None:
+        """Refuse unless the platform is in one of `states`."""
+        if self.platform not in states:
+            raise Refused(Status.INVALID_PLATFORM_STATE)
+
+    def guest(self, handle: int, *states: GuestState) -> Guest:
+        """The guest of `handle`, refused if there is none or it is in none of `states` (none given: any will do)."""
+        guest = self.guests.get(handle)
+        if guest is None:
+            raise Refused(Status.INVALID_GUEST)
+        if states and guest.state not in states:
+            raise Refused(Status.INVALID_GUEST_STATE)
+        return guest
+
+    def owner(self, asid: int) -> Guest | None:
+        """The guest that has `asid`, or None."""
+        return next((guest for guest in self.guests.values() if guest.asid == asid), None)
+
+    def free_handle(self) -> int:
+        """The lowest handle nobody has. Handles come back at once, as in AMD's firmware."""
+        for handle in range(1, self.config.max_guests + 1):
+            if handle not in self.guests:
+                return handle
+        raise Refused(Status.RESOURCE_LIMIT)
+
+    def admit(self, guest: Guest, shared_handle: int) -> None:
+        """Check a new guest's policy against the platform and the guest whose key it wants, and take it in."""
+        if shared_handle:
+            shared = self.guest(shared_handle)
+            if guest.policy != shared.policy or guest.policy & Policy.NOKS:
+                raise Refused(Status.POLICY_FAILURE)
+        if guest.policy & Policy.ES and not self.es_enabled:
+            raise Refused(Status.UNSUPPORTED)
+        self.guests[guest.handle] = guest
+        self.platform = PlatformState.WORKING
+
+    def deactivate(self, guest: Guest) -> Guest:
+        """`guest` without its ASID, which is dirty from now on."""
+        self._soil(guest)
+        released = msgspec.structs.replace(guest, asid=0)
+        self.guests[guest.handle] = released
+        return released
+
+    def _soil(self, guest: Guest) -> None:
+        unrun = guest.state in (GuestState.LAUNCH_UPDATE, GuestState.LAUNCH_SECRET, GuestState.RECEIVE_UPDATE)
+        if guest.asid and not (unrun and self.config.forgive_unrun):
+            self.dirty.add(guest.asid)
+            self.wbinvd_done = False

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guests: activation, status, launch, attestation, debugging. Each function is one command.
+
+The order of checks in every one of them is that of AMD's firmware (platform, then handle, then guest state, then the
+rest, with the few exceptions it has), because the order decides which status code a doubly wrong request gets.
+
+The lab encrypts nothing, so LAUNCH_UPDATE_* leaves the memory as it is and DBG_* copies it. What SEV-ES adds to a
+VMSA (its checksum in the TMR) is not modelled either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from dataclasses import replace
+from struct import pack
+
+import msgspec
+
+from chaos.lab.psp.buffers import Activate, Debug, GuestStatus, Handle, Region, Start
+from chaos.lab.psp.firmware import Firmware
+from chaos.lab.psp.numbers import (
+    API_MAJOR,
+    API_MINOR,
+    BUILD,
+    MEASUREMENT_SIZE,
+    PAGE_SIZE,
+    GuestState,
+    PlatformState,
+    Policy,
+    Status,
+)
+from chaos.lab.psp.state import ZERO_KEY, Guest, Refused
+
+MEASUREMENT_CONTEXT = 0x04
+
+
+def decommission(firmware: Firmware, request: Handle) -> None:
+    firmware.need(PlatformState.WORKING)
+    if firmware.guest(request.handle).asid:
+        raise Refused(Status.ACTIVE)
+    del firmware.guests[request.handle]
+    if not firmware.guests:
+        firmware.platform = PlatformState.INIT
+
+
+def activate(firmware: Firmware, request: Activate) -> None:
+    firmware.need(PlatformState.WORKING)
+    guest = firmware.guest(request.handle)
+    config = firmware.config
+    if not 1 <= request.asid <= config.max_asid:
+        raise Refused(Status.INVALID_ASID)
+    if firmware.owner(request.asid):
+        raise Refused(Status.ASID_OWNED)
+    if guest.asid:
+        raise Refused(Status.ACTIVE)
+    if guest.state is GuestState.SENT:
+        raise Refused(Status.INVALID_GUEST_STATE)
+    if request.asid in firmware.dirty:
+        raise Refused(Status.DFFLUSH_REQUIRED)
+    if bool(guest.policy & Policy.ES) != (request.asid < config.min_sev_asid):
+        raise Refused(Status.INVALID_ASID)
+    firmware.guests[guest.handle] = msgspec.structs.replace(guest, asid=request.asid)
+
+
+def deactivate(firmware: Firmware, request: Handle) -> None:
+    firmware.need(PlatformState.WORKING)
+    guest = firmware.guest(request.handle)
+    if not guest.asid:
+        raise Refused(Status.INACTIVE)
+    firmware.deactivate(guest)
+
+
+def guest_status(firmware: Firmware, request: GuestStatus) -> GuestStatus:
+    """A handle nobody has is no error: the answer is state UNINIT, and the other fields stay as they came."""
+    firmware.need(PlatformState.INIT, PlatformState.WORKING)
+    guest = firmware.guests.get(request.handle)
+    if guest is None:
+        return replace(request, state=GuestState.UNINIT)
+    return GuestStatus(handle=guest.handle, policy=guest.policy, asid=guest.asid, state=guest.state)
+
+
+def launch_start(firmware: Firmware, request: Start) -> Start:
+    firmware.need(PlatformState.INIT, PlatformState.WORKING)
+    tek, tik = ZERO_KEY, ZERO_KEY
+    handle = firmware.free_handle()
+    guest = Guest(handle=handle, policy=request.policy, state=GuestState.LAUNCH_UPDATE, tek=tek, tik=tik)
+    firmware.admit(guest, request.handle)
+    return replace(request, handle=handle)
+
+
+def launch_update_data(firmware: Firmware, request: Region) -> None:
+    _launch_update(firmware, request, vmsa=False)
+
+
+def launch_update_vmsa(firmware: Firmware, request: Region) -> None:
+    if request.length != PAGE_SIZE:
+        raise Refused(Status.INVALID_LEN)
+    _launch_update(firmware, request, vmsa=True)
+
+
+def _launch_update(firmware: Firmware, request: Region, *, vmsa: bool) -> None:
+    firmware.need(PlatformState.WORKING)
+    guest = firmware.guest(request.handle, GuestState.LAUNCH_UPDATE)
+    if vmsa and not guest.policy & Policy.ES:
+        raise Refused(Status.UNSUPPORTED)
+    if not guest.asid:
+        raise Refused(Status.INACTIVE)
+    if request.address % 16:
+        raise Refused(Status.INVALID_ADDRESS)
+    if request.length % 16 or not request.length:
+        raise Refused(Status.INVALID_LEN)
+    data = firmware.read(request.address, request.length)
+    firmware.guests[guest.handle] = msgspec.structs.replace(
+        guest, measured=(*guest.measured, data), vmsas=guest.vmsas + vmsa
+    )
+
+
+def launch_measure(firmware: Firmware, request: Region) -> Region | None:
+    """Writes 32 bytes of HMAC-SHA-256 under the TIK, then the 16 of the nonce that went into it."""
+    firmware.need(PlatformState.WORKING)
+    guest = firmware.guest(request.handle, GuestState.LAUNCH_UPDATE)
+    if request.length < MEASUREMENT_SIZE:
+        raise Refused(Status.INVALID_LEN, replace(request, length=MEASUREMENT_SIZE))
+    digest = hashlib.sha256(b"".join(guest.measured)).digest()
+    nonce = firmware.rng.take(16)
+    message = pack("<BBBBI", MEASUREMENT_CONTEXT, API_MAJOR, API_MINOR, BUILD, guest.policy) + digest + nonce
+    measurement = hmac.digest(guest.tik, message, hashlib.sha256)
+    firmware.write(request.address, measurement + nonce)
+    firmware.guests[guest.handle] = msgspec.structs.replace(
+        guest, state=GuestState.LAUNCH_SECRET, measured=(), digest=digest, measurement=measurement
+    )
+    return None
+
+
+def launch_finish(firmware: Firmware, request: Handle) -> None:
+    firmware.need(PlatformState.WORKING)
+    guest = firmware.guest(request.handle, GuestState.LAUNCH_SECRET)
+    firmware.guests[guest.handle] = _closed(guest, GuestState.RUNNING)
+
+
+def _closed(guest: Guest, state: GuestState) -> Guest:
+    """`guest` in its next state, its channel to the owner forgotten."""
+    return msgspec.structs.replace(guest, state=state, tek=ZERO_KEY, tik=ZERO_KEY, measurement=bytes(32))
+
+
+def debug_copy(firmware: Firmware, request: Debug) -> None:
+    """DBG_DECRYPT and DBG_ENCRYPT. Nothing is encrypted in the lab, so both copy, and both honour the policy."""
+    firmware.need(PlatformState.WORKING)
+    if request.source % 16 or request.destination % 16:
+        raise Refused(Status.INVALID_ADDRESS)
+    if request.length % 16:
+        raise Refused(Status.INVALID_LEN)
+    guest = firmware.guest(request.handle)
+    if guest.policy & Policy.NODBG:
+        raise Refused(Status.POLICY_FAILURE)
+    if not guest.asid:
+        raise Refused(Status.INACTIVE)
+    data = firmware.read(request.source, request.length)
+    firmware.write(request.destination, data)

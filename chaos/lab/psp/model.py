@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which commands there are, and how a command goes: fetch its buffer, carry it out, write the answer back.
+
+This is the firmware's dispatch table. A command that is not in it is INVALID_COMMAND, as SNP's are on a firmware of
+version 0.24; one of that version which the lab has no use for is UNSUPPORTED.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any, Final
+
+from chaos.lab.psp import guest_commands as guest
+from chaos.lab.psp import platform_commands as platform
+from chaos.lab.psp.buffers import (
+    Activate,
+    Buffer,
+    Debug,
+    GuestStatus,
+    Handle,
+    Init,
+    PlatformStatus,
+    Region,
+    Start,
+)
+from chaos.lab.psp.firmware import Firmware
+from chaos.lab.psp.memory import BadAddress
+from chaos.lab.psp.numbers import Command, Status
+from chaos.lab.psp.state import Refused
+
+
+class Use(Enum):
+    """What happens to the command buffer."""
+
+    IN = auto()  # read; what the command changed in its copy is not written back
+    OUT = auto()  # written on success, never read
+    IN_OUT = auto()  # read, and written on success
+    LENGTHS = auto()  # read, and written on success and with INVALID_LEN, to tell the length that would do
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A command's function, the type of its buffer (None: it has none), and how the buffer is used.
+
+    The function takes the firmware and the buffer (None for Use.OUT and without buffer), and returns the buffer to
+    write back or None to write back what was read. It raises Refused or BadAddress, and then has changed nothing.
+    """
+
+    run: Callable[[Firmware, Any], Buffer | None]
+    buffer: type[Buffer] | None = None
+    use: Use = Use.IN
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a command went. `handle` is the guest it was about, where it was about one."""
+
+    status: Status
+    handle: int | None = None
+
+
+TABLE: Final[dict[int, Entry]] = {
+    Command.INIT: Entry(platform.init, Init),
+    Command.SHUTDOWN: Entry(platform.shutdown),
+    Command.PLATFORM_STATUS: Entry(platform.platform_status, PlatformStatus, Use.OUT),
+    Command.DF_FLUSH: Entry(platform.df_flush),
+    Command.NOP: Entry(platform.nop),
+    Command.DECOMMISSION: Entry(guest.decommission, Handle),
+    Command.ACTIVATE: Entry(guest.activate, Activate),
+    Command.DEACTIVATE: Entry(guest.deactivate, Handle),
+    Command.GUEST_STATUS: Entry(guest.guest_status, GuestStatus, Use.IN_OUT),
+    Command.LAUNCH_START: Entry(guest.launch_start, Start, Use.IN_OUT),
+    Command.LAUNCH_UPDATE_DATA: Entry(guest.launch_update_data, Region),
+    Command.LAUNCH_UPDATE_VMSA: Entry(guest.launch_update_vmsa, Region),
+    Command.LAUNCH_MEASURE: Entry(guest.launch_measure, Region, Use.LENGTHS),
+    Command.LAUNCH_FINISH: Entry(guest.launch_finish, Handle),
+    Command.DBG_DECRYPT: Entry(guest.debug_copy, Debug),
+    Command.DBG_ENCRYPT: Entry(guest.debug_copy, Debug),
+}
+
+UNSUPPORTED: Final = frozenset(
+    {Command.RING_BUFFER, Command.COPY, Command.ACTIVATE_EX, Command.SWAP_OUT, Command.SWAP_IN}
+)
+
+
+_NAMES: Final[dict[int, str]] = {command: command.name for command in Command}
+
+
+def name(command: int) -> str:
+    """The name of a command id, or its number where it has none."""
+    return _NAMES.get(command) or f"{command:#05x}"
+
+
+def buffer_size(command: int) -> int:
+    """How many bytes the command register's address points at, 0 for a command without a buffer."""
+    entry = TABLE.get(command)
+    return entry.buffer.size() if entry and entry.buffer else 0
+
+
+def execute(firmware: Firmware, command: int, address: int) -> Outcome:
+    """Carry out `command`, its buffer at `address`. Whatever the guest wrote there, this returns a status."""
+    entry = TABLE.get(command)
+    if entry is None:
+        return Outcome(Status.UNSUPPORTED if command in UNSUPPORTED else Status.INVALID_COMMAND)
+    request: Buffer | None = None
+    try:
+        if entry.buffer and entry.use is not Use.OUT:
+            request = entry.buffer.unpack(firmware.read(address, entry.buffer.size()))
+        reply = entry.run(firmware, request) or request
+        if entry.use is not Use.IN and reply is not None:
+            firmware.write(address, reply.pack())
+    except BadAddress:
+        return Outcome(Status.INVALID_ADDRESS, _handle(request))
+    except Refused as refusal:
+        if entry.use is Use.LENGTHS and refusal.reply is not None:
+            firmware.write(address, refusal.reply.pack())
+        return Outcome(refusal.status, _handle(request))
+    return Outcome(Status.SUCCESS, _handle(reply))
+
+
+def _handle(buffer: Buffer | None) -> int | None:
+    return getattr(buffer, "handle", None)

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is said over the control channel: one JSON object a line, each way.
+
+The controller asks, each request with a number of its choosing, and each gets one reply with that number: `done`,
+`saved`, `status`, or `failed` with a reason. In between come events: `ready` once, `fired` for every rule of the plan
+as it fires, and, when tracing is on, `traced` with the commands since the last one.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from chaos.lab.psp.mailbox import Record
+from chaos.lab.psp.plan import Firing, Plan
+from chaos.lab.psp.state import Saved
+
+SNAPSHOT_VERSION: Final = 1
+
+
+class Snapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A software PSP at rest, as plain JSON. `registers` is zlib-compressed. A plan is not part of it."""
+
+    version: int
+    firmware: Saved
+    registers: bytes
+    sequence: int
+    executed: dict[str, int]
+
+
+class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type"):
+    """Base of all; the class decides `type`."""
+
+
+class Request(Message, frozen=True, forbid_unknown_fields=True):
+    id: int
+
+
+class Save(Request, frozen=True, forbid_unknown_fields=True, tag="save"):
+    """Answered with `saved`."""
+
+
+class Load(Request, frozen=True, forbid_unknown_fields=True, tag="load"):
+    """Only to a process started with --restore, once, before anything else."""
+
+    snapshot: Snapshot
+
+
+class SetPlan(Request, frozen=True, forbid_unknown_fields=True, tag="plan"):
+    """Replaces the plan there was, counters and all. An empty plan heals everything but a stall."""
+
+    plan: Plan
+
+
+class Release(Request, frozen=True, forbid_unknown_fields=True, tag="release"):
+    """Lets a stalled command go on. Fails if none is."""
+
+
+class AskStatus(Request, frozen=True, forbid_unknown_fields=True, tag="status"):
+    """Answered with `status`."""
+
+
+class Trace(Request, frozen=True, forbid_unknown_fields=True, tag="trace"):
+    """Turns `traced` events on or off."""
+
+    on: bool
+
+
+class Wbinvd(Request, frozen=True, forbid_unknown_fields=True, tag="wbinvd"):
+    """Tells the firmware that all caches were written back; only of use with --watch-wbinvd."""
+
+
+class Quit(Request, frozen=True, forbid_unknown_fields=True, tag="quit"):
+    """Ends the process with exit code 0, after the reply."""
+
+
+AnyRequest = Save | Load | SetPlan | Release | AskStatus | Trace | Wbinvd | Quit
+
+
+class Reply(Message, frozen=True, forbid_unknown_fields=True):
+    id: int
+
+
+class Done(Reply, frozen=True, forbid_unknown_fields=True, tag="done"):
+    pass
+
+
+class Failed(Reply, frozen=True, forbid_unknown_fields=True, tag="failed"):
+    message: str
+
+
+class SavedReply(Reply, frozen=True, forbid_unknown_fields=True, tag="saved"):
+    snapshot: Snapshot
+
+
+class StatusReply(Reply, frozen=True, forbid_unknown_fields=True, tag="status"):
+    """How things stand.
+
+    platform:     state of the platform, as its name
+    guest_count:  live guest contexts
+    owned:        ASID to handle, of active guests
+    dirty:        how many ASIDs wait for a DF_FLUSH
+    executed:     commands carried out, by name
+    sequence:     commands seen
+    pending:      a command is held back by the plan; `stalled`: until released
+    fired:        every firing since the plan was set
+    """
+
+    platform: str
+    guest_count: int
+    owned: dict[int, int]
+    dirty: int
+    executed: dict[str, int]
+    sequence: int
+    pending: bool
+    stalled: bool
+    fired: tuple[Firing, ...]
+
+
+class Ready(Message, frozen=True, forbid_unknown_fields=True, tag="ready"):
+    """The device is offered and commands are answered from now on."""
+
+    pid: int
+
+
+class Fired(Message, frozen=True, forbid_unknown_fields=True, tag="fired"):
+    firing: Firing
+
+
+class Traced(Message, frozen=True, forbid_unknown_fields=True, tag="traced"):
+    """Commands, in order. `lost` counts those dropped before these because nobody read the channel."""
+
+    records: tuple[Record, ...]
+    lost: int = 0
+
+
+AnyReply = Done | Failed | SavedReply | StatusReply
+AnyEvent = Ready | Fired | Traced
+
+decode_request: Final = msgspec.json.Decoder(AnyRequest).decode
+decode_answer: Final = msgspec.json.Decoder(AnyReply | AnyEvent).decode
+_encode: Final = msgspec.json.Encoder().encode
+
+
+def encode(message: Message) -> bytes:
+    """One line."""
+    return _encode(message) + b"\n"
