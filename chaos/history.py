@@ -30,7 +30,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import msgspec
 
@@ -192,7 +192,7 @@ class End(_Record, frozen=True, kw_only=True):
 Record = Header | Invoke | Done | Asked | Observation | Counted | Filled | Held | Fault | Exited | Kernel | Note | End
 
 _encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(Record)
+_decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
 
 
 def encode(record: Record) -> bytes:
@@ -269,7 +269,7 @@ class Writer:
 
     def write(self, record: Record) -> Record:
         """Number the record and append it; returns it as written."""
-        numbered = cast(Record, msgspec.structs.replace(record, seq=self._seq))
+        numbered = msgspec.structs.replace(record, seq=self._seq)
         self._seq += 1
         os.write(self._fd, encode(numbered))
         self.records.append(numbered)

@@ -47,6 +47,7 @@ _STDLIB_LEFT_OUT = {
     "test", "tests", "idlelib", "tkinter", "turtledemo", "lib2to3", "ensurepip", "pydoc_data", "distutils",
     "site-packages", "dist-packages", "__pycache__", "sqlite3", "venv", "wsgiref", "xmlrpc", "dbm", "curses",
 }  # fmt: skip
+_EXTENSIONS_LEFT_OUT = ("_tkinter", "_sqlite3", "_curses", "_dbm", "_gdbm", "nis", "_crypt")
 # Needed only by the software PSP, which runs outside the lab.
 _LIBRARIES_LEFT_OUT = {"cryptography", "cffi", "pycparser"}
 
@@ -242,7 +243,7 @@ def _write_python(out: BinaryIO) -> None:
     archive = CpioWriter(out)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     interpreter = Path(sys.base_prefix) / "bin" / version
-    archive.add_path("/usr/bin/python3", interpreter)
+    archive.add_file("/usr/bin/python3", _stripped(interpreter), mode=0o755)
     archive.add_link("/usr/bin/python", "python3")
     binaries = [interpreter]
     for source, target in _stdlib_files():
@@ -253,7 +254,7 @@ def _write_python(out: BinaryIO) -> None:
             if ".." not in file.parts and "__pycache__" not in file.parts and source.is_file():
                 binaries += _add_python_file(archive, source, f"/lab/site/{file}")
     for path in sorted(shared_libraries(binaries)):
-        archive.add_path(str(path), path)
+        archive.add_file(str(path), _stripped(path), mode=0o755)
     archive.close()
 
 
@@ -263,7 +264,11 @@ def _stdlib_files() -> Iterator[tuple[Path, str]]:
         parts = path.relative_to(root).parts
         if not path.is_file() or any(p in _STDLIB_LEFT_OUT or p.startswith("config-") for p in parts):
             continue
-        if path.suffix in {".py", ".so"} and "_test" not in path.name:
+        if (
+            path.suffix in {".py", ".so"}
+            and "_test" not in path.name
+            and not path.name.startswith(_EXTENSIONS_LEFT_OUT)
+        ):
             yield path, str(path.relative_to(root))
 
 
@@ -271,9 +276,23 @@ def _add_python_file(archive: CpioWriter, source: Path, target: str) -> list[Pat
     """Add one file, a Python source as byte code; returns it if it is a binary with libraries of its own."""
     if source.suffix == ".py":
         archive.add_file(target + "c", _byte_code(source, target))
+    elif ".so" in source.suffixes:
+        archive.add_file(target, _stripped(source), mode=0o755)
+        return [source]
     elif source.suffix not in {".pyi", ".c", ".h", ".pyx"}:
         archive.add_path(target, source)
-    return [source] if ".so" in source.suffixes else []
+    return []
+
+
+def _stripped(binary: Path) -> bytes:
+    """Its contents without symbols for debuggers, a third of the size of an interpreter built from source."""
+    with tempfile.NamedTemporaryFile() as out:
+        command = ["strip", "--strip-unneeded", "-o", out.name, str(binary)]
+        try:
+            subprocess.run(command, capture_output=True, timeout=60, check=True)
+        except (FileNotFoundError, subprocess.CalledProcessError):
+            return binary.read_bytes()
+        return Path(out.name).read_bytes()
 
 
 def _byte_code(source: Path, shown_as: str) -> bytes:

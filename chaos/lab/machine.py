@@ -26,19 +26,24 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, TypeVar
+
+from qemu.qmp import QMPClient
 
 from chaos.errors import KernelPanicked, LabFailed, LabHung, NoSpace, PspDied, QemuDied
 from chaos.lab import protocol
 from chaos.lab.image import Image, initial_ram_disk
 from chaos.lab.kernels import Kernel
 from chaos.lab.psp.client import PspControl
+from chaos.lab.psp.wire import Snapshot as PspState
 from chaos.lab.qemu import Qemu
 
 T = TypeVar("T")
 
 BOOT_DEADLINE: Final = 180.0  # seconds; a cold boot takes about ten on two slow cores
 RESTORE_DEADLINE: Final = 30.0
+START_DEADLINE: Final = 20.0
 BELOW_4G: Final = 2 << 30  # where q35 stops putting memory below 4 GiB
 _PANIC = re.compile(r"Kernel panic - not syncing: (.*)")
 _KEPT_LINES = 400
@@ -111,7 +116,7 @@ def _die_with(parent: int) -> Callable[[], None]:
 
 
 def _available_memory() -> int:
-    with open("/proc/meminfo") as lines:
+    with Path("/proc/meminfo").open() as lines:
         for line in lines:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
@@ -129,14 +134,14 @@ class Lab:
         self._tasks: list[asyncio.Task[None]] = []
         self._processes: list[asyncio.subprocess.Process] = []
         self.ports: dict[str, Port] = {}
-        self.monitor: socket.socket | None = None
+        self.monitor = QMPClient("lab")
         self.psp: PspControl
         self.ready: protocol.Ready
 
     # -- starting and ending ------------------------------------------------------------------------------
 
-    async def start(self, *, psp_state: bytes | None = None, incoming: int | None = None) -> None:
-        """Start both processes. With `incoming`, QEMU waits there for the state of a saved machine.
+    async def start(self, *, psp_state: PspState | None = None, incoming: bool = False) -> None:
+        """Start both processes. With `incoming`, QEMU waits to be told of the state of a saved machine.
 
         Raises `NoSpace` when the memory for it is not there.
         """
@@ -152,7 +157,7 @@ class Lab:
         await self._start_psp(mailbox_ours, psp_state)
         await self._start_qemu(mailbox_qemu, incoming)
 
-    async def _start_psp(self, mailbox: socket.socket, state: bytes | None) -> None:
+    async def _start_psp(self, mailbox: socket.socket, state: PspState | None) -> None:
         ours, theirs = socket.socketpair()
         command = [
             sys.executable, "-m", "chaos.lab.psp",
@@ -160,35 +165,37 @@ class Lab:
             "--control-fd", str(theirs.fileno()), "--below-4g", str(BELOW_4G),
             "--sev-asids", str(self.spec.sev_asids), "--es-asids", str(self.spec.es_asids),
         ]  # fmt: skip
+        if state is not None:
+            command.append("--restore")
         process = await self._spawn(command, (mailbox.fileno(), self.memory, theirs.fileno()))
         mailbox.close()
         theirs.close()
-        port = await _stream(ours)
-        self.psp = PspControl(port.reader, port.writer)
+        self.psp = await PspControl.open(ours)
         self._watch(self._psp_ended(process))
         if state is not None:
             await self.psp.load(state)
 
-    async def _start_qemu(self, mailbox: socket.socket, incoming: int | None) -> None:
+    async def _start_qemu(self, mailbox: socket.socket, incoming: bool) -> None:
         passed = {"mailbox": mailbox}
         for name in ("console", "monitor", *protocol.PORTS):
             ours, theirs = socket.socketpair()
             passed[name] = theirs
             if name == "monitor":
-                self.monitor = ours
+                monitor = ours
             else:
                 self.ports[name] = await _stream(ours)
         disk = initial_ram_disk(self.spec.image)
         fds = {name: end.fileno() for name, end in passed.items()} | {"memory": self.memory, "disk": disk}
-        if incoming is not None:
-            fds["incoming"] = incoming
-        process = await self._spawn(command_line(self.spec, fds), tuple(fds.values()))
+        process = await self._spawn(command_line(self.spec, fds, incoming=incoming), tuple(fds.values()))
         os.close(disk)
         for end in passed.values():
             end.close()
         following = asyncio.create_task(self.console.follow(self.ports["console"].reader))
         self._tasks.append(following)
         self._watch(self._qemu_ended(process, following))
+        await self.wait(self.monitor.connect(monitor), START_DEADLINE, "QEMU's monitor")
+        ignore = {"capability": "x-ignore-shared", "state": True}
+        await self.monitor.execute("migrate-set-capabilities", {"capabilities": [ignore]})
 
     async def _spawn(self, command: Sequence[str], fds: Sequence[int]) -> asyncio.subprocess.Process:
         process = await asyncio.create_subprocess_exec(
@@ -201,7 +208,9 @@ class Lab:
     async def greet(self, deadline: float) -> None:
         """Wait for the agent, set its clock."""
         self.send(protocol.Hello(realtime=time.time_ns(), entropy=secrets.token_bytes(64)))
-        answer = await self.receive(protocol.Ready, deadline, "the agent's first word")
+        answer = await self.receive(deadline, "the agent's first word")
+        if not isinstance(answer, protocol.Ready):
+            raise LabFailed(f"the agent began with {answer!r}", console=self.console.tail())
         self.ready = answer
 
     async def stop(self) -> None:
@@ -217,9 +226,9 @@ class Lab:
         for port in self.ports.values():
             port.writer.close()
         if hasattr(self, "psp"):
-            self.psp.close()
-        if self.monitor is not None:
-            self.monitor.close()
+            await self.psp.close()
+        with contextlib.suppress(Exception):  # it reports, by raising, that QEMU is gone
+            await self.monitor.disconnect()
         os.close(self.memory)
         if self._broken.done():
             self._broken.exception()  # seen, whether or not somebody waited for it
@@ -246,16 +255,15 @@ class Lab:
         code = await process.wait()
         await asyncio.wait([following], timeout=2)  # what it still had to say
         if self.console.panic is not None:
-            return KernelPanicked(
-                f"the lab's kernel panicked: {self.console.panic}", console=self.console.tail(40)
-            )
+            return KernelPanicked(f"the lab's kernel panicked: {self.console.panic}", console=self.console.tail(40))
         return QemuDied(f"QEMU ended ({_how(code)}){_said(words)}", console=self.console.tail())
 
     async def wait(self, task: Awaitable[T], deadline: float | None, waited_for: str) -> T:
         """The result of `task`, within `deadline` seconds; raises what broke the lab if that comes first."""
         running = asyncio.ensure_future(task)
         try:
-            await asyncio.wait({running, self._broken}, timeout=deadline, return_when=asyncio.FIRST_COMPLETED)
+            both: set[asyncio.Future[Any]] = {running, self._broken}
+            await asyncio.wait(both, timeout=deadline, return_when=asyncio.FIRST_COMPLETED)
             if running.done():
                 return running.result()
             if self._broken.done():
@@ -279,12 +287,10 @@ class Lab:
     def send(self, message: protocol.ToAgent) -> None:
         self.ports["control"].writer.write(protocol.encode(message))
 
-    async def receive(self, kind: type[T], deadline: float | None, waited_for: str) -> T:
+    async def receive(self, deadline: float | None, waited_for: str) -> protocol.FromAgent:
+        """The agent's next message."""
         line = await self.wait(self.ports["control"].reader.readuntil(b"\n"), deadline, waited_for)
-        message = protocol.decode_from_agent(line)
-        if not isinstance(message, kind):
-            raise QemuDied(f"the agent answered {message!r} instead of {kind.__name__}")
-        return message
+        return protocol.decode_from_agent(line)
 
 
 def _how(code: int) -> str:
@@ -295,7 +301,7 @@ def _said(words: str) -> str:
     return f": {words}" if words else ""
 
 
-def command_line(spec: Spec, fds: dict[str, int]) -> list[str]:
+def command_line(spec: Spec, fds: dict[str, int], *, incoming: bool) -> list[str]:
     """QEMU's arguments. `fds` are the inherited descriptors by what they are for."""
     shim = f"sevshim.sev_asids={spec.sev_asids} sevshim.es_asids={spec.es_asids}"
     # quiet keeps the slow serial console free for what matters: warnings and worse still come through.
@@ -316,13 +322,12 @@ def command_line(spec: Spec, fds: dict[str, int]) -> list[str]:
         "-chardev", f"socket,id=mailbox,fd={fds['mailbox']}",
         "-device", "ivshmem-doorbell,chardev=mailbox,vectors=2,master=on",
         "-device", "virtio-serial-pci",
-        "-global", "migration.x-ignore-shared=on",
     ]  # fmt: skip
     for port in protocol.PORTS:
         command += ["-chardev", f"socket,id={port},fd={fds[port]}"]
         command += ["-device", f"virtserialport,chardev={port},name={protocol.port_name(port)}"]
-    if "incoming" in fds:
-        command += ["-incoming", f"fd:{fds['incoming']}"]
+    if incoming:
+        command += ["-incoming", "defer"]
     return command
 
 

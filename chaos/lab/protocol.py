@@ -102,9 +102,17 @@ ToAgent = Hello | Execute | StdinEnd | Signal | Resize
 FromAgent = Ready | Started | Exited
 
 _encoder = msgspec.json.Encoder()
-decode_to_agent = msgspec.json.Decoder(ToAgent).decode
-decode_from_agent = msgspec.json.Decoder(FromAgent).decode
+_to_agent: msgspec.json.Decoder[ToAgent] = msgspec.json.Decoder(ToAgent)
+_from_agent: msgspec.json.Decoder[FromAgent] = msgspec.json.Decoder(FromAgent)
 
 
 def encode(message: ToAgent | FromAgent) -> bytes:
     return _encoder.encode(message) + b"\n"
+
+
+def decode_to_agent(line: bytes) -> ToAgent:
+    return _to_agent.decode(line)
+
+
+def decode_from_agent(line: bytes) -> FromAgent:
+    return _from_agent.decode(line)

@@ -47,5 +47,15 @@ def whole_file(kind: str, name: str) -> Iterator[BinaryIO]:
                 f"the disk of the cache directory {path.parent} is full",
                 remedy="free some space, `sevchaos lab clean` helps, or set SEVCHAOS_CACHE to another disk",
             ) from error
+        _link(fd, path)
+
+
+def _link(fd: int, path: Path) -> None:
+    # Given a directory descriptor, os.link calls linkat(2) with AT_SYMLINK_FOLLOW; without one, link(2), which
+    # would link the symbolic link in /proc itself.
+    directory = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
         with contextlib.suppress(FileExistsError):
-            os.link(f"/proc/self/fd/{fd}", path, follow_symlinks=True)
+            os.link(str(fd), path, src_dir_fd=directory, follow_symlinks=True)
+    finally:
+        os.close(directory)

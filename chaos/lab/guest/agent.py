@@ -29,7 +29,7 @@ from chaos.lab.protocol import Execute, Exited, Hello, Ready, Resize, Signal, St
 
 CHUNK = 1 << 16
 # Imported before the lab is saved, so that a restored lab starts them in no time.
-WARM = ("chaos.runner",)
+WARM: tuple[str, ...] = ()
 # How long, in seconds, output still in the pipes may take to come out once the program has ended.
 LINGER = 0.05
 
@@ -261,7 +261,7 @@ def start(order: Execute, ports: dict[str, int]) -> Program:
     os.close(report_write)
     for fd in set(ends.child):
         os.close(fd)
-    with open(report_read, "rb") as report:
+    with os.fdopen(report_read, "rb") as report:
         failure = b"" if order.warm else report.read()
     if failure:
         os.waitpid(pid, 0)
@@ -333,7 +333,7 @@ def _become(order: Execute, ends: Ends, report: int) -> NoReturn:
 
 
 def _print_error(error: BaseException) -> None:
-    import traceback  # noqa: PLC0415
+    import traceback
 
     traceback.print_exception(error)
     sys.stderr.flush()

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What several verbs need: telling progress, explaining errors, the options of a lab."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import re
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from chaos.errors import LabFailed, SevchaosError
+
+DEFAULT_KERNEL = "debian:6.12"
+
+
+def say(message: str) -> None:
+    """Progress, for people: on stderr, so that stdout stays the command's own."""
+    click.echo(click.style("· ", dim=True) + message, err=True)
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+def explain(error: SevchaosError) -> None:
+    """An error as people want it: what happened, what to do, and for a broken lab its last console lines."""
+    if isinstance(error, LabFailed) and error.console:
+        click.echo("the last lines of the lab's console:", err=True)
+        for line in error.console:
+            click.echo(click.style("  | ", dim=True) + line, err=True)
+    click.echo(click.style("sevchaos: ", bold=True) + error.message, err=True)
+    if error.remedy:
+        click.echo(f"  what to do: {error.remedy}", err=True)
+
+
+class Asids(click.ParamType[tuple[int, int]]):
+    """N or N:ES."""
+
+    name = "N[:ES]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        found = re.fullmatch(r"(\d{1,5})(?::(\d{1,5}))?", value)
+        if not found:
+            self.fail(f"{value!r} is neither N nor N:ES, as in 509 or 8:7", param, ctx)
+        sev, es = int(found[1]), int(found[2] or 7)
+        if not 0 < sev + es < 1 << 15:
+            self.fail("there must be at least one ASID, and fewer than 32768", param, ctx)
+        return sev, es
+
+
+class Memory(click.ParamType[int]):
+    """Bytes, with M or G."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"(\d+)([MG])", value)
+        if not found:
+            self.fail(f"{value!r} is no size like 1024M or 2G", param, ctx)
+        size = int(found[1]) << (20 if found[2] == "M" else 30)
+        if not 512 << 20 <= size <= 64 << 30:
+            self.fail("a lab takes from 512M to 64G", param, ctx)
+        return size
+
+
+def lab_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say what lab it is to be; the command gets them as `wish`, and a voice as `say`."""
+    options = (
+        click.option("--kernel", default=DEFAULT_KERNEL, show_default=True, metavar="K",
+                     help="debian:SERIES, debian:ABI, running, installed:RELEASE, or a kernel build tree."),
+        click.option("--asids", type=Asids(), default="8:7", show_default=True,
+                     help="ASIDs for SEV guests, and for SEV-ES guests."),
+        click.option("--cpus", type=click.IntRange(1, 64), default=2, show_default=True),
+        click.option("--memory", type=Memory(), default="1G", show_default=True),
+        click.option("--cold", is_flag=True, help="Boot; neither restore a saved lab nor save this one."),
+        click.option("--quiet", "-q", is_flag=True, help="No progress on stderr."),
+    )  # fmt: skip
+
+    @functools.wraps(command)
+    def gathered(
+        *, kernel: str, asids: tuple[int, int], cpus: int, memory: int, cold: bool, quiet: bool, **others: Any
+    ) -> Any:
+        from chaos.lab.session import Wish
+
+        sev, es = asids
+        wish = Wish(kernel=kernel, sev_asids=sev, es_asids=es, cpus=cpus, memory=memory, cold=cold)
+        return command(wish=wish, say=_silent if quiet else say, **others)
+
+    for option in reversed(options):
+        gathered = option(gathered)
+    return gathered
+
+
+class Stdin:
+    """Our standard input, whatever it is. A daemon thread reads it, so that nothing waits for it at the end.
+
+    To be made inside a running event loop.
+    """
+
+    def __init__(self) -> None:
+        self._chunks: asyncio.Queue[bytes] = asyncio.Queue(maxsize=8)
+        threading.Thread(target=self._read, args=[asyncio.get_running_loop()], daemon=True).start()
+
+    def _read(self, loop: asyncio.AbstractEventLoop) -> None:
+        data = b"-"
+        while data:
+            try:
+                data = os.read(0, 1 << 16)
+            except OSError:
+                data = b""
+            try:
+                asyncio.run_coroutine_threadsafe(self._chunks.put(data), loop).result()
+            except (RuntimeError, asyncio.CancelledError):  # the loop is gone, and with it the need
+                return
+
+    async def __call__(self) -> bytes:
+        return await self._chunks.get()

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opening a lab, and running programs in it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+
+from chaos.errors import LabFailed, LabHung
+from chaos.lab import snapshot
+from chaos.lab.image import make_image
+from chaos.lab.kernels import find_kernel
+from chaos.lab.machine import BOOT_DEADLINE, RESTORE_DEADLINE, Console, Lab, Spec, stopping
+from chaos.lab.protocol import Execute, Exited, StdinEnd, Terminal
+from chaos.lab.qemu import find_qemu
+
+Say = Callable[[str], None]
+_CHUNK = 1 << 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """A lab as a user asks for it. `memory` in bytes; `cold` forbids saved labs."""
+
+    kernel: str
+    sev_asids: int = 8
+    es_asids: int = 7
+    cpus: int = 2
+    memory: int = 1 << 30
+    cold: bool = False
+
+
+def make_spec(wish: Wish, *, say: Say) -> Spec:
+    """Find or make all that a lab needs. Raises what its parts raise."""
+    kernel = find_kernel(wish.kernel, say=say)
+    return Spec(
+        kernel=kernel,
+        qemu=find_qemu(say=say),
+        image=make_image(kernel, say=say),
+        sev_asids=wish.sev_asids,
+        es_asids=wish.es_asids,
+        cpus=wish.cpus,
+        memory=wish.memory,
+    )
+
+
+@contextlib.asynccontextmanager
+async def open_lab(wish: Wish, *, say: Say, listener: Callable[[str], None] | None = None) -> AsyncIterator[Lab]:
+    """A running lab whose agent waits for orders: restored, or booted (and then saved, unless `cold`)."""
+    spec = make_spec(wish, say=say)
+    saved = None if wish.cold else snapshot.find(spec)
+    if saved is not None:
+        async with stopping(Lab(spec, Console(listener))) as lab:
+            if await _restored(lab, saved, say):
+                yield lab
+                return
+    async with stopping(Lab(spec, Console(listener))) as lab:
+        say(f"booting {spec.kernel.release} with {_described(spec)}")
+        await lab.start()
+        await lab.greet(BOOT_DEADLINE)
+        if not lab.ready.sev:
+            raise LabFailed(
+                "the lab came up without /dev/sev: the drivers did not accept the software PSP",
+                remedy="the console lines below say why; report them", console=lab.console.tail(60),
+            )  # fmt: skip
+        if not wish.cold:
+            await snapshot.save(lab)
+        yield lab
+
+
+def _described(spec: Spec) -> str:
+    version = ".".join(map(str, spec.qemu.version))
+    return f"QEMU {version} (TCG, {spec.qemu.threads}-threaded), {spec.cpus} CPUs, {spec.memory >> 20} MiB"
+
+
+async def _restored(lab: Lab, saved: snapshot.Snapshot, say: Say) -> bool:
+    """Whether the lab runs again. A snapshot that is of no use is removed: a cold boot costs seconds, no more."""
+    try:
+        await snapshot.restore(lab, saved)
+        await lab.greet(RESTORE_DEADLINE)
+    except (OSError, msgspec.DecodeError, LabFailed) as error:
+        say(f"the saved lab could not be restored ({error}); it is removed, booting anew")
+        saved.path.unlink(missing_ok=True)
+        return False
+    return True
+
+
+class Source(Protocol):
+    """Where a program's input comes from; b"" is its end."""
+
+    async def __call__(self) -> bytes: ...
+
+
+Sink = Callable[[bytes], Awaitable[None]]
+
+
+async def no_input() -> bytes:
+    return b""
+
+
+async def execute(
+    lab: Lab,
+    argv: Sequence[str],
+    *,
+    stdin: Source = no_input,
+    stdout: Sink,
+    stderr: Sink,
+    terminal: Terminal | None = None,
+    environment: Mapping[str, str] | None = None,
+    warm: bool = False,
+    timeout: float | None = None,
+) -> Exited:
+    """Run a program in the lab to its end.
+
+    Raises `LabHung` after `timeout` seconds, and what breaks the lab meanwhile.
+    """
+    order = Execute(argv=tuple(argv), environment=dict(environment or {}), terminal=terminal, warm=warm)
+    lab.send(order)
+    outputs = [_Output(lab.ports["stdout"].reader, stdout), _Output(lab.ports["stderr"].reader, stderr)]
+    feeding = asyncio.create_task(_feed(lab, stdin))
+    pumps = [asyncio.create_task(output.pump()) for output in outputs]
+    what = f"{argv[0]} to end"
+    try:
+        async with asyncio.timeout(timeout):
+            ended = await _ended(lab, what)
+            for output, count in zip(outputs, (ended.stdout, ended.stderr), strict=True):
+                await lab.wait(output.reached(count), 60.0, f"the last of the output of {argv[0]}")
+    except TimeoutError:
+        raise LabHung(
+            f"{argv[0]} was not done after {timeout:g} s",
+            remedy="give it longer with --timeout", console=lab.console.tail(),
+        ) from None  # fmt: skip
+    finally:
+        for task in (feeding, *pumps):
+            task.cancel()
+        results = await asyncio.gather(feeding, *pumps, return_exceptions=True)
+    for result in results:
+        if isinstance(result, Exception) and not isinstance(result, ConnectionError):
+            raise result
+    return ended
+
+
+async def _ended(lab: Lab, what: str) -> Exited:
+    while True:
+        message = await lab.receive(None, what)
+        if isinstance(message, Exited):
+            return message
+
+
+async def _feed(lab: Lab, source: Source) -> None:
+    writer, sent = lab.ports["stdin"].writer, 0
+    try:
+        while data := await source():
+            writer.write(data)
+            sent += len(data)
+            await writer.drain()
+    finally:
+        # Also when the program ended first: the agent then drops what is still on its way.
+        lab.send(StdinEnd(count=sent))
+
+
+class _Output:
+    """One output stream: passed on as it comes, counted, so that its end can be waited for."""
+
+    def __init__(self, reader: asyncio.StreamReader, sink: Sink) -> None:
+        self._reader, self._sink = reader, sink
+        self._count = 0
+        self._moved = asyncio.Event()
+
+    async def pump(self) -> None:
+        """Until cancelled. A sink that is closed gets no more; the program need not know."""
+        wanted = True
+        while data := await self._reader.read(_CHUNK):
+            if wanted:
+                try:
+                    await self._sink(data)
+                except BrokenPipeError:
+                    wanted = False
+            self._count += len(data)
+            self._moved.set()
+
+    async def reached(self, count: int) -> None:
+        while self._count < count:
+            self._moved.clear()
+            await self._moved.wait()
+
+
+def write_to(fd: int) -> Sink:
+    """A sink that writes to a descriptor of ours; it may block, so it does so in a thread."""
+
+    async def sink(data: bytes) -> None:
+        while data:
+            data = data[await asyncio.to_thread(os.write, fd, data) :]
+
+    return sink
