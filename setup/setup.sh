@@ -166,7 +166,7 @@ virtual_environment() {
         rm -rf .venv/bin .venv/lib .venv/lib64 .venv/include .venv/pyvenv.cfg
         "$python" -m venv .venv
     fi
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input \
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input --use-pep517 \
         --constraint setup/constraints.txt --editable '.[dev]' ||
         die "pip could not install; is there a network, or a mirror in pip's configuration?"
     .venv/bin/python setup/pins.py || die "pip installed other versions than those pinned"
