@@ -136,6 +136,10 @@ async def _feed(monitor: QMPClient, file: BinaryIO, header: _Header) -> None:
     writer.write(file.read(header.state_size))
     await writer.drain()
     writer.close()
+    # It was saved stopped, so it comes back stopped.
+    while (await monitor.execute("query-status"))["status"] == "inmigrate":  # type: ignore[index]
+        await asyncio.sleep(0.002)
+    await monitor.execute("cont")
 
 
 def _copy_memory(source: int, source_offset: int, target: int, target_offset: int, size: int) -> None:
