@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The numbers of the interface. From the uapi headers of 6.12.117; the same in 6.1.
+
+Tests compute the numbers again from the sizes of the structures, so that a slip in one of the two files shows.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Ioctl(IntEnum):
+    # /dev/kvm
+    KVM_GET_API_VERSION = 0xAE00
+    KVM_CREATE_VM = 0xAE01
+    KVM_CHECK_EXTENSION = 0xAE03  # also on a VM
+    KVM_GET_VCPU_MMAP_SIZE = 0xAE04
+    KVM_GET_SUPPORTED_CPUID = 0xC008AE05
+    # a VM
+    KVM_CREATE_VCPU = 0xAE41
+    KVM_GET_DIRTY_LOG = 0x4010AE42
+    KVM_SET_USER_MEMORY_REGION = 0x4020AE46
+    KVM_GET_CLOCK = 0x8030AE7C
+    KVM_ENABLE_CAP = 0x4068AEA3
+    KVM_MEMORY_ENCRYPT_OP = 0xC008AEBA  # the size field says 8, the structure behind it has 24
+    KVM_MEMORY_ENCRYPT_REG_REGION = 0x8010AEBB
+    KVM_MEMORY_ENCRYPT_UNREG_REGION = 0x8010AEBC
+    # a vCPU
+    KVM_RUN = 0xAE80
+    KVM_GET_REGS = 0x8090AE81
+    KVM_SET_REGS = 0x4090AE82
+    KVM_GET_SREGS = 0x8138AE83
+    KVM_SET_SREGS = 0x4138AE84
+    KVM_GET_FPU = 0x81A0AE8C
+    KVM_SET_FPU = 0x41A0AE8D
+    KVM_SET_CPUID2 = 0x4008AE90
+    KVM_GET_MP_STATE = 0x8004AE98
+    KVM_SET_MP_STATE = 0x4004AE99
+    KVM_GET_VCPU_EVENTS = 0x8040AE9F
+    KVM_SET_VCPU_EVENTS = 0x4040AEA0
+    KVM_GET_DEBUGREGS = 0x8080AEA1
+    KVM_GET_TSC_KHZ = 0xAEA3
+    # no ioctl of any kernel; a live VM says ENOTTY, a live vCPU EINVAL, a dead one of either EIO
+    KVM_UNKNOWN = 0xAEFE
+    # /dev/sev
+    SEV_ISSUE_CMD = 0xC0105300
+
+
+class Cap(IntEnum):
+    COPY_ENC_CONTEXT_FROM = 197
+    MOVE_ENC_CONTEXT_FROM = 206  # answers 1 on every x86 KVM: proves nothing about SEV
+    VM_TYPES = 235
+
+
+class SevCommand(IntEnum):
+    """Ids of KVM_MEMORY_ENCRYPT_OP."""
+
+    INIT = 0
+    ES_INIT = 1
+    LAUNCH_START = 2
+    LAUNCH_UPDATE_DATA = 3
+    LAUNCH_UPDATE_VMSA = 4
+    LAUNCH_SECRET = 5
+    LAUNCH_MEASURE = 6
+    LAUNCH_FINISH = 7
+    GUEST_STATUS = 16
+    DBG_DECRYPT = 17
+    DBG_ENCRYPT = 18
+    INIT2 = 22
+
+
+class PlatformCommand(IntEnum):
+    """Ids of SEV_ISSUE_CMD."""
+
+    PLATFORM_STATUS = 1
+
+
+class Policy(IntEnum):
+    """Bits of a SEV guest's policy."""
+
+    NODBG = 1 << 0
+    NOKS = 1 << 1
+    ES = 1 << 2
+    NOSEND = 1 << 3
+
+
+class Exit(IntEnum):
+    """Why KVM_RUN returned."""
+
+    UNKNOWN = 0
+    EXCEPTION = 1
+    IO = 2
+    HYPERCALL = 3
+    DEBUG = 4
+    HLT = 5
+    MMIO = 6
+    IRQ_WINDOW_OPEN = 7
+    SHUTDOWN = 8
+    FAIL_ENTRY = 9
+    INTR = 10
+    INTERNAL_ERROR = 17
+    SYSTEM_EVENT = 24
+
+
+def exit_name(reason: int) -> str:
+    try:
+        return f"KVM_EXIT_{Exit(reason).name}"
+    except ValueError:
+        return f"KVM_EXIT {reason}"
+
+
+FIRMWARE_INVALID_LEN = 4  # what LAUNCH_MEASURE says when asked with length 0: then the length is filled in
+PAGE = 4096

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The encryption context of a VM, and the platform that holds all of them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+from typing import Self
+
+from chaos.kvm.call import KernelError, attempt
+from chaos.kvm.fd import OwnedFd
+from chaos.kvm.numbers import FIRMWARE_INVALID_LEN, Ioctl, PlatformCommand, SevCommand
+from chaos.kvm.structs import AddressLength, GuestStatus, IssueCmd, LaunchStart, PlatformStatus, SevCmd
+
+DEVICE = Path("/dev/sev")
+
+
+class Sev:
+    """What can be asked of the encryption context behind a VM's descriptor, which stays its owner's.
+
+    `sev_fd` is /dev/sev, through which the firmware is reached. Every method raises `KernelError`; its `firmware` is
+    the PSP's status.
+    """
+
+    def __init__(self, vm_fd: int, sev_fd: int) -> None:
+        self._vm_fd = vm_fd
+        self._sev_fd = sev_fd
+
+    def init(self) -> None:
+        """Take an ASID for a SEV guest; charges the caller's misc cgroup. Before the first vCPU."""
+        self._command(SevCommand.INIT)
+
+    def es_init(self) -> None:
+        """The same for a SEV-ES guest."""
+        self._command(SevCommand.ES_INIT)
+
+    def launch_start(self, policy: int) -> int:
+        """Create the context in the firmware and bind it to the ASID: its handle."""
+        start = LaunchStart(policy=policy)
+        self._command(SevCommand.LAUNCH_START, start)
+        return int(start.handle)
+
+    def launch_update_data(self, address: int, length: int) -> None:
+        """Encrypt memory in place; both numbers are multiples of 16."""
+        self._command(SevCommand.LAUNCH_UPDATE_DATA, AddressLength(uaddr=address, len=length))
+
+    def launch_update_vmsa(self) -> None:
+        """Encrypt the registers of every vCPU."""
+        self._command(SevCommand.LAUNCH_UPDATE_VMSA)
+
+    def launch_measure(self) -> bytes:
+        measure = AddressLength()
+        try:  # the first call is for the length, which it says while it fails
+            self._command(SevCommand.LAUNCH_MEASURE, measure)
+        except KernelError as error:
+            if error.firmware != FIRMWARE_INVALID_LEN or not measure.len:
+                raise
+        blob = ctypes.create_string_buffer(measure.len)
+        measure.uaddr = ctypes.addressof(blob)
+        self._command(SevCommand.LAUNCH_MEASURE, measure)
+        return blob.raw[: measure.len]
+
+    def launch_finish(self) -> None:
+        self._command(SevCommand.LAUNCH_FINISH)
+
+    def guest_status(self) -> GuestStatus:
+        status = GuestStatus()
+        self._command(SevCommand.GUEST_STATUS, status)
+        return status
+
+    def _command(self, command: SevCommand, data: ctypes.Structure | None = None) -> None:
+        address = ctypes.addressof(data) if data is not None else 0
+        request = SevCmd(id=command, data=address, sev_fd=self._sev_fd)
+        error = attempt(self._vm_fd, Ioctl.KVM_MEMORY_ENCRYPT_OP, ctypes.byref(request))[1]
+        if error:
+            raise KernelError(error, f"KVM_MEMORY_ENCRYPT_OP {command.name}", firmware=int(request.error))
+
+
+def enabled(vm_fd: int) -> bool:
+    """Whether KVM can do SEV here at all. The capabilities of the move and the mirror say nothing about that."""
+    return attempt(vm_fd, Ioctl.KVM_MEMORY_ENCRYPT_OP, None)[1] == 0
+
+
+class Platform:
+    """/dev/sev."""
+
+    def __init__(self, fd: OwnedFd) -> None:
+        self.fd = fd
+
+    @classmethod
+    def open(cls, path: Path = DEVICE) -> Self:
+        """Raises OSError."""
+        return cls(OwnedFd(os.open(path, os.O_RDWR | os.O_CLOEXEC)))
+
+    def status(self) -> PlatformStatus:
+        """Raises `KernelError`. `guest_count` is how many contexts the firmware knows."""
+        status = PlatformStatus()
+        request = IssueCmd(cmd=PlatformCommand.PLATFORM_STATUS, data=ctypes.addressof(status))
+        error = attempt(self.fd.number, Ioctl.SEV_ISSUE_CMD, ctypes.byref(request))[1]
+        if error:
+            raise KernelError(error, "SEV_ISSUE_CMD PLATFORM_STATUS", firmware=int(request.error))
+        return status
+
+    def close(self) -> None:
+        self.fd.close()

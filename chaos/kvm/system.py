@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""/dev/kvm."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+from typing import Self
+
+from chaos.kvm.call import ioctl
+from chaos.kvm.fd import OwnedFd
+from chaos.kvm.numbers import Ioctl
+from chaos.kvm.structs import CPUID_ENTRIES, Cpuid
+from chaos.kvm.vm import Vm
+
+API_VERSION = 12
+
+
+class System:
+    def __init__(self, fd: OwnedFd) -> None:
+        self.fd = fd
+        self._vcpu_area = 0
+        self._cpuid: Cpuid | None = None
+
+    @classmethod
+    def open(cls, path: Path = Path("/dev/kvm")) -> Self:
+        """Raises OSError."""
+        return cls(OwnedFd(os.open(path, os.O_RDWR | os.O_CLOEXEC)))
+
+    def api_version(self) -> int:
+        return ioctl(self.fd.number, Ioctl.KVM_GET_API_VERSION)
+
+    def create_vm(self, vm_type: int = 0) -> Vm:
+        """A VM without anything in it. Raises `KernelError`."""
+        fd = OwnedFd(ioctl(self.fd.number, Ioctl.KVM_CREATE_VM, vm_type))
+        return Vm(fd, vcpu_area=self.vcpu_area())
+
+    def vcpu_area(self) -> int:
+        """Size in bytes of what a vCPU shares with its VMM."""
+        if not self._vcpu_area:
+            self._vcpu_area = ioctl(self.fd.number, Ioctl.KVM_GET_VCPU_MMAP_SIZE)
+        return self._vcpu_area
+
+    def supported_cpuid(self) -> Cpuid:
+        if self._cpuid is None:
+            cpuid = Cpuid(nent=CPUID_ENTRIES)
+            ioctl(self.fd.number, Ioctl.KVM_GET_SUPPORTED_CPUID, ctypes.byref(cpuid))
+            self._cpuid = cpuid
+        return self._cpuid
+
+    def close(self) -> None:
+        self.fd.close()

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A virtual machine."""
+
+from __future__ import annotations
+
+import ctypes
+
+from chaos.kvm.call import ioctl
+from chaos.kvm.fd import Mapping, OwnedFd
+from chaos.kvm.numbers import Cap, Ioctl
+from chaos.kvm.structs import EnableCap, EncRegion, MemoryRegion
+from chaos.kvm.vcpu import Vcpu
+
+
+class Vm:
+    def __init__(self, fd: OwnedFd, *, vcpu_area: int) -> None:
+        self.fd = fd
+        self._vcpu_area = vcpu_area
+
+    def check_extension(self, cap: int) -> int:
+        return ioctl(self.fd.number, Ioctl.KVM_CHECK_EXTENSION, cap)
+
+    def set_memory(self, slot: int, guest_address: int, memory: Mapping) -> None:
+        """Show `memory` to the guest at `guest_address`."""
+        region = MemoryRegion(
+            slot=slot, guest_phys_addr=guest_address, memory_size=memory.size, userspace_addr=memory.start
+        )
+        ioctl(self.fd.number, Ioctl.KVM_SET_USER_MEMORY_REGION, ctypes.byref(region))
+
+    def create_vcpu(self, number: int) -> Vcpu:
+        """Raises `KernelError`, or OSError if its page cannot be mapped."""
+        fd = OwnedFd(ioctl(self.fd.number, Ioctl.KVM_CREATE_VCPU, number))
+        try:
+            return Vcpu(fd, Mapping(fd.number, self._vcpu_area))
+        except OSError:
+            fd.close()
+            raise
+
+    def move_context_from(self, source: int) -> None:
+        """Take over the encryption context of the VM whose descriptor is `source`. This VM is the destination.
+
+        Raises `KernelError` with the errnos of `sev_vm_move_enc_context_from` (arch/x86/kvm/svm/sev.c).
+        """
+        self._enable(Cap.MOVE_ENC_CONTEXT_FROM, source)
+
+    def copy_context_from(self, owner: int) -> None:
+        """Become a mirror of the VM whose descriptor is `owner`."""
+        self._enable(Cap.COPY_ENC_CONTEXT_FROM, owner)
+
+    def _enable(self, cap: Cap, argument: int) -> None:
+        request = EnableCap(cap=cap)
+        request.args[0] = argument
+        ioctl(self.fd.number, Ioctl.KVM_ENABLE_CAP, ctypes.byref(request), call=f"KVM_ENABLE_CAP {cap.name}")
+
+    def register_region(self, address: int, size: int) -> None:
+        """Pin guest memory, given by its place in the VMM, as encrypted."""
+        region = EncRegion(addr=address, size=size)
+        ioctl(self.fd.number, Ioctl.KVM_MEMORY_ENCRYPT_REG_REGION, ctypes.byref(region))
+
+    def close(self) -> None:
+        self.fd.close()
