@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import functools
 import os
 import re
@@ -119,7 +120,7 @@ class Stdin:
                 data = b""
             try:
                 asyncio.run_coroutine_threadsafe(self._chunks.put(data), loop).result()
-            except (RuntimeError, asyncio.CancelledError):  # the loop is gone, and with it the need
+            except (RuntimeError, concurrent.futures.CancelledError):  # the loop is gone, and with it the need
                 return
 
     async def __call__(self) -> bytes:
