@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A cgroup, and what the misc controller says about it.
+
+Which files there are depends on the kernel: 6.1 has no `misc.peak` and no `misc.events.local`, and shows no
+`misc.current` at the root. What is missing is left out of an answer, never made up.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from chaos.cgroup.nodes import UnifiedNode, path_of, read_keyed, read_list, write
+from chaos.errors import CleanupFailed, HostLacks
+
+# The misc controller's files, by the names under which an observation has them.
+MISC_FILES = {
+    "current": "misc_current",
+    "max": "misc_max",
+    "peak": "misc_peak",
+    "events": "misc_events",
+    "events.local": "misc_events_local",
+}
+
+
+def find_hierarchy(mountinfo: Path = Path("/proc/self/mountinfo")) -> Path:
+    """Where the unified hierarchy is mounted. Raises `HostLacks`."""
+    for line in mountinfo.read_text().splitlines():
+        fields, _, kind = line.partition(" - ")
+        if kind.split(" ", 1)[0] == "cgroup2":
+            return Path(fields.split(" ")[4].replace("\\040", " "))
+    raise HostLacks(
+        "no unified cgroup hierarchy is mounted", remedy="mount -t cgroup2 cgroup /sys/fs/cgroup, or boot with it"
+    )
+
+
+class Cgroup:
+    def __init__(self, node: UnifiedNode) -> None:
+        self._node = node
+        self.path = path_of(node)
+
+    @classmethod
+    def at(cls, path: Path) -> Cgroup:
+        """The cgroup at a path of the file system; it need not exist yet."""
+        return cls(UnifiedNode(str(path)))
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def exists(self) -> bool:
+        return self.path.is_dir()
+
+    # -- the tree -----------------------------------------------------------------------------------------
+
+    def create(self, name: str) -> Cgroup:
+        """Raises FileExistsError or another OSError."""
+        return Cgroup(self._node.create_cgroup(name))
+
+    def child(self, name: str) -> Cgroup:
+        return Cgroup(UnifiedNode(name, parent=self._node))
+
+    def children(self) -> tuple[Cgroup, ...]:
+        """Those directly below, by name."""
+        names = sorted(entry.name for entry in os.scandir(self.path) if entry.is_dir(follow_symlinks=False))
+        return tuple(self.child(name) for name in names)
+
+    def walk(self) -> Iterator[Cgroup]:
+        """This and everything below it, parents first."""
+        yield self
+        for child in self.children():
+            yield from child.walk()
+
+    def enable(self, controller: str) -> None:
+        """Let the children of this cgroup have `controller`. Raises OSError: ENOENT if the kernel has no such one."""
+        if controller not in read_list(self._node, "subtree_control"):
+            write(self._node, "subtree_control", f"+{controller}")
+
+    def has(self, controller: str) -> bool:
+        """Whether the controller is there for this cgroup's children to have."""
+        return controller in read_list(self._node, "controllers")
+
+    # -- processes ----------------------------------------------------------------------------------------
+
+    def open_procs(self) -> int:
+        """A descriptor, the caller's; a process that writes "0" to it is in this cgroup from then on."""
+        return os.open(self.path / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+
+    def processes(self) -> tuple[int, ...]:
+        return tuple(int(pid) for pid in self._node.controller.procs)
+
+    @property
+    def populated(self) -> bool:
+        """Whether any process lives in it or below."""
+        events = read_keyed(self._node, "events") or {}
+        return bool(events.get("populated", 0))
+
+    def kill(self) -> None:
+        """SIGKILL to every process in it and below, also to those being forked right now."""
+        write(self._node, "kill", True)
+
+    def wait_empty(self, within: float) -> None:
+        """Wait for the last process to go. Raises `CleanupFailed` after `within` seconds."""
+        deadline = time.monotonic() + within
+        with (self.path / "cgroup.events").open("rb", buffering=0) as events:
+            poll = select.poll()
+            poll.register(events, select.POLLPRI)
+            while b"populated 1" in events.read():
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise CleanupFailed(
+                        f"{self.path}: processes {_listed(self)} are still there {within:g} s after they were killed",
+                        remedy="look at /proc/PID/stack; one that sleeps in the kernel for good needs a reboot",
+                    )
+                poll.poll(left * 1000)
+                events.seek(0)
+
+    def remove(self) -> None:
+        """Raises OSError: EBUSY while anything lives in it or below."""
+        self.path.rmdir()
+
+    def destroy(self, within: float = 10.0) -> None:
+        """Kill what lives in it and below, and remove it all. Raises `CleanupFailed`."""
+        try:
+            self.kill()
+            self.wait_empty(within)
+            for group in reversed(list(self.walk())):
+                group.remove()
+        except FileNotFoundError:
+            if self.exists:
+                raise
+        except OSError as error:
+            raise CleanupFailed(
+                f"{self.path} cannot be removed: {error.strerror}", remedy="try `sevchaos clean`"
+            ) from error
+
+    # -- what it says -------------------------------------------------------------------------------------
+
+    def dying(self) -> int:
+        """How many removed cgroups below this one something still refers to."""
+        stat = read_keyed(self._node, "stat") or {}
+        return stat.get("nr_dying_descendants") or 0
+
+    def capacity(self) -> dict[str, int]:
+        """The machine's, by key; only the root of the hierarchy knows. Keys without capacity are left out."""
+        return _numbers(read_keyed(self._node, "misc_capacity"))
+
+    def misc(self) -> dict[str, dict[str, int]]:
+        """File → key → value. The keys of `events` are the kernel's own: "sev.max". What reads "max" is left out."""
+        read = {name: read_keyed(self._node, file) for name, file in MISC_FILES.items()}
+        return {name: _numbers(values) for name, values in read.items() if values is not None}
+
+    def current(self) -> dict[str, int] | None:
+        """Charges by key; None where the kernel does not say, at the root before 6.12."""
+        values = read_keyed(self._node, "misc_current")
+        return None if values is None else _numbers(values)
+
+    def limit(self, key: str, number: int | None) -> None:
+        """Set misc.max of one key, None for no limit. Raises OSError: EINVAL for a key without capacity."""
+        write(self._node, "misc_max", {key: number})
+
+
+def _numbers(values: dict[str, int | None] | None) -> dict[str, int]:
+    return {key: number for key, number in (values or {}).items() if number is not None}
+
+
+def _listed(group: Cgroup) -> str:
+    pids: list[int] = []
+    for below in group.walk():
+        try:
+            pids += below.processes()
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV):
+                raise
+    return ", ".join(map(str, pids)) or "(hidden)"
