@@ -27,6 +27,7 @@ from pathlib import Path
 from chaos.errors import HostLacks, NoSpace, SevchaosError, UsageError
 
 Say = Callable[[str], None]
+ExcInfo = tuple[type[BaseException], BaseException, object]
 
 # What lives in the cache; `sevchaos lab list` shows these words. A kind not named here is shown as "other".
 KINDS = {
@@ -133,7 +134,9 @@ def discard(path: Path) -> None:
         trash.unlink()
 
 
-def _writable_and_again(function: Callable[..., object], path: str, _: object) -> None:
+def _writable_and_again(function: Callable[..., object], path: str, failure: ExcInfo) -> None:
+    if isinstance(failure[1], FileNotFoundError):  # another `clean` was faster
+        return
     Path(path).parent.chmod(0o700)
     if Path(path).is_dir() and not Path(path).is_symlink():
         Path(path).chmod(0o700)

@@ -24,8 +24,7 @@ APT_LISTS = Path("/var/lib/apt/lists")
 # An ABI name without a flavour: 6.1.0-47-amd64, 6.12.100+deb12-amd64, 6.12.90+deb12.1-amd64.
 _PLAIN_ABI = re.compile(r"\d+\.\d+\.\d+(?:-\d+|\+deb\d+(?:\.\d+)?)(?:\+bpo)?-amd64")
 _HOW_OTHERWISE = (
-    "name another kernel: --kernel running, --kernel installed:RELEASE,"
-    " or --kernel PATH of a kernel build tree"
+    "name another kernel: --kernel running, --kernel installed:RELEASE, or --kernel PATH of a kernel build tree"
 )
 
 # Drivers of hardware that no lab has. They are two thirds of what Debian's image package weighs unpacked.
@@ -66,6 +65,11 @@ class Package:
         return f"{self.name}_{self.version.replace(':', '%3a')}_"
 
 
+def is_plain(abi: str) -> bool:
+    """Whether this is the ordinary kernel, not a flavour such as cloud or rt."""
+    return _PLAIN_ABI.fullmatch(abi) is not None
+
+
 def newest_abi(series: str) -> tuple[str, str]:
     """The newest (ABI, package version) of a series such as "6.12" that apt knows. Raises NoKernel."""
     known = known_abis()
@@ -81,7 +85,7 @@ def known_abis() -> tuple[str, ...]:
     """The ABI names of the kernels that apt knows, oldest first."""
     done = run([_apt("apt-cache"), "pkgnames", "linux-image-"], timeout=60, merge=False)
     names = {line.removeprefix("linux-image-") for line in done.output.split()}
-    return tuple(sorted((n for n in names if _PLAIN_ABI.fullmatch(n)), key=_by_number))
+    return tuple(sorted((n for n in names if is_plain(n)), key=_by_number))
 
 
 def kernel_packages(abi: str) -> tuple[Package, ...]:
@@ -93,9 +97,7 @@ def kernel_packages(abi: str) -> tuple[Package, ...]:
             raise _unknown(f"no package {name}", known_abis())
     # The name of kbuild follows the series in 6.1 and the ABI in 6.12: the headers say which.
     more = [
-        dep
-        for dep in re.findall(r"linux-(?:headers|kbuild)-[^\s,|()]+", found[headers].depends)
-        if dep not in found
+        dep for dep in re.findall(r"linux-(?:headers|kbuild)-[^\s,|()]+", found[headers].depends) if dep not in found
     ]
     return found[image], found[headers], *_show_all(more)
 
@@ -140,9 +142,7 @@ def _by_number(abi: str) -> tuple[int, ...]:
 def _apt(name: str) -> str:
     found = shutil.which(name)
     if found is None:
-        raise NoKernel(
-            "kernels named debian:… are fetched with apt, and this machine has none", remedy=_HOW_OTHERWISE
-        )
+        raise NoKernel("kernels named debian:… are fetched with apt, and this machine has none", remedy=_HOW_OTHERWISE)
     return found
 
 
@@ -155,8 +155,7 @@ def _unknown(what: str, known: Sequence[str]) -> NoKernel:
     there = f"; it knows {', '.join(known)}" if known else ""
     return NoKernel(
         f"apt knows {what}{there}",
-        remedy="`apt-get update`, as root, may bring new ones; old ones leave Debian's archive. "
-        f"Or {_HOW_OTHERWISE}",
+        remedy=f"`apt-get update`, as root, may bring new ones; old ones leave Debian's archive. Or {_HOW_OTHERWISE}",
     )
 
 

@@ -70,8 +70,7 @@ def find(name: str, *, say: Say) -> Found:
     """The kernel that `debian:NAME` names. Raises UsageError, NoKernel, NoSpace, HostLacks."""
     if _SERIES.fullmatch(name):
         abi, version = _newest(name, say)
-        entry = _entry_name(abi, version)
-        return _use(entry, say) or _fetch(abi, say)
+        return _use(_entry_name(abi, version), say) or _fetch_or_older(name, abi, say)
     if not _ABI.fullmatch(name):
         raise UsageError(
             f"debian:{name} names no kernel of Debian's",
@@ -92,9 +91,14 @@ def _entry_age(entry: str) -> tuple[int, ...]:
 
 
 def _cached(prefix: str) -> list[str]:
-    with contextlib.suppress(FileNotFoundError):
-        return [p.name for p in cache.entry_path("kernels", "").iterdir() if p.name.startswith(prefix)]
-    return []
+    folder = cache.root() / "kernels"
+    return [path.name for path in folder.glob("*_*") if path.name.startswith(prefix)]
+
+
+def _newest_cached(series: str) -> str | None:
+    """The newest entry of a series that could be meant by its number alone: no cloud or rt kernel."""
+    plain = [name for name in _cached(f"{series}.") if debian.is_plain(name.partition("_")[0])]
+    return max(plain, key=_entry_age, default=None)
 
 
 # Which ABI
@@ -110,10 +114,10 @@ def _newest(series: str, say: Say) -> tuple[str, str]:
         abi, version = debian.newest_abi(series)
     except NoKernel as error:
         # An emptied list, or an archive that dropped the series: what we have is still good.
-        here = [name for name in _cached(f"{series}.") if "_" in name]
-        if not here:
+        here = _newest_cached(series)
+        if here is None:
             raise
-        abi, _, version = max(here, key=_entry_age).partition("_")
+        abi, _, version = here.partition("_")
         say(f"{error.message.split(';')[0]}; using {abi} from the cache")
         return abi, version
     known[series] = _Answer(stamp=stamp, abi=abi, version=version)
@@ -141,12 +145,26 @@ def _lists_stamp() -> int:
 # Fetching
 
 
+def _fetch_or_older(series: str, abi: str, say: Say) -> Found:
+    """Fetch the newest; where that cannot be had (no network), an older one of the series that is cached."""
+    try:
+        return _fetch(abi, say)
+    except NoKernel as error:
+        here = _newest_cached(series)
+        older = _use(here, say) if here else None
+        if older is None:
+            raise
+        say(f"{abi} cannot be had ({error.message.splitlines()[0]}); using {older.release} from the cache")
+        return older
+
+
 def _fetch(abi: str, say: Say) -> Found:
     wanted = debian.kernel_packages(abi)
     entry = _entry_name(abi, wanted[0].version)
     with cache.locked("kernels", entry, say=say) as lock, _space(f"kernel {abi}", wanted):
         if found := _use(entry, say):  # whoever had the lock before us fetched it
             return found
+        cache.discard(cache.entry_path("kernels", entry))  # damaged, or not there
         staging = cache.staging("kernels", entry)
         archives = _download(f"kernel {abi}", wanted, staging, lock, say)
         tree = staging / "tree"
@@ -160,9 +178,7 @@ def _fetch(abi: str, say: Say) -> Found:
     return _found(cache.entry_path("kernels", entry), manifest)
 
 
-def _download(
-    what: str, wanted: tuple[debian.Package, ...], staging: Path, lock: cache.Lock, say: Say
-) -> list[Path]:
+def _download(what: str, wanted: tuple[debian.Package, ...], staging: Path, lock: cache.Lock, say: Say) -> list[Path]:
     """Fetch into `staging`/debs, going on from what a killed process has left there."""
     debs = staging / "debs"
     debs.mkdir(exist_ok=True)
@@ -218,13 +234,14 @@ def _sha256(path: Path) -> str:
 
 
 def _modules_digest(modules: Path) -> str:
-    """Over the names and sizes of all modules: some hundred stat calls, a few milliseconds."""
+    """Over the names and sizes of all modules. Strings, not paths: this is done at every use."""
+    top = str(modules / "kernel")
     digest = hashlib.sha256()
-    for folder, subfolders, files in os.walk(modules / "kernel"):
+    for folder, subfolders, files in os.walk(top):
         subfolders.sort()
         for name in sorted(files):
-            path = Path(folder, name)
-            digest.update(f"{path.relative_to(modules)} {path.stat().st_size}\n".encode())
+            path = f"{folder}/{name}"
+            digest.update(f"kernel{path.removeprefix(top)} {os.stat(path).st_size}\n".encode())  # noqa: PTH116
     return digest.hexdigest()
 
 
@@ -242,8 +259,8 @@ def _use(entry: str, say: Say) -> Found | None:
     except (OSError, msgspec.DecodeError) as error:
         damage = f"its manifest cannot be read ({error})"
     if damage:
-        say(f"the cached kernel {entry} is damaged: {damage}; it will be fetched again")
-        cache.discard(path)
+        # It is removed under its lock only, lest we remove what another process has just put there.
+        say(f"the cached kernel {entry} is damaged: {damage}; it has to be fetched again")
         return None
     return _found(path, manifest)
 
@@ -280,8 +297,7 @@ def find_busybox(*, say: Say) -> Path:
     for cached in sorted((cache.root() / "tools").glob("busybox_*"), reverse=True):
         if _is_static_elf(cached):
             return cached
-        say(f"the cached {cached.name} is damaged; it will be fetched again")
-        cache.discard(cached)
+        say(f"the cached {cached.name} is damaged; it has to be fetched again")
     if shutil.which("apt-get") is None:
         for name in ("busybox.static", "busybox-static", "busybox"):
             if (found := shutil.which(name)) and _is_static_elf(Path(found)):
@@ -294,8 +310,9 @@ def find_busybox(*, say: Say) -> Path:
     entry = f"busybox_{wanted[0].version.replace(':', '.')}"
     with cache.locked("tools", entry, say=say) as lock, _space("busybox", wanted):
         final = cache.entry_path("tools", entry)
-        if final.is_file():  # whoever had the lock before us fetched it
+        if _is_static_elf(final):  # whoever had the lock before us fetched it
             return final
+        cache.discard(final)
         staging = cache.staging("tools", entry)
         archives = _download("busybox", wanted, staging, lock, say)
         tree = staging / "tree"

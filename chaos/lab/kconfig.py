@@ -85,7 +85,6 @@ def check_config(config: Mapping[str, str], kernel: str) -> None:
     missing = lacking(config)
     if missing:
         raise NoKernel(
-            f"{kernel} cannot carry the lab; its configuration needs\n"
-            + "\n".join(f"  {m}" for m in missing),
+            f"{kernel} cannot carry the lab; its configuration needs\n" + "\n".join(f"  {m}" for m in missing),
             remedy="set these and rebuild, or use another kernel (debian:6.1 and debian:6.12 have them all)",
         )

@@ -58,16 +58,14 @@ def find_kernel(source: str, *, say: Say = silent, system: Path = Path("/")) -> 
     fit, HostLacks and NoSpace when the machine is at fault.
     """
     if platform.machine() != "x86_64":
-        raise HostLacks(
-            "the lab runs x86-64 kernels, and so must this machine", remedy="use an x86-64 machine"
-        )
+        raise HostLacks("the lab runs x86-64 kernels, and so must this machine", remedy="use an x86-64 machine")
     if source.startswith("debian:"):
         found = fetched.find(source.removeprefix("debian:"), say=say)
     elif source == "running":
         found = local.find_installed(platform.release(), system)
     elif source.startswith("installed:") and len(source) > len("installed:"):
         found = local.find_installed(source.removeprefix("installed:"), system)
-    elif "/" in source or Path(source).is_dir():
+    elif "/" in source or (source and Path(source).is_dir()):
         found = local.find_tree(Path(source).expanduser().absolute(), say=say)
     else:
         raise UsageError(f"{source!r} names no kernel", remedy=f"allowed are: {ALLOWED}")

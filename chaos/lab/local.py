@@ -43,8 +43,7 @@ def find_installed(release: str, system: Path) -> Found:
     )
     if not (build / "Makefile").is_file() or not (build / ".config").is_file():
         raise NoKernel(
-            f"there are no headers of {release}, and the lab builds two small modules:"
-            f" {modules}/build leads nowhere",
+            f"there are no headers of {release}, and the lab builds two small modules: {modules}/build leads nowhere",
             remedy=f"install linux-headers-{release} (Fedora: kernel-devel-{release})",
         )
     check_config(read_config(config), f"the installed kernel {release}")
@@ -84,8 +83,7 @@ def find_tree(tree: Path, *, say: Say) -> Found:
     for path, target in ((config, "olddefconfig"), (image, "bzImage"), (tree / "modules.order", "modules")):
         if not path.is_file():
             raise NoKernel(
-                f"{tree} is not a kernel build tree with everything built:"
-                f" {path.relative_to(tree)} is not there",
+                f"{tree} is not a kernel build tree with everything built: {path.relative_to(tree)} is not there",
                 remedy=f"give the directory that holds the build's results, after `make {target}` there",
             )
     check_config(read_config(config), f"the kernel in {tree}")

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Debian archive of tiny packages, and an apt that serves it: real .deb files, no network.
+
+The packages have the traits that matter of the real ones: a headers Makefile of one line that names /usr/src,
+kbuild under another name than the ABI's in one series, links that lead to /usr/src. Files in the archive's
+directory steer the fake apt: `offline`, `full`, `hang-after-first`; everything it is asked goes to `log`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from chaos.lab import debian
+
+CONFIG = """#
+# Automatically generated file; DO NOT EDIT.
+# Linux/x86 {version} Kernel Configuration
+#
+CONFIG_MODULES=y
+CONFIG_KVM_AMD=m
+CONFIG_KVM_AMD_SEV=y
+CONFIG_CRYPTO_DEV_CCP_DD=m
+CONFIG_CRYPTO_DEV_SP_PSP=y
+CONFIG_CGROUP_MISC=y
+CONFIG_PARAVIRT_XXL=y
+CONFIG_KPROBES=y
+CONFIG_PCI_MSI=y
+CONFIG_VIRTIO_PCI=m
+CONFIG_VIRTIO_CONSOLE=m
+CONFIG_SERIAL_8250_CONSOLE=y
+CONFIG_BLK_DEV_INITRD=y
+CONFIG_DEVTMPFS=y
+CONFIG_TMPFS=y
+CONFIG_USERFAULTFD=y
+# CONFIG_MODULE_SIG_FORCE is not set
+"""
+
+APT_CACHE = """#!{python}
+import pathlib, sys
+archive = pathlib.Path({archive!r})
+with (archive / "log").open("a") as log:
+    print("apt-cache", *sys.argv[1:], file=log)
+index = archive / "index"
+if sys.argv[1] == "pkgnames":
+    for line in (index / "names").read_text().split():
+        if line.startswith(sys.argv[2]):
+            print(line)
+else:
+    for name in sys.argv[3:]:
+        if (index / (name + ".control")).exists():
+            print((index / (name + ".control")).read_text(), end="\\n\\n")
+"""
+
+APT_GET = """#!{python}
+import os, pathlib, shutil, sys, time
+archive = pathlib.Path({archive!r})
+def log(*words):
+    with (archive / "log").open("a") as file:
+        print(*words, file=file)
+if (archive / "offline").exists():
+    sys.exit("E: Failed to fetch: Could not resolve the host")
+if (archive / "full").exists():
+    sys.exit("E: You don't have enough free space in /var/cache/apt/archives/.")
+wanted = [word for word in sys.argv[1:] if "=" in word and "::" not in word]
+log("apt-get", *sys.argv[1:])
+(archive / "pid").write_text(str(os.getpid()))
+for number, want in enumerate(wanted):
+    name, version = want.split("=")
+    source = archive / (name + ".deb")
+    there = pathlib.Path(name + "_" + version.replace(":", "%3a") + "_amd64.deb")
+    if there.exists() and there.read_bytes() == source.read_bytes():
+        log("kept", name)
+        continue
+    shutil.copy(source, there)
+    log("fetched", name)
+    if number == 0 and (archive / "hang-after-first").exists():
+        time.sleep(60)
+"""
+
+DEPMOD = """#!/bin/sh
+# depmod -b TREE RELEASE
+test "$1" = -b || exit 2
+cd "$2/lib/modules/$3" && find kernel -name '*.ko' | sed 's/$/:/' >modules.dep
+"""
+
+
+def static_elf(*, interpreter: bool = False) -> bytes:
+    """The smallest file that looks like a program, with one segment and perhaps a PT_INTERP."""
+    kinds = [1, 3] if interpreter else [1]
+    head = bytearray(64)
+    head[:8] = bytes.fromhex("7f454c4602010100")
+    head[32:40] = (64).to_bytes(8, "little")
+    head[54:56] = (56).to_bytes(2, "little")
+    head[56:58] = len(kinds).to_bytes(2, "little")
+    total = 64 + 56 * len(kinds) + 100
+    for kind in kinds:
+        segment = bytearray(56)
+        segment[:4] = kind.to_bytes(4, "little")
+        segment[32:40] = total.to_bytes(8, "little")
+        head += segment
+    return bytes(head) + b"x" * 100
+
+
+class FakeDebian:
+    """The archive. Make one, `install` it in front of PATH, add kernels."""
+
+    def __init__(self, where: Path) -> None:
+        self.where = where
+        self.lists = where / "lists"
+        (where / "index").mkdir(parents=True)
+        (where / "bin").mkdir()
+        self.lists.mkdir()
+        (self.lists / "mirror_dists_bookworm_Packages.lz4").touch()
+        (where / "index" / "names").touch()
+        for name, text in (("apt-cache", APT_CACHE), ("apt-get", APT_GET), ("depmod", DEPMOD)):
+            program = where / "bin" / name
+            program.write_text(text.format(python=sys.executable, archive=str(where)))
+            program.chmod(0o755)
+
+    @property
+    def path(self) -> str:
+        return f"{self.where / 'bin'}{os.pathsep}{os.environ['PATH']}"
+
+    def log(self) -> list[str]:
+        file = self.where / "log"
+        return file.read_text().splitlines() if file.exists() else []
+
+    def kill_apt(self) -> None:
+        """Kill the apt-get that runs, as a power cut would, and anything but gently."""
+        os.kill(int((self.where / "pid").read_text()), signal.SIGKILL)
+
+    def switch(self, name: str, on: bool = True) -> None:
+        if on:
+            (self.where / name).touch()
+        else:
+            (self.where / name).unlink()
+
+    def lists_changed(self) -> None:
+        now = self.lists.stat().st_mtime_ns
+        os.utime(self.lists, ns=(now, now + 10**9))
+
+    def add(self, name: str, version: str, files: dict[str, str | bytes], *, depends: str = "") -> None:
+        root = self.where / "build" / name
+        shutil.rmtree(root, ignore_errors=True)
+        for path, content in files.items():
+            target = root / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, str) and content.startswith("-> "):
+                target.symlink_to(content.removeprefix("-> "))
+            elif isinstance(content, str):
+                target.write_text(content)
+            else:
+                target.write_bytes(content)
+        control = f"Package: {name}\nVersion: {version}\nArchitecture: amd64\nMaintainer: nobody <n@example>\n"
+        control += f"Depends: {depends}\n" if depends else ""
+        control += "Installed-Size: 64\nDescription: a package of the tests\n"
+        (root / "DEBIAN").mkdir(parents=True, exist_ok=True)
+        (root / "DEBIAN" / "control").write_text(control)
+        deb = self.where / f"{name}.deb"
+        subprocess.run(
+            ["dpkg-deb", "-Zgzip", "--root-owner-group", "-b", root, deb],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            timeout=30,
+        )
+        size = deb.stat().st_size
+        (self.where / "index" / f"{name}.control").write_text(control + f"Filename: {deb.name}\nSize: {size}\n")
+        self.add_name(name)
+
+    def add_name(self, name: str) -> None:
+        """A name without a package, as an archive that has moved on leaves them."""
+        with (self.where / "index" / "names").open("a") as names:
+            print(name, file=names)
+
+    def remove(self, name: str) -> None:
+        (self.where / "index" / f"{name}.control").unlink()
+
+    def add_kernel(
+        self,
+        abi: str,
+        version: str,
+        *,
+        kbuild: str = "",
+        config: str = CONFIG,
+        makefile: str = "include /usr/src/linux-headers-{common}/Makefile\n",
+    ) -> None:
+        common = abi.removesuffix("-amd64") + "-common"
+        kbuild = kbuild or f"linux-kbuild-{abi.removesuffix('-amd64')}"
+        xyz = version.split("-", maxsplit=1)[0]
+        modules = f"lib/modules/{abi}"
+        headers = f"usr/src/linux-headers-{abi}"
+        self.add(
+            f"linux-image-{abi}",
+            version,
+            {
+                f"boot/vmlinuz-{abi}": b"image of " + version.encode(),
+                f"boot/config-{abi}": config.format(version=xyz),
+                f"boot/System.map-{abi}": "ffff T _text\n",
+                f"{modules}/kernel/arch/x86/kvm/kvm-amd.ko": b"kvm-amd " * 9,
+                f"{modules}/kernel/drivers/crypto/ccp/ccp.ko": b"ccp",
+                f"{modules}/kernel/drivers/gpu/drm/huge.ko": b"not in a lab",
+                f"{modules}/modules.builtin": "",
+                f"usr/share/doc/linux-image-{abi}/copyright": "words",
+            },
+        )
+        self.add(
+            f"linux-headers-{abi}",
+            version,
+            {
+                f"{headers}/Makefile": makefile.format(common=common),
+                f"{headers}/.config": config.format(version=xyz),
+                f"{headers}/Module.symvers": "0x0\tsymbol\tvmlinux\tEXPORT_SYMBOL\n",
+                f"{modules}/build": f"-> /usr/src/linux-headers-{abi}",
+                f"{modules}/source": f"-> /usr/src/linux-headers-{common}",
+            },
+            depends=f"linux-headers-{common} (= {version}), {kbuild} (>= {version}), linux-compiler-gcc-12-x86",
+        )
+        self.add(f"linux-headers-{common}", version, {f"usr/src/linux-headers-{common}/Makefile": "all:\n"})
+        self.add(kbuild, version, {f"usr/lib/{kbuild}/scripts/mod/modpost": b"modpost"})
+
+
+def use(monkeypatch: pytest.MonkeyPatch, archive: FakeDebian, cache: Path) -> None:
+    """Point the code under test at the archive and at a cache of its own."""
+    monkeypatch.setenv("PATH", archive.path)
+    monkeypatch.setenv("SEVCHAOS_CACHE", str(cache))
+    monkeypatch.setattr(debian, "APT_LISTS", archive.lists)

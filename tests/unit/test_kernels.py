@@ -1,0 +1,368 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from chaos.errors import HostLacks, NoKernel, NoSpace, UsageError
+from chaos.lab import cache, fetched
+from chaos.lab.kernels import Kernel, find_busybox, find_kernel
+from tests.unit.fake_debian import CONFIG, FakeDebian, static_elf, use
+
+pytestmark = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="there is no dpkg-deb here")
+FORK = multiprocessing.get_context("fork")
+OLD, NEW = "6.1.0-47-amd64", "6.1.0-56-amd64"
+
+
+@pytest.fixture
+def debian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDebian:
+    archive = FakeDebian(tmp_path / "archive")
+    archive.add_kernel(NEW, "6.1.192-2", kbuild="linux-kbuild-6.1")
+    use(monkeypatch, archive, tmp_path / "cache")
+    return archive
+
+
+class Said(list[str]):
+    """What was said."""
+
+    def __call__(self, message: str) -> None:
+        self.append(message)
+
+    def __contains__(self, part: object) -> bool:
+        return any(str(part) in message for message in self)
+
+
+@pytest.fixture
+def said() -> Said:
+    return Said()
+
+
+def fetches(archive: FakeDebian) -> list[str]:
+    return [line for line in archive.log() if line.startswith("fetched ")]
+
+
+# What a fetched kernel is
+
+
+def test_a_series_is_fetched_unpacked_and_described(debian: FakeDebian, said: Said) -> None:
+    kernel = find_kernel("debian:6.1", say=said)
+    assert (kernel.source, kernel.release, kernel.version) == ("debian:6.1", NEW, "6.1.192")
+    assert kernel.image.read_bytes() == b"image of 6.1.192-2"
+    assert (kernel.modules / "kernel/arch/x86/kvm/kvm-amd.ko").is_file()
+    assert (kernel.modules / "modules.dep").is_file()
+    assert "fetching kernel 6.1.0-56-amd64: linux-image-6.1.0-56-amd64, linux-headers" in said
+    assert len(fetches(debian)) == 4
+
+
+def test_kbuild_is_whatever_the_headers_ask_for(debian: FakeDebian, said: Said) -> None:
+    debian.add_kernel("6.12.117+deb12-amd64", "6.12.117-1~deb12u1")
+    kernel = find_kernel("debian:6.12", say=said)
+    assert kernel.version == "6.12.117"
+    assert "fetched linux-kbuild-6.12.117+deb12" in fetches(debian)
+    assert "fetched linux-kbuild-6.1" not in fetches(debian)
+
+
+def test_the_headers_work_where_they_stand(debian: FakeDebian, said: Said, tmp_path: Path) -> None:
+    kernel = find_kernel("debian:6.1", say=said)
+    assert subprocess.run(["make", "-s", "-C", kernel.build], timeout=30, check=False).returncode == 0
+    assert (kernel.modules / "build").resolve() == kernel.build
+    shutil.move(kernel.build.parents[2], tmp_path / "elsewhere")  # nothing in it knows where it is
+    moved = tmp_path / "elsewhere" / "usr" / "src" / kernel.build.name
+    assert subprocess.run(["make", "-s", "-C", moved], timeout=30, check=False).returncode == 0
+
+
+def test_only_what_a_lab_needs_is_kept(debian: FakeDebian, said: Said) -> None:
+    kernel = find_kernel("debian:6.1", say=said)
+    entry = kernel.image.parents[1]
+    assert not (entry / "usr" / "share").exists()
+    assert not (kernel.modules / "kernel" / "drivers" / "gpu").exists()
+    assert [e.path for e in cache.entries()] == [entry]  # no archives, no staging
+    assert not list(entry.rglob("*.deb"))
+
+
+def test_the_identity_is_of_the_contents_and_not_of_the_place(
+    debian: FakeDebian, said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = find_kernel("debian:6.1", say=said)
+    monkeypatch.setenv("SEVCHAOS_CACHE", str(tmp_path / "other"))
+    again = find_kernel(f"debian:{NEW}", say=said)
+    assert again.image != first.image
+    assert again.identity == first.identity
+    monkeypatch.setenv("SEVCHAOS_CACHE", str(tmp_path / "third"))
+    debian.add_kernel(NEW, "6.1.192-3", kbuild="linux-kbuild-6.1")
+    assert find_kernel("debian:6.1", say=said).identity != first.identity
+
+
+# Which kernel
+
+
+def test_the_newest_abi_is_the_highest_number_not_the_last_word(debian: FakeDebian, said: Said) -> None:
+    debian.add_kernel("6.1.0-100-amd64", "6.1.200-1", kbuild="linux-kbuild-6.1")
+    for other in ("6.1.0-101-cloud-amd64", "6.1.0-101-rt-amd64", "6.1.0-101-amd64-unsigned", "6.1-amd64"):
+        debian.add_name(f"linux-image-{other}")
+    debian.add_name("linux-image-6.1.0-102-amd64")  # a name that has outlived its package
+    assert find_kernel("debian:6.1", say=said).release == "6.1.0-100-amd64"
+
+
+def test_one_by_its_abi(debian: FakeDebian, said: Said) -> None:
+    debian.add_kernel(OLD, "6.1.170-1", kbuild="linux-kbuild-6.1")
+    kernel = find_kernel(f"debian:{OLD}", say=said)
+    assert (kernel.release, kernel.version) == (OLD, "6.1.170")
+
+
+def test_an_abi_in_the_cache_needs_no_apt(debian: FakeDebian, said: Said) -> None:
+    first = find_kernel(f"debian:{NEW}", say=said)
+    for name in (f"linux-image-{NEW}", f"linux-headers-{NEW}"):
+        debian.remove(name)
+    before = debian.log()
+    assert find_kernel(f"debian:{NEW}", say=pytest.fail) == first
+    assert debian.log() == before
+
+
+def test_apt_is_asked_again_only_when_its_lists_have_changed(debian: FakeDebian, said: Said) -> None:
+    first = find_kernel("debian:6.1", say=said)
+    before = debian.log()
+    assert find_kernel("debian:6.1", say=pytest.fail) == first
+    assert debian.log() == before
+    debian.add_kernel("6.1.0-57-amd64", "6.1.193-1", kbuild="linux-kbuild-6.1")
+    assert find_kernel("debian:6.1", say=pytest.fail) == first
+    debian.lists_changed()
+    assert find_kernel("debian:6.1", say=said).version == "6.1.193"
+
+
+def test_without_a_network_an_older_cached_one_does_and_it_is_said(debian: FakeDebian, said: Said) -> None:
+    first = find_kernel("debian:6.1", say=said)
+    debian.add_kernel("6.1.0-57-amd64", "6.1.193-1", kbuild="linux-kbuild-6.1")
+    debian.lists_changed()
+    debian.switch("offline")
+    assert find_kernel("debian:6.1", say=said) == first
+    assert "6.1.0-57-amd64 cannot be had" in said
+    assert f"using {NEW} from the cache" in said
+
+
+def test_a_series_that_the_archive_dropped_is_taken_from_the_cache(debian: FakeDebian, said: Said) -> None:
+    first = find_kernel("debian:6.1", say=said)
+    debian.remove(f"linux-image-{NEW}")
+    debian.lists_changed()
+    assert find_kernel("debian:6.1", say=said) == first
+    assert f"using {NEW} from the cache" in said
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize(
+    "bad", ["", "debian", "debian:", "debian:6", "debian:bookworm", "debian:6.1.0-56-arm64", "6.1", "installed:"]
+)
+def test_a_source_that_can_be_none_is_refused_with_what_is_allowed(debian: FakeDebian, bad: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        find_kernel(bad)
+    assert "debian:6.1" in caught.value.remedy
+    assert debian.log() == []
+
+
+def test_an_unknown_series_names_the_known_kernels(debian: FakeDebian) -> None:
+    with pytest.raises(NoKernel, match=r"apt knows no 5\.10 kernel; it knows 6\.1\.0-56-amd64") as caught:
+        find_kernel("debian:5.10")
+    assert "apt-get update" in caught.value.remedy
+
+
+def test_apt_without_lists_is_told_from_apt_without_the_kernel(debian: FakeDebian) -> None:
+    for path in debian.lists.iterdir():
+        path.unlink()
+    with pytest.raises(NoKernel, match="never fetched") as caught:
+        find_kernel("debian:5.10")
+    assert "apt-get update" in caught.value.remedy
+
+
+def test_without_apt_the_other_ways_are_named(debian: FakeDebian, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(debian.where / "nothing"))
+    with pytest.raises(NoKernel, match="this machine has none") as caught:
+        find_kernel("debian:6.1")
+    for way in ("running", "installed:", "build tree"):
+        assert way in caught.value.remedy
+
+
+def test_every_missing_option_is_named_with_its_purpose(debian: FakeDebian, said: Said) -> None:
+    config = CONFIG.replace("CONFIG_KVM_AMD=m", "CONFIG_KVM_AMD=y")
+    config = config.replace("CONFIG_CGROUP_MISC=y", "# CONFIG_CGROUP_MISC is not set")
+    config += "CONFIG_MODULE_SIG_FORCE=y\n"
+    debian.add_kernel(OLD, "6.1.170-1", kbuild="linux-kbuild-6.1", config=config)
+    with pytest.raises(NoKernel) as caught:
+        find_kernel(f"debian:{OLD}", say=said)
+    message = caught.value.message
+    assert "CONFIG_KVM_AMD=m (it has y): the code under test" in message
+    assert "CONFIG_CGROUP_MISC=y (it has n): the misc controller" in message
+    assert "CONFIG_MODULE_SIG_FORCE=n (it has y)" in message
+    assert message.count("CONFIG_") == 3
+
+
+def test_headers_of_an_unknown_layout_are_refused(debian: FakeDebian, said: Said) -> None:
+    debian.add_kernel(OLD, "6.1.170-1", kbuild="linux-kbuild-6.1", makefile="include somewhere/Makefile\n")
+    with pytest.raises(NoKernel, match="not laid out"):
+        find_kernel(f"debian:{OLD}", say=said)
+
+
+def test_a_full_disk_as_apt_says_it(debian: FakeDebian, said: Said) -> None:
+    debian.switch("full")
+    with pytest.raises(NoSpace, match=r"kernel 6\.1\.0-56-amd64 needs"):
+        find_kernel("debian:6.1", say=said)
+
+
+def test_space_is_looked_at_before_fetching(debian: FakeDebian, said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(NoSpace, match=r"needs .* MB in .*, and 0\.0 MB are free"):
+        find_kernel("debian:6.1", say=said)
+    assert fetches(debian) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system takes root")
+def test_a_disk_that_becomes_full_while_unpacking(
+    debian: FakeDebian, said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)]
+    if subprocess.run(mount, timeout=30, check=False).returncode != 0:
+        pytest.skip("a tmpfs may not be mounted here")
+    try:
+        monkeypatch.setenv("SEVCHAOS_CACHE", str(small / "cache"))
+        monkeypatch.setattr(cache, "check_space", lambda *_: None)
+        with pytest.raises(NoSpace, match="full"):
+            find_kernel("debian:6.1", say=said)
+    finally:
+        subprocess.run(["umount", "-l", small], timeout=30, check=True)
+
+
+# Interrupted, at once, damaged
+
+
+def fetch_in_background(archive: FakeDebian) -> multiprocessing.process.BaseProcess:
+    process = FORK.Process(target=find_kernel, args=("debian:6.1",))
+    process.start()
+    deadline = time.monotonic() + 20
+    while not fetches(archive):
+        assert time.monotonic() < deadline, "the fetch did not begin"
+        time.sleep(0.01)
+    return process
+
+
+def test_a_killed_fetch_is_resumed(debian: FakeDebian, said: Said) -> None:
+    debian.switch("hang-after-first")
+    process = fetch_in_background(debian)
+    process.kill()
+    process.join(10)
+    debian.kill_apt()  # it has outlived its starter, and holds the lock
+    kernel = find_kernel("debian:6.1", say=said)
+    assert kernel.image.is_file()
+    assert "of them here already" in said
+    assert f"kept linux-image-{NEW}" in debian.log()
+    assert fetches(debian).count(f"fetched linux-image-{NEW}") == 1
+
+
+def test_a_killed_unpacking_is_begun_anew(debian: FakeDebian, said: Said) -> None:
+    rest = cache.staging("kernels", f"{NEW}_6.1.192-2") / "tree"
+    (rest / "lib" / "modules" / NEW / "kernel").mkdir(parents=True)
+    (rest / "lib" / "modules" / NEW / "kernel" / "half.ko").touch()
+    kernel = find_kernel("debian:6.1", say=said)
+    assert not list(kernel.modules.rglob("half.ko"))
+
+
+def test_who_waited_takes_over_from_one_that_failed(debian: FakeDebian) -> None:
+    debian.switch("hang-after-first")
+    first = fetch_in_background(debian)
+    second = FORK.Process(target=find_kernel, args=("debian:6.1",))
+    second.start()
+    time.sleep(0.3)  # not needed for the result to be right; it makes a wrong one likelier
+    assert second.is_alive()
+    debian.kill_apt()
+    first.join(20)
+    second.join(20)
+    assert (first.exitcode, second.exitcode) == (1, 0)
+    assert len(fetches(debian)) == 4
+
+
+def test_many_at_once(debian: FakeDebian) -> None:
+    together = [FORK.Process(target=find_kernel, args=("debian:6.1",)) for _ in range(4)]
+    for process in together:
+        process.start()
+    for process in together:
+        process.join(30)
+    assert [process.exitcode for process in together] == [0, 0, 0, 0]
+    assert len(fetches(debian)) == 4  # four packages, each once
+
+
+@pytest.mark.parametrize(
+    ("damage", "word"),
+    [
+        (lambda k: k.image.write_bytes(b"short"), "boot/vmlinuz-6.1.0-56-amd64 has 5 bytes instead of 18"),
+        (lambda k: (k.modules / "kernel/arch/x86/kvm/kvm-amd.ko").unlink(), "a module is missing"),
+        (lambda k: (k.build / "Makefile").unlink(), "Makefile is missing"),
+        (lambda k: (k.image.parents[1] / "manifest.json").write_text("{"), "manifest cannot be read"),
+        (lambda k: (k.image.parents[1] / "manifest.json").unlink(), "manifest cannot be read"),
+    ],
+    ids=["image", "module", "headers", "manifest", "no manifest"],
+)
+@pytest.mark.parametrize("source", ["debian:6.1", f"debian:{NEW}"])
+def test_a_damaged_entry_is_noticed_and_fetched_again(
+    debian: FakeDebian, said: Said, source: str, damage: object, word: str
+) -> None:
+    assert callable(damage)
+    first = find_kernel(source, say=said)
+    damage(first)
+    assert find_kernel(source, say=said) == first
+    assert word in said
+    assert "has to be fetched again" in said
+    assert first.image.read_bytes() == b"image of 6.1.192-2"
+    assert find_kernel(source, say=pytest.fail) == first
+
+
+def test_an_entry_of_another_layout_is_fetched_again(
+    debian: FakeDebian, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = find_kernel("debian:6.1", say=said)
+    monkeypatch.setattr(fetched, "_LAYOUT", fetched._LAYOUT + 1)
+    assert find_kernel("debian:6.1", say=said).identity != first.identity
+    assert "it has layout" in said
+
+
+# Busybox
+
+
+def test_busybox_is_fetched_once_and_again_when_damaged(debian: FakeDebian, said: Said) -> None:
+    debian.add("busybox-static", "1:1.35.0-4", {"bin/busybox": static_elf()})
+    path = find_busybox(say=said)
+    assert path.read_bytes() == static_elf()
+    assert find_busybox(say=pytest.fail) == path
+    path.write_bytes(static_elf()[:-50])
+    assert find_busybox(say=said) == path
+    assert "damaged" in said
+    assert path.read_bytes() == static_elf()
+
+
+def test_a_busybox_that_needs_libraries_will_not_do(
+    debian: FakeDebian, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "bin"
+    own.mkdir()
+    monkeypatch.setenv("PATH", str(own))
+    (own / "busybox").write_bytes(static_elf(interpreter=True))
+    (own / "busybox").chmod(0o755)
+    with pytest.raises(HostLacks, match="statically linked busybox"):
+        find_busybox()
+    (own / "busybox").write_bytes(static_elf())
+    assert find_busybox() == own / "busybox"
+
+
+def test_a_kernel_is_a_value(debian: FakeDebian, said: Said) -> None:
+    kernel = find_kernel("debian:6.1", say=said)
+    assert isinstance(kernel, Kernel)
+    with pytest.raises(AttributeError):
+        kernel.release = "other"  # type: ignore[misc]
