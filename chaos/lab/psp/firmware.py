@@ -89,16 +89,21 @@ class Firmware:
 
     def read(self, address: int, length: int) -> bytes:
         """Bytes of the machine's memory. BadAddress outside of it, and in the TMR, which nobody may name."""
-        return self.memory.read(self._physical(address, length), length)
+        return self.memory.read(self._reachable(address, length), length)
 
     def write(self, address: int, data: bytes) -> None:
         """The same, the other way."""
-        self.memory.write(self._physical(address, len(data)), data)
+        self.memory.write(self._reachable(address, len(data)), data)
 
-    def _physical(self, address: int, length: int) -> int:
-        # KVM sets the C-bit on the guest addresses of SEND_ and RECEIVE_UPDATE_DATA whatever the state of SME
-        # (`sev_me_mask`); it is not part of the address.
-        address &= ~(1 << self.config.c_bit)
+    def physical(self, address: int) -> int:
+        """`address` without its C-bit, which is no part of it.
+
+        KVM sets it on the guest addresses of SEND_ and RECEIVE_UPDATE_DATA whatever the state of SME (`sev_me_mask`).
+        """
+        return address & ~(1 << self.config.c_bit)
+
+    def _reachable(self, address: int, length: int) -> int:
+        address = self.physical(address)
         if self.tmr is not None and address < self.tmr.stop and address + length > self.tmr.start:
             raise BadAddress(address, length)
         return address
@@ -121,23 +126,30 @@ class Firmware:
         """The guest that has `asid`, or None."""
         return next((guest for guest in self.guests.values() if guest.asid == asid), None)
 
-    def free_handle(self) -> int:
+    def _free_handle(self) -> int:
         """The lowest handle nobody has. Handles come back at once, as in AMD's firmware."""
         for handle in range(1, self.config.max_guests + 1):
             if handle not in self.guests:
                 return handle
         raise Refused(Status.RESOURCE_LIMIT)
 
-    def admit(self, guest: Guest, shared_handle: int) -> None:
-        """Check a new guest's policy against the platform and the guest whose key it wants, and take it in."""
+    def admit(self, guest: Guest, shared_handle: int) -> int:
+        """Check a new guest against the platform and the guest whose key it wants, take it in, return its handle."""
         if shared_handle:
             shared = self.guest(shared_handle)
             if guest.policy != shared.policy or guest.policy & Policy.NOKS:
                 raise Refused(Status.POLICY_FAILURE)
+        handle = self._free_handle()
         if guest.policy & Policy.ES and not self.es_enabled:
             raise Refused(Status.UNSUPPORTED)
-        self.guests[guest.handle] = guest
+        self.guests[handle] = msgspec.structs.replace(guest, handle=handle)
         self.platform = PlatformState.WORKING
+        return handle
+
+    def known_identity(self) -> Identity:
+        """The identity, which there is in every state but UNINIT."""
+        assert self.identity is not None
+        return self.identity
 
     def deactivate(self, guest: Guest) -> Guest:
         """`guest` without its ASID, which is dirty from now on."""

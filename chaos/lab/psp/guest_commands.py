@@ -11,13 +11,13 @@ VMSA (its checksum in the TMR) is not modelled either.
 from __future__ import annotations
 
 import hashlib
-import hmac
 from dataclasses import replace
 from struct import pack
 
 import msgspec
 
-from chaos.lab.psp.buffers import Activate, Debug, GuestStatus, Handle, Region, Start
+from chaos.lab.psp import certs, curve, sessions
+from chaos.lab.psp.buffers import Activate, Attestation, Debug, GuestStatus, Handle, Region, Start
 from chaos.lab.psp.firmware import Firmware
 from chaos.lab.psp.numbers import (
     API_MAJOR,
@@ -25,14 +25,14 @@ from chaos.lab.psp.numbers import (
     BUILD,
     MEASUREMENT_SIZE,
     PAGE_SIZE,
+    REPORT_SIZE,
     GuestState,
     PlatformState,
     Policy,
     Status,
 )
 from chaos.lab.psp.state import ZERO_KEY, Guest, Refused
-
-MEASUREMENT_CONTEXT = 0x04
+from chaos.lab.psp.transport_commands import session_channel
 
 
 def decommission(firmware: Firmware, request: Handle) -> None:
@@ -82,11 +82,11 @@ def guest_status(firmware: Firmware, request: GuestStatus) -> GuestStatus:
 
 def launch_start(firmware: Firmware, request: Start) -> Start:
     firmware.need(PlatformState.INIT, PlatformState.WORKING)
-    tek, tik = ZERO_KEY, ZERO_KEY
-    handle = firmware.free_handle()
-    guest = Guest(handle=handle, policy=request.policy, state=GuestState.LAUNCH_UPDATE, tek=tek, tik=tik)
-    firmware.admit(guest, request.handle)
-    return replace(request, handle=handle)
+    channel = sessions.Channel(ZERO_KEY, ZERO_KEY)
+    if request.cert_address:
+        channel = session_channel(firmware, request)
+    guest = Guest(handle=0, policy=request.policy, state=GuestState.LAUNCH_UPDATE, tek=channel.tek, tik=channel.tik)
+    return replace(request, handle=firmware.admit(guest, request.handle))
 
 
 def launch_update_data(firmware: Firmware, request: Region) -> None:
@@ -116,7 +116,7 @@ def _launch_update(firmware: Firmware, request: Region, *, vmsa: bool) -> None:
     )
 
 
-def launch_measure(firmware: Firmware, request: Region) -> Region | None:
+def launch_measure(firmware: Firmware, request: Region) -> None:
     """Writes 32 bytes of HMAC-SHA-256 under the TIK, then the 16 of the nonce that went into it."""
     firmware.need(PlatformState.WORKING)
     guest = firmware.guest(request.handle, GuestState.LAUNCH_UPDATE)
@@ -124,24 +124,36 @@ def launch_measure(firmware: Firmware, request: Region) -> Region | None:
         raise Refused(Status.INVALID_LEN, replace(request, length=MEASUREMENT_SIZE))
     digest = hashlib.sha256(b"".join(guest.measured)).digest()
     nonce = firmware.rng.take(16)
-    message = pack("<BBBBI", MEASUREMENT_CONTEXT, API_MAJOR, API_MINOR, BUILD, guest.policy) + digest + nonce
-    measurement = hmac.digest(guest.tik, message, hashlib.sha256)
+    version = (API_MAJOR, API_MINOR, BUILD)
+    measurement = sessions.measurement(guest.tik, version, guest.policy, digest, nonce)
     firmware.write(request.address, measurement + nonce)
     firmware.guests[guest.handle] = msgspec.structs.replace(
         guest, state=GuestState.LAUNCH_SECRET, measured=(), digest=digest, measurement=measurement
     )
-    return None
 
 
 def launch_finish(firmware: Firmware, request: Handle) -> None:
+    """The channel to the owner is closed for good: no secrets after this."""
     firmware.need(PlatformState.WORKING)
     guest = firmware.guest(request.handle, GuestState.LAUNCH_SECRET)
-    firmware.guests[guest.handle] = _closed(guest, GuestState.RUNNING)
+    firmware.guests[guest.handle] = msgspec.structs.replace(
+        guest, state=GuestState.RUNNING, tek=ZERO_KEY, tik=ZERO_KEY, measurement=bytes(32)
+    )
 
 
-def _closed(guest: Guest, state: GuestState) -> Guest:
-    """`guest` in its next state, its channel to the owner forgotten."""
-    return msgspec.structs.replace(guest, state=state, tek=ZERO_KEY, tik=ZERO_KEY, measurement=bytes(32))
+def attestation_report(firmware: Firmware, request: Attestation) -> Attestation:
+    """Nonce 16, launch digest 32, policy 4, and over these an ECDSA signature of the PEK: REPORT_SIZE bytes."""
+    firmware.need(PlatformState.WORKING)
+    guest = firmware.guest(
+        request.handle, GuestState.LAUNCH_SECRET, GuestState.RUNNING, GuestState.SEND_UPDATE, GuestState.SENT
+    )
+    if request.length < REPORT_SIZE:
+        raise Refused(Status.INVALID_LEN, replace(request, length=REPORT_SIZE))
+    signed = request.nonce + guest.digest + pack("<I", guest.policy)
+    r, s = curve.sign(firmware.known_identity().pek, signed)
+    signature = pack("<III", certs.Usage.PEK, certs.Algorithm.ECDSA_SHA256, 0)
+    firmware.write(request.address, signed + signature + r.to_bytes(72, "little") + s.to_bytes(72, "little"))
+    return replace(request, length=REPORT_SIZE)
 
 
 def debug_copy(firmware: Firmware, request: Debug) -> None:

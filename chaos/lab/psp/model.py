@@ -14,16 +14,23 @@ from typing import Any, Final
 
 from chaos.lab.psp import guest_commands as guest
 from chaos.lab.psp import platform_commands as platform
+from chaos.lab.psp import transport_commands as transport
 from chaos.lab.psp.buffers import (
     Activate,
+    Attestation,
+    Blob,
     Buffer,
     Debug,
     GuestStatus,
     Handle,
     Init,
+    InitEx,
+    Packet,
     PlatformStatus,
     Region,
+    SendStart,
     Start,
+    TwoBlobs,
 )
 from chaos.lab.psp.firmware import Firmware
 from chaos.lab.psp.memory import BadAddress
@@ -64,8 +71,17 @@ class Outcome:
 TABLE: Final[dict[int, Entry]] = {
     Command.INIT: Entry(platform.init, Init),
     Command.SHUTDOWN: Entry(platform.shutdown),
+    Command.FACTORY_RESET: Entry(platform.factory_reset),
     Command.PLATFORM_STATUS: Entry(platform.platform_status, PlatformStatus, Use.OUT),
+    Command.PEK_GEN: Entry(platform.pek_gen),
+    Command.PEK_CSR: Entry(platform.pek_csr, Blob, Use.LENGTHS),
+    Command.PEK_CERT_IMPORT: Entry(platform.pek_cert_import, TwoBlobs),
+    Command.PDH_CERT_EXPORT: Entry(platform.pdh_cert_export, TwoBlobs, Use.LENGTHS),
+    Command.PDH_GEN: Entry(platform.pdh_gen),
     Command.DF_FLUSH: Entry(platform.df_flush),
+    Command.DOWNLOAD_FIRMWARE: Entry(platform.download_firmware, Blob),
+    Command.GET_ID: Entry(platform.get_id, Blob, Use.LENGTHS),
+    Command.INIT_EX: Entry(platform.init_ex, InitEx),
     Command.NOP: Entry(platform.nop),
     Command.DECOMMISSION: Entry(guest.decommission, Handle),
     Command.ACTIVATE: Entry(guest.activate, Activate),
@@ -75,7 +91,18 @@ TABLE: Final[dict[int, Entry]] = {
     Command.LAUNCH_UPDATE_DATA: Entry(guest.launch_update_data, Region),
     Command.LAUNCH_UPDATE_VMSA: Entry(guest.launch_update_vmsa, Region),
     Command.LAUNCH_MEASURE: Entry(guest.launch_measure, Region, Use.LENGTHS),
+    Command.LAUNCH_UPDATE_SECRET: Entry(transport.launch_secret, Packet),
     Command.LAUNCH_FINISH: Entry(guest.launch_finish, Handle),
+    Command.ATTESTATION_REPORT: Entry(guest.attestation_report, Attestation, Use.LENGTHS),
+    Command.SEND_START: Entry(transport.send_start, SendStart, Use.LENGTHS),
+    Command.SEND_UPDATE_DATA: Entry(transport.send_update_data, Packet, Use.LENGTHS),
+    Command.SEND_UPDATE_VMSA: Entry(transport.send_update_vmsa, Packet, Use.LENGTHS),
+    Command.SEND_FINISH: Entry(transport.send_finish, Handle),
+    Command.SEND_CANCEL: Entry(transport.send_cancel, Handle),
+    Command.RECEIVE_START: Entry(transport.receive_start, Start, Use.IN_OUT),
+    Command.RECEIVE_UPDATE_DATA: Entry(transport.receive_update_data, Packet),
+    Command.RECEIVE_UPDATE_VMSA: Entry(transport.receive_update_vmsa, Packet),
+    Command.RECEIVE_FINISH: Entry(transport.receive_finish, Handle),
     Command.DBG_DECRYPT: Entry(guest.debug_copy, Debug),
     Command.DBG_ENCRYPT: Entry(guest.debug_copy, Debug),
 }
