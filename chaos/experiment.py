@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import yaml
@@ -171,6 +171,14 @@ class Experiment(_Part, frozen=True, kw_only=True):
     def keys(self) -> frozenset[str]:
         """Keys of the misc controller that it needs capacity of."""
         return frozenset(vm.kind.key for vm in self.vms.values() if vm.kind is not Kind.PLAIN)
+
+
+class Order(_Part, frozen=True, kw_only=True):
+    """What a runner reads, one JSON object a line: carry this out. `seed` is the run's only source of chance."""
+
+    experiment: Experiment
+    seed: int
+    host: Literal["lab", "local"]
 
 
 _encoder = msgspec.json.Encoder()

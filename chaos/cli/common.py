@@ -16,6 +16,8 @@ import click
 
 from chaos.errors import LabFailed, SevchaosError
 
+Say = Callable[[str], None]
+
 DEFAULT_KERNEL = "debian:6.12"
 
 
@@ -24,7 +26,7 @@ def say(message: str) -> None:
     click.echo(click.style("· ", dim=True) + message, err=True)
 
 
-def _silent(_: str) -> None:
+def silent(_: str) -> None:
     pass
 
 
@@ -94,7 +96,7 @@ def lab_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
         sev, es = asids
         wish = Wish(kernel=kernel, sev_asids=sev, es_asids=es, cpus=cpus, memory=memory, cold=cold)
-        return command(wish=wish, say=_silent if quiet else say, **others)
+        return command(wish=wish, say=silent if quiet else say, **others)
 
     for option in reversed(options):
         gathered = option(gathered)

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`sevchaos run`: carry experiments out, and judge them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import click
+
+import experiments
+from chaos import findings, verdict
+from chaos.cli.common import DEFAULT_KERNEL, Asids, Memory, say, silent
+from chaos.conduct import Conducted, conduct
+from chaos.errors import KernelPanicked, UsageError
+from chaos.experiment import Experiment
+from chaos.history import Invoke, Record
+from chaos.host import Host, LabHost, LocalHost
+
+Tell = Callable[[str, str], None]  # which run, and what it is doing
+
+
+@click.command("run")
+@click.argument("names", nargs=-1, required=True, metavar="NAME…")
+@click.option(
+    "--host",
+    type=click.Choice(["lab", "local"]),
+    default="lab",
+    show_default=True,
+    help="Where: in the lab, or on this machine with its own SEV.",
+)
+@click.option(
+    "--kernel",
+    "kernels",
+    multiple=True,
+    metavar="K",
+    help=f"Kernel of the lab, see `sevchaos lab run --help`. Repeatable. [default: {DEFAULT_KERNEL}]",
+)
+@click.option("--seed", type=click.IntRange(0, (1 << 63) - 1), help="Only source of chance. [default: a random one]")
+@click.option("--json", "as_json", is_flag=True, help="Verdicts as JSON on stdout.")
+@click.option(
+    "--accept-known",
+    is_flag=True,
+    help="Deviations that match a written finding, and questions an experiment says it cannot ask, do not "
+    "count against the exit code. They are shown all the same.",
+)
+@click.option(
+    "--runs",
+    type=click.Path(file_okay=False, path_type=Path),
+    default="runs",
+    show_default=True,
+    help="Where run directories go.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(1, 86400),
+    default=300.0,
+    show_default=True,
+    metavar="S",
+    help="Of each run, in seconds.",
+)
+@click.option("--asids", type=Asids(), default="8:7", show_default=True, help="ASIDs of the lab.")
+@click.option("--cpus", type=click.IntRange(1, 64), default=2, show_default=True, help="CPUs of the lab.")
+@click.option("--memory", type=Memory(), default="1G", show_default=True, help="Memory of the lab.")
+@click.option("--cold", is_flag=True, help="Boot the lab for every run.")
+@click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
+def run_(
+    *, names: tuple[str, ...], host: str, kernels: tuple[str, ...], seed: int | None, as_json: bool,
+    accept_known: bool, runs: Path, timeout: float, asids: tuple[int, int], cpus: int, memory: int,
+    cold: bool, quiet: bool,
+) -> int:  # fmt: skip
+    """Carry out experiments, by name or by file, and say which promises the kernel kept.
+
+    Exits 0 if all held, 1 if any deviated, 2 if any is unknown.
+    """
+    chosen = [experiments.find(name) for name in names]  # all are checked before anything starts
+    voice = silent if quiet else say
+    hosts: list[Host]
+    if host == "local":
+        if kernels:
+            raise UsageError("--kernel chooses a lab's kernel; --host local has its own", remedy="leave one out")
+        hosts = [LocalHost()]
+    else:
+        from chaos.lab.session import Wish
+
+        hosts = [
+            LabHost(
+                Wish(kernel=k, sev_asids=asids[0], es_asids=asids[1], cpus=cpus, memory=memory, cold=cold), say=voice
+            )
+            for k in kernels or (DEFAULT_KERNEL,)
+        ]
+    known = findings.load() if accept_known else ()
+    used = secrets.randbelow(1 << 32) if seed is None else seed
+    with _progress(quiet) as tell:
+        done = asyncio.run(_all(hosts, chosen, seed=used, runs=runs, timeout=timeout, known=known, tell=tell))
+    _report(done, as_json=as_json)
+    return verdict.exit_code([conducted.verdict for conducted in done])
+
+
+async def _all(
+    hosts: Sequence[Host], chosen: Sequence[Experiment], *, seed: int, runs: Path, timeout: float,
+    known: tuple[findings.Finding, ...], tell: Tell,
+) -> list[Conducted]:  # fmt: skip
+    done: list[Conducted] = []
+    for host in hosts:
+        where = host.describe().kernel_source or "this machine"
+        for experiment in chosen:
+            run = f"{experiment.name} on {where}"
+            tell(run, "")
+
+            def watch(record: Record, run: str = run) -> None:
+                if isinstance(record, Invoke):
+                    tell(run, f": {record.phase or record.f} ({record.agent})")
+
+            conducted = await conduct(host, experiment, seed=seed, runs=runs, timeout=timeout, known=known, watch=watch)
+            done.append(conducted)
+            broken = conducted.broken
+            if broken is not None and not isinstance(broken, KernelPanicked) and not conducted.history.records:
+                raise broken  # nothing was begun: what the machine lacks, the next experiment will lack too
+    return done
+
+
+@contextlib.contextmanager
+def _progress(quiet: bool) -> Iterator[Tell]:
+    """Live progress on a terminal; one line an experiment elsewhere."""
+    if quiet:
+        yield lambda run, doing: None
+    elif sys.stderr.isatty():
+        from rich.console import Console
+
+        with Console(stderr=True).status("") as status:
+            yield lambda run, doing: status.update(run + doing)
+    else:
+        yield lambda run, doing: say(run) if not doing else None
+
+
+def _report(done: Sequence[Conducted], *, as_json: bool) -> None:
+    from reports import machine, text
+
+    runs = [text.Run(c.experiment, c.history, c.verdict, c.directory) for c in done]
+    if as_json:
+        click.echo(machine.render(runs))
+    else:
+        text.show(runs)
+    for conducted in done:
+        if conducted.broken is not None:
+            from chaos.cli.common import explain
+
+            explain(conducted.broken)
