@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent: a VMM process, which does what it is told and says how it went.
+
+One operation at a time, in the main thread, except for the move: that may be stopped in the kernel for as long as
+somebody wants it to be, so it is made by a thread of its own. The times in an answer are those of the system calls.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from chaos.errors import InternalError
+from chaos.experiment import Kind
+from chaos.history import Value
+from chaos.kvm.call import KernelError, mark, timed
+from chaos.kvm.sev import Sev
+from chaos.kvm.system import System
+from chaos.vmm import drive, process
+from chaos.vmm import messages as m
+from chaos.vmm.ask import ask
+from chaos.vmm.machine import Host, Machine
+from chaos.vmm.messages import Operation, Question, Reply, Request
+from chaos.vmm.wire import Channel, Ended, FdSet
+
+Body = Callable[[], dict[str, Value]]
+
+
+def serve(name: str, channel: Channel[Request]) -> int:
+    """Serve until told to exit, or until nobody is there to tell; the exit code."""
+    drive.install_signal()
+    process.allow_many_files()
+    return Agent(name, channel).serve()
+
+
+class Agent:
+    def __init__(self, name: str, channel: Channel[Request]) -> None:
+        self.name = name
+        self.channel = channel
+        self.machines: dict[str, Machine] = {}
+        self._host: Host | None = None
+
+    def serve(self) -> int:
+        while True:
+            try:
+                request, fds = self.channel.receive()
+            except Ended:
+                return 0  # the runner is gone; so are we, and our VMs with us
+            with fds:
+                self._answer(request, fds)
+            if isinstance(request.do, m.Exit):
+                return 0
+
+    def _answer(self, request: Request, fds: FdSet) -> None:
+        do = request.do
+        if isinstance(do, m.Move):
+            # The thread is not waited for: if the process ends first, the kernel gives the move up.
+            threading.Thread(target=self._move, args=(request.id, do), name="move", daemon=True).start()
+        elif isinstance(do, m.Sample | m.Ask | m.Fill):
+            self.channel.send(self._question(request.id, do))
+        else:
+            self.channel.send(_measured(request.id, lambda: self._operation(do, fds)))
+
+    def _move(self, number: int, do: m.Move) -> None:
+        """The receiving VMM takes the context over. The source's descriptor is closed as soon as the call is over."""
+
+        def body() -> dict[str, Value]:
+            destination = self._machine(do.vm)
+            with destination.take_fd() as source:
+                self.channel.send(m.Begun(id=number, tid=threading.get_native_id()))
+                destination.vm.move_context_from(source.number)
+            return {}
+
+        self.channel.send(_measured(number, body))
+
+    @property
+    def host(self) -> Host:
+        if self._host is None:
+            self._host = Host(System.open())
+        return self._host
+
+    def _machine(self, vm: str) -> Machine:
+        try:
+            return self.machines[vm]
+        except KeyError:
+            raise InternalError(f"{self.name} has no VM {vm!r}") from None
+
+    def _operation(self, do: Operation, fds: FdSet) -> dict[str, Value]:
+        """What is done in the process; what is done to one of its VMs is `_on_machine`."""
+        match do:
+            case m.Exit():
+                for machine in self.machines.values():
+                    _wrapped(machine.close)
+                self.machines.clear()
+            case m.Create():
+                self._create(do, fds)
+            case m.Close():
+                _wrapped(self._machine(do.vm).close)
+                del self.machines[do.vm]
+            case m.Connect():
+                machine = self._machine(do.vm)
+                _wrapped(lambda: machine.connect(fds.steal()))
+            case m.Move():
+                raise InternalError("a move has a thread of its own")
+            case _:
+                return _on_machine(self._machine(do.vm), do)
+        return {}
+
+    def _create(self, do: m.Create, fds: FdSet) -> None:
+        if do.vm in self.machines:
+            raise InternalError(f"{self.name} has a VM {do.vm!r} already")
+        with fds.steal() as memory:
+            self.machines[do.vm] = Machine.create(self.host, Kind(do.kind), do.vcpus, memory.number)
+
+    def _question(self, number: int, do: Question) -> Reply:
+        try:
+            match do:
+                case m.Sample():
+                    return Reply(id=number, sampled=self._machine(do.vm).sample())
+                case m.Ask():
+                    machine = self._machine(do.vm)
+                    return Reply(id=number, answers=ask(self.host.system, machine.vm, machine.vcpus))
+                case m.Fill():
+                    return Reply(id=number, filled=self._fill(do.key))
+        except KernelError as error:
+            return Reply(id=number, errno=error.number, firmware=error.firmware, call=error.call)
+        except Exception:
+            return Reply(id=number, bug=traceback.format_exc(limit=6))
+
+    def _fill(self, key: str) -> m.Filled:
+        """Take contexts until the next one is refused. All are given back before the answer."""
+        with ExitStack() as stack:
+            for count in range(1 << 16):
+                try:
+                    vm = self.host.system.create_vm()
+                    stack.callback(vm.close)
+                    sev = Sev(vm.fd.number, self.host.sev_fd())
+                    if key == Kind.SEV_ES.key:
+                        sev.es_init()
+                    else:
+                        sev.init()
+                except KernelError as error:
+                    return m.Filled(count=count, errno=error.number, call=error.call)
+        raise InternalError("there is no end to the contexts")
+
+
+OnMachine = (
+    m.Init | m.LaunchStart | m.LaunchUpdateData | m.LaunchUpdateVmsa | m.LaunchMeasure | m.LaunchFinish | m.Status
+    | m.Run | m.Pause | m.GetState | m.SetState | m.SendFd | m.Commit
+)  # fmt: skip
+
+
+def _on_machine(machine: Machine, do: OnMachine) -> dict[str, Value]:  # noqa: PLR0912 - a table
+    match do:
+        case m.Init():
+            machine.init(do.key)
+        case m.LaunchStart():
+            return machine.launch_start(do.policy)
+        case m.LaunchUpdateData():
+            machine.launch_update_data()
+        case m.LaunchUpdateVmsa():
+            machine.sev.launch_update_vmsa()
+        case m.LaunchMeasure():
+            return machine.launch_measure()
+        case m.LaunchFinish():
+            machine.sev.launch_finish()
+        case m.Status():
+            return machine.guest_status()
+        case m.Run():
+            _wrapped(lambda: machine.runnable.resume(do.every))
+        case m.Pause():
+            _wrapped(machine.runnable.pause)
+        case m.GetState():
+            machine.get_state()
+        case m.SetState():
+            machine.set_state()
+        case m.SendFd():
+            _wrapped(machine.send_fd)
+        case m.Commit():
+            _wrapped(lambda: machine.commit(taken=machine.kind is Kind.PLAIN))
+    return {}
+
+
+def _wrapped(body: Callable[[], None]) -> None:
+    """An operation that is no single system call: what is measured is all of it."""
+    began = time.monotonic_ns()
+    mark(began, began)
+    try:
+        body()
+    finally:
+        mark(began, time.monotonic_ns())
+
+
+def _measured(number: int, body: Body) -> Reply:
+    with timed() as watch:
+        try:
+            value = body()
+        except KernelError as error:
+            return Reply(
+                id=number, errno=error.number, firmware=error.firmware, call=error.call,
+                began=watch.began, ended=watch.ended,
+            )  # fmt: skip
+        except OSError as error:
+            code = errno.ETIMEDOUT if isinstance(error, TimeoutError) else error.errno or errno.EIO
+            return Reply(id=number, errno=code, call=str(error), began=watch.began, ended=watch.ended)
+        except Exception:
+            return Reply(id=number, bug=traceback.format_exc(limit=6), began=watch.began, ended=watch.ended)
+    return Reply(id=number, began=watch.began, ended=watch.ended, value=value)

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One VM of an agent: its descriptors, its memory, its vCPUs, and the operations on it.
+
+A method is an operation of `chaos.history`: it makes the system calls and nothing around them, and raises
+`KernelError` when one is refused. Who measures and answers is `chaos.vmm.agent`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from chaos.errors import InternalError
+from chaos.experiment import Kind
+from chaos.history import Value
+from chaos.kvm.fd import Mapping, OwnedFd
+from chaos.kvm.sev import Platform, Sev
+from chaos.kvm.system import System
+from chaos.kvm.vcpu import Vcpu
+from chaos.kvm.vm import Vm
+from chaos.vmm import guest, state
+from chaos.vmm.drive import Driver
+from chaos.vmm.messages import Between, Descriptor, Sampled, State, Taken
+from chaos.vmm.wire import Channel, Ended
+
+# How long one end of a migration waits for what the other end was told to send before.
+PEER_WITHIN = 20.0
+
+
+@dataclass(slots=True)
+class Host:
+    """The devices a VMM process has open. /dev/sev is opened when first needed: a plain VM needs none."""
+
+    system: System
+    _platform: Platform | None = None
+
+    def sev_fd(self) -> int:
+        """Raises OSError."""
+        if self._platform is None:
+            self._platform = Platform.open()
+        return self._platform.fd.number
+
+
+@dataclass(slots=True)
+class Machine:
+    host: Host
+    kind: Kind
+    count: int
+    vm: Vm
+    memory: Mapping
+    vcpus: list[Vcpu] = field(default_factory=list)
+    driver: Driver | None = None
+    peer: Channel[Between] | None = None
+    arrived_state: State | None = None
+    arrived_fd: OwnedFd | None = None
+
+    @classmethod
+    def create(cls, host: Host, kind: Kind, count: int, memory_fd: int) -> Machine:
+        """A VM with its memory, and with its vCPUs too unless it is to be encrypted: INIT wants none."""
+        memory = Mapping(memory_fd, guest.MEMORY)
+        vm = None
+        try:
+            vm = host.system.create_vm()
+            vm.set_memory(0, 0, memory)
+            machine = cls(host=host, kind=kind, count=count, vm=vm, memory=memory)
+            if kind is Kind.PLAIN:
+                machine._create_vcpus()
+        except BaseException:
+            if vm is not None:
+                vm.close()
+            memory.close()
+            raise
+        return machine
+
+    def _create_vcpus(self) -> None:
+        """vCPUs at the start of the guest's program, in real mode, leaving to the VMM never."""
+        for number in range(self.count):
+            vcpu = self.vm.create_vcpu(number)
+            self.vcpus.append(vcpu)
+            vcpu.set_cpuid(self.host.system.supported_cpuid())
+            segments = vcpu.sregs()
+            for segment in (segments.cs, segments.ds, segments.es, segments.ss):
+                segment.base = 0
+                segment.selector = 0
+            vcpu.set_sregs(segments)
+            registers = vcpu.regs()
+            registers.rip, registers.rflags = guest.CODE, 0x2
+            registers.rbx = registers.rdx = 0
+            registers.rsi = guest.NEVER
+            vcpu.set_regs(registers)
+        self.driver = Driver(self.vcpus[0])
+
+    @property
+    def sev(self) -> Sev:
+        return Sev(self.vm.fd.number, self.host.sev_fd())
+
+    @property
+    def runnable(self) -> Driver:
+        if self.driver is None:
+            raise InternalError("the VM has no vCPU yet: it is to be encrypted and INIT was not done")
+        return self.driver
+
+    # -- launch -------------------------------------------------------------------------------------------
+
+    def init(self, key: str) -> None:
+        if key == Kind.SEV_ES.key:
+            self.sev.es_init()
+        else:
+            self.sev.init()
+        self._create_vcpus()
+
+    def launch_start(self, policy: int) -> dict[str, Value]:
+        return {"handle": self.sev.launch_start(policy)}
+
+    def launch_update_data(self) -> None:
+        """Write the program, pin the memory, encrypt what the guest touches."""
+        self.memory.write(guest.ENCRYPTED.start, bytes(len(guest.ENCRYPTED)))
+        self.memory.write(guest.CODE, guest.PROGRAM)
+        self.vm.register_region(self.memory.start, self.memory.size)
+        self.sev.launch_update_data(self.memory.start + guest.ENCRYPTED.start, len(guest.ENCRYPTED))
+
+    def launch_measure(self) -> dict[str, Value]:
+        return {"measure": self.sev.launch_measure().hex()}
+
+    def guest_status(self) -> dict[str, Value]:
+        status = self.sev.guest_status()
+        return {"handle": int(status.handle), "policy": int(status.policy), "state": int(status.state)}
+
+    # -- the guest ----------------------------------------------------------------------------------------
+
+    def sample(self) -> Sampled:
+        driver = self.runnable
+        ticks, where = driver.sample()
+        progress = driver.progress
+        return Sampled(ticks=ticks, stale=progress.stale, where=where, ended=progress.ended)
+
+    # -- the hand-over ------------------------------------------------------------------------------------
+
+    def connect(self, connection: OwnedFd) -> None:
+        self.disconnect()
+        self.peer = Channel.adopt(connection, Between)
+
+    def get_state(self) -> None:
+        self._send(State(vcpus=tuple(state.take(vcpu) for vcpu in self.vcpus)))
+
+    def set_state(self) -> None:
+        self._await(lambda: self.arrived_state is not None, "the state of the vCPUs")
+        arrived, self.arrived_state = self.arrived_state, None
+        assert arrived is not None
+        if len(arrived.vcpus) > len(self.vcpus):
+            raise InternalError(f"the source has {len(arrived.vcpus)} vCPUs, the destination {len(self.vcpus)}")
+        for vcpu, parts in zip(self.vcpus, arrived.vcpus, strict=False):
+            state.give(vcpu, parts)
+
+    def send_fd(self) -> None:
+        self._send(Descriptor(), self.vm.fd.number)
+
+    def take_fd(self) -> OwnedFd:
+        """The source's descriptor, as it arrived; the caller's from now on."""
+        self._await(lambda: self.arrived_fd is not None, "the VM's descriptor")
+        arrived, self.arrived_fd = self.arrived_fd, None
+        assert arrived is not None
+        return arrived
+
+    def commit(self, *, taken: bool) -> None:
+        """The destination (`taken`) says that the guest is its own; the source waits to hear it."""
+        if taken:
+            self._send(Taken())
+        else:
+            message, fds = self._channel.receive(PEER_WITHIN)
+            fds.close()
+            if not isinstance(message, Taken):
+                raise InternalError(f"the destination said {message!r} where it was to confirm")
+        self.disconnect()
+
+    @property
+    def _channel(self) -> Channel[Between]:
+        if self.peer is None:
+            raise InternalError("the VM is not connected with another")
+        return self.peer
+
+    def _send(self, message: Between, *fds: int) -> None:
+        self._channel.send(message, fds)
+
+    def _await(self, arrived: Callable[[], bool], what: str) -> None:
+        while not arrived():
+            try:
+                message, fds = self._channel.receive(PEER_WITHIN)
+            except Ended:
+                raise BrokenPipeError(f"the source ended before it sent {what}") from None
+            except TimeoutError:
+                raise TimeoutError(f"the source did not send {what} within {PEER_WITHIN:g} s") from None
+            with fds:
+                if isinstance(message, State):
+                    self.arrived_state = message
+                elif isinstance(message, Descriptor):
+                    self.arrived_fd = fds.steal()
+
+    def disconnect(self) -> None:
+        """Let go of the other end and of what it sent."""
+        if self.peer is not None:
+            self.peer.close()
+            self.peer = None
+        if self.arrived_fd is not None:
+            self.arrived_fd.close()
+            self.arrived_fd = None
+        self.arrived_state = None
+
+    # -- the end ------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Every descriptor of the VM. The vCPU is taken out of the guest first, or its thread would hold one."""
+        if self.driver is not None:
+            with contextlib.suppress(OSError):  # a dead vCPU says EIO; it is out all the same
+                self.driver.pause()
+            if self.driver.running:
+                raise TimeoutError("the vCPU is still in the guest")
+        self.disconnect()
+        for vcpu in self.vcpus:
+            vcpu.close()
+        self.vcpus.clear()
+        self.vm.close()
+        self.memory.close()

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is said between the runner, the fork server and the agents.
+
+The operations are those of `chaos.history`, with the same names and arguments, so that what is recorded is what was
+sent. Besides them an agent answers questions of the runner (`sample`, `ask`, `fill`) that are no operations of a VMM.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from chaos.history import Answer, Value
+
+
+class _Operation(msgspec.Struct, frozen=True, kw_only=True, tag_field="f"):
+    pass
+
+
+class Create(_Operation, frozen=True, kw_only=True, tag="create"):
+    """Brings the descriptor of the guest's memory."""
+
+    vm: str
+    kind: str
+    vcpus: int
+    memory: str
+
+
+class Init(_Operation, frozen=True, kw_only=True, tag="init"):
+    vm: str
+    key: str
+
+
+class LaunchStart(_Operation, frozen=True, kw_only=True, tag="launch_start"):
+    vm: str
+    policy: int
+
+
+class LaunchUpdateData(_Operation, frozen=True, kw_only=True, tag="launch_update_data"):
+    vm: str
+
+
+class LaunchUpdateVmsa(_Operation, frozen=True, kw_only=True, tag="launch_update_vmsa"):
+    vm: str
+
+
+class LaunchMeasure(_Operation, frozen=True, kw_only=True, tag="launch_measure"):
+    vm: str
+
+
+class LaunchFinish(_Operation, frozen=True, kw_only=True, tag="launch_finish"):
+    vm: str
+
+
+class Status(_Operation, frozen=True, kw_only=True, tag="guest_status"):
+    vm: str
+
+
+class Run(_Operation, frozen=True, kw_only=True, tag="run"):
+    vm: str
+    every: int
+
+
+class Pause(_Operation, frozen=True, kw_only=True, tag="pause"):
+    vm: str
+
+
+class Connect(_Operation, frozen=True, kw_only=True, tag="connect"):
+    """Brings the descriptor of a socket to the VMM of `peer`, the other end of the migration."""
+
+    vm: str
+    peer: str
+
+
+class GetState(_Operation, frozen=True, kw_only=True, tag="get_state"):
+    vm: str
+
+
+class SetState(_Operation, frozen=True, kw_only=True, tag="set_state"):
+    vm: str
+
+
+class SendFd(_Operation, frozen=True, kw_only=True, tag="send_fd"):
+    """`to` is the agent at the other end."""
+
+    vm: str
+    to: str
+
+
+class Move(_Operation, frozen=True, kw_only=True, tag="move"):
+    vm: str
+    source: str
+
+
+class Commit(_Operation, frozen=True, kw_only=True, tag="commit"):
+    vm: str
+
+
+class Close(_Operation, frozen=True, kw_only=True, tag="close"):
+    vm: str
+
+
+class Exit(_Operation, frozen=True, kw_only=True, tag="exit"):
+    pass
+
+
+Operation = (
+    Create | Init | LaunchStart | LaunchUpdateData | LaunchUpdateVmsa | LaunchMeasure | LaunchFinish | Status
+    | Run | Pause | Connect | GetState | SetState | SendFd | Move | Commit | Close | Exit
+)  # fmt: skip
+
+
+class Sample(_Operation, frozen=True, kw_only=True, tag="sample"):
+    """Read the guest's counter. If the guest does not report it, its vCPU is taken out for that and put back."""
+
+    vm: str
+
+
+class Ask(_Operation, frozen=True, kw_only=True, tag="ask"):
+    """Ask the VM's descriptors whether they live. Its vCPUs are not in the guest."""
+
+    vm: str
+
+
+class Fill(_Operation, frozen=True, kw_only=True, tag="fill"):
+    """Take contexts of `key` until refused, and give all of them back."""
+
+    key: str
+
+
+Question = Sample | Ask | Fill
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """`id` names the request; of an operation it is the number under which it is recorded."""
+
+    id: int
+    do: Operation | Question
+
+
+class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
+    """The agent's first message: it is in its cgroup, or could not get there."""
+
+    pid: int
+    errno: int = 0
+
+
+class Begun(msgspec.Struct, frozen=True, kw_only=True, tag="begun"):
+    """Thread `tid` of the agent is about to make the system call. Sent for a move only, which may be held."""
+
+    id: int
+    tid: int
+
+
+class Sampled(msgspec.Struct, frozen=True, kw_only=True):
+    """`ticks` since the guest's start; `where` is "exit" (it said so) or "registers"; `ended` why it runs no more."""
+
+    ticks: int
+    stale: int
+    where: str
+    ended: str = ""
+
+
+class Filled(msgspec.Struct, frozen=True, kw_only=True):
+    count: int
+    errno: int
+    call: str
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True, tag="reply"):
+    """`errno` and `firmware` as `chaos.history.Done` has them, `call` the system call that failed. `bug` is an error
+    of ours, as text."""
+
+    id: int
+    errno: int = 0
+    firmware: int = 0
+    call: str = ""
+    bug: str = ""
+    began: int = 0
+    ended: int = 0
+    value: dict[str, Value] = {}
+    sampled: Sampled | None = None
+    answers: tuple[Answer, ...] = ()
+    filled: Filled | None = None
+
+
+FromAgent = Hello | Begun | Reply
+
+
+class Spawn(msgspec.Struct, frozen=True, kw_only=True, tag="spawn"):
+    """Brings the agent's end of a socket, and its cgroup's open cgroup.procs."""
+
+    name: str
+
+
+class Reap(msgspec.Struct, frozen=True, kw_only=True, tag="reap"):
+    """Of a process whose pidfd is readable."""
+
+    pid: int
+
+
+ToServer = Spawn | Reap
+
+
+class Spawned(msgspec.Struct, frozen=True, kw_only=True, tag="spawned"):
+    """Brings the agent's pidfd, unless there is an errno."""
+
+    pid: int
+    errno: int = 0
+
+
+class Reaped(msgspec.Struct, frozen=True, kw_only=True, tag="reaped"):
+    """`status` is the exit code, or minus the signal."""
+
+    pid: int
+    status: int
+
+
+FromServer = Spawned | Reaped
+
+
+class State(msgspec.Struct, frozen=True, kw_only=True, tag="state"):
+    """Between agents: the state of every vCPU, in order. Each part is one structure of KVM by name."""
+
+    vcpus: tuple[dict[str, bytes], ...]
+
+
+class Descriptor(msgspec.Struct, frozen=True, kw_only=True, tag="descriptor"):
+    """Between agents: brings the source VM's descriptor."""
+
+
+class Taken(msgspec.Struct, frozen=True, kw_only=True, tag="taken"):
+    """Between agents, from the destination: the guest is mine and runs, you may let go."""
+
+
+Between = State | Descriptor | Taken

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a process of ours does to itself right after it was forked."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Collection
+from typing import NoReturn
+
+_PR_SET_PDEATHSIG = 1
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.prctl.argtypes = (ctypes.c_int, *(ctypes.c_ulong,) * 4)
+_libc.prctl.restype = ctypes.c_int
+
+
+def die_with(parent: int) -> None:
+    """Be killed when the thread that forked this process ends. `parent` is its process, which may be gone already."""
+    if _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0 or os.getppid() != parent:
+        os._exit(1)
+
+
+def leave_streams() -> None:
+    """Let go of standard input and output. The one is the orders, the other the history; neither is ours."""
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    if null > 2:
+        os.close(null)
+
+
+def keep_only(fds: Collection[int]) -> None:
+    """Close every other descriptor but the standard streams."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    first = 3
+    for fd in sorted(fd for fd in fds if fd > 2):
+        os.closerange(first, fd)
+        first = fd + 1
+    os.closerange(first, limit)
+
+
+def allow_many_files() -> None:
+    """As many descriptors as may be had: one VM for each ASID of a large machine takes hundreds."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def fork(body: Callable[[], int]) -> int:
+    """Fork a child that runs `body` and exits with what it returns. Its pid, to the parent."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        _become(body)
+    return pid
+
+
+def _become(body: Callable[[], int]) -> NoReturn:
+    code = 70
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+            signal.signal(number, signal.SIG_IGN)  # the terminal tells everybody; the runner decides what is done
+        code = body()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fork server: forks agents, reaps them, and takes them with it when it ends.
+
+It is forked from the runner while that has one thread and everything is imported, and stays as it was then. It alone
+can wait for agents, being their parent; so it does that when the runner, which holds their pidfds, has seen one end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+
+from chaos.errors import InternalError
+from chaos.kvm.fd import OwnedFd
+from chaos.vmm import agent, process
+from chaos.vmm.messages import FromServer, Hello, Reap, Reaped, Request, Spawn, Spawned, ToServer
+from chaos.vmm.wire import Channel, Ended, FdSet, pair
+
+# The server only forks and reaps: it answers at once or is broken.
+ANSWER_WITHIN = 30.0
+
+
+class ForkServer:
+    """The runner's side."""
+
+    def __init__(self) -> None:
+        """Forks. The calling process has one thread."""
+        ours, theirs = pair()
+        parent = os.getpid()
+        self.pid = process.fork(lambda: _serve(parent, theirs))
+        theirs.close()
+        self._channel: Channel[FromServer] = Channel.adopt(ours, FromServer)
+
+    def spawn(self, name: str, procs: int) -> tuple[int, OwnedFd, OwnedFd]:
+        """Fork an agent into the cgroup whose cgroup.procs is open as `procs`.
+
+        Returns its pid, its pidfd and a socket to it, on which it says Hello first. Raises OSError.
+        """
+        ours, theirs = pair()
+        with theirs:
+            try:
+                self._channel.send(Spawn(name=name), (theirs.number, procs))
+                answer, fds = self._receive()
+            except BaseException:
+                ours.close()
+                raise
+        with fds:
+            if not isinstance(answer, Spawned):
+                raise InternalError(f"the fork server answered {answer!r}")
+            if answer.errno:
+                ours.close()
+                raise OSError(answer.errno, f"fork: {os.strerror(answer.errno)}")
+            return answer.pid, fds.steal(), ours
+
+    def reap(self, pid: int) -> int:
+        """Exit code of an agent that has ended, or minus the signal that ended it."""
+        self._channel.send(Reap(pid=pid))
+        answer, fds = self._receive()
+        fds.close()
+        if not isinstance(answer, Reaped):
+            raise InternalError(f"the fork server answered {answer!r}")
+        return answer.status
+
+    def _receive(self) -> tuple[FromServer, FdSet]:
+        try:
+            return self._channel.receive(ANSWER_WITHIN)
+        except (Ended, TimeoutError) as error:
+            raise InternalError("the fork server is gone, and every VMM with it") from error
+
+    def close(self) -> None:
+        """End it, with whatever agents are left."""
+        if not self._channel.closed:
+            self._channel.close()
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self.pid, 0)
+
+
+def _serve(parent: int, connection: OwnedFd) -> int:
+    process.die_with(parent)
+    process.leave_streams()
+    process.keep_only((connection.number,))
+    channel: Channel[ToServer] = Channel.adopt(connection, ToServer)
+    children: set[int] = set()
+    while True:
+        try:
+            message, fds = channel.receive()
+        except Ended:
+            return 0
+        with fds:
+            if isinstance(message, Spawn):
+                _spawn(channel, message, fds, children)
+            else:
+                channel.send(_reap(message, children))
+
+
+def _spawn(channel: Channel[ToServer], message: Spawn, fds: FdSet, children: set[int]) -> None:
+    connection, procs = fds.steal(0), fds.steal(1)
+    server = os.getpid()
+    try:
+        pid = process.fork(lambda: _be_agent(server, message.name, connection, procs))
+    except OSError as error:
+        channel.send(Spawned(pid=0, errno=error.errno or errno.EAGAIN))
+        return
+    finally:
+        connection.close()
+        procs.close()
+    children.add(pid)
+    with OwnedFd(os.pidfd_open(pid)) as pidfd:
+        channel.send(Spawned(pid=pid), (pidfd.number,))
+
+
+def _be_agent(server: int, name: str, connection: OwnedFd, procs: OwnedFd) -> int:
+    process.die_with(server)
+    try:
+        os.write(procs.number, b"0")  # before anything that could be charged to anybody
+        number = 0
+    except OSError as error:
+        number = error.errno or errno.EIO
+    procs.close()
+    process.keep_only((connection.number,))
+    channel: Channel[Request] = Channel.adopt(connection, Request)
+    channel.send(Hello(pid=os.getpid(), errno=number))
+    if number:
+        return 1
+    return agent.serve(name, channel)
+
+
+def _reap(message: Reap, children: set[int]) -> Reaped:
+    if message.pid not in children:
+        raise InternalError(f"asked to reap {message.pid}, which is no agent")
+    _, status = os.waitpid(message.pid, 0)
+    children.discard(message.pid)
+    return Reaped(pid=message.pid, status=os.waitstatus_to_exitcode(status))
