@@ -37,7 +37,7 @@ import msgspec
 FORMAT = 1
 
 Scalar = int | str | bool | None
-Value = Scalar | list[int] | list[str]
+Value = Scalar | list[int | str]  # one list type: msgspec cannot tell two apart
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True, tag=True, tag_field="type"):
