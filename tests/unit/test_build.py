@@ -16,6 +16,7 @@ MAKEFILE = """
 modules:
 \tgrep -q 'obj-m := shim.o' $(M)/Kbuild
 \ttest -z "$(CONFIG_DEBUG_INFO_BTF_MODULES)"
+\ttest ! -e $(M)/shim.o
 \techo "compiled by $(CC)"
 \techo "warning: the compiler differs from the one used to build the kernel"
 \t@sed -n 's/^#warning/shim.c:1: warning:/p' $(M)/shim.c
@@ -78,7 +79,7 @@ def test_a_failed_build_shows_the_compilers_words_and_leaves_nothing_to_be_used(
 
 def test_what_a_killed_build_has_left_is_not_used(sources: Path, kernel: Kernel) -> None:
     rest = cache.staging("modules", "6.1.0_0123456789ab")
-    (rest / "shim.ko").write_text("half")
+    (rest / "shim.o").write_text("half")
     assert build_module(kernel, "shim").read_text() == "int shim;\n"
 
 

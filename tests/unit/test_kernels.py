@@ -12,6 +12,7 @@ import pytest
 
 from chaos.errors import HostLacks, NoKernel, NoSpace, UsageError
 from chaos.lab import cache, fetched
+from chaos.lab.debian import unpack
 from chaos.lab.kernels import Kernel, find_busybox, find_kernel
 from tests.unit.fake_debian import CONFIG, FakeDebian, static_elf, use
 
@@ -331,6 +332,18 @@ def test_an_entry_of_another_layout_is_fetched_again(
     monkeypatch.setattr(fetched, "_LAYOUT", fetched._LAYOUT + 1)
     assert find_kernel("debian:6.1", say=said).identity != first.identity
     assert "it has layout" in said
+
+
+@pytest.mark.parametrize("leave", [(), ("./nothing",)])
+def test_a_broken_archive_is_not_half_unpacked_in_silence(
+    debian: FakeDebian, tmp_path: Path, leave: tuple[str, ...]
+) -> None:
+    broken = tmp_path / "broken.deb"
+    broken.write_bytes((debian.where / f"linux-image-{NEW}.deb").read_bytes()[:-200])
+    (tmp_path / "into").mkdir()
+    with cache.locked("kernels", "broken", say=pytest.fail) as lock:
+        with pytest.raises(HostLacks, match=r"unpacking broken\.deb"):
+            unpack(broken, tmp_path / "into", lock=lock, leave=leave)
 
 
 # Busybox
