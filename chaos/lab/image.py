@@ -32,8 +32,9 @@ from chaos.errors import HostLacks, NoKernel
 from chaos.lab import cache
 from chaos.lab.cpio import CpioWriter
 from chaos.lab.kernels import Kernel, build_module, find_busybox
-from chaos.lab.wholefile import whole_file
+from chaos.lab.wholefile import keep_newest, mark_used, whole_file
 
+_KEPT = 8  # layers of each name; the code layer changes with every line
 OURS = ("chaos", "faults", "experiments", "reports")
 
 # Loaded at boot, in this order, each after what it depends on. The shim must come after kvm and before the two
@@ -80,6 +81,8 @@ def _layer(name: str, key: str, write: Callable[[BinaryIO], None], say: Callable
         say(f"building the {name} layer of the lab's root file system")
         with whole_file("images", path.name) as out:
             write(out)
+        keep_newest("images", f"{name}-*.cpio", _KEPT)
+    mark_used(path)
     return path
 
 

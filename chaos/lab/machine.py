@@ -52,9 +52,10 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What a lab is made of. `memory` in bytes."""
+    """What a lab is made of. `bootable` is the file QEMU starts, `memory` in bytes."""
 
     kernel: Kernel
+    bootable: Path
     qemu: Qemu
     image: Image
     sev_asids: int = 8
@@ -316,7 +317,7 @@ def command_line(spec: Spec, fds: dict[str, int], *, incoming: bool) -> list[str
         "-accel", f"tcg,thread={spec.qemu.threads}", "-cpu", "EPYC,+svm,+npt",
         "-machine", "q35,memory-backend=memory", "-smp", str(spec.cpus), "-m", f"{spec.memory >> 20}M",
         "-object", f"memory-backend-file,id=memory,size={spec.memory},mem-path=/proc/self/fd/{fds['memory']},share=on",
-        "-kernel", str(spec.kernel.image), "-initrd", f"/proc/self/fd/{fds['disk']}", "-append", kernel_line,
+        "-kernel", str(spec.bootable), "-initrd", f"/proc/self/fd/{fds['disk']}", "-append", kernel_line,
         "-chardev", f"socket,id=console,fd={fds['console']}", "-serial", "chardev:console",
         "-chardev", f"socket,id=monitor,fd={fds['monitor']}", "-mon", "chardev=monitor,mode=control",
         "-chardev", f"socket,id=mailbox,fd={fds['mailbox']}",

@@ -19,6 +19,7 @@ from chaos.lab.kernels import find_kernel
 from chaos.lab.machine import BOOT_DEADLINE, RESTORE_DEADLINE, Console, Lab, Spec, stopping
 from chaos.lab.protocol import Execute, Exited, StdinEnd, Terminal
 from chaos.lab.qemu import find_qemu
+from chaos.lab.vmlinux import bootable
 
 Say = Callable[[str], None]
 _CHUNK = 1 << 16
@@ -41,6 +42,7 @@ def make_spec(wish: Wish, *, say: Say) -> Spec:
     kernel = find_kernel(wish.kernel, say=say)
     return Spec(
         kernel=kernel,
+        bootable=bootable(kernel),
         qemu=find_qemu(say=say),
         image=make_image(kernel, say=say),
         sev_asids=wish.sev_asids,

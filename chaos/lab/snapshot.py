@@ -12,7 +12,6 @@ Only device state goes through QEMU's migration stream (0.3 MB); memory is the s
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import os
 import socket
@@ -27,7 +26,7 @@ from qemu.qmp import QMPClient
 from chaos.lab import cache
 from chaos.lab.machine import RESTORE_DEADLINE, Lab, Spec
 from chaos.lab.psp.wire import Snapshot as PspState
-from chaos.lab.wholefile import whole_file
+from chaos.lab.wholefile import keep_newest, mark_used, whole_file
 
 KEPT: Final = 8  # a quarter of a gigabyte each
 _ALIGNMENT: Final = 1 << 21
@@ -63,8 +62,7 @@ def find(spec: Spec) -> Snapshot | None:
     path = cache.entry_path("snapshots", name_of(spec))
     if not path.exists():
         return None
-    with contextlib.suppress(OSError):
-        os.utime(path)  # the least used ones go first
+    mark_used(path)
     return Snapshot(path)
 
 
@@ -89,7 +87,7 @@ async def save(lab: Lab) -> None:
         await asyncio.to_thread(_copy_memory, lab.memory, 0, out.fileno(), memory, lab.spec.memory)
         os.ftruncate(out.fileno(), memory + lab.spec.memory)
     await lab.monitor.execute("cont")
-    _prune()
+    keep_newest("snapshots", "*.lab", KEPT)
 
 
 async def _device_state(monitor: QMPClient) -> bytes:
@@ -159,9 +157,3 @@ def _copy_memory(source: int, source_offset: int, target: int, target_offset: in
 
 def _up(offset: int) -> int:
     return -(-offset // _ALIGNMENT) * _ALIGNMENT
-
-
-def _prune() -> None:
-    kept = sorted(cache.entry_path("snapshots", "x").parent.glob("*.lab"), key=lambda p: p.stat().st_mtime)
-    for path in kept[:-KEPT]:
-        path.unlink(missing_ok=True)

@@ -59,3 +59,15 @@ def _link(fd: int, path: Path) -> None:
             os.link(str(fd), path, src_dir_fd=directory, follow_symlinks=True)
     finally:
         os.close(directory)
+
+
+def keep_newest(kind: str, pattern: str, count: int) -> None:
+    """Remove all but the `count` files of a kind that were used last. For files that can be made anew in seconds."""
+    files = sorted(cache.entry_path(kind, "x").parent.glob(pattern), key=lambda path: path.stat().st_mtime)
+    for path in files[:-count]:
+        path.unlink(missing_ok=True)
+
+
+def mark_used(path: Path) -> None:
+    with contextlib.suppress(OSError):  # somebody else's cache, or a read-only one
+        os.utime(path)
