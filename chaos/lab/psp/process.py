@@ -21,7 +21,7 @@ import signal
 import socket
 import time
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NoReturn
 
 import msgspec
 
@@ -243,9 +243,14 @@ class Server:
         del self._out[:sent]
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="chaos.lab.psp", description="The software PSP of the lab.")
+    """The command line. ValueError if it is wrong."""
+    parser = _Parser(prog="chaos.lab.psp", description="The software PSP of the lab.")
     parser.add_argument("--ivshmem-fd", type=int, required=True, help="stream socket to QEMU's ivshmem-doorbell")
     parser.add_argument("--ram-fd", type=int, required=True, help="the file behind the machine's memory")
     parser.add_argument("--control-fd", type=int, required=True, help="stream socket to the controller")
@@ -272,11 +277,10 @@ def die_with_parent() -> None:
 
 def main() -> int:
     """The whole life of the process. 0 when it was told to end, else 70 and one line on standard error."""
-    options = parse()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()
     try:
-        Server(options).run()
+        Server(parse()).run()
     except (OSError, ValueError, msgspec.MsgspecError) as error:
         os.write(2, f"software PSP: {type(error).__name__}: {error}\n".encode())
         return 70

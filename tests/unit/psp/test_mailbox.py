@@ -1,0 +1,356 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The registers, and what a plan does to them."""
+
+from __future__ import annotations
+
+import struct
+
+import msgspec
+import pytest
+
+from chaos.lab.psp.firmware import Firmware
+from chaos.lab.psp.mailbox import Mailbox
+from chaos.lab.psp.memory import Ram
+from chaos.lab.psp.numbers import Command, Status
+from chaos.lab.psp.plan import Corrupt, Delay, Fail, Plan, Planner, Rule, Stall
+from chaos.lab.psp.state import Config
+from tests.unit.psp.host import BUFFER, CMDRESP, FEATURE, INTSTS, LO, Host
+
+
+def plan(host: Host, *rules: Rule, seed: int = 0) -> None:
+    host.mailbox.plan(Plan(rules=rules, seed=seed))
+
+
+# -- registers
+
+
+def test_the_machine_is_sev_capable_from_the_start() -> None:
+    host = Host()
+    assert host.register(FEATURE) == 1
+    assert host.register(CMDRESP) == 0
+    assert not host.mailbox.poll()
+
+
+def test_an_answer_is_taken_once() -> None:
+    host = Host()
+    host.at(Command.NOP, 0)
+    assert host.register(CMDRESP) == 1 << 31
+    assert host.register(INTSTS) == 2
+    assert not host.mailbox.poll()
+    assert host.interrupts == 1
+
+
+def test_without_the_interrupt_bit_there_is_none() -> None:
+    """The driver polls when interrupts are off, as in a panic."""
+    host = Host()
+    host.set_register(CMDRESP, Command.NOP << 16)
+    assert host.mailbox.poll()
+    assert host.register(CMDRESP) == 1 << 31
+    assert host.register(INTSTS) == 0
+    assert host.interrupts == 0
+
+
+def test_the_address_is_both_registers() -> None:
+    host = Host()
+    assert host.at(Command.PLATFORM_STATUS, 1 << 32 | BUFFER) is Status.INVALID_ADDRESS
+    assert host.at(Command.PLATFORM_STATUS, BUFFER) is Status.SUCCESS
+    assert host.register(LO) == BUFFER
+
+
+def test_records() -> None:
+    host = Host()
+    host.init()
+    host.start()
+    host.on(Command.DEACTIVATE, 1)
+    record = host.records[-1]
+    assert (record.command, record.handle, record.status) == ("DEACTIVATE", 1, Status.INACTIVE)
+    assert [r.sequence for r in host.records] == list(range(1, len(host.records) + 1))
+    assert all(r.start_ns < r.end_ns for r in host.records)
+    assert host.records[-2].handle == 1, "LAUNCH_START is about the guest it made"
+    assert host.mailbox.executed == {"INIT": 1, "DF_FLUSH": 1, "LAUNCH_START": 1, "DEACTIVATE": 1}
+
+
+# -- save and load
+
+
+def test_a_restored_mailbox_goes_on_as_the_other_would() -> None:
+    """Save in the middle of launches, load over a copy of the memory: both then give the same bytes."""
+    host = Host()
+    host.init()
+    host.running(4)
+    host.on(Command.DEACTIVATE, 1)
+    _, handle = host.start(4)
+    host.activate(handle, 1)
+    host.update(handle, b"data" * 1024)
+
+    saved = msgspec.json.decode(msgspec.json.encode(host.firmware.save()), type=type(host.firmware.save()))
+    contents = host.mailbox.contents()
+    twin = Host()
+    twin.ram[:] = host.ram
+    twin.mailbox.restore(contents)
+    twin.mailbox.firmware = Firmware.load(Ram(twin.ram), saved)
+    assert twin.registers == host.registers
+    assert twin.firmware.save() == host.firmware.save()
+
+    for machine in (host, twin):
+        machine.call(Command.PDH_GEN)
+        machine.call(Command.PDH_CERT_EXPORT, "QI4xQI", [0x20000, 0x824, 0x30000, 3 * 0x824])
+        assert machine.activate(1, 4) is Status.DFFLUSH_REQUIRED
+        machine.measure(handle)
+        assert machine.on(Command.LAUNCH_FINISH, handle) is Status.SUCCESS
+        machine.start()
+    assert twin.ram == host.ram
+    assert twin.firmware.save() == host.firmware.save()
+
+
+def test_a_state_of_another_version_is_refused() -> None:
+    host = Host()
+    saved = msgspec.structs.replace(host.firmware.save(), version=0)
+    with pytest.raises(ValueError, match="version 0"):
+        Firmware.load(Ram(host.ram), saved)
+
+
+def test_registers_of_another_size_are_refused() -> None:
+    host = Host()
+    small = Mailbox(
+        bytearray(0x11000),
+        Firmware(Ram(bytearray(16)), Config(es_asids=1, sev_asids=1)),
+        interrupt=lambda: None,
+        clock=lambda: 0,
+    )
+    with pytest.raises(ValueError, match="bytes"):
+        host.mailbox.restore(small.contents())
+
+
+# -- failing
+
+
+def test_fail() -> None:
+    host = Host()
+    host.init()
+    plan(host, Rule(Fail("RESOURCE_LIMIT"), command="LAUNCH_START", nth=2, name="second"))
+    assert host.start() == (Status.SUCCESS, 1)
+    assert host.start()[0] is Status.RESOURCE_LIMIT
+    assert host.platform()[2] == 1, "a failed command was not carried out"
+    assert host.start() == (Status.SUCCESS, 2)
+    assert [(f.rule, f.name, f.action, f.command, f.applied) for f in host.firings] == [
+        (0, "second", "fail", "LAUNCH_START", True)
+    ]
+    assert host.firings[0].sequence == host.records[3].sequence
+    assert [r.rule for r in host.records[2:]] == [None, 0, None, None]
+    assert host.records[3].status == Status.RESOURCE_LIMIT
+
+
+def test_fail_what_was_carried_out() -> None:
+    host = Host()
+    host.init()
+    plan(host, Rule(Fail("HWERROR_PLATFORM", carried_out=True), command="LAUNCH_START"))
+    assert host.start()[0] is Status.HWERROR_PLATFORM
+    assert host.platform()[2] == 1
+    assert host.records[-2].handle == 1
+
+
+def test_wbinvd_by_plan() -> None:
+    """The refusal a software PSP cannot come to by itself; the ASID stays dirty, as it would."""
+    host = Host()
+    host.init()
+    handle = host.running(4)
+    host.on(Command.DEACTIVATE, handle)
+    plan(host, Rule(Fail("WBINVD_REQUIRED"), command="DF_FLUSH", times=1))
+    assert host.call(Command.DF_FLUSH)[0] is Status.WBINVD_REQUIRED
+    assert host.activate(handle, 4) is Status.DFFLUSH_REQUIRED
+    assert host.call(Command.DF_FLUSH)[0] is Status.SUCCESS
+    assert host.activate(handle, 4) is Status.SUCCESS
+
+
+# -- delaying
+
+
+def test_delay() -> None:
+    host = Host()
+    host.init()
+    plan(host, Rule(Delay(1_000_000), command="LAUNCH_START"))
+    host.poke(BUFFER, bytes(36))
+    host.submit(Command.LAUNCH_START, BUFFER)
+    host.mailbox.poll()
+    submitted = host.now
+    assert host.answer() is None
+    assert host.mailbox.pending
+    assert not host.mailbox.stalled
+    assert not host.firmware.guests, "carried out when it is due, not before"
+    assert not host.mailbox.release()
+    looks = 0
+    while host.answer() is None:
+        host.mailbox.poll()
+        looks += 1
+    assert host.now - submitted >= 1_000_000 - 10_000
+    assert looks > 100
+    assert host.firmware.guests
+    assert host.records[-1].end_ns - host.records[-1].start_ns >= 1_000_000
+    assert len(host.firings) == 1
+
+
+# -- stalling
+
+
+@pytest.mark.parametrize("carried_out", [False, True])
+def test_stall_until_release(carried_out: bool) -> None:
+    host = Host()
+    host.init()
+    handle = host.running(4)
+    plan(host, Rule(Stall(carried_out=carried_out), command="DEACTIVATE"))
+    host.poke(BUFFER, struct.pack("<I", handle))
+    host.submit(Command.DEACTIVATE, BUFFER)
+    for _ in range(10):
+        host.mailbox.poll()
+    assert host.answer() is None
+    assert host.mailbox.stalled
+    assert [f.action for f in host.firings] == ["stall"]
+    assert (host.firmware.guests[handle].asid == 0) == carried_out
+    with pytest.raises(ValueError, match="held back"):
+        host.mailbox.contents()
+    assert host.mailbox.release()
+    assert host.mailbox.poll()
+    assert host.answer() is Status.SUCCESS
+    assert host.firmware.guests[handle].asid == 0
+    assert not host.mailbox.release()
+    assert host.mailbox.executed["DEACTIVATE"] == 1
+    host.mailbox.contents()
+
+
+def test_a_stall_outlives_its_plan() -> None:
+    host = Host()
+    plan(host, Rule(Stall(), command="NOP"))
+    host.submit(Command.NOP)
+    host.mailbox.poll()
+    plan(host)
+    host.mailbox.poll()
+    assert host.answer() is None
+    assert host.mailbox.release()
+    host.mailbox.poll()
+    assert host.answer() is Status.SUCCESS
+    assert host.records[-1].rule == 0
+
+
+def test_a_command_the_host_gave_up_on() -> None:
+    """The driver was loaded anew while one was stalled: that one is dropped, the new one answered."""
+    host = Host()
+    plan(host, Rule(Stall(), command="PEK_GEN"))
+    host.submit(Command.PEK_GEN)
+    host.mailbox.poll()
+    assert host.at(Command.PLATFORM_STATUS, BUFFER) is Status.SUCCESS
+    assert [(r.command, r.status) for r in host.records] == [("PEK_GEN", None), ("PLATFORM_STATUS", 0)]
+    assert not host.mailbox.stalled
+    assert "PEK_GEN" not in host.mailbox.executed
+
+
+# -- corrupting
+
+
+def test_corrupt() -> None:
+    host = Host()
+    host.init()
+    plan(host, Rule(Corrupt(), command="LAUNCH_START"), seed=3)
+    host.poke(BUFFER + 36, b"untouched")
+    assert host.start()[0] is Status.SUCCESS
+    garbage = host.peek(BUFFER, 36)
+    assert garbage != struct.pack("<IIQI4xQI", 1, 0, 0, 0, 0, 0)
+    assert len(set(garbage)) > 8
+    assert host.peek(BUFFER + 36, 9) == b"untouched"
+    assert host.platform()[2] == 1
+    assert host.firings[0].applied
+    twin = Host()
+    twin.init()
+    plan(twin, Rule(Corrupt(), command="LAUNCH_START"), seed=3)
+    twin.start()
+    assert twin.peek(BUFFER, 36) == garbage, "the seed decides"
+
+
+def test_there_may_be_nothing_to_corrupt() -> None:
+    host = Host()
+    plan(host, Rule(Corrupt()))
+    host.call(Command.NOP)
+    host.at(Command.PLATFORM_STATUS, 1 << 40)
+    assert [f.applied for f in host.firings] == [False, False]
+
+
+# -- when rules fire
+
+
+def fired(plan: Plan, commands: list[str]) -> list[int | None]:
+    planner = Planner(plan)
+    return [planner.choose(command) for command in commands]
+
+
+def test_nth_every_and_times() -> None:
+    rule = Rule(Stall(), command="NOP")
+    nop = ["NOP"] * 7
+
+    def which(**changes: int) -> list[int]:
+        found = fired(Plan(rules=(msgspec.structs.replace(rule, **changes),)), nop)
+        return [n for n, index in enumerate(found, 1) if index == 0]
+
+    assert which() == [1, 2, 3, 4, 5, 6, 7]
+    assert which(nth=3) == [3]
+    assert which(every=3) == [3, 6]
+    assert which(times=2) == [1, 2]
+    assert which(every=2, times=2) == [2, 4]
+    assert which(nth=3, every=2) == []
+
+
+def test_other_commands_are_not_counted() -> None:
+    found = fired(Plan(rules=(Rule(Stall(), command="INIT", nth=2),)), ["NOP", "INIT", "NOP", "INIT", "INIT"])
+    assert found == [None, None, None, 0, None]
+
+
+def test_any_command() -> None:
+    assert fired(Plan(rules=(Rule(Stall(), nth=2),)), ["NOP", "INIT", "NOP"]) == [None, 0, None]
+
+
+def test_the_first_due_rule_fires_and_all_count() -> None:
+    rules = (Rule(Stall(), nth=1), Rule(Stall(), nth=2), Rule(Stall(), command="NOP", nth=2))
+    assert fired(Plan(rules=rules), ["NOP", "NOP", "NOP"]) == [0, 1, None]
+
+
+def test_chance_is_the_seeds() -> None:
+    rules = (Rule(Stall(), probability=0.25), Rule(Stall(), probability=0.5))
+    commands = ["NOP"] * 4000
+    found = fired(Plan(rules=rules, seed=1), commands)
+    assert found == fired(Plan(rules=rules, seed=1), commands)
+    assert found != fired(Plan(rules=rules, seed=2), commands)
+    assert 850 < found.count(0) < 1150
+    assert 1300 < found.count(1) < 1700, "half of what the first one left"
+
+
+def test_chance_at_its_ends() -> None:
+    assert fired(Plan(rules=(Rule(Stall(), probability=0.0),)), ["NOP"] * 50) == [None] * 50
+    assert fired(Plan(rules=(Rule(Stall(), probability=1.0),)), ["NOP"] * 50) == [0] * 50
+
+
+def test_luck_does_not_depend_on_the_other_conditions() -> None:
+    free = fired(Plan(rules=(Rule(Stall(), probability=0.3),)), ["NOP"] * 40)
+    bound = fired(Plan(rules=(Rule(Stall(), probability=0.3, every=2),)), ["NOP"] * 40)
+    assert bound == [index if n % 2 == 0 else None for n, index in enumerate(free, 1)]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"rules":[{"action":{"type":"fail","status":"NO_SUCH"}}]}', "status 'NO_SUCH' is none of"),
+        ('{"rules":[{"action":{"type":"stall"},"command":"INTI"}]}', "command 'INTI' is none of"),
+        ('{"rules":[{"action":{"type":"stall"},"nth":0}]}', "nth must be at least 1"),
+        ('{"rules":[{"action":{"type":"stall"},"probability":1.5}]}', "probability must be 0 to 1"),
+        ('{"rules":[{"action":{"type":"delay","ns":-1}}]}', "ns must not be negative"),
+        ('{"rules":[{"action":{"type":"explode"}}]}', "Invalid value 'explode'"),
+        ('{"rules":[{"action":{"type":"stall"},"nht":1}]}', "unknown field `nht`"),
+    ],
+)
+def test_a_wrong_plan_says_what_is_wrong(text: str, reason: str) -> None:
+    with pytest.raises(msgspec.ValidationError, match=reason):
+        msgspec.json.decode(text, type=Plan)
+
+
+def test_a_plan_is_data() -> None:
+    text = b'{"rules":[{"action":{"type":"fail","status":"ACTIVE"},"command":"INIT","every":2}],"seed":4}'
+    rule = Rule(Fail("ACTIVE"), command="INIT", every=2)
+    assert msgspec.json.decode(text, type=Plan) == Plan(rules=(rule,), seed=4)
