@@ -1,0 +1,385 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each cgroup must be charged at any point of a history, and where it was charged something else.
+
+The ledger replays a history as a set of possible worlds (`chaos.world`). An operation that answered ok makes one
+world of each, one that failed makes none. While an operation is under way, or after its process was killed under it,
+both what was and what would be are possible; so is, from the first sign that a process may be dying until it is
+reaped, that it has died already. What is then observed leaves only the worlds that fit. When none does, the history
+has deviated: a `Mismatch` names where, which values were possible, and what was seen.
+
+Events are put in the order of the system calls (`Done.ended`, taken by the agent), not of the records: an answer is
+written down later than it was given. An observation takes time, and reads its counters one by one. If anything could
+change meanwhile, each counter is compared by itself with every value that was possible, and nothing is concluded.
+
+A hold that was reached stops its operation: until something is done again it cannot take effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from errno import EIO, ENOTTY
+from functools import partial
+from typing import Literal
+
+from chaos.history import Asked, Counted, Done, Exited, Fault, Held, History, Invoke, Observation
+from chaos.world import EFFECTS, World, argument, begin, die, drop, effect, forget, halfway
+
+Kind = Literal["charge", "guests", "owner", "answer"]
+Witness = Observation | Done | Asked
+KEYS = ("sev", "sev_es")
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """Something that fits no possible world.
+
+    charge: the counter `key` of cgroup `where`. guests: the firmware's guest count. owner: whether VM `where` owns a
+    context, 0 or 1. answer: the operation `key` on VM `where` failed (0), and had been seen to take effect (1).
+    """
+
+    kind: Kind
+    record: int
+    where: str
+    key: str
+    expected: frozenset[int]
+    seen: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A record that was compared: the worlds that were possible before it, those of them that fit it (all, if none
+    does or nothing can be concluded), and what fits none."""
+
+    record: Witness
+    worlds: frozenset[World]
+    fits: frozenset[World]
+    mismatches: tuple[Mismatch, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """A history, replayed. `worlds` are those possible at its end. `lost` says where and why the ledger could no
+    longer tell what must be charged, "" if it could throughout."""
+
+    entries: tuple[Entry, ...]
+    worlds: frozenset[World]
+    lost: str = ""
+
+    def mismatches(self, *kinds: Kind) -> tuple[Mismatch, ...]:
+        return tuple(m for entry in self.entries for m in entry.mismatches if m.kind in kinds)
+
+    def happened(self, invoke: Invoke, done: Done | None) -> bool | None:
+        """Whether the operation took effect, None if nobody can say."""
+        if done is not None and done.outcome != "info":
+            return done.outcome == "ok"
+        ways = {invoke.op in world.happened for world in self.worlds}
+        return ways.pop() if len(ways) == 1 else None
+
+
+def replay(history: History) -> Ledger:
+    """Replay the history from its first record to its last."""
+    replayed = _Replay(history)
+    for _, _, act in sorted(replayed.events(), key=lambda event: event[:2]):
+        act()
+    return Ledger(tuple(replayed.entries), replayed.worlds, replayed.lost)
+
+
+def owns(done: Done) -> bool | None:
+    """What an answer to GUEST_STATUS says: whether the VM owns a context. None if nothing can be said.
+
+    KVM answers ENOTTY for a VM without a context before it looks at anything else, and a dead VM's EIO comes before
+    the command is read. EIO with a firmware status is the firmware's refusal, so it was asked about a context.
+    """
+    if done.outcome == "info":
+        return None
+    if done.outcome == "ok":
+        return True
+    return not (done.errno == ENOTTY or (done.errno == EIO and done.firmware == 0))
+
+
+def said_dead(asked: Asked) -> bool | None:
+    """What the answers say: that the VM is dead, that it is not, or (None) nothing that can be relied on."""
+    dead = {answer.errno == EIO for answer in asked.answers}
+    if len(dead) != 1 or any(answer.control == EIO for answer in asked.answers):
+        return None
+    return dead.pop()
+
+
+@dataclass(slots=True)
+class _Window:
+    """A witness at work: every world that was possible since it began. Not `steady` if they changed meanwhile."""
+
+    worlds: frozenset[World]
+    steady: bool
+
+
+@dataclass(slots=True)
+class _Replay:
+    """The state of a replay. Its events are closures over it, in the order of the system calls."""
+
+    history: History
+    worlds: frozenset[World] = frozenset({World()})
+    lost: str = ""
+    entries: list[Entry] = field(default_factory=list)
+    pending: dict[int, Invoke] = field(default_factory=dict)
+    stopped: set[int] = field(default_factory=set)
+    doomed: set[str] = field(default_factory=set)
+    windows: dict[int, _Window] = field(default_factory=dict)
+    owners: dict[str, str] = field(default_factory=dict)
+    guests_before: int | None = None
+
+    def events(self) -> Iterator[tuple[int, tuple[int, int], Callable[[], None]]]:
+        """(time, (record, half), what to do). A record with a beginning and an end is two events."""
+        for invoke, done in self.history.operations():
+            yield invoke.t, (invoke.seq, 0), partial(self._begin, invoke)
+            if done is not None:
+                ended = max(invoke.t, done.ended or done.t)
+                yield ended, (done.seq, 0), partial(self._finish, invoke, done)
+        for record in self.history.records:
+            if isinstance(record, Observation):
+                yield record.t, (record.seq, 0), partial(self._open, record.seq)
+                yield max(record.t, record.until), (record.seq, 1), partial(self._observe, record)
+            elif isinstance(record, Asked):
+                yield record.t, (record.seq, 0), partial(self._ask, record)
+            elif isinstance(record, Held) and record.reached:
+                yield record.t, (record.seq, 0), partial(self._hold, record)
+            elif isinstance(record, Exited):
+                yield record.t, (record.seq, 0), partial(self._exited, record.agent)
+        for time, seq, agent in deaths_begin(self.history):
+            yield time, (seq, 1), partial(self._doom, agent)
+
+    def _become(self, worlds: Iterable[World]) -> None:
+        """The worlds are these, and all that they can turn into by themselves."""
+        acting = [invoke for op, invoke in self.pending.items() if op not in self.stopped]
+        before, self.worlds = self.worlds, _reachable(worlds, acting, self.pending.values(), self.doomed)
+        for window in self.windows.values():
+            window.steady &= before == self.worlds
+            window.worlds |= self.worlds
+
+    @property
+    def _steady(self) -> bool:
+        return not self.doomed and all(op in self.stopped for op in self.pending)
+
+    def _open(self, seq: int) -> None:
+        self.windows[seq] = _Window(self.worlds, self._steady)
+
+    def _begin(self, invoke: Invoke) -> None:
+        if invoke.f == "create":
+            self.owners[argument(invoke, "vm")] = invoke.agent
+        self.stopped.clear()
+        if invoke.f in EFFECTS:
+            self.pending[invoke.op] = invoke
+        self._become(begin(world, invoke) for world in self.worlds)
+        if invoke.f == "guest_status":
+            self._open(invoke.seq)
+
+    def _finish(self, invoke: Invoke, done: Done) -> None:
+        if invoke.f == "guest_status":
+            self._status(invoke, done)
+        if invoke.op not in self.pending:
+            return
+        self.stopped.clear()
+        if done.outcome == "info":
+            self._become(self.worlds)  # settled when its process is reaped: only then can it not happen any more
+            return
+        del self.pending[invoke.op]
+        worlds = set(_answered(self.worlds, invoke, done))
+        if not worlds:
+            self._contradicted(invoke, done)
+            worlds = {forget(world, invoke.op) for world in self.worlds}
+        self._become(worlds)
+
+    def _contradicted(self, invoke: Invoke, done: Done) -> None:
+        """No world allows the answer. A success that cannot be leaves the ledger without a state to go on from."""
+        vm = argument(invoke, "vm")
+        if done.outcome == "fail":
+            mismatch = Mismatch("answer", done.seq, vm, invoke.f, frozenset({1}), 0)
+            self.entries.append(Entry(done, self.worlds, self.worlds, (mismatch,)))
+        elif not self.lost:
+            self.lost = f"{invoke.f} of {vm or invoke.agent} succeeded at record {done.seq}, where it could not"
+
+    def _hold(self, held: Held) -> None:
+        """Stopped at the place that was waited for, the operation has not happened."""
+        if held.op in self.pending:
+            self.stopped.add(held.op)
+            waiting = frozenset(world for world in self.worlds if held.op not in world.happened)
+            self._become(waiting or self.worlds)
+
+    def _doom(self, agent: str) -> None:
+        self.doomed.add(agent)
+        self.stopped.clear()
+        self._become(self.worlds)
+
+    def _exited(self, agent: str) -> None:
+        self.doomed.discard(agent)
+        self.stopped.clear()
+        for op in [op for op, invoke in self.pending.items() if invoke.agent == agent]:
+            del self.pending[op]
+        self._become({die(world, agent) for world in self.worlds})
+
+    def _observe(self, record: Observation) -> None:
+        window = self.windows.pop(record.seq)
+        fits, mismatches = _charges(record, window.worlds, joint=window.steady)
+        count = self._guests(record, fits)
+        if count is not None:
+            counted = frozenset(world for world in fits if world.guests == count)
+            if not counted:
+                expected = frozenset(world.guests for world in fits)
+                mismatches = (*mismatches, Mismatch("guests", record.seq, ".", "", expected, count))
+            fits = counted or fits
+        if not window.steady:
+            fits = window.worlds
+        self.entries.append(Entry(record, window.worlds, fits, mismatches))
+        if window.steady:
+            self._become(fits)
+
+    def _guests(self, record: Observation, worlds: Iterable[World]) -> int | None:
+        """The firmware's guest count, less what was there before the run's first observation."""
+        if record.guests is None:
+            return None
+        if self.guests_before is None:
+            counts = {world.guests for world in worlds}
+            if len(counts) != 1:
+                return None
+            self.guests_before = record.guests - counts.pop()
+        return record.guests - self.guests_before
+
+    def _status(self, invoke: Invoke, done: Done) -> None:
+        window = self.windows.pop(invoke.seq)
+        said = owns(done)
+        if said is None:
+            return
+        vm = argument(invoke, "vm")
+        fits = frozenset(world for world in window.worlds if (world.context(vm) is not None) == said)
+        mismatch = Mismatch("owner", done.seq, vm, "", frozenset({int(not said)}), int(said))
+        self.entries.append(Entry(done, window.worlds, fits or window.worlds, () if fits else (mismatch,)))
+        if fits and window.steady:
+            self._become(fits)
+
+    def _ask(self, record: Asked) -> None:
+        dead = said_dead(record)
+        if dead is None or self.owners.get(record.vm) != record.agent or not self._steady:
+            self.entries.append(Entry(record, self.worlds, self.worlds))
+            return
+        fits = frozenset(world for world in self.worlds if (record.vm in world.dead) == dead)
+        self.entries.append(Entry(record, self.worlds, fits or self.worlds))
+        if fits:
+            self._become(fits)
+
+
+def _answered(worlds: Iterable[World], invoke: Invoke, done: Done) -> Iterator[World]:
+    for world in worlds:
+        if done.outcome == "fail":
+            after = None if invoke.op in world.happened else world
+        else:
+            after = world if invoke.op in world.happened else effect(world, invoke)
+        if after is not None:
+            yield forget(after, invoke.op)
+
+
+def _reachable(
+    worlds: Iterable[World], acting: Iterable[Invoke], pending: Iterable[Invoke], doomed: Iterable[str]
+) -> frozenset[World]:
+    """The worlds, and every one that they can turn into without anything more being asked of anybody."""
+    pinned = {(argument(invoke, "source"), invoke.agent) for invoke in pending}
+    seen = set(worlds)
+    todo = list(seen)
+    while todo:
+        for world in _successors(todo.pop(), acting, pinned, doomed):
+            if world not in seen:
+                seen.add(world)
+                todo.append(world)
+    return frozenset(seen)
+
+
+def _successors(
+    world: World, acting: Iterable[Invoke], pinned: set[tuple[str, str]], doomed: Iterable[str]
+) -> Iterator[World]:
+    for invoke in acting:
+        if invoke.op in world.happened:
+            continue
+        yield forget(world, invoke.op)  # it has given back what it had taken ahead, and is about to fail
+        between, after = halfway(world, invoke), effect(world, invoke)
+        if between is not None:
+            yield between
+        if after is not None:
+            yield replace(after, happened=after.happened | {invoke.op})
+    for agent in doomed:
+        yield die(world, agent)
+    for reference in world.references:
+        if reference.sent and (reference.vm, reference.agent) not in pinned and world.context(reference.vm):
+            yield drop(world, reference)
+
+
+def _charges(
+    record: Observation, worlds: frozenset[World], *, joint: bool
+) -> tuple[frozenset[World], tuple[Mismatch, ...]]:
+    """The worlds that fit the counters (all of them together if `joint`), and the counters that fit none."""
+    seen = {
+        (cgroup, key): files["current"].get(key, 0)
+        for cgroup, files in record.misc.items()
+        if "current" in files
+        for key in sorted({*KEYS, *files["current"]})
+    }
+    charges = {world: world.charges for world in worlds}
+    expected = {place: frozenset(charge[place] for charge in charges.values()) for place in seen}
+    wrong = [place for place in seen if seen[place] not in expected[place]]
+    if joint and not wrong:
+        fits = frozenset(world for world in worlds if all(charges[world][place] == seen[place] for place in seen))
+        if fits:
+            return fits, ()
+        # Each counter is possible by itself: those are wrong that the nearest world would have otherwise.
+        differing = ([place for place in seen if charge[place] != seen[place]] for charge in charges.values())
+        wrong = min(differing, key=lambda places: (len(places), places))
+        expected = {place: expected[place] - {seen[place]} for place in wrong}
+    return worlds, tuple(Mismatch("charge", record.seq, *place, expected[place], seen[place]) for place in wrong)
+
+
+def deaths_begin(history: History) -> Iterator[tuple[int, int, str]]:
+    """(time, record, agent): from when each process that ended, or may have, must be taken to be dying.
+
+    That is when it was told to exit, when a fault was applied to it, or when the operation was begun that it never
+    answered; a later sign of life takes the last two back. A process that went without any of these may have gone
+    right after its last sign of life.
+    """
+    told: set[str] = set()
+    suspected: dict[str, tuple[int, int]] = {}
+    lived: dict[str, tuple[int, int]] = {}
+    invokes = {invoke.op: invoke for invoke, _ in history.operations()}
+    for record in history.records:
+        if isinstance(record, Invoke) and record.f == "spawn":
+            lived[record.agent] = (record.t, record.seq)
+        elif isinstance(record, Invoke) and record.f == "exit" and record.agent not in suspected:
+            told.add(record.agent)
+            suspected[record.agent] = (record.t, record.seq)
+        elif isinstance(record, Fault) and record.event == "apply" and record.target in lived:
+            suspected.setdefault(record.target, (record.t, record.seq))
+        elif isinstance(record, Done) and record.op in invokes:
+            invoke = invokes[record.op]
+            if record.outcome == "info":
+                suspected.setdefault(invoke.agent, (invoke.t, invoke.seq))
+            else:
+                _lives(invoke.agent, (record.ended or record.t, record.seq), told, suspected, lived)
+        elif isinstance(record, Counted | Asked):
+            _lives(record.agent, (record.t, record.seq), told, suspected, lived)
+        elif isinstance(record, Exited):
+            told.discard(record.agent)
+            begun = suspected.pop(record.agent, None) or lived.pop(record.agent, None)
+            if begun is not None:
+                yield (*begun, record.agent)
+    for agent, begun in suspected.items():
+        yield (*begun, agent)
+
+
+def _lives(
+    agent: str,
+    when: tuple[int, int],
+    told: set[str],
+    suspected: dict[str, tuple[int, int]],
+    lived: dict[str, tuple[int, int]],
+) -> None:
+    """The process was alive at that time."""
+    lived[agent] = when
+    if agent not in told and when > suspected.get(agent, when):
+        del suspected[agent]

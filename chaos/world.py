@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One possible world of a run, and what each operation makes of it.
+
+A world says who owns each encryption context, under which key it is charged and which cgroup pays, which processes
+live and which VMs they hold open. It is a value: an operation makes a new one. What is written here is the promise
+(part 0 of the kernel contract), not what a kernel does: whoever disagrees with every world has deviated.
+
+Three tables hold the rules, by operation. `EFFECTS` says what becomes of the world once the operation has happened,
+None if it cannot happen there; `HALFWAY` what may be seen while it is under way and has not happened yet; `ON_BEGIN`
+what is true from the moment it has begun. A rule for a new operation is an entry in a table; the ledger
+(`chaos.ledger`) needs no change for it.
+
+The life of a context hangs on references. A VM lives as long as a process has it open: the process that created it,
+or one that its descriptor was sent to. The context goes with the last VM that owns it, and its charge goes with the
+context. A descriptor that was sent may be closed by its receiver at any time, except while a move needs it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from chaos.history import Invoke
+
+ON_ITS_WAY = ""
+"""Holder of a descriptor that has left its process and has not been used yet by whoever received it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """An encryption context: an ASID, the VM that owns it, and the cgroup that pays for it under `key`.
+
+    `launched` once the firmware knows it (LAUNCH_START), which is later than its charge (INIT).
+    """
+
+    owner: str
+    key: str
+    payer: str
+    launched: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """`agent` has descriptors of `vm` open; `sent` if they came from another process."""
+
+    vm: str
+    agent: str
+    sent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """A charge that the move `op` of `agent` has taken ahead for its destination."""
+
+    op: int
+    agent: str
+    key: str
+    cgroup: str
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """`homes` are the live processes, each with its cgroup. `dead` are the VMs a context was moved away from.
+    `happened` are those operations that have taken effect without having answered."""
+
+    homes: frozenset[tuple[str, str]] = frozenset()
+    references: frozenset[Reference] = frozenset()
+    contexts: frozenset[Context] = frozenset()
+    dead: frozenset[str] = frozenset()
+    advances: frozenset[Advance] = frozenset()
+    happened: frozenset[int] = frozenset()
+
+    def home(self, agent: str) -> str | None:
+        """The cgroup of the process, None if it does not live."""
+        return next((cgroup for name, cgroup in self.homes if name == agent), None)
+
+    def context(self, vm: str) -> Context | None:
+        return next((context for context in self.contexts if context.owner == vm), None)
+
+    def open(self, vm: str) -> bool:
+        """Whether any process has the VM open."""
+        return any(reference.vm == vm for reference in self.references)
+
+    @property
+    def guests(self) -> int:
+        """How many guests the firmware must count."""
+        return sum(context.launched for context in self.contexts)
+
+    @property
+    def charges(self) -> Mapping[tuple[str, str], int]:
+        """What (cgroup, key) must read, ancestors included; 0 where nothing is named."""
+        total: Counter[tuple[str, str]] = Counter()
+        paid = [(context.payer, context.key) for context in self.contexts]
+        paid += [(advance.cgroup, advance.key) for advance in self.advances]
+        for cgroup, key in paid:
+            total.update((level, key) for level in levels(cgroup))
+        return total
+
+
+def levels(cgroup: str) -> tuple[str, ...]:
+    """The cgroup and its ancestors, the run's own (".") first: a/b gives ".", "a", "a/b"."""
+    if cgroup == ".":
+        return (".",)
+    parts = cgroup.split("/")
+    return (".", *("/".join(parts[: depth + 1]) for depth in range(len(parts))))
+
+
+def effect(world: World, invoke: Invoke) -> World | None:
+    """The world after the operation, None if it cannot happen in this one."""
+    if invoke.f != "spawn" and world.home(invoke.agent) is None:
+        return None
+    rule = EFFECTS.get(invoke.f)
+    return world if rule is None else rule(world, invoke)
+
+
+def halfway(world: World, invoke: Invoke) -> World | None:
+    """The world while the operation is in its middle, None if it has none here."""
+    rule = HALFWAY.get(invoke.f)
+    return None if rule is None or world.home(invoke.agent) is None else rule(world, invoke)
+
+
+def begin(world: World, invoke: Invoke) -> World:
+    """The world once the operation has begun."""
+    rule = ON_BEGIN.get(invoke.f)
+    return world if rule is None else rule(world, invoke)
+
+
+def forget(world: World, op: int) -> World:
+    """The world once the operation is over: what it had taken ahead is given back."""
+    return replace(
+        world,
+        advances=frozenset(advance for advance in world.advances if advance.op != op),
+        happened=world.happened - {op},
+    )
+
+
+def die(world: World, agent: str) -> World:
+    """The process is gone, with its descriptors and what its operations had taken ahead."""
+    homes = frozenset((name, cgroup) for name, cgroup in world.homes if name != agent)
+    gone = {agent} if homes else {agent, ON_ITS_WAY}  # nobody is left to receive what is on its way
+    return _settled(
+        replace(
+            world,
+            homes=homes,
+            references=frozenset(reference for reference in world.references if reference.agent not in gone),
+            advances=frozenset(advance for advance in world.advances if advance.agent != agent),
+        )
+    )
+
+
+def drop(world: World, reference: Reference) -> World:
+    """The reference has been closed."""
+    return _settled(replace(world, references=world.references - {reference}))
+
+
+def argument(invoke: Invoke, key: str) -> str:
+    """An argument of the operation that names something, "" if it is not there."""
+    value = invoke.args.get(key)
+    return value if isinstance(value, str) else ""
+
+
+def _settled(world: World) -> World:
+    """Contexts whose VM nobody has open are gone. References to dead VMs are dropped: they keep nothing alive."""
+    references = frozenset(reference for reference in world.references if reference.vm not in world.dead)
+    alive = {reference.vm for reference in references}
+    contexts = frozenset(context for context in world.contexts if context.owner in alive)
+    return replace(world, references=references, contexts=contexts)
+
+
+def _spawn(world: World, invoke: Invoke) -> World | None:
+    if world.home(invoke.agent) is not None:
+        return None
+    return replace(world, homes=world.homes | {(invoke.agent, argument(invoke, "cgroup"))})
+
+
+def _create(world: World, invoke: Invoke) -> World | None:
+    vm = argument(invoke, "vm")
+    return replace(world, references=world.references | {Reference(vm, invoke.agent)}, dead=world.dead - {vm})
+
+
+def _init(world: World, invoke: Invoke) -> World | None:
+    vm, payer = argument(invoke, "vm"), world.home(invoke.agent)
+    if payer is None or world.context(vm) is not None or vm in world.dead or not world.open(vm):
+        return None
+    return replace(world, contexts=world.contexts | {Context(vm, argument(invoke, "key"), payer)})
+
+
+def _launch_start(world: World, invoke: Invoke) -> World | None:
+    context = world.context(argument(invoke, "vm"))
+    if context is None:
+        return None
+    return replace(world, contexts=world.contexts - {context} | {replace(context, launched=True)})
+
+
+def _send_fd(world: World, invoke: Invoke) -> World | None:
+    vm = argument(invoke, "vm")
+    if vm in world.dead or not world.open(vm):
+        return world  # a descriptor of a VM that owns nothing keeps nothing alive
+    return replace(
+        world, references=world.references | {Reference(vm, argument(invoke, "to") or ON_ITS_WAY, sent=True)}
+    )
+
+
+def _movable(world: World, invoke: Invoke) -> Context | None:
+    """The context that the move would move."""
+    destination = argument(invoke, "vm")
+    if destination in world.dead or world.context(destination) is not None or not world.open(destination):
+        return None
+    return world.context(argument(invoke, "source"))
+
+
+def _begin_move(world: World, invoke: Invoke) -> World:
+    """The caller has the source open: the descriptor is an argument of the call."""
+    source = argument(invoke, "source")
+    if not world.open(source) or Reference(source, invoke.agent) in world.references:
+        return world
+    arrived = world.references - {Reference(source, ON_ITS_WAY, sent=True)}
+    return replace(world, references=arrived | {Reference(source, invoke.agent, sent=True)})
+
+
+def _halfway_move(world: World, invoke: Invoke) -> World | None:
+    """The destination's cgroup is charged before the source's is not ("known limits" of the contract)."""
+    context, payer = _movable(world, invoke), world.home(invoke.agent)
+    if context is None or payer is None or payer == context.payer:
+        return None
+    return replace(world, advances=world.advances | {Advance(invoke.op, invoke.agent, context.key, payer)})
+
+
+def _move(world: World, invoke: Invoke) -> World | None:
+    context, payer = _movable(world, invoke), world.home(invoke.agent)
+    if context is None or payer is None:
+        return None
+    moved = replace(context, owner=argument(invoke, "vm"), payer=payer)
+    return _settled(
+        replace(
+            world,
+            contexts=world.contexts - {context} | {moved},
+            dead=world.dead | {context.owner},
+            advances=frozenset(advance for advance in world.advances if advance.op != invoke.op),
+        )
+    )
+
+
+def _close(world: World, invoke: Invoke) -> World | None:
+    vm = argument(invoke, "vm")
+    mine = {Reference(vm, invoke.agent, sent) for sent in (False, True)}
+    return _settled(replace(world, references=world.references - mine))
+
+
+EFFECTS: dict[str, Callable[[World, Invoke], World | None]] = {
+    "spawn": _spawn,
+    "create": _create,
+    "init": _init,
+    "launch_start": _launch_start,
+    "send_fd": _send_fd,
+    "move": _move,
+    "close": _close,
+}
+
+HALFWAY: dict[str, Callable[[World, Invoke], World | None]] = {"move": _halfway_move}
+
+ON_BEGIN: dict[str, Callable[[World, Invoke], World]] = {"move": _begin_move}
