@@ -1,1 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
+"""One checker a promise: a pure function from an experiment and its history to a verdict with its evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from chaos.checkers import (
+    p01_balance,
+    p03_dead_source,
+    p04_one_owner,
+    p05_guest_goes_on,
+    p06_clean_failure,
+    p09_nothing_leaks,
+    p12_quiet_kernel,
+)
+from chaos.experiment import Experiment
+from chaos.history import History
+from chaos.verdict import Verdict
+
+Checker = Callable[[Experiment, History], Verdict]
+
+CHECKERS: dict[str, Checker] = {
+    "P1": p01_balance.check,
+    "P3": p03_dead_source.check,
+    "P4": p04_one_owner.check,
+    "P5": p05_guest_goes_on.check,
+    "P6": p06_clean_failure.check,
+    "P9": p09_nothing_leaks.check,
+    "P12": p12_quiet_kernel.check,
+}

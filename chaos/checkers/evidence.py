@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the checkers ask of a history, and the verdicts they make of the answers.
+
+Truth first: a question that was not asked, or whose witness died, is unknown and never held. A checker that asks
+several questions makes a verdict of each and hands them to `combine`.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from chaos.history import Asked, Counted, Done, Exited, History, Invoke, Observation, Record
+from chaos.ledger import Entry, Ledger, replay
+from chaos.verdict import Outcome, Verdict
+from chaos.world import argument
+
+# Operations that are an ioctl each on a file descriptor of their VM. `run` is none: it lets threads into KVM_RUN and
+# answers before they come out. `close`, and being the source of a move, are no ioctl on the VM.
+IOCTLS = frozenset(
+    {
+        "init",
+        "launch_start",
+        "launch_update_data",
+        "launch_update_vmsa",
+        "launch_measure",
+        "launch_finish",
+        "guest_status",
+        "get_state",
+        "set_state",
+        "move",
+    }
+)
+
+
+def errname(number: int) -> str:
+    """ "EIO" for 5, "ok" for 0, the number itself if it has no name."""
+    return errno.errorcode.get(number, f"errno {number}") if number else "ok"
+
+
+def says_dead(done: Done) -> bool:
+    """Whether the ioctl was turned away because its VM is dead. The firmware's own EIO carries its status."""
+    return done.outcome == "fail" and done.errno == errno.EIO and done.firmware == 0
+
+
+def held(promise: str, reason: str, records: Iterable[Record] = ()) -> Verdict:
+    return Verdict(promise=promise, outcome=Outcome.HELD, reason=reason, records=numbers(records))
+
+
+def unknown(promise: str, reason: str, records: Iterable[Record] = ()) -> Verdict:
+    return Verdict(promise=promise, outcome=Outcome.UNKNOWN, reason=reason, records=numbers(records))
+
+
+def skipped(promise: str, reason: str, records: Iterable[Record] = ()) -> Verdict:
+    return Verdict(promise=promise, outcome=Outcome.SKIPPED, reason=reason, records=numbers(records))
+
+
+def deviated(
+    promise: str, reason: str, records: Iterable[Record], *, signature: str, expected: str = "", seen: str = ""
+) -> Verdict:
+    return Verdict(
+        promise=promise,
+        outcome=Outcome.DEVIATED,
+        reason=reason,
+        records=numbers(records),
+        signature=signature,
+        expected=expected,
+        seen=seen,
+    )
+
+
+def numbers(records: Iterable[Record]) -> tuple[int, ...]:
+    return tuple(sorted({record.seq for record in records}))
+
+
+# Within one promise a part that was skipped leaves the promise not wholly shown, which is less than held.
+_ORDER = (Outcome.DEVIATED, Outcome.UNKNOWN, Outcome.SKIPPED, Outcome.HELD)
+
+
+def combine(promise: str, parts: Sequence[Verdict]) -> Verdict:
+    """One verdict of the answers to several questions: the worst, with every reason once, the worst first.
+
+    The signature joins those of all deviations. A part that is unknown beside them is part of it, so that a written
+    finding cannot excuse a question that was not answered.
+    """
+    if not parts:
+        return unknown(promise, "nothing was asked")
+    ordered = sorted(parts, key=lambda part: _ORDER.index(part.outcome))
+    outcome = ordered[0].outcome
+    signatures = {part.signature for part in ordered if part.outcome is Outcome.DEVIATED}
+    if signatures and any(part.outcome is Outcome.UNKNOWN for part in ordered):
+        signatures.add("part-unknown")
+    return Verdict(
+        promise=promise,
+        outcome=outcome,
+        reason="; ".join(dict.fromkeys(clause for part in ordered for clause in part.reason.split("; "))),
+        records=tuple(sorted({number for part in ordered for number in part.records})),
+        expected="; ".join(dict.fromkeys(part.expected for part in ordered if part.expected)),
+        seen="; ".join(dict.fromkeys(part.seen for part in ordered if part.seen)),
+        signature="+".join(sorted(signatures)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A move that was tried. `happened` is None if nobody can say. It is over from record `over` on, None if it never
+    was: one that was killed is over when its process is reaped."""
+
+    invoke: Invoke
+    done: Done | None
+    happened: bool | None
+    over: int | None
+
+    @property
+    def source(self) -> str:
+        return argument(self.invoke, "source")
+
+    @property
+    def destination(self) -> str:
+        return argument(self.invoke, "vm")
+
+    @property
+    def survivor(self) -> str:
+        """The VM that owns the context afterwards."""
+        return self.destination if self.happened else self.source
+
+    @property
+    def other(self) -> str:
+        return self.source if self.happened else self.destination
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        return (self.invoke,) if self.done is None else (self.invoke, self.done)
+
+    def __str__(self) -> str:
+        ended = "is still under way" if self.done is None else f"failed with {errname(self.done.errno)}"
+        if self.done is not None and self.done.outcome == "info":
+            ended = "was killed"
+        if self.happened:
+            ended = "succeeded" if self.done is not None and self.done.outcome == "ok" else f"{ended} and took effect"
+        return f"the move from {self.source} to {self.destination} {ended}"
+
+
+class Evidence:
+    """A history, with what is asked of it most often worked out once."""
+
+    def __init__(self, history: History) -> None:
+        self.history = history
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        return replay(self.history)
+
+    @cached_property
+    def operations(self) -> tuple[tuple[Invoke, Done | None], ...]:
+        return tuple(self.history.operations())
+
+    @cached_property
+    def moves(self) -> tuple[Move, ...]:
+        """The moves in the order in which they were begun."""
+        return tuple(
+            Move(invoke, done, self.ledger.happened(invoke, done), self._over(invoke, done))
+            for invoke, done in self.operations
+            if invoke.f == "move"
+        )
+
+    def _over(self, invoke: Invoke, done: Done | None) -> int | None:
+        if done is not None and done.outcome != "info":
+            return done.seq
+        exited = self.exited(invoke.agent, after=invoke.seq)
+        return None if exited is None else exited.seq
+
+    @cached_property
+    def settled(self) -> int | None:
+        """The record from which every move is over, None if one never is or there was none."""
+        ends = [move.over for move in self.moves]
+        known = [end for end in ends if end is not None]
+        return max(known) if known and len(known) == len(ends) else None
+
+    @property
+    def observations(self) -> Iterator[Entry]:
+        return (entry for entry in self.ledger.entries if isinstance(entry.record, Observation))
+
+    @property
+    def asked(self) -> Iterator[Asked]:
+        return (record for record in self.history.records if isinstance(record, Asked))
+
+    @property
+    def counted(self) -> Iterator[Counted]:
+        return (record for record in self.history.records if isinstance(record, Counted))
+
+    def done(self, vm: str, f: str = "") -> Iterator[tuple[Invoke, Done]]:
+        """Operations on the VM that have answered ok or fail; all, or those called `f`."""
+        for invoke, done in self.operations:
+            if argument(invoke, "vm") == vm and done is not None and done.outcome != "info" and f in ("", invoke.f):
+                yield invoke, done
+
+    def agent(self, vm: str) -> str:
+        """The process that created the VM, "" if none did."""
+        creators = [invoke.agent for invoke, _ in self.operations if invoke.f == "create"]
+        names = [argument(invoke, "vm") for invoke, _ in self.operations if invoke.f == "create"]
+        return dict(zip(names, creators, strict=True)).get(vm, "")
+
+    def exited(self, agent: str, *, after: int = -1) -> Exited | None:
+        """The end of the process after that record."""
+        return next(
+            (r for r in self.history.records if isinstance(r, Exited) and r.agent == agent and r.seq > after), None
+        )
+
+    def next_move(self, vm: str, after: int) -> Move | None:
+        """The next move that takes the VM as its source."""
+        return next((move for move in self.moves if move.source == vm and move.invoke.seq > after), None)
+
+    def lineage(self, vm: str) -> frozenset[str]:
+        """The VMs that have owned the VM's context, or could have: those its moves have gone through."""
+        vms = {vm}
+        for _ in self.moves:  # as often as the longest chain needs
+            for move in self.moves:
+                if move.happened is not False and vms & {move.source, move.destination}:
+                    vms |= {move.source, move.destination}
+        return frozenset(vms)
+
+    def key(self, vm: str) -> str:
+        """Under which key the VM's context is charged, "" if it never had one."""
+        inits = ((invoke, done) for owner in self.lineage(vm) for invoke, done in self.done(owner, "init"))
+        return next((argument(invoke, "key") for invoke, done in inits if done.outcome == "ok"), "")

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""P1, balance: an ASID in use is charged exactly once, under its own key, to exactly one cgroup and its ancestors.
+
+Every observation is compared with the ledger. The promise is shown only if a charge was seen before the move and
+another after it: counters that read zero throughout fit a ledger that nobody put to the test.
+"""
+
+from __future__ import annotations
+
+from chaos.checkers.evidence import Evidence, deviated, held, unknown
+from chaos.experiment import Experiment, Migrate, Move
+from chaos.history import History, Observation
+from chaos.ledger import Entry, Mismatch
+from chaos.verdict import Verdict
+
+PROMISE = "P1"
+
+
+def check(experiment: Experiment, history: History) -> Verdict:
+    evidence = Evidence(history)
+    wrong = evidence.ledger.mismatches("charge", "answer")
+    if wrong:
+        return _deviated(evidence, wrong)
+    if evidence.ledger.lost:
+        return unknown(PROMISE, f"what must be charged cannot be told: {evidence.ledger.lost}")
+    charged = [entry for entry in evidence.observations if shows_charge(entry)]
+    if any(isinstance(step, Move | Migrate) for step in experiment.script):
+        if not evidence.moves:
+            return unknown(PROMISE, "no move was tried, so no charge had to follow one")
+        if evidence.settled is None:
+            return unknown(PROMISE, f"{evidence.moves[-1]}: the charges after it cannot be asked for")
+        begun, over = evidence.moves[0].invoke.seq, evidence.settled
+        before = [entry for entry in charged if entry.record.seq < begun]
+        after = [entry for entry in charged if entry.record.seq > over]
+    else:
+        before, after = charged[:1], charged[1:]
+    for side, name in ((before, "before"), (after, "after")):
+        if not side:
+            return unknown(PROMISE, f"no observation shows a charge {name} the move")
+    seen = [entry.record for entry in evidence.observations]
+    return held(
+        PROMISE, f"{len(seen)} observations fit the ledger: {paid(before[-1])} before, {paid(after[0])} after", seen
+    )
+
+
+def shows_charge(entry: Entry) -> bool:
+    """Whether the observation read every counter of every cgroup that had to be charged, and one had to be."""
+    record = entry.record
+    if not isinstance(record, Observation):
+        return False
+    read = {cgroup for cgroup, files in record.misc.items() if "current" in files}
+    return all(world.contexts and {cgroup for cgroup, _ in world.charges} <= read for world in entry.fits)
+
+
+def paid(entry: Entry) -> str:
+    """What each cgroup but the run's own was charged in the observation: "source sev 1"."""
+    record = entry.record
+    assert isinstance(record, Observation)
+    charges = [
+        f"{cgroup} {key} {value}"
+        for cgroup, files in sorted(record.misc.items())
+        for key, value in sorted(files.get("current", {}).items())
+        if value and cgroup != "."
+    ]
+    return ", ".join(charges) or "nothing"
+
+
+def _deviated(evidence: Evidence, wrong: tuple[Mismatch, ...]) -> Verdict:
+    by_seq = {entry.record.seq: entry.record for entry in evidence.ledger.entries}
+    told = [_told(evidence, mismatch) for mismatch in wrong]
+    more = f", and {len(told) - 3} more" if len(told) > 3 else ""
+    return deviated(
+        PROMISE,
+        "; ".join(text for text, _ in told[:3]) + more,
+        (by_seq[mismatch.record] for mismatch in wrong),
+        signature="+".join(sorted({signature for _, signature in told})),
+        expected="; ".join(f"{m.where} {m.key} {_values(m)}" for m in wrong),
+        seen="; ".join(f"{m.where} {m.key} {m.seen}" for m in wrong),
+    )
+
+
+def _told(evidence: Evidence, mismatch: Mismatch) -> tuple[str, str]:
+    """What is wrong, in words and as a signature."""
+    if mismatch.kind == "answer":
+        text = f"{mismatch.key} of {mismatch.where} failed, but its charge had been taken over"
+        return text, f"failed-but-charged:{mismatch.key}"
+    when, label = _when(evidence, mismatch.record), _label(evidence, mismatch.record)
+    way = "miscounted"
+    if mismatch.seen > max(mismatch.expected):
+        way = "overcharged"
+    elif mismatch.seen < min(mismatch.expected):
+        way = "undercharged"
+    text = f"at {label!r} ({when.replace('-', ' the ')}) cgroup {mismatch.where!r} read {mismatch.key} {mismatch.seen}"
+    return f"{text} where {_values(mismatch)} was due", f"{way}-{when}:{mismatch.key}"
+
+
+def _values(mismatch: Mismatch) -> str:
+    return " or ".join(str(value) for value in sorted(mismatch.expected))
+
+
+def _when(evidence: Evidence, record: int) -> str:
+    if not evidence.moves or record < evidence.moves[0].invoke.seq:
+        return "before-move"
+    if evidence.settled is None or record < evidence.settled:
+        return "in-move"
+    worlds = next(entry.worlds for entry in evidence.ledger.entries if entry.record.seq == record)
+    return "after-move" if any(world.contexts for world in worlds) else "after-close"
+
+
+def _label(evidence: Evidence, record: int) -> str:
+    records = (entry.record for entry in evidence.observations if entry.record.seq == record)
+    return next((r.label for r in records if isinstance(r, Observation)), "")

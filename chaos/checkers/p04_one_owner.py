@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""P4, one owner: at every moment exactly one VM owns the context while any holder lives.
+
+Three witnesses, each blind alone. GUEST_STATUS tells whether a VM owns a context (`chaos.ledger.owns`), so the one
+that must own it is asked, and the other one too unless its process is gone: two VMs that both own one context would
+go unseen else. The firmware's guest count tells of contexts that no VM owns any more.
+"""
+
+from __future__ import annotations
+
+from chaos.checkers.evidence import Evidence, Move, combine, deviated, errname, held, unknown
+from chaos.experiment import Experiment
+from chaos.history import Done, History, Observation
+from chaos.ledger import Entry, Mismatch, owns, said_dead
+from chaos.verdict import Verdict
+from chaos.world import World
+
+PROMISE = "P4"
+
+
+def check(experiment: Experiment, history: History) -> Verdict:
+    evidence = Evidence(history)
+    parts = [_mismatch(evidence, mismatch) for mismatch in evidence.ledger.mismatches("owner", "guests")]
+    if evidence.ledger.lost:
+        parts.append(unknown(PROMISE, f"who owns what cannot be told: {evidence.ledger.lost}"))
+    elif not evidence.moves:
+        parts.append(unknown(PROMISE, "no move was tried, so ownership was never in question"))
+    elif evidence.settled is None:
+        parts.append(unknown(PROMISE, f"{evidence.moves[-1]}: who owns the context after it cannot be asked"))
+    else:
+        after = [entry for entry in evidence.ledger.entries if entry.record.seq > evidence.settled]
+        guests = dict.fromkeys(evidence.lineage(move.source) for move in evidence.moves)
+        parts += [_owner(evidence, after, vms) for vms in guests]
+        parts += [_other(evidence, move) for move in evidence.moves]
+        parts.append(_firmware(after))
+    return combine(PROMISE, parts)
+
+
+def _mismatch(evidence: Evidence, mismatch: Mismatch) -> Verdict:
+    record = next(entry.record for entry in evidence.ledger.entries if entry.record.seq == mismatch.record)
+    expected = " or ".join(str(value) for value in sorted(mismatch.expected))
+    if mismatch.kind == "owner":
+        said = "owns a context and must not" if mismatch.seen else "owns no context and must"
+        reason, signature = f"{mismatch.where} {said}", "two-own" if mismatch.seen else "none-owns"
+    else:
+        label = record.label if isinstance(record, Observation) else ""
+        reason = f"at {label!r} the firmware counted {mismatch.seen} guests of this run where {expected} must live"
+        signature = "firmware-counts-more" if mismatch.seen > max(mismatch.expected) else "firmware-counts-fewer"
+    return deviated(PROMISE, reason, (record,), signature=signature, expected=expected, seen=str(mismatch.seen))
+
+
+def _owner(evidence: Evidence, after: list[Entry], vms: frozenset[str]) -> Verdict:
+    """Of the VMs that a context went through, the one that must own it now was asked."""
+    answered = {
+        vm: done
+        for vm in sorted(vms)
+        for invoke, done in evidence.done(vm, "guest_status")
+        if invoke.seq > (evidence.settled or 0) and owns(done)
+    }
+    first = after[0].fits if after else evidence.ledger.worlds
+    if not any(_owners(world) & vms and _owners(world) & vms <= answered.keys() for world in first):
+        return unknown(PROMISE, f"of {' and '.join(sorted(vms))} the owner was not asked for its status after the move")
+    said = ", ".join(f"{vm} owns the context (GUEST_STATUS: {_said(done)})" for vm, done in answered.items())
+    return held(PROMISE, said, answered.values())
+
+
+def _owners(world: World) -> set[str]:
+    return {context.owner for context in world.contexts}
+
+
+def _other(evidence: Evidence, move: Move) -> Verdict:
+    """Whoever must not own the context does not, by its own answer or because it is gone."""
+    if move.happened is None or move.over is None:
+        return unknown(PROMISE, f"{move}, and nobody can say whether it took effect", move.records)
+    vm, over = move.other, move.over
+    exited = evidence.exited(evidence.agent(vm), after=move.invoke.seq)
+    told = any(i.f == "exit" and i.agent == evidence.agent(vm) for i, _ in evidence.operations)
+    if exited is not None and not told:
+        return held(PROMISE, f"the process of {vm} is dead and owns nothing", (exited,))
+    for invoke, done in evidence.done(vm, "guest_status"):
+        if invoke.seq > over and owns(done) is False:
+            return held(PROMISE, f"{vm} owns none (GUEST_STATUS: {_said(done)})", (done,))
+    for asked in evidence.asked:
+        if move.happened and asked.vm == vm and asked.seq > over and said_dead(asked):
+            return held(PROMISE, f"{vm} is dead, by its own answers", (asked,))
+    later = [
+        later for later in evidence.moves if later.happened and later.destination == vm and later.invoke.seq > over
+    ]
+    if later:
+        return held(PROMISE, f"{vm} was given the context later, so it owned none", later[0].records)
+    return unknown(PROMISE, f"{move}, and {vm} was not asked whether it owns a context as well", move.records)
+
+
+def _said(done: Done) -> str:
+    return "ok" if done.outcome == "ok" else errname(done.errno)
+
+
+def _firmware(after: list[Entry]) -> Verdict:
+    """The firmware counted its guests while one must have lived."""
+    counts = [
+        entry.record
+        for entry in after
+        if isinstance(entry.record, Observation)
+        and entry.record.guests is not None
+        and all(world.guests for world in entry.fits)
+    ]
+    if not counts:
+        return unknown(PROMISE, "the firmware's guest count was not read after the move while the context lived")
+    return held(PROMISE, "the firmware counted as many guests as contexts must live", counts)

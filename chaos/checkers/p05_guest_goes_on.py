@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""P5, the guest goes on: at the destination where it stopped, and what could be asked of its context before the move
+can be asked after it.
+
+Two questions. The context: GUEST_STATUS at the destination gives handle, policy and state as the source gave them.
+The guest: its own counter goes on from where the source left it, and its memory holds what its registers say
+(`Counted.stale` is 0). Where the move failed the same is asked of the source. A host that cannot enter SEV-ES guests
+(`Header.executes_es`) skips the second question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from chaos.checkers.evidence import Evidence, Move, combine, deviated, errname, held, skipped, unknown
+from chaos.experiment import Experiment
+from chaos.history import Done, History
+from chaos.verdict import Verdict
+
+PROMISE = "P5"
+STATUS = ("handle", "policy", "state")
+
+
+def check(experiment: Experiment, history: History) -> Verdict:
+    evidence = Evidence(history)
+    if not evidence.moves:
+        return unknown(PROMISE, "no move was tried, so nothing interrupted the guest")
+    return combine(PROMISE, [part for move in evidence.moves for part in _move(evidence, move)])
+
+
+def _move(evidence: Evidence, move: Move) -> Iterator[Verdict]:
+    if move.happened is None or move.over is None:
+        yield unknown(PROMISE, f"{move}, and nobody can say whether it took effect", move.records)
+        return
+    before, after = statuses(evidence, move)
+    if move.happened or (before is not None and after is not None):
+        yield _context(move, before, after)
+    yield goes_on(evidence, move, PROMISE)
+
+
+def statuses(evidence: Evidence, move: Move) -> tuple[Done | None, Done | None]:
+    """The last GUEST_STATUS of the source before the move, and the survivor's first after it."""
+    before = [done for invoke, done in evidence.done(move.source, "guest_status") if invoke.seq < move.invoke.seq]
+    assert move.over is not None
+    later = evidence.next_move(move.survivor, move.over)
+    end = later.invoke.seq if later is not None else len(evidence.history.records)
+    after = [d for i, d in evidence.done(move.survivor, "guest_status") if move.over < i.seq < end]
+    return (before[-1] if before else None), (after[0] if after else None)
+
+
+def _context(move: Move, before: Done | None, after: Done | None) -> Verdict:
+    if before is None or before.outcome != "ok":
+        return unknown(PROMISE, f"GUEST_STATUS of {move.source} was not had before the move, so nothing can compare")
+    if after is None:
+        return unknown(PROMISE, f"{move}, and {move.survivor} was not asked for its status afterwards", move.records)
+    records = (before, after)
+    when = "after-move" if move.happened else "after-failed-move"
+    if after.outcome != "ok":
+        name = errname(after.errno)
+        return deviated(
+            PROMISE,
+            f"{move}; GUEST_STATUS succeeded at {move.source} before and fails with {name} at {move.survivor} after",
+            records,
+            signature=f"guest_status-{when}:{name}",
+            expected="GUEST_STATUS: ok",
+            seen=f"GUEST_STATUS: {name}",
+        )
+    changed = [field for field in STATUS if before.value.get(field) != after.value.get(field)]
+    if changed:
+        return deviated(
+            PROMISE,
+            f"{move}; the context's {' and '.join(changed)} changed",
+            records,
+            signature=f"guest_status-{when}:{'+'.join(changed)}",
+            expected=", ".join(f"{field} {before.value.get(field)}" for field in changed),
+            seen=", ".join(f"{field} {after.value.get(field)}" for field in changed),
+        )
+    told = ", ".join(f"{field} {after.value[field]}" for field in STATUS if field in after.value)
+    return held(PROMISE, f"{move}; GUEST_STATUS of {move.survivor} gives {told} as before", records)
+
+
+def goes_on(evidence: Evidence, move: Move, promise: str) -> Verdict:
+    """Whether the guest's counter went on after the move, wherever it had to, as a verdict on `promise`."""
+    header = evidence.history.header
+    if evidence.key(move.source) == "sev_es" and header is not None and not header.executes_es:
+        return skipped(promise, "whether the guest itself goes on: this host cannot enter SEV-ES guests")
+    over = move.over if move.over is not None else len(evidence.history.records)
+    bound = over if move.happened else move.invoke.seq
+    vms = evidence.lineage(move.source)
+    mine = [count for count in evidence.counted if count.vm in vms]
+    before = [count for count in mine if count.seq < bound]
+    after = [count for count in mine if count.seq > over and count.vm != move.other]
+    if not before or not after:
+        side = "before" if not before else "after"
+        return unknown(promise, f"whether the guest itself goes on: it was not seen to count {side} the move")
+    last, first = before[-1], after[0]
+    records = (last, first)
+    when = "after-move" if move.happened else "after-failed-move"
+    if last.stale:
+        return unknown(
+            promise, f"the guest's memory and registers disagreed before the move ({last.stale} ticks)", records
+        )
+    if first.stale:
+        return deviated(
+            promise,
+            f"at {first.where} the guest's memory did not hold what its registers said for {first.stale} ticks",
+            records,
+            signature=f"stale-memory-{when}",
+            expected="stale 0",
+            seen=f"stale {first.stale}",
+        )
+    told = f"{last.ticks} ticks at {last.vm} before, {first.ticks} at {first.vm} after"
+    if first.ticks <= last.ticks:
+        return deviated(
+            promise,
+            f"the guest itself did not go on: {told}",
+            records,
+            signature=f"counter-stopped-{when}",
+            expected=f"more than {last.ticks} ticks",
+            seen=f"{first.ticks} ticks",
+        )
+    return held(promise, f"the guest itself went on: {told}", records)

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""P6, failure is clean: a move that fails or is killed leaves both VMs usable, and can be tried again.
+
+Four questions to the source (does its context answer, does the guest go on, is it charged as before, is it free of
+EIO) and one to the destination (is it usable, unless its process died with the move). A later move from the same
+source that succeeds answers for what it needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from chaos.checkers.evidence import Evidence, Move, combine, deviated, errname, held, says_dead, unknown
+from chaos.checkers.p01_balance import paid, shows_charge
+from chaos.checkers.p03_dead_source import judge_asked
+from chaos.checkers.p05_guest_goes_on import goes_on, statuses
+from chaos.experiment import Experiment
+from chaos.history import History
+from chaos.ledger import owns, said_dead
+from chaos.verdict import Verdict
+
+PROMISE = "P6"
+
+
+def check(experiment: Experiment, history: History) -> Verdict:
+    evidence = Evidence(history)
+    unclear = [move for move in evidence.moves if move.happened is None or move.over is None]
+    failed = [move for move in evidence.moves if move.happened is False and move.over is not None]
+    parts = [unknown(PROMISE, f"{move}, and nobody can say whether it took effect", move.records) for move in unclear]
+    for move in failed:
+        parts += _failed(experiment, evidence, move)
+    if not parts:
+        return unknown(PROMISE, "no move failed, so the question was not asked")
+    return combine(PROMISE, parts)
+
+
+def _failed(experiment: Experiment, evidence: Evidence, move: Move) -> Iterator[Verdict]:
+    assert move.over is not None
+    later = evidence.next_move(move.source, move.over)
+    again = later if later is not None and later.happened else None
+    end = later.invoke.seq if later is not None else len(evidence.history.records)
+    yield _answers(evidence, move, again)
+    yield goes_on(evidence, move, PROMISE)
+    yield _charges(evidence, move)
+    asked = [record for record in evidence.asked if record.vm == move.source and move.over < record.seq < end]
+    for record in asked:
+        yield judge_asked(experiment, evidence, move, record, PROMISE)
+    if not asked and again is None:
+        yield unknown(PROMISE, f"{move}, and {move.source} was not asked whether it lives", move.records)
+    yield _destination(evidence, move)
+
+
+def _answers(evidence: Evidence, move: Move, again: Move | None) -> Verdict:
+    """The source's context can be asked for its status."""
+    before, after = statuses(evidence, move)
+    if after is None:
+        if again is not None:
+            return held(PROMISE, f"{move}; tried again, {again}", (*move.records, *again.records))
+        return unknown(PROMISE, f"{move}, and {move.source} was not asked for its status afterwards", move.records)
+    same = before is not None and before.outcome == "fail" and before.errno == after.errno
+    if after.outcome == "ok" or same:
+        return held(PROMISE, f"{move}; GUEST_STATUS of {move.source} answers", (*move.records, after))
+    name = errname(after.errno)
+    return deviated(
+        PROMISE,
+        f"{move}; GUEST_STATUS of {move.source} then failed with {name}",
+        (*move.records, after),
+        signature=f"guest_status-after-failed-move:{name}",
+        expected="GUEST_STATUS: ok",
+        seen=f"GUEST_STATUS: {name}",
+    )
+
+
+def _charges(evidence: Evidence, move: Move) -> Verdict:
+    """What was charged before the move is charged after it, and nothing else."""
+    over = move.over or 0
+    wrong = [m for m in evidence.ledger.mismatches("charge", "guests", "answer") if m.record >= over]
+    if wrong:
+        first = wrong[0]
+        record = next(entry.record for entry in evidence.ledger.entries if entry.record.seq == first.record)
+        what = "the firmware's guest count" if first.kind == "guests" else f"{first.where} {first.key}"
+        return deviated(
+            PROMISE,
+            f"{move}, and left {what} at {first.seen}",
+            (*move.records, record),
+            signature=f"{first.kind}-after-failed-move",
+            expected=" or ".join(str(value) for value in sorted(first.expected)),
+            seen=str(first.seen),
+        )
+    if evidence.ledger.lost:
+        return unknown(PROMISE, f"what must be charged cannot be told: {evidence.ledger.lost}")
+    seen = [entry for entry in evidence.observations if shows_charge(entry)]
+    before = [entry for entry in seen if entry.record.seq < move.invoke.seq]
+    after = [entry for entry in seen if entry.record.seq > over]
+    if not before or not after:
+        return unknown(
+            PROMISE, f"no observation shows a charge {'before' if not before else 'after'} the move that failed"
+        )
+    records = (before[-1].record, after[0].record)
+    return held(PROMISE, f"charged as before: {paid(after[0])}", records)
+
+
+def _destination(evidence: Evidence, move: Move) -> Verdict:
+    """The destination still answers: an operation on it succeeds, or is refused because it owns no context."""
+    vm, over = move.destination, move.over or 0
+    exited = evidence.exited(move.invoke.agent, after=move.invoke.seq)
+    if exited is not None and exited.seq <= over:
+        return held(PROMISE, f"the process of {vm} died with the move", (exited,))
+    later = [(invoke, done) for invoke, done in evidence.done(vm) if invoke.seq > over and invoke.f != "close"]
+    for invoke, done in later:
+        if says_dead(done):
+            return deviated(
+                PROMISE,
+                f"{move}; {invoke.f} of {vm} then failed with EIO",
+                (*move.records, done),
+                signature="destination-after-failed-move:EIO",
+                expected="no EIO",
+                seen="EIO",
+            )
+    for invoke, done in later:
+        if done.outcome == "ok" or (invoke.f == "guest_status" and owns(done) is False):
+            return held(PROMISE, f"{vm} is usable: {invoke.f} answers", (done,))
+    for asked in evidence.asked:
+        if asked.vm == vm and asked.seq > over and said_dead(asked) is False:
+            return held(PROMISE, f"{vm} is usable, by its own answers", (asked,))
+    return unknown(PROMISE, f"{move}, and whether {vm} is still usable was not asked", move.records)

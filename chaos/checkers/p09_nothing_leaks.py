@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""P9, nothing leaks: after the last close everything is as it was before the first open.
+
+The runner observes at `start`, before anything is created, and at `end`, after everything is closed, and fills the
+host to capacity at both. A charge that stays shows in the counters, a context in the firmware's guest count, a
+cgroup's reference in the dying cgroups, and an ASID that is lost while every counter reads zero only in the filling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from chaos.checkers.evidence import Evidence, combine, deviated, errname, held, unknown
+from chaos.experiment import Experiment
+from chaos.history import Filled, History, Observation
+from chaos.ledger import KEYS
+from chaos.verdict import Verdict
+
+PROMISE = "P9"
+START, END = "start", "end"
+
+
+def check(experiment: Experiment, history: History) -> Verdict:
+    evidence = Evidence(history)
+    observed = {r.label: r for r in history.records if isinstance(r, Observation)}
+    filled = {r.label: r for r in history.records if isinstance(r, Filled)}
+    parts: list[Verdict] = []
+    if START in observed and END in observed:
+        start, end = observed[START], observed[END]
+        alive = _alive(evidence, end)
+        if alive:
+            return unknown(PROMISE, f"{', '.join(alive)} still lived when the end was observed", (end,))
+        parts += [*_charges(end), _guests(start, end), _dying(start, end)]
+    else:
+        missing = " and ".join(label for label in (START, END) if label not in observed)
+        parts.append(unknown(PROMISE, f"the host was not observed at the {missing} of the run"))
+    if START in filled and END in filled:
+        parts += _filled(filled[START], filled[END])
+    else:
+        missing = " and ".join(label for label in (START, END) if label not in filled)
+        parts.append(unknown(PROMISE, f"the host was not filled to capacity at the {missing} of the run"))
+    return combine(PROMISE, parts)
+
+
+def _alive(evidence: Evidence, end: Observation) -> list[str]:
+    """VMM processes that were started and not reaped before the observation."""
+    spawned = {
+        invoke.agent: invoke.seq
+        for invoke, done in evidence.operations
+        if invoke.f == "spawn" and (done is None or done.outcome != "fail")
+    }
+    ends = {agent: evidence.exited(agent, after=seq) for agent, seq in spawned.items()}
+    return [agent for agent, exited in ends.items() if exited is None or exited.seq > end.seq]
+
+
+def _charges(end: Observation) -> Iterator[Verdict]:
+    """Every counter reads zero again; the run's own cgroup sums them up, dying ones included."""
+    if "current" not in end.misc.get(".", {}):
+        yield unknown(PROMISE, "the counters of the run's cgroup were not read at its end", (end,))
+        return
+    left = [
+        (cgroup, key, value)
+        for cgroup, files in sorted(end.misc.items())
+        for key, value in sorted(files.get("current", {}).items())
+        if value and key in KEYS
+    ]
+    if not left:
+        yield held(PROMISE, "every counter reads zero again", (end,))
+        return
+    seen = ", ".join(f"{cgroup} {key} {value}" for cgroup, key, value in left)
+    keys = "+".join(sorted({key for _, key, _ in left}))
+    signature = f"charge-left:{keys}"
+    yield deviated(
+        PROMISE, f"charges were left: {seen}", (end,), signature=signature, expected="0 everywhere", seen=seen
+    )
+
+
+def _guests(start: Observation, end: Observation) -> Verdict:
+    if start.guests is None or end.guests is None:
+        return unknown(PROMISE, "the firmware could not be asked for its guest count", (start, end))
+    if start.guests == end.guests:
+        return held(PROMISE, f"the firmware counts {end.guests} guests as before", (start, end))
+    return deviated(
+        PROMISE,
+        f"the firmware counts {end.guests} guests where it counted {start.guests} before",
+        (start, end),
+        signature="firmware-counts-more" if end.guests > start.guests else "firmware-counts-fewer",
+        expected=str(start.guests),
+        seen=str(end.guests),
+    )
+
+
+def _dying(start: Observation, end: Observation) -> Verdict:
+    if start.dying == end.dying:
+        return held(PROMISE, "no removed cgroup is still referred to", (start, end))
+    return deviated(
+        PROMISE,
+        f"{end.dying} removed cgroups are still referred to, {start.dying} before",
+        (start, end),
+        signature="dying-cgroups",
+        expected=str(start.dying),
+        seen=str(end.dying),
+    )
+
+
+def _filled(start: Filled, end: Filled) -> Iterator[Verdict]:
+    for key in sorted({*start.count, *end.count}):
+        before, after = start.count.get(key, 0), end.count.get(key, 0)
+        if before != after:
+            yield deviated(
+                PROMISE,
+                f"{after} contexts of {key} could be had after the run, {before} before it",
+                (start, end),
+                signature=f"{'fewer' if after < before else 'more'}-contexts:{key}",
+                expected=str(before),
+                seen=str(after),
+            )
+        elif start.errno.get(key, 0) != end.errno.get(key, 0):
+            names = errname(start.errno.get(key, 0)), errname(end.errno.get(key, 0))
+            text = f"filling {key} stopped at {before} twice, but for different reasons: {names[0]}, then {names[1]}"
+            yield unknown(PROMISE, text, (start, end))
+        else:
+            yield held(PROMISE, f"{after} contexts of {key} can be had as before", (start, end))
+    if not start.count and not end.count:
+        yield unknown(PROMISE, "no key was filled to capacity", (start, end))
