@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From an experiment and its history to a verdict on the run.
+
+The checkers judge what they see. What they cannot see is judged here: whether the history is whole, whether the
+script was carried out, whether every planned fault struck and every hold was reached. If not, nothing that "held" was
+put to the test, so it becomes unknown, with that reason. A deviation that was seen stays one: evidence against a
+promise does not need the rest of the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from chaos.checkers import CHECKERS
+from chaos.experiment import Experiment, Hold, Strike
+from chaos.findings import Finding, matching
+from chaos.history import Fault, Held, History
+from chaos.verdict import Outcome, RunVerdict, Verdict, worst
+
+
+def judge(experiment: Experiment, history: History, *, known: Sequence[Finding] = ()) -> RunVerdict:
+    """Judge every promise of the experiment.
+
+    `known` are the written findings to accept (`sevchaos run --accept-known`). With them a deviation that is one of
+    them, and an unknown that the experiment says it cannot avoid, carry `accepted`; with none, nothing is accepted.
+    """
+    header = history.header
+    void = tuple(shortcomings(experiment, history))
+    verdicts = (_judge(experiment, history, promise, void) for promise in experiment.promises)
+    if known:
+        kernel = header.kernel if header is not None else ""
+        verdicts = (_accepted(experiment, verdict, kernel, known, void=bool(void)) for verdict in verdicts)
+    judged = tuple(verdicts)
+    return RunVerdict(
+        experiment=experiment.name,
+        kernel=header.kernel if header is not None else "",
+        host=header.host if header is not None else "",
+        seed=header.seed if header is not None else 0,
+        outcome=worst(verdict.outcome for verdict in judged),
+        verdicts=judged,
+    )
+
+
+def shortcomings(experiment: Experiment, history: History) -> Iterator[str]:
+    """Why nothing in the history can be taken as held; nothing if it can."""
+    if history.damage:
+        yield f"the history is damaged: {history.damage}"
+    elif history.end is None:
+        yield "the history breaks off"
+    elif not history.end.complete:
+        yield f"the run is incomplete: {history.end.reason or 'no reason was given'}"
+    if history.header is not None and history.header.experiment != experiment.name:
+        yield f"the history is of another experiment, {history.header.experiment}"
+    evidence = [r for r in history.records if isinstance(r, Fault) and r.event == "evidence" and r.struck]
+    reached = {r.step for r in history.records if isinstance(r, Held) and r.reached}
+    for number, step in enumerate(experiment.script):
+        if isinstance(step, Strike) and (number, step.fault) not in {(fault.step, fault.fault) for fault in evidence}:
+            yield f"the run is void: nothing shows that the fault {step.fault!r} of step {number} struck {step.vmm}"
+        elif isinstance(step, Hold) and number not in reached:
+            yield f"the run is void: the hold {step.at!r} of step {number} was not reached"
+
+
+def _judge(experiment: Experiment, history: History, promise: str, void: Sequence[str]) -> Verdict:
+    checker = CHECKERS.get(promise)
+    if checker is None:
+        return Verdict(promise=promise, outcome=Outcome.UNKNOWN, reason="no checker judges this promise yet")
+    verdict = checker(experiment, history)
+    if not void or verdict.outcome in (Outcome.DEVIATED, Outcome.UNKNOWN):
+        return verdict
+    # A skip says that the rest held, so it falls with it.
+    reason = f"{'; '.join(void)} (otherwise {verdict.outcome.value}: {verdict.reason})"
+    return msgspec.structs.replace(verdict, outcome=Outcome.UNKNOWN, reason=reason)
+
+
+def _accepted(
+    experiment: Experiment, verdict: Verdict, kernel: str, known: Sequence[Finding], *, void: bool
+) -> Verdict:
+    finding = matching(verdict, kernel, known)
+    if finding is not None:
+        return msgspec.structs.replace(verdict, accepted=str(finding))
+    stated = experiment.unaskable.get(verdict.promise)
+    if verdict.outcome is Outcome.UNKNOWN and stated is not None and not void:
+        return msgspec.structs.replace(verdict, accepted=f"not askable here: {stated}")
+    return verdict
