@@ -14,11 +14,12 @@ signed by AMD's ASK; the lab's is signed by nobody, so a chain of the lab ends t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
 from struct import Struct
 from typing import Final, Self
+
+import msgspec
 
 from chaos.lab.psp import curve
 from chaos.lab.psp.numbers import API_MAJOR, API_MINOR, CERT_SIZE, Status
@@ -60,8 +61,7 @@ _SIGNERS: Final = {  # who may have signed what
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Signature:
+class Signature(msgspec.Struct, frozen=True):
     """One of the two places for a signature; empty with usage and algorithm INVALID."""
 
     usage: int = Usage.INVALID
@@ -77,8 +77,7 @@ class Signature:
         return (self.usage == Usage.INVALID) != (self.algorithm == Algorithm.INVALID)
 
 
-@dataclass(frozen=True, slots=True)
-class Certificate:
+class Certificate(msgspec.Struct, frozen=True):
     """A certificate taken apart. `body` is what is signed, as bytes; the other fields are what it says."""
 
     body: bytes

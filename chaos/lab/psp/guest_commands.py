@@ -11,10 +11,9 @@ VMSA (its checksum in the TMR) is not modelled either.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
 from struct import pack
 
-import msgspec
+from msgspec.structs import replace
 
 from chaos.lab.psp import certs, curve, sessions
 from chaos.lab.psp.buffers import Activate, Attestation, Debug, GuestStatus, Handle, Region, Start
@@ -60,7 +59,7 @@ def activate(firmware: Firmware, request: Activate) -> None:
         raise Refused(Status.DFFLUSH_REQUIRED)
     if bool(guest.policy & Policy.ES) != (request.asid < config.min_sev_asid):
         raise Refused(Status.INVALID_ASID)
-    firmware.guests[guest.handle] = msgspec.structs.replace(guest, asid=request.asid)
+    firmware.guests[guest.handle] = replace(guest, asid=request.asid)
 
 
 def deactivate(firmware: Firmware, request: Handle) -> None:
@@ -111,9 +110,7 @@ def _launch_update(firmware: Firmware, request: Region, *, vmsa: bool) -> None:
     if request.length % 16 or not request.length:
         raise Refused(Status.INVALID_LEN)
     data = firmware.read(request.address, request.length)
-    firmware.guests[guest.handle] = msgspec.structs.replace(
-        guest, measured=(*guest.measured, data), vmsas=guest.vmsas + vmsa
-    )
+    firmware.guests[guest.handle] = replace(guest, measured=(*guest.measured, data), vmsas=guest.vmsas + vmsa)
 
 
 def launch_measure(firmware: Firmware, request: Region) -> None:
@@ -127,7 +124,7 @@ def launch_measure(firmware: Firmware, request: Region) -> None:
     version = (API_MAJOR, API_MINOR, BUILD)
     measurement = sessions.measurement(guest.tik, version, guest.policy, digest, nonce)
     firmware.write(request.address, measurement + nonce)
-    firmware.guests[guest.handle] = msgspec.structs.replace(
+    firmware.guests[guest.handle] = replace(
         guest, state=GuestState.LAUNCH_SECRET, measured=(), digest=digest, measurement=measurement
     )
 
@@ -136,7 +133,7 @@ def launch_finish(firmware: Firmware, request: Handle) -> None:
     """The channel to the owner is closed for good: no secrets after this."""
     firmware.need(PlatformState.WORKING)
     guest = firmware.guest(request.handle, GuestState.LAUNCH_SECRET)
-    firmware.guests[guest.handle] = msgspec.structs.replace(
+    firmware.guests[guest.handle] = replace(
         guest, state=GuestState.RUNNING, tek=ZERO_KEY, tik=ZERO_KEY, measurement=bytes(32)
     )
 

@@ -19,7 +19,6 @@ import mmap
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import msgspec
 
@@ -59,8 +58,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rule: int | None = None
 
 
-@dataclass(slots=True)
-class _Pending:
+class _Pending(msgspec.Struct):
     """A command that came in. Held back it is until `due_ns`, None: until released.
 
     `outcome` is there if it was carried out already, `rule` if one fired for it.

@@ -8,9 +8,10 @@ version 0.24; one of that version which the lab has no use for is UNSUPPORTED.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Final
+
+import msgspec
 
 from chaos.lab.psp import guest_commands as guest
 from chaos.lab.psp import platform_commands as platform
@@ -47,8 +48,7 @@ class Use(Enum):
     LENGTHS = auto()  # read, and written on success and with INVALID_LEN, to tell the length that would do
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """A command's function, the type of its buffer (None: it has none), and how the buffer is used.
 
     The function takes the firmware and the buffer (None for Use.OUT and without buffer), and returns the buffer to
@@ -60,8 +60,7 @@ class Entry:
     use: Use = Use.IN
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """How a command went. `handle` is the guest it was about, where it was about one."""
 
     status: Status

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from dataclasses import replace
 from struct import pack, unpack_from
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from chaos.lab.psp import certs
 from chaos.lab.psp.buffers import Blob, Init, InitEx, PlatformStatus, TwoBlobs
@@ -160,7 +160,7 @@ def pek_gen(firmware: Firmware, _request: None) -> None:
 def pdh_gen(firmware: Firmware, _request: None) -> None:
     firmware.need(PlatformState.INIT, PlatformState.WORKING)
     fresh = certs.generate(firmware.rng).pdh
-    _become(firmware, msgspec.structs.replace(firmware.known_identity(), pdh=fresh))
+    _become(firmware, replace(firmware.known_identity(), pdh=fresh))
 
 
 def pek_csr(firmware: Firmware, request: Blob) -> Blob:

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from dataclasses import dataclass
 from struct import Struct, pack
 from typing import Final
+
+import msgspec
 
 from chaos.lab.psp import curve
 from chaos.lab.psp.certs import VERSION, Algorithm, Certificate, Usage
@@ -42,16 +43,14 @@ assert _SESSION.size == SESSION_SIZE
 assert _HEADER.size == PACKET_HEADER_SIZE
 
 
-@dataclass(frozen=True, slots=True)
-class Channel:
+class Channel(msgspec.Struct, frozen=True):
     """Transport keys, 16 bytes each."""
 
     tek: bytes
     tik: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(msgspec.Struct, frozen=True):
     """What goes before a packet: flags, IV of the encryption, and the MAC over it all."""
 
     flags: int

@@ -7,10 +7,9 @@ platform at the other end (bit SEV) cannot be sent: no chain of the lab ends at 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Final
 
-import msgspec
+from msgspec.structs import replace
 
 from chaos.lab.psp import certs, sessions
 from chaos.lab.psp.buffers import Handle, Packet, SendStart, Start
@@ -86,9 +85,7 @@ def send_start(firmware: Firmware, request: SendStart) -> SendStart:
     identity = firmware.known_identity()
     channel, session = sessions.initiate(identity.pdh, peer, guest.policy, firmware.rng)
     firmware.write(request.session_address, session)
-    firmware.guests[guest.handle] = msgspec.structs.replace(
-        guest, state=GuestState.SEND_UPDATE, tek=channel.tek, tik=channel.tik
-    )
+    firmware.guests[guest.handle] = replace(guest, state=GuestState.SEND_UPDATE, tek=channel.tek, tik=channel.tik)
     return replace(request, policy=guest.policy)
 
 
@@ -167,7 +164,7 @@ def receive_finish(firmware: Firmware, request: Handle) -> None:
 def _end(firmware: Firmware, request: Handle, before: GuestState, after: GuestState) -> None:
     firmware.need(PlatformState.WORKING)
     guest = firmware.guest(request.handle, before)
-    firmware.guests[guest.handle] = msgspec.structs.replace(guest, state=after, tek=ZERO_KEY, tik=ZERO_KEY)
+    firmware.guests[guest.handle] = replace(guest, state=after, tek=ZERO_KEY, tik=ZERO_KEY)
 
 
 def receive_start(firmware: Firmware, request: Start) -> Start:
@@ -207,4 +204,4 @@ def _receive_update(firmware: Firmware, request: Packet, *, vmsa: bool) -> None:
     if vmsa and length < PAGE_SIZE:
         raise Refused(Status.INVALID_LEN)
     firmware.write(request.guest_address, plain)
-    firmware.guests[guest.handle] = msgspec.structs.replace(guest, vmsas=guest.vmsas + vmsa)
+    firmware.guests[guest.handle] = replace(guest, vmsas=guest.vmsas + vmsa)

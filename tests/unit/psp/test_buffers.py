@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-
+import msgspec
 import pytest
 
 from chaos.lab.psp import buffers
@@ -42,7 +41,7 @@ def test_layout(kind: type[Buffer]) -> None:
     """Each field is read from its own bytes and from no others."""
     size, places = CONTRACT[kind]
     assert kind.size() == size
-    fields = dataclasses.fields(kind)
+    fields = msgspec.structs.fields(kind)
     assert len(fields) == len(places)
     data = bytes(range(1, size + 1))
     value = kind.unpack(data)

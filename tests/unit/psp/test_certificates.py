@@ -9,7 +9,9 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 
+from chaos.lab.psp import certs
 from chaos.lab.psp.numbers import Command, Status
+from chaos.lab.psp.state import Refused
 from tests.unit.psp import owner
 from tests.unit.psp.host import RAM_SIZE, SCRATCH, Host
 
@@ -154,6 +156,45 @@ def test_imports_that_are_refused(host: Host) -> None:
     assert import_pek(host, pek, bytes(CERT)) is Status.INVALID_CERTIFICATE
     assert host.platform()[1] == 0x100
     assert import_pek(host, pek, oca) is Status.SUCCESS
+
+
+@pytest.mark.parametrize(
+    ("version", "usage", "algorithm", "off_curve", "status"),
+    [
+        (1, owner.OCA, owner.ECDSA, False, Status.SUCCESS),
+        (2, owner.OCA, owner.ECDSA, False, Status.INVALID_CERTIFICATE),
+        (1, owner.OCA, owner.ECDSA, True, Status.INVALID_CERTIFICATE),
+        (1, owner.OCA, owner.ECDH, False, Status.UNSUPPORTED),
+        (1, owner.OCA, 1, False, Status.INVALID_CERTIFICATE),
+        (1, owner.PEK, owner.ECDSA, False, Status.INVALID_CERTIFICATE),
+        (1, 0x13, owner.ECDSA, False, Status.INVALID_CERTIFICATE),
+    ],
+)
+def test_an_owner_must_have_a_proper_certificate(
+    host: Host, version: int, usage: int, algorithm: int, off_curve: bool, status: Status
+) -> None:
+    """Signed well in every case: it is what the certificate says that is wrong."""
+    pek, _ = signed_by_an_owner(host)
+    key = ec.derive_private_key(0x0CA, ec.SECP384R1())
+    body = bytearray(owner.body(usage, algorithm, key.public_key()))
+    body[0] = version
+    body[20] ^= off_curve
+    signature = bytearray(owner.signature(usage, key, bytes(body)))
+    signature[4] = algorithm
+    assert import_pek(host, pek, bytes(body + signature) + owner.UNSIGNED) is status
+
+
+def test_sha384_signatures_count_too() -> None:
+    """No key of this firmware makes them, but the format has them."""
+    key = ec.derive_private_key(5, ec.SECP384R1())
+    body = owner.body(owner.OCA, 0x102, key.public_key())
+    r, s = utils.decode_dss_signature(key.sign(body, ec.ECDSA(hashes.SHA384())))
+    place = (struct.pack("<II", owner.OCA, 0x102) + owner.little(r) + owner.little(s)).ljust(0x208, b"\0")
+    certificate = certs.Certificate.unpack(body + place + owner.UNSIGNED)
+    certs.validate(certificate, certificate)
+    wrong = certs.Certificate.unpack(body + place[:8] + bytes(0x200) + owner.UNSIGNED)
+    with pytest.raises(Refused, match="BAD_SIGNATURE"):
+        certs.validate(wrong, wrong)
 
 
 @pytest.mark.parametrize("launched", ["secret", "running"])
