@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report for programs: a JSON list, an object a run.
+
+experiment, kernel, host, seed    what was run and where; kernel is the full x.y.z
+outcome                           held, deviated, unknown or skipped: the worst of the verdicts
+exit_code                         of this run alone, with what was accepted left out
+directory                         the run directory, as it was given
+damage                            what is wrong with the history, "" if nothing
+verdicts                          an object a promise, as `chaos.verdict.Verdict` has it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from reports.run import Run
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The runs as JSON, indented, without a line end."""
+    return msgspec.json.format(msgspec.json.encode([_object(run) for run in runs])).decode()
+
+
+def _object(run: Run) -> dict[str, object]:
+    verdict = run.verdict
+    return {
+        "experiment": verdict.experiment,
+        "kernel": verdict.kernel,
+        "host": verdict.host,
+        "seed": verdict.seed,
+        "outcome": verdict.outcome,
+        "exit_code": int(verdict.exit_code),
+        "directory": str(run.directory),
+        "damage": run.history.damage,
+        "verdicts": verdict.verdicts,
+    }

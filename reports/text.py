@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report for people: what was done, what was seen, what each promise came to, and why.
+
+Every part begins with a line that says what its rows mean. On a terminal it has colours; elsewhere it is plain text
+of 100 columns.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from io import StringIO
+from typing import TextIO
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from chaos import findings
+from chaos.findings import Finding
+from chaos.history import Asked, Counted, Observation
+from chaos.verdict import PROMISES, Outcome, RunVerdict, Verdict
+from reports import words
+from reports.run import Run
+from reports.words import clean
+
+__all__ = ["WIDTH", "Run", "render", "report", "show"]
+
+WIDTH = 100
+MOMENTS_ACROSS = 6  # more observations than this are shown a row each
+
+_STYLES = {Outcome.HELD: "green", Outcome.DEVIATED: "bold red", Outcome.UNKNOWN: "yellow", Outcome.SKIPPED: "cyan"}
+_MARKS = {Outcome.HELD: "held", Outcome.DEVIATED: "DEV", Outcome.UNKNOWN: "?", Outcome.SKIPPED: "skip"}
+_WORST = (Outcome.DEVIATED, Outcome.UNKNOWN, Outcome.SKIPPED, Outcome.HELD)
+
+
+def show(runs: Sequence[Run], file: TextIO | None = None) -> None:
+    """Print the report, on stdout unless told otherwise."""
+    stream = file if file is not None else sys.stdout
+    known = findings.load()
+    if stream.isatty():
+        Console(file=stream).print(report(runs, known), highlight=False)
+    else:
+        stream.write(render(runs, known))
+
+
+def render(runs: Sequence[Run], known: Sequence[Finding] = (), *, width: int = WIDTH) -> str:
+    """The report as plain text, whatever the environment says about terminals."""
+    plain = StringIO()
+    console = Console(file=plain, width=width, color_system=None, force_terminal=False, _environ={})
+    console.print(report(runs, known), highlight=False)
+    return "".join(f"{line.rstrip()}\n" for line in plain.getvalue().splitlines())
+
+
+def report(runs: Sequence[Run], known: Sequence[Finding] = ()) -> RenderableType:
+    """The report. `known` are the written findings to point out beside deviations that were not accepted."""
+    parts = [part for run in runs for part in _run(run, known)]
+    if len(runs) > 1:
+        parts += _summary([run.verdict for run in runs])
+    return Group(*parts)
+
+
+def _run(run: Run, known: Sequence[Finding]) -> Iterator[RenderableType]:
+    verdict = run.verdict
+    yield Rule(Text(verdict.experiment, style="bold"), align="left")
+    where = "the lab (software PSP, nothing is encrypted)" if verdict.host == "lab" else clean(verdict.host)
+    yield Text(f"kernel {clean(verdict.kernel) or 'unknown'}, host: {where or 'unknown'}, seed {verdict.seed}")
+    yield Text(clean(run.experiment.why), style="italic")
+    if run.history.damage:
+        yield Text(f"The history is damaged: {clean(run.history.damage)}", style="bold red")
+    yield from _steps(run)
+    yield from _charges(run)
+    yield from _asked(run)
+    yield from _counted(run)
+    yield from _verdicts(verdict, known)
+    yield Text(f"\nrecords: {clean(str(run.directory))}\n", style="dim", overflow="fold")
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(Text(clean(column)), overflow="fold")
+    return table
+
+
+def _part(title: str, meaning: str, *body: RenderableType) -> Iterator[RenderableType]:
+    """A part of the report: its title, what its rows mean, and the rows."""
+    yield Text.assemble("\n", (title, "bold"), " ", (meaning, "dim"))
+    for renderable in body:
+        yield Padding(renderable, (0, 0, 0, 2))
+
+
+def _steps(run: Run) -> Iterator[RenderableType]:
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_column(justify="right", style="dim")
+    grid.add_column(overflow="fold", ratio=3)
+    grid.add_column(overflow="fold", ratio=2)
+    for number in range(len(run.experiment.script)):
+        said = words.result(run.experiment, run.history, number)
+        grid.add_row(str(number), Text(words.step(run.experiment, number)), Text(said, style="bold"))
+    yield from _part("Done.", "A row is a step of the script, with what came of it:", grid)
+
+
+def _charges(run: Run) -> Iterator[RenderableType]:
+    moments = [record for record in run.history.records if isinstance(record, Observation)]
+    if not moments:
+        yield from _part("Charges.", "No counter was read.")
+        return
+    cgroups = list(dict.fromkeys(cgroup for moment in moments for cgroup in sorted(moment.misc)))
+    across = len(moments) <= MOMENTS_ACROSS
+    labels = [moment.label for moment in moments]
+    cells = [[_charged(moment, cgroup) for moment in moments] for cgroup in cgroups]
+    cells.append(["?" if moment.guests is None else str(moment.guests) for moment in moments])
+    names = [*cgroups, "firmware's guests"]
+    if across:
+        table = _table("cgroup", *labels)
+        rows = zip(names, cells, strict=True)
+    else:
+        table = _table("moment", *names)
+        rows = zip(labels, map(list, zip(*cells, strict=True)), strict=True)
+    for name, row in rows:
+        table.add_row(Text(clean(name)), *(Text(cell, style="" if cell not in "-0" else "dim") for cell in row))
+    this, other = ("cgroup", "moment") if across else ("moment", "cgroup")
+    meaning = f"A row is a {this}, a column a {other}; a cell is how many ASIDs were paid for ('.': in all):"
+    yield from _part("Charges.", meaning, table)
+
+
+def _charged(moment: Observation, cgroup: str) -> str:
+    current = moment.misc.get(cgroup, {}).get("current")
+    if current is None:
+        return "gone"
+    return ", ".join(f"{clean(key)} {value}" for key, value in sorted(current.items()) if value) or "-"
+
+
+def _asked(run: Run) -> Iterator[RenderableType]:
+    records = [record for record in run.history.records if isinstance(record, Asked)]
+    if not records:
+        return
+    lines: list[RenderableType] = []
+    for record in records:
+        lines.append(Text(f"{clean(record.vm)}, in {clean(record.agent)}: {words.asked(record)}"))
+        groups = list(words.by_errno(record))
+        if len(groups) > 1:
+            lines += [Padding(Text(f"{name}: {ioctls}", style="dim"), (0, 0, 0, 2)) for name, ioctls in groups]
+    meaning = "A row is a VM: how many of the ioctls on its descriptors answered EIO, which only a dead VM does:"
+    yield from _part("Asked.", meaning, *lines)
+
+
+def _counted(run: Run) -> Iterator[RenderableType]:
+    table = _table("step", "VM", "VMM", "ticks", "stale", "read from")
+    records = [record for record in run.history.records if isinstance(record, Counted)]
+    for r in records:
+        table.add_row(str(r.step), clean(r.vm), clean(r.agent), str(r.ticks), str(r.stale), clean(r.where))
+    meaning = "A row is a reading of the guest's own counter, which must go on where it stopped:"
+    if records:
+        yield from _part("Guest.", meaning, table)
+
+
+def _verdicts(verdict: RunVerdict, known: Sequence[Finding]) -> Iterator[RenderableType]:
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for judged in verdict.verdicts:
+        said = Text.assemble((PROMISES.get(judged.promise, ""), "bold"), "\n", clean(judged.reason))
+        for line in _details(judged, verdict.kernel, known):
+            said.append(f"\n{line}")
+        grid.add_row(judged.promise, Text(judged.outcome.value, style=_style(judged)), said)
+    yield from _part("Verdict.", "A row is a promise of the kernel, and whether it was kept:", grid)
+    left = sum(bool(judged.accepted) for judged in verdict.verdicts)
+    tail = f", {left} accepted; exit code {int(verdict.exit_code)}" if left else f"; exit code {int(verdict.exit_code)}"
+    yield Text.assemble("\n", "the run: ", (verdict.outcome.value, _STYLES[verdict.outcome]), tail)
+
+
+def _details(judged: Verdict, kernel: str, known: Sequence[Finding]) -> Iterator[str]:
+    if judged.outcome is Outcome.DEVIATED:
+        yield clean(f"expected: {judged.expected}; seen: {judged.seen}; signature: {judged.signature}")
+        yield f"rests on records {', '.join(map(str, judged.records))} of the history"
+    if judged.accepted:
+        yield words.accepted(judged)
+        return
+    finding = findings.matching(judged, kernel, known)
+    if finding is not None:
+        yield f"this is {finding}; see {finding.document}. --accept-known leaves it out of the exit code"
+
+
+def _style(judged: Verdict) -> str:
+    return "magenta" if judged.accepted else _STYLES[judged.outcome]
+
+
+def _summary(verdicts: Sequence[RunVerdict]) -> Iterator[RenderableType]:
+    """A row for each experiment and kernel; of several runs the worst shows."""
+    asked = {judged.promise for verdict in verdicts for judged in verdict.verdicts}
+    promises = [promise for promise in PROMISES if promise in asked]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    for column in ("experiment", "kernel", "runs"):
+        table.add_column(column, overflow="fold")
+    for promise in promises:
+        table.add_column(promise, no_wrap=True)
+    groups: dict[tuple[str, str], list[RunVerdict]] = {}
+    for verdict in verdicts:
+        groups.setdefault((verdict.experiment, verdict.kernel), []).append(verdict)
+    for (experiment, kernel), group in groups.items():
+        cells = [_cell([j for verdict in group for j in verdict.verdicts if j.promise == p]) for p in promises]
+        table.add_row(clean(experiment), clean(kernel), str(len(group)), *cells)
+    legend = "DEV: deviated, ?: unknown, skip: this host cannot; * accepted: a written finding, or not askable"
+    yield Rule(Text("all runs", style="bold"), align="left")
+    yield from _part("Summary.", f"A row is an experiment on a kernel, a column a promise. {legend}.", table)
+
+
+def _cell(judged: Sequence[Verdict]) -> Text:
+    if not judged:
+        return Text("")
+    worst = min(judged, key=lambda verdict: (bool(verdict.accepted), _WORST.index(verdict.outcome)))
+    if worst.outcome in (Outcome.HELD, Outcome.SKIPPED):  # what was accepted is no better than what held
+        worst = min(judged, key=lambda verdict: _WORST.index(verdict.outcome))
+    return Text(_MARKS[worst.outcome] + ("*" if worst.accepted else ""), style=_style(worst))

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Steps, answers and outcomes in words. Text out of a history is data: nothing in it may steer a terminal."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable, Iterator, Sequence
+
+from chaos import experiment as e
+from chaos.history import Asked, Counted, Done, Fault, Held, History, Invoke, Note
+from chaos.verdict import Outcome, Verdict
+
+
+def clean(text: str) -> str:
+    """The text with everything that does not print replaced."""
+    return "".join(char if char.isprintable() else "�" for char in text)
+
+
+def errname(number: int) -> str:
+    return errno.errorcode.get(number, f"errno {number}") if number else "ok"
+
+
+def accepted(verdict: Verdict) -> str:
+    """Why the verdict does not count: "deviated (known: finding 0001: ...), left out of the exit code"."""
+    known = "known: " if verdict.outcome is Outcome.DEVIATED else ""
+    return f"{verdict.outcome.value} ({known}{clean(verdict.accepted)}), left out of the exit code"
+
+
+def step(experiment: e.Experiment, number: int) -> str:  # noqa: PLR0911, PLR0912 - a table
+    """A step of the script as a sentence."""
+    do = experiment.script[number]
+    match do:
+        case e.Launch():
+            return _launch(experiment, do.vm)
+        case e.Run():
+            how = f"reporting every {do.every} ticks" if do.every > 1 else "reporting every tick"
+            return f"let {do.vm} run, {how if do.every else 'without ever leaving the guest'}"
+        case e.Count():
+            return f"wait until {do.vm} has counted {do.ticks} further, and read its counter"
+        case e.Pause():
+            return f"bring the vCPUs of {do.vm} out of the guest"
+        case e.Migrate():
+            return f"hand {do.source} over to {do.destination}: state, descriptor, move, resume"
+        case e.Move():
+            waiting = "" if do.wait else ", and go on while it is under way"
+            return f"move the context of {do.source} into {do.destination}{waiting}"
+        case e.Join():
+            return f"wait for the move into {do.destination} to end"
+        case e.Hold():
+            return f"wait until the move into {do.destination} sleeps in the kernel ({do.at})"
+        case e.Ask():
+            return f"ask every descriptor of {do.vm}, in its own process, whether it is dead"
+        case e.Status():
+            return f"ask the firmware for the status of {do.vm}'s context"
+        case e.Observe():
+            return f"read every counter, as {do.label!r}"
+        case e.Strike():
+            options = "".join(f" {key}={value}" for key, value in do.options.items())
+            return f"apply the fault {do.fault}{options} to the VMM {do.vmm}"
+        case e.Close():
+            return f"close every descriptor of {do.vm}"
+
+
+def _launch(experiment: e.Experiment, name: str) -> str:
+    vm = experiment.vms[name]
+    cgroup = experiment.vmms[vm.vmm].cgroup
+    vcpus = f"{vm.vcpus} vCPU{'s' if vm.vcpus > 1 else ''}"
+    what = "an empty VM" if vm.kind is e.Kind.PLAIN else f"a {vm.kind.value.upper()} guest"
+    return f"launch {name}: {what} with {vcpus}, by the VMM {vm.vmm} in cgroup {cgroup!r}"
+
+
+def result(experiment: e.Experiment, history: History, number: int) -> str:
+    """What came of a step, "" if there is nothing to say but that it was done."""
+    records = [record for record in history.records if getattr(record, "step", -1) == number]
+    last = max((getattr(record, "step", -1) for record in history.records), default=-1)
+    if not records:
+        return "not reached" if number > last else ""
+    said = list(_results(history, [r for r in records if not isinstance(r, Invoke)]))
+    said += _answers(history, [record for record in records if isinstance(record, Invoke)])
+    return ", ".join(dict.fromkeys(said))
+
+
+def _results(history: History, records: Sequence[object]) -> Iterator[str]:
+    for record in records:
+        match record:
+            case Held():
+                where = f" in {clean(record.sleeping)}" if record.sleeping else ""
+                yield f"reached: state {clean(record.state)}{where}" if record.reached else "not reached in time"
+            case Counted():
+                yield f"{record.ticks} ticks" + (f", {record.stale} stale" if record.stale else "")
+            case Asked():
+                yield asked(record)
+            case Fault(event="evidence"):
+                yield "struck" if record.struck else "nothing shows that it struck"
+            case Note():
+                yield clean(record.text)
+
+
+def _answers(history: History, invokes: Iterable[Invoke]) -> Iterator[str]:
+    """What failed, was killed or never answered; of a move also that it succeeded."""
+    answers = {record.op: record for record in history.records if isinstance(record, Done)}
+    for invoke in invokes:
+        done = answers.get(invoke.op)
+        if done is None:
+            yield f"{invoke.f} never answered"
+        elif done.outcome == "info":
+            yield f"{invoke.f} was killed"
+        elif done.outcome == "fail":
+            firmware = f" (firmware status {done.firmware:#x})" if done.firmware else ""
+            yield f"{invoke.f} failed: {errname(done.errno)}{firmware}"
+        elif invoke.f == "move":
+            yield "moved"
+
+
+def asked(record: Asked) -> str:
+    """The answers of a VM in a line: "19 of 19 EIO (VM beside it: none)"."""
+    total = len(record.answers)
+    dead = [answer for answer in record.answers if answer.errno == errno.EIO]
+    control = sum(answer.control == errno.EIO for answer in record.answers)
+    return f"{len(dead)} of {total} EIO (VM beside it: {control or 'none'})"
+
+
+def by_errno(record: Asked) -> Iterator[tuple[str, str]]:
+    """(errno, ioctls) of a VM's answers, for when they are not all the same."""
+    groups: dict[str, list[str]] = {}
+    for answer in record.answers:
+        groups.setdefault(errname(answer.errno), []).append(f"{clean(answer.fd)} {clean(answer.ioctl)}")
+    for name, ioctls in sorted(groups.items(), key=lambda group: (group[0] != "EIO", group[0])):
+        yield name, ", ".join(ioctls)
