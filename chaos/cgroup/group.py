@@ -126,18 +126,19 @@ class Cgroup:
 
     def destroy(self, within: float = 10.0) -> None:
         """Kill what lives in it and below, and remove it all. Raises `CleanupFailed`."""
-        try:
-            self.kill()
-            self.wait_empty(within)
-            for group in reversed(list(self.walk())):
-                group.remove()
-        except FileNotFoundError:
-            if self.exists:
-                raise
-        except OSError as error:
-            raise CleanupFailed(
-                f"{self.path} cannot be removed: {error.strerror}", remedy="try `sevchaos clean`"
-            ) from error
+        deadline = time.monotonic() + within
+        while self.exists:
+            try:
+                self.kill()
+                self.wait_empty(within)
+                for group in reversed(list(self.walk())):
+                    group.remove()
+            except OSError as error:
+                # Somebody else may be removing it too: then parts of it are gone, or busy for a moment.
+                if error.errno not in (errno.ENOENT, errno.ENODEV, errno.EBUSY) or time.monotonic() > deadline:
+                    raise CleanupFailed(
+                        f"{self.path} cannot be removed: {error.strerror}", remedy="try `sevchaos clean`"
+                    ) from error
 
     # -- what it says -------------------------------------------------------------------------------------
 

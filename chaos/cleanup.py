@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything of a run lives in one cgroup, and goes with it.
+
+    <hierarchy>/sevchaos/                  ours alone; its own lock is held while a run's cgroup is made or looked for
+    <hierarchy>/sevchaos/<name>-<pid>-<n>  a run's, with a lock (flock) on it for as long as its owner lives
+    <hierarchy>/sevchaos/<...>/<cgroup>    a VMM's
+
+A lock and not a pid says whether the owner lives: it cannot be mistaken, neither across pid namespaces nor when a pid
+is used again.
+
+Three times somebody cleans up. The runner does when a run ends. The warden, a process of its own session that was
+forked before anything else and waits for the end of a pipe, does when the runner was killed. `sevchaos clean` does
+when both were. Agents die with the fork server and that with the runner in any case; the cgroup is what is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from chaos.cgroup.group import Cgroup
+from chaos.errors import CleanupFailed, HostLacks
+from chaos.kvm.fd import OwnedFd
+from chaos.survey import OURS
+from chaos.vmm import process
+
+# What is killed is gone in milliseconds, except for what sleeps in the kernel and has to be woken up there first.
+GONE_WITHIN = 30.0
+
+
+class Claim:
+    """A run's cgroup, and the lock that says its owner lives."""
+
+    def __init__(self, cgroup: Cgroup, lock: OwnedFd) -> None:
+        self.cgroup = cgroup
+        self._lock = lock
+
+    def give_up(self) -> None:
+        """Remove the cgroup with all that is in it. Raises `CleanupFailed`."""
+        try:
+            self.cgroup.destroy(GONE_WITHIN)
+        finally:
+            self._lock.close()
+
+
+def claim(hierarchy: Cgroup, name: str) -> Claim:
+    """Make a cgroup for a run, whose children have the misc controller. Raises `HostLacks`."""
+    ours = hierarchy.child(OURS)
+    try:
+        hierarchy.enable("misc")
+        try:
+            return _claim(ours, name)
+        except FileNotFoundError:  # `clean` found our directory empty and removed it under us
+            return _claim(ours, name)
+    except OSError as error:
+        raise HostLacks(
+            f"no cgroup can be made in {ours.path}: {error.strerror}",
+            remedy="become root; in a container, mount the unified hierarchy writable",
+        ) from error
+
+
+def _claim(ours: Cgroup, name: str) -> Claim:
+    ours.path.mkdir(exist_ok=True)
+    ours.enable("misc")
+    with _locked(ours.path):
+        cgroup = _create(ours, f"{name}-{os.getpid()}")
+        lock = OwnedFd(os.open(cgroup.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        fcntl.flock(lock.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    cgroup.enable("misc")
+    return Claim(cgroup, lock)
+
+
+def _create(ours: Cgroup, stem: str) -> Cgroup:
+    for number in range(10_000):
+        with contextlib.suppress(FileExistsError):
+            return ours.create(f"{stem}-{number}")
+    raise CleanupFailed(f"{ours.path} is full of what dead runs left", remedy="run `sevchaos clean`")
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """While one process makes a run's cgroup and locks it, none may take it for a dead run's."""
+    with OwnedFd(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as lock:
+        fcntl.flock(lock.number, fcntl.LOCK_EX)
+        yield
+
+
+def abandoned(hierarchy: Cgroup) -> Iterator[Cgroup]:
+    """The cgroups of runs whose owner is gone."""
+    ours = hierarchy.child(OURS)
+    if not ours.exists:
+        return
+    with _locked(ours.path):
+        groups = [group for group in ours.children() if _ownerless(group.path)]
+    yield from groups
+
+
+def _ownerless(path: Path) -> bool:
+    try:
+        with OwnedFd(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as lock:
+            fcntl.flock(lock.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    return True
+
+
+def clean(hierarchy: Cgroup) -> tuple[Path, ...]:
+    """Remove what dead runs left: their paths. What belongs to a live run stays. Raises `CleanupFailed`."""
+    removed = []
+    for group in abandoned(hierarchy):
+        group.destroy(GONE_WITHIN)
+        removed.append(group.path)
+    with contextlib.suppress(OSError):  # busy while a run lives, missing if there never was one
+        hierarchy.child(OURS).remove()
+    return tuple(removed)
+
+
+class Warden:
+    """A process that removes what it was told to guard, should the runner end without having done so itself."""
+
+    def __init__(self) -> None:
+        """Forks. The calling process has one thread."""
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        self.pid = process.fork(lambda: _keep_watch(reader))
+        os.close(reader)
+        self._pipe = OwnedFd(writer)
+
+    def guard(self, claimed: Claim) -> None:
+        os.write(self._pipe.number, os.fsencode(claimed.cgroup.path) + b"\n")
+
+    def dismiss(self) -> None:
+        """Let it see for itself that nothing is left, and end."""
+        if self._pipe.is_open:
+            self._pipe.close()
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self.pid, 0)
+
+
+def _keep_watch(reader: int) -> int:
+    os.setsid()
+    process.leave_streams()
+    os.dup2(1, 2)  # whoever reads the runner's stderr waits for the last process that has it
+    process.keep_only((reader,))
+    with open(reader, "rb") as guarded:
+        paths = [Path(os.fsdecode(line.rstrip(b"\n"))) for line in guarded]
+    failed = 0
+    for path in paths:
+        group = Cgroup.at(path)
+        if group.exists:
+            try:
+                group.destroy(GONE_WITHIN)
+            except (CleanupFailed, OSError):
+                failed = 1  # nobody listens any more; `sevchaos clean` will find it
+    return failed

@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The VMMs of a run, and the operations on them as they are recorded.
+
+One thread, one poll loop. An operation is recorded as Invoke before its agent hears of it and as Done when the answer
+arrives, whoever is being waited for then. When a VMM ends, whatever it had still sent is read first; what remains
+without an answer is `info`, and then the process is reaped and recorded as Exited.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from chaos.cgroup.group import Cgroup
+from chaos.history import Done, Exited, Invoke
+from chaos.kvm.fd import OwnedFd
+from chaos.poll import Loop, TimedOut
+from chaos.recorder import Recorder
+from chaos.vmm.messages import Begun, Exit, FromAgent, Hello, Operation, Question, Reply, Request
+from chaos.vmm.server import ForkServer
+from chaos.vmm.wire import Channel, Ended
+
+# An operation that nothing holds up takes milliseconds, in the lab tens of them; this is for a machine in trouble.
+ANSWER_WITHIN = 60.0
+END_WITHIN = 30.0
+
+
+class StepFailed(Exception):
+    """The script cannot go on. Says why, in a line."""
+
+
+@dataclass(slots=True)
+class Pending:
+    """An operation without an answer. `tid` is the agent's thread that makes the system call, 0 if not known."""
+
+    op: int
+    f: str
+    recorded: bool
+    tid: int = 0
+    reply: Reply | None = None
+    done: Done | None = None
+
+    @property
+    def over(self) -> bool:
+        return self.done is not None
+
+
+@dataclass(slots=True, eq=False)
+class Vmm:
+    """A VMM process as the runner holds it; what a fault is given as its victim."""
+
+    name: str
+    fleet: Fleet
+    pid: int
+    handle: OwnedFd
+    channel: Channel[FromAgent]
+    recorded: bool = True
+    status: int | None = None
+    hello: Hello | None = None
+    pending: dict[int, Pending] = field(default_factory=dict)
+
+    @property
+    def alive(self) -> bool:
+        return self.status is None
+
+    @property
+    def pidfd(self) -> int:
+        return self.handle.number
+
+    def wait_end(self, within: float) -> bool:
+        """Whether it ended within so many seconds; it is reaped then."""
+        with contextlib.suppress(TimedOut):
+            self.fleet.loop.wait(lambda: not self.alive, within, f"VMM {self.name} to end")
+        return not self.alive
+
+
+class Fleet:
+    """`step` is the place in the script that records are made for: -1 before it, its length after it."""
+
+    def __init__(self, server: ForkServer, loop: Loop, recorder: Recorder) -> None:
+        self.loop = loop
+        self.recorder = recorder
+        self.step = -1
+        self.vmms: dict[str, Vmm] = {}
+        self._server = server
+        self._next = 0
+
+    # -- processes ----------------------------------------------------------------------------------------
+
+    def spawn(self, name: str, cgroup: Cgroup, *, label: str = "", recorded: bool = True) -> Vmm:
+        """Fork a VMM into `cgroup`, which the history knows as `label`. Raises `StepFailed`."""
+        op = self._number()
+        if recorded:
+            self.recorder.write(
+                Invoke(
+                    t=self.recorder.now(), op=op, f="spawn", agent=name, pid=0, step=self.step, args={"cgroup": label}
+                )
+            )
+        began = self.recorder.now()
+        with OwnedFd(cgroup.open_procs()) as procs:
+            pid, pidfd, connection = self._server.spawn(name, procs.number)
+        vmm = Vmm(name, self, pid, pidfd, Channel.adopt(connection, FromAgent), recorded=recorded)
+        self.loop.watch(vmm.channel.fileno(), lambda: self._hear(vmm))
+        self.loop.watch(vmm.pidfd, lambda: self._bury(vmm))
+        self.vmms[name] = vmm
+        self._await(lambda: vmm.hello is not None or not vmm.alive, ANSWER_WITHIN, f"VMM {name} to start")
+        number = vmm.hello.errno if vmm.hello is not None else errno.ESRCH
+        if recorded:
+            self.recorder.write(
+                Done(
+                    t=self.recorder.now(), op=op, outcome="fail" if number else "ok", errno=number, began=began,
+                    ended=self.recorder.now(), value={} if number else {"pid": pid},
+                )
+            )  # fmt: skip
+        if number:
+            raise StepFailed(f"VMM {name} could not be put into its cgroup: {os.strerror(number)}")
+        return vmm
+
+    def end(self, vmm: Vmm) -> None:
+        """End a VMM in good order, or if it will not, by force. Raises `StepFailed` in the second case."""
+        if not vmm.alive:
+            return
+        self._await_done(self.invoke(vmm, Exit()), ANSWER_WITHIN)
+        if vmm.wait_end(END_WITHIN):
+            return
+        signal.pidfd_send_signal(vmm.pidfd, signal.SIGKILL)
+        gone = "had to be killed" if vmm.wait_end(END_WITHIN) else "could not even be killed"
+        raise StepFailed(f"VMM {vmm.name} did not end within {END_WITHIN:g} s and {gone}")
+
+    def kill_all(self) -> None:
+        """Whoever is left, without waiting for anybody's answer."""
+        for vmm in self.vmms.values():
+            if vmm.alive:
+                signal.pidfd_send_signal(vmm.pidfd, signal.SIGKILL)
+        for vmm in self.vmms.values():
+            vmm.wait_end(END_WITHIN)
+
+    # -- operations ---------------------------------------------------------------------------------------
+
+    def invoke(self, vmm: Vmm, operation: Operation, *, fds: Sequence[int] = (), phase: str = "") -> Pending:
+        """Hand an operation to its agent and go on. Raises `StepFailed` if there is no such process any more."""
+        self._expect_alive(vmm)
+        args: dict[str, Any] = msgspec.to_builtins(operation)
+        f = str(args.pop("f"))
+        pending = Pending(self._number(), f, recorded=vmm.recorded)
+        if pending.recorded:
+            self.recorder.write(
+                Invoke(
+                    t=self.recorder.now(), op=pending.op, f=f, agent=vmm.name, pid=vmm.pid, step=self.step,
+                    phase=phase, args=args,
+                )
+            )  # fmt: skip
+        self._send(vmm, pending, operation, fds)
+        return pending
+
+    def do(
+        self, vmm: Vmm, operation: Operation, *, fds: Sequence[int] = (), phase: str = "", within: float = ANSWER_WITHIN
+    ) -> Done:
+        """Hand an operation to its agent and wait for the answer. Raises `StepFailed` if none comes."""
+        return self._await_done(self.invoke(vmm, operation, fds=fds, phase=phase), within)
+
+    def ask(self, vmm: Vmm, question: Question, within: float = ANSWER_WITHIN) -> Reply:
+        """Ask something that is no operation and not recorded as one. Raises `StepFailed` if there is no answer."""
+        self._expect_alive(vmm)
+        pending = Pending(self._number(), type(question).__name__.lower(), recorded=False)
+        self._send(vmm, pending, question, ())
+        self._await(lambda: pending.over, within, f"{vmm.name} to answer {pending.f}")
+        if pending.reply is None:
+            raise StepFailed(f"VMM {vmm.name} ended before it answered {pending.f}")
+        if pending.reply.errno:
+            raise StepFailed(f"{pending.f} in {vmm.name}: {pending.reply.call}: {os.strerror(pending.reply.errno)}")
+        return pending.reply
+
+    def wait(self, pending: Pending, within: float) -> Done:
+        """Wait for an operation that was handed over before. Raises `TimedOut`."""
+        self.loop.wait(lambda: pending.over, within, f"{pending.f} to end")
+        assert pending.done is not None
+        return pending.done
+
+    def _await_done(self, pending: Pending, within: float) -> Done:
+        self._await(lambda: pending.over, within, f"{pending.f} to be answered")
+        assert pending.done is not None
+        return pending.done
+
+    def _await(self, done: Callable[[], bool], within: float, what: str) -> None:
+        try:
+            self.loop.wait(done, within, what)
+        except TimedOut as late:
+            raise StepFailed(str(late)) from late
+
+    def _expect_alive(self, vmm: Vmm) -> None:
+        if not vmm.alive:
+            raise StepFailed(f"VMM {vmm.name} is gone (status {vmm.status}) and can do nothing")
+
+    def _number(self) -> int:
+        self._next += 1
+        return self._next - 1
+
+    def _send(self, vmm: Vmm, pending: Pending, do: Operation | Question, fds: Sequence[int]) -> None:
+        vmm.pending[pending.op] = pending
+        with contextlib.suppress(Ended):  # its death is on its way to us and will be the answer
+            vmm.channel.send(Request(id=pending.op, do=do), fds)
+
+    # -- what is heard ------------------------------------------------------------------------------------
+
+    def _hear(self, vmm: Vmm) -> bool:
+        """Take in one message, if there is one. The end of the stream is left to the pidfd, which knows for certain."""
+        try:
+            message, fds = vmm.channel.receive(0.0)
+        except (BlockingIOError, TimeoutError):
+            return False
+        except Ended:
+            self.loop.forget(vmm.channel.fileno())
+            return False
+        fds.close()
+        match message:
+            case Hello():
+                vmm.hello = message
+            case Begun():
+                if message.id in vmm.pending:
+                    vmm.pending[message.id].tid = message.tid
+            case Reply():
+                pending = vmm.pending.pop(message.id, None)
+                if pending is not None:
+                    self._close(pending, message)
+        return True
+
+    def _close(self, pending: Pending, reply: Reply | None) -> None:
+        pending.reply = reply
+        now = self.recorder.now()
+        if reply is None:
+            done = Done(t=now, op=pending.op, outcome="info")
+        else:
+            value = dict(reply.value)
+            if reply.call:
+                value["call"] = reply.call
+            done = Done(
+                t=now, op=pending.op, outcome="fail" if reply.errno or reply.bug else "ok", errno=reply.errno,
+                firmware=reply.firmware, began=reply.began, ended=reply.ended, value=value,
+            )  # fmt: skip
+        pending.done = done
+        if pending.recorded:
+            self.recorder.write(done)
+        if reply is not None and reply.bug:
+            raise StepFailed(f"a bug of ours in {pending.f}: {reply.bug}")
+
+    def _bury(self, vmm: Vmm) -> None:
+        """The process is gone. What it said before that still counts."""
+        self.loop.forget(vmm.pidfd)
+        while self._hear(vmm):
+            pass
+        self.loop.forget(vmm.channel.fileno())
+        vmm.channel.close()
+        left, vmm.pending = vmm.pending, {}
+        for pending in left.values():
+            self._close(pending, None)
+        vmm.status = self._server.reap(vmm.pid)
+        if vmm.recorded:
+            self.recorder.write(Exited(t=self.recorder.now(), agent=vmm.name, pid=vmm.pid, status=vmm.status))

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel's log during a run.
+
+/dev/kmsg gives a record a read: "priority,sequence,microseconds,flags;text", then continuation lines. The priority's
+low three bits are the level, the rest is the facility: 0 is the kernel, anything else was written by a process. A
+reader that falls behind gets EPIPE once and goes on with what is left.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from chaos.kvm.fd import OwnedFd
+
+RECORD_LIMIT = 1 << 13
+PATH = Path("/dev/kmsg")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """`t` in nanoseconds since boot, on the clock of the kernel's log."""
+
+    level: int
+    t: int
+    text: str
+
+
+class Lost(Exception):
+    """Part of the log, or all that is to come, cannot be read."""
+
+
+def parse(record: bytes) -> Line | None:
+    """None if it is not the kernel's own. Raises ValueError if it is no record."""
+    head, separator, body = record.decode(errors="replace").partition(";")
+    fields = head.split(",")
+    if not separator or len(fields) < 3:
+        raise ValueError(f"not a record of /dev/kmsg: {record[:80]!r}")
+    priority, microseconds = int(fields[0]), int(fields[2])
+    if priority >> 3:
+        return None
+    return Line(level=priority & 7, t=microseconds * 1000, text=body.split("\n", 1)[0])
+
+
+class KernelLog:
+    """Reads from the moment it is opened."""
+
+    def __init__(self, path: Path = PATH) -> None:
+        """Raises OSError."""
+        self.fd = OwnedFd(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        os.lseek(self.fd.number, 0, os.SEEK_END)
+
+    def lines(self, lost: Callable[[str], None]) -> Iterator[Line]:
+        """What there is now. `lost` is told of what was overwritten before it could be read.
+
+        Raises `Lost` if it cannot be read at all.
+        """
+        while True:
+            try:
+                record = os.read(self.fd.number, RECORD_LIMIT)
+                line = parse(record)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.EPIPE:
+                    raise Lost(f"/dev/kmsg: {error.strerror}") from error
+                lost("the kernel's log was overwritten before all of it could be read")
+                continue
+            except ValueError as error:
+                raise Lost(str(error)) from error
+            if line is not None:
+                yield line
+
+    def close(self) -> None:
+        self.fd.close()

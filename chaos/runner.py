@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The runner: carries out experiments on the host it runs on.
+
+It reads orders from standard input, one JSON object a line (`chaos.experiment.Order`), and writes each run's history
+to standard output, a record a line, flushed before the next thing happens. Nothing else is ever written there. After
+the End of one run the next order is read; at the end of the input the runner ends. In the lab and on a real host it is
+the same program.
+
+A run, in its order:
+
+    Header
+    Filled start         how many contexts of each key can be had: all are taken once and given back
+    Observation start    step -1; the cgroups of the VMMs exist, nothing lives in them
+    spawn                the VMMs
+    the script           steps 0 to n-1
+    teardown             step n: faults undone, VMs closed, VMMs ended
+    Observation end      the cgroups still exist
+    Filled end           after they were removed: as many as at the start, or something leaked
+    End
+
+Whatever goes wrong, the rest is still done, and End says that it did. The runner ends with 0 if it could say
+everything it had to, whether or not the runs were complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from types import FrameType
+
+import msgspec
+
+from chaos import cleanup, fault
+from chaos.cgroup.group import Cgroup
+from chaos.cleanup import Claim, Warden
+from chaos.errors import ExitCode, HostLacks, SevchaosError
+from chaos.experiment import Order, Strike
+from chaos.fleet import Fleet, StepFailed
+from chaos.history import End, Filled, Header, Kernel
+from chaos.kmsg import KernelLog, Lost
+from chaos.kvm.sev import Platform
+from chaos.observe import Observer
+from chaos.poll import Loop, TimedOut
+from chaos.recorder import OutsideGone, Recorder
+from chaos.script import Actor
+from chaos.stage import Stage
+from chaos.survey import Paths, Surveyed, allowance, foreign_guests, hierarchy, require, survey
+from chaos.vmm.messages import Fill
+from chaos.vmm.server import ForkServer
+
+# Taking one context takes about a millisecond, emulated ten; a machine has up to about a thousand.
+FILL_WITHIN = 120.0
+MOVE_ENDS_WITHIN = 30.0
+# No VMM of an experiment can have a cgroup of this name: names are lower case letters, digits and dashes.
+HELPER = "_fill"
+
+
+class Interrupted(Exception):
+    """Somebody wants the runner to end."""
+
+
+@dataclass(slots=True)
+class Run:
+    """One run. What has to be undone is on `stack`, in the order of what depends on what."""
+
+    order: Order
+    server: ForkServer
+    warden: Warden
+    recorder: Recorder
+    paths: Paths = field(default_factory=Paths)
+    loop: Loop = field(default_factory=Loop)
+    reasons: list[str] = field(default_factory=list)
+
+    def carry_out(self) -> None:
+        """Raises `OutsideGone` and `Interrupted`, having removed everything."""
+        root, lacking = _hierarchy(self.paths)
+        host = survey(self.order.host, self.paths, root)
+        self._header(host)
+        with ExitStack() as stack:
+            log = self._open_log(stack)
+            try:
+                if root is None:
+                    raise lacking
+                self._in_cgroup(host, root, stack)
+            except (SevchaosError, StepFailed, OSError) as error:
+                self._failed(_told(error))
+            if log is not None:
+                self.loop.turn(0)
+                self._read_log(log)
+        self.recorder.write(End(t=self.recorder.now(), complete=not self.reasons, reason="; ".join(self.reasons)))
+
+    def _header(self, host: Surveyed) -> None:
+        self.recorder.write(
+            Header(
+                t=self.recorder.now(), experiment=self.order.experiment.name, seed=self.order.seed, host=host.name,
+                kernel=host.kernel, release=host.release, executes_es=host.executes_es, asids=dict(host.asids),
+            )
+        )  # fmt: skip
+
+    def _failed(self, reason: str) -> None:
+        """Say it now, and again at the end."""
+        self.reasons.append(reason)
+        self.recorder.note("error", reason)
+
+    @contextlib.contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """What fails inside is said, and the rest is done all the same."""
+        try:
+            yield
+        except (SevchaosError, StepFailed, TimedOut, OSError) as error:
+            self._failed(_told(error))
+
+    # -- the kernel's log ---------------------------------------------------------------------------------
+
+    def _open_log(self, stack: ExitStack) -> KernelLog | None:
+        try:
+            log = KernelLog(self.paths.kmsg)
+        except OSError as error:
+            self.recorder.note("witness", f"the kernel's log: {self.paths.kmsg}: {error.strerror}")
+            return None
+        stack.callback(log.close)
+        self.loop.watch(log.fd.number, lambda: self._read_log(log))
+        return log
+
+    def _read_log(self, log: KernelLog) -> None:
+        try:
+            for line in log.lines(lambda lost: self.recorder.note("witness", lost)):
+                self.recorder.write(Kernel(t=line.t, level=line.level, text=line.text))
+        except Lost as lost:
+            self.loop.forget(log.fd.number)
+            self.recorder.note("witness", f"the kernel's log: {lost}")
+
+    # -- the run ------------------------------------------------------------------------------------------
+
+    def _in_cgroup(self, host: Surveyed, root: Cgroup, stack: ExitStack) -> None:
+        """Everything between Header and End."""
+        for step in self.order.experiment.script:
+            if isinstance(step, Strike):
+                fault.find(step.fault, step.options)  # now, not in the middle
+        require(host, self.paths, self.order.experiment.keys)
+        platform = self._platform(stack)
+        foreign = 0 if host.is_lab else foreign_guests(root, platform)
+        if foreign:
+            raise HostLacks(
+                f"{foreign} SEV guests that are not ours live on this host", remedy="use a host of its own, or the lab"
+            )
+        claimed = cleanup.claim(root, self.order.experiment.name)
+        self.warden.guard(claimed)
+        fleet = Fleet(self.server, self.loop, self.recorder)
+        try:
+            self._limit(host, root, claimed.cgroup)
+            self._measured(host, fleet, claimed, platform)
+        finally:
+            fleet.kill_all()
+            with self._going_on():
+                claimed.give_up()
+
+    def _platform(self, stack: ExitStack) -> Platform | None:
+        try:
+            platform = Platform.open(self.paths.sev)
+        except OSError:
+            return None
+        stack.callback(platform.close)
+        return platform
+
+    def _limit(self, host: Surveyed, root: Cgroup, group: Cgroup) -> None:
+        """The run's own ceiling, so that it cannot take what others need."""
+        for key, number in allowance(host, root.current() or {}).items():
+            group.limit(key, number)
+            text = f"of {host.asids[key]} {key} ASIDs the run may take {number}; the others are left to the host"
+            self.recorder.note("progress", text)
+
+    def _measured(self, host: Surveyed, fleet: Fleet, claimed: Claim, platform: Platform | None) -> None:
+        """The run between its two fillings and its two observations."""
+        group = claimed.cgroup
+        observer = Observer(group, platform, lambda lost: self.recorder.note("witness", lost))
+        length = len(self.order.experiment.script)
+        self._fill("start", host, fleet, group)
+        names = sorted({vmm.cgroup for vmm in self.order.experiment.vmms.values()})
+        groups = {name: group.create(name) for name in names}
+        observer.observe(self.recorder, "start", -1)
+        stage = Stage(self.order.experiment, fleet, host.executes_es)
+        with self._going_on(), ExitStack() as undo:
+            undo.callback(stage.strike_memories)
+            undo.callback(self._tear_down, stage)
+            try:
+                with self._going_on():
+                    self._perform(stage, groups, observer, undo)
+            finally:
+                fleet.step = length
+        with self._going_on():
+            observer.observe(self.recorder, "end", length)
+            for below in groups.values():
+                below.destroy()
+            self._fill("end", host, fleet, group)
+
+    def _perform(self, stage: Stage, groups: dict[str, Cgroup], observer: Observer, undo: ExitStack) -> None:
+        vmms = {
+            name: stage.fleet.spawn(name, groups[vmm.cgroup], label=vmm.cgroup)
+            for name, vmm in stage.experiment.vmms.items()
+        }
+        stage.people(vmms)
+        Actor(stage, observer, undo).perform()
+
+    def _fill(self, label: str, host: Surveyed, fleet: Fleet, group: Cgroup) -> None:
+        """Take every context that can be had, from within the run's cgroup, and give all back."""
+        helper_group = group.create(HELPER)
+        try:
+            helper = fleet.spawn(f"{HELPER}-{label}", helper_group, recorded=False)
+            count: dict[str, int] = {}
+            errno: dict[str, int] = {}
+            for key in sorted(key for key, capacity in host.asids.items() if capacity):
+                filled = fleet.ask(helper, Fill(key=key), FILL_WITHIN).filled
+                assert filled is not None
+                count[key], errno[key] = filled.count, filled.errno
+            fleet.end(helper)
+        finally:
+            helper_group.destroy()
+        self.recorder.write(Filled(t=self.recorder.now(), label=label, count=count, errno=errno))
+
+    def _tear_down(self, stage: Stage) -> None:
+        """Close every VM and end every VMM, as far as they are still there."""
+        for pending in stage.moves.values():
+            if not pending.over:
+                for vm in stage.guests.values():
+                    if vm.running:
+                        with self._going_on():
+                            stage.leave(vm)  # this is what a held move waits for
+                with self._going_on():
+                    stage.fleet.wait(pending, MOVE_ENDS_WITHIN)
+        for vm in stage.guests.values():
+            if vm.created and vm.vmm.alive:
+                with self._going_on():
+                    stage.close(vm)
+        for vmm in list(stage.fleet.vmms.values()):
+            if vmm.recorded:
+                with self._going_on():
+                    stage.fleet.end(vmm)
+
+
+def _hierarchy(paths: Paths) -> tuple[Cgroup | None, HostLacks]:
+    try:
+        return hierarchy(paths), HostLacks("")
+    except HostLacks as lacking:
+        return None, lacking
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, SevchaosError):
+        return f"{error.message}; {error.remedy}" if error.remedy else error.message
+    return str(error)
+
+
+# -- the program ------------------------------------------------------------------------------------------
+
+_decoder = msgspec.json.Decoder(Order)
+_WANTED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    for wanted in _WANTED:  # once is enough, and the second would break the cleaning up
+        signal.signal(wanted, signal.SIG_IGN)
+    raise Interrupted(signal.Signals(number).name)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Serve orders until there are no more; the exit code."""
+    if argv:
+        sys.stderr.write("the runner takes no arguments; it reads orders from its standard input\n")
+        return ExitCode.USAGE
+    # The runner must have one thread here, and nothing open that its children should not have.
+    warden, server = Warden(), ForkServer()
+    recorder = Recorder(sys.stdout.fileno())
+    for number in _WANTED:
+        signal.signal(number, _interrupt)
+    try:
+        return _serve(server, warden, recorder)
+    except Interrupted as why:
+        sys.stderr.write(f"interrupted by {why}\n")
+        return ExitCode.INTERRUPTED
+    except OutsideGone:
+        return ExitCode.INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        return ExitCode.INTERNAL
+    finally:
+        server.close()
+        warden.dismiss()
+
+
+def _serve(server: ForkServer, warden: Warden, recorder: Recorder) -> int:
+    for line in sys.stdin.buffer:
+        if not line.strip():
+            continue
+        try:
+            order = _decoder.decode(line)
+        except msgspec.DecodeError as error:
+            sys.stderr.write(f"this is no order: {error}\n")
+            return ExitCode.USAGE
+        try:
+            Run(order, server, warden, recorder).carry_out()
+        except Interrupted as why:
+            recorder.write(End(t=recorder.now(), complete=False, reason=f"interrupted by {why}"))
+            raise
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

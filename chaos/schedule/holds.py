@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Holds: how to see that an operation is stopped inside the kernel, and where.
+
+The evidence is the kernel's own, in /proc/PID/task/TID: the system call it is in and its arguments (`syscall`), that
+it sleeps where only a fatal signal reaches it (`stat`, state D), and the function it sleeps in (`wchan`, and `stack`
+for the way there). All three are needed: a thread that sleeps somewhere else, or in another call, is not held.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from chaos.kvm.numbers import Ioctl
+
+SYS_IOCTL = 16  # x86-64
+
+# The functions in which a move waits for the vCPUs of either VM, once it has charged its cgroup: up to 6.15, from
+# 6.16, and where a compiler has put the former into its caller.
+PLACES: dict[str, frozenset[str]] = {
+    "vcpu-running": frozenset({"sev_lock_vcpus_for_migration", "kvm_lock_all_vcpus", "sev_vm_move_enc_context_from"}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Sleeper:
+    """A thread at one moment. `call` is its system call's number and arguments, empty if it is in none; `stack` names
+    functions, innermost first, empty if the host does not tell."""
+
+    state: str
+    wchan: str = ""
+    stack: tuple[str, ...] = ()
+    call: tuple[int, ...] = ()
+
+    @property
+    def sleeping(self) -> str:
+        """The kernel function it sleeps in, "" if the host does not tell."""
+        return self.wchan or (self.stack[0] if self.stack else "")
+
+    def in_move(self) -> bool:
+        return self.call[:1] == (SYS_IOCTL,) and self.call[2:3] == (Ioctl.KVM_ENABLE_CAP,)
+
+    def __str__(self) -> str:
+        call = "no system call" if not self.call else f"system call {self.call[0]}"
+        return f"state {self.state}, {call}, sleeping in {self.sleeping or '(not told)'}"
+
+
+def look(pid: int, tid: int, proc: Path = Path("/proc")) -> Sleeper | None:
+    """The thread as it is now, None if it is gone."""
+    task = proc / str(pid) / "task" / str(tid)
+    try:
+        state = parse_state((task / "stat").read_text())
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return Sleeper(
+        state=state,
+        wchan=parse_wchan(_read(task / "wchan")),
+        stack=parse_stack(_read(task / "stack")),
+        call=parse_syscall(_read(task / "syscall")),
+    )
+
+
+def holds(sleeper: Sleeper, place: str) -> bool:
+    """Whether the thread is a move that is stopped at `place`."""
+    return sleeper.state == "D" and sleeper.in_move() and sleeper.sleeping in PLACES[place]
+
+
+def _read(path: Path) -> str:
+    """What is not there or may not be read is not known."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def parse_state(text: str) -> str:
+    """Of `stat`: the letter after the name, which may itself hold brackets and blanks."""
+    return text.rpartition(")")[2].split()[0]
+
+
+def parse_wchan(text: str) -> str:
+    name = text.strip()
+    return "" if name == "0" else base_name(name)
+
+
+def parse_stack(text: str) -> tuple[str, ...]:
+    return tuple(base_name(found) for found in re.findall(r"^\[<\w+>\] ([^\s+]+)", text, re.MULTILINE))
+
+
+def parse_syscall(text: str) -> tuple[int, ...]:
+    """Number and six arguments; empty for "running" and for -1, a thread that sleeps in no call."""
+    fields = text.split()
+    if len(fields) < 7 or fields[0] == "-1":
+        return ()
+    return tuple(int(field, 0) for field in fields[:7])
+
+
+def base_name(function: str) -> str:
+    """Without what a compiler appended: `f.constprop.0` is f."""
+    return function.split(".", 1)[0]

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is there while a script runs: its VMMs, its VMs and what the runner knows of each."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from chaos.experiment import Experiment, Kind, Vm
+from chaos.fleet import Fleet, Pending, StepFailed, Vmm
+from chaos.history import Done
+from chaos.kvm.fd import OwnedFd
+from chaos.vmm import guest
+from chaos.vmm.messages import Close, Operation, Pause, Run
+from chaos.vmm.wire import memory_file
+
+
+@dataclass(slots=True, eq=False)
+class Guest:
+    """A VM of the experiment. `every` is how often its guest leaves while it runs, None while it does not."""
+
+    name: str
+    spec: Vm
+    vmm: Vmm
+    created: bool = False
+    every: int | None = None
+
+    @property
+    def running(self) -> bool:
+        return self.every is not None and self.vmm.alive
+
+
+@dataclass(slots=True)
+class Stage:
+    """`moves` are those under way that the script does not wait for, by their destination."""
+
+    experiment: Experiment
+    fleet: Fleet
+    executes_es: bool
+    guests: dict[str, Guest] = field(default_factory=dict)
+    memories: dict[str, OwnedFd] = field(default_factory=dict)
+    moves: dict[str, Pending] = field(default_factory=dict)
+
+    def people(self, vmms: Mapping[str, Vmm]) -> None:
+        """Put the experiment's VMs, not yet created, and their memory on the stage."""
+        for name, spec in self.experiment.vms.items():
+            self.guests[name] = Guest(name, spec, vmms[spec.vmm])
+            if spec.memory not in self.memories:
+                self.memories[spec.memory] = memory_file(f"guest-{spec.memory}", guest.MEMORY)
+
+    def guest(self, name: str) -> Guest:
+        """A VM that was launched. Raises `StepFailed`."""
+        found = self.guests[name]
+        if not found.created:
+            raise StepFailed(f"VM {name} was not launched")
+        return found
+
+    def do(self, guest: Guest, operation: Operation, *, phase: str = "", fds: tuple[int, ...] = ()) -> Done:
+        return self.fleet.do(guest.vmm, operation, phase=phase, fds=fds)
+
+    def must(self, guest: Guest, operation: Operation, *, phase: str = "", fds: tuple[int, ...] = ()) -> Done:
+        """An operation without which the script makes no sense. Raises `StepFailed` if it does not succeed."""
+        done = self.do(guest, operation, phase=phase, fds=fds)
+        if done.outcome != "ok":
+            raise StepFailed(f"{operation_name(operation)} of {guest.name}: {explained(done)}")
+        return done
+
+    def enter(self, guest: Guest, every: int, *, phase: str = "") -> Done:
+        done = self.do(guest, Run(vm=guest.name, every=every), phase=phase)
+        if done.outcome == "ok":
+            guest.every = every
+        return done
+
+    def leave(self, guest: Guest, *, phase: str = "") -> Done:
+        done = self.do(guest, Pause(vm=guest.name), phase=phase)
+        guest.every = None
+        return done
+
+    def close(self, guest: Guest) -> Done:
+        done = self.do(guest, Close(vm=guest.name))
+        guest.created = done.outcome != "ok"
+        guest.every = None
+        return done
+
+    def may_run(self, guest: Guest) -> bool:
+        """Whether the CPU can enter it at all."""
+        return self.executes_es or not self.is_es(guest)
+
+    def is_es(self, guest: Guest) -> bool:
+        """Whether the guest behind this VM is a SEV-ES one; a migration's destination takes after its source."""
+        kinds = {vm.kind for vm in self.experiment.vms.values() if vm.memory == guest.spec.memory}
+        return Kind.SEV_ES in kinds
+
+    def strike_memories(self) -> None:
+        for memory in self.memories.values():
+            memory.close()
+        self.memories.clear()
+
+
+def operation_name(operation: Operation) -> str:
+    return str(operation.__struct_config__.tag)
+
+
+def explained(done: Done) -> str:
+    if done.outcome == "info":
+        return "its process ended meanwhile"
+    call = done.value.get("call", "")
+    status = f", firmware status {done.firmware}" if done.firmware else ""
+    return f"{call}: {errno.errorcode.get(done.errno, done.errno)} ({os.strerror(done.errno)}){status}"

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a host is and has, as seen from a process on it.
+
+On a real host there are others. Before anything is taken the host is asked whether foreign SEV guests live on it, and
+the run's cgroup gets a limit of its own that leaves a reserve for those who come later.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from chaos.cgroup.group import Cgroup, find_hierarchy
+from chaos.errors import HostLacks
+from chaos.kvm.call import KernelError
+from chaos.kvm.sev import Platform, enabled
+from chaos.kvm.system import System
+
+# On a real host a run takes at most this share of what is free of a key, but never less than two units if they are
+# there: without a second one nothing can be moved between cgroups.
+SHARE = 0.75
+LEAST = 2
+OURS = "sevchaos"
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Where the host's files are; tests have others."""
+
+    kvm: Path = Path("/dev/kvm")
+    sev: Path = Path("/dev/sev")
+    kmsg: Path = Path("/dev/kmsg")
+    proc: Path = Path("/proc")
+
+
+@dataclass(frozen=True, slots=True)
+class Surveyed:
+    """A host as it presents itself: `asids` its capacity by key, `kernel` the full x.y.z, `release` uname's."""
+
+    name: str
+    release: str
+    kernel: str
+    asids: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def is_lab(self) -> bool:
+        return self.name == "lab"
+
+    @property
+    def executes_es(self) -> bool:
+        """The lab's CPU is emulated and knows no encrypted registers."""
+        return not self.is_lab
+
+
+def full_version(release: str, version: str) -> str:
+    """x.y.z of a kernel. Debian's and Ubuntu's releases name an ABI; their versions say what is inside.
+
+    `version` is uname's, or Ubuntu's /proc/version_signature.
+    """
+    named = re.search(r"\bDebian (\d+\.\d+\.\d+)", version) or re.search(r"-\S+ (\d+\.\d+\.\d+)$", version.strip())
+    if named:
+        return named[1]
+    plain = re.match(r"\d+\.\d+(\.\d+)?", release)
+    return plain[0] if plain else release
+
+
+def survey(name: str, paths: Paths, hierarchy: Cgroup | None) -> Surveyed:
+    """What can be said of any host, however little it has."""
+    uname = os.uname()
+    signature = paths.proc / "version_signature"
+    version = signature.read_text() if signature.exists() else uname.version
+    asids = hierarchy.capacity() if hierarchy is not None else {}
+    return Surveyed(name=name, release=uname.release, kernel=full_version(uname.release, version), asids=asids)
+
+
+def hierarchy(paths: Paths) -> Cgroup:
+    """The root of the unified hierarchy, with the misc controller in it. Raises `HostLacks`."""
+    root = Cgroup.at(find_hierarchy(paths.proc / "self" / "mountinfo"))
+    if not root.has("misc"):
+        raise HostLacks(
+            "the kernel's misc cgroup controller is not in the unified hierarchy",
+            remedy="use a kernel with CONFIG_CGROUP_MISC, and take misc out of any version 1 hierarchy",
+        )
+    return root
+
+
+def require(host: Surveyed, paths: Paths, keys: Iterable[str]) -> None:
+    """Raises `HostLacks` if this host cannot do what is wanted, saying why."""
+    try:
+        system = System.open(paths.kvm)
+    except OSError as error:
+        raise HostLacks(f"{paths.kvm}: {error.strerror}", remedy="load kvm_amd, and run as root") from error
+    try:
+        vm = system.create_vm()
+        able = enabled(vm.fd.number)
+        vm.close()
+    finally:
+        system.close()
+    if not able:
+        raise HostLacks("KVM is here, SEV is not", remedy="enable SEV in the firmware setup, or use the lab")
+    for key in keys:
+        if not host.asids.get(key):
+            raise HostLacks(
+                f"the host has no ASIDs of key {key}", remedy="the firmware setup divides them between SEV and SEV-ES"
+            )
+
+
+def foreign_guests(root: Cgroup, platform: Platform | None) -> int:
+    """How many encryption contexts on this host are not ours; all are taken for foreign where nothing tells.
+
+    6.12 shows charges at the root. Before that only the firmware can be asked, which knows launched guests only and
+    not whose they are. Raises `HostLacks` if neither can be asked.
+    """
+    everybody = root.current()
+    if everybody is not None:
+        ours = root.child(OURS)
+        own = (ours.current() or {}) if ours.exists else {}
+        return sum(everybody.values()) - sum(own.values())
+    if platform is None:
+        raise HostLacks("nobody can say whether other SEV guests run here", remedy="make /dev/sev readable")
+    try:
+        return int(platform.status().guest_count)
+    except KernelError as error:
+        raise HostLacks(f"the firmware does not say how many guests it has: {error}", remedy="see dmesg") from error
+
+
+def allowance(host: Surveyed, used: Mapping[str, int]) -> dict[str, int]:
+    """How many ASIDs of each key a run may take; nothing is withheld in the lab, where nobody else is."""
+    if host.is_lab:
+        return {}
+    free = {key: capacity - used.get(key, 0) for key, capacity in host.asids.items()}
+    return {key: max(min(LEAST, number), int(number * SHARE)) for key, number in free.items()}
