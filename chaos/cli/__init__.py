@@ -38,7 +38,7 @@ class Verbs(click.Group):
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="sevchaos")
+@click.version_option(package_name="sevchaos", message="sevchaos %(version)s")
 def cli() -> None:
     """Break the migration of confidential VMs on purpose, and see whether the kernel kept its promises.
 
@@ -51,7 +51,7 @@ def cli() -> None:
 def main() -> None:
     """Entry point of the `sevchaos` command."""
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(prog_name="sevchaos", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except SevchaosError as error:
         from chaos.cli.common import explain

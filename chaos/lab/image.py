@@ -43,12 +43,12 @@ LOADED = ("virtio_pci", "virtio_console", "kvm", "sevshim", "ccp", "kvm_amd")
 # Not loaded, but there for modprobe: what network faults need.
 AVAILABLE = ("veth", "dummy", "ifb", "sch_netem", "sch_tbf", "sch_prio", "sch_ingress", "act_mirred", "cls_u32")
 
-# Parts of the standard library that nothing in the lab imports. unittest stays: pyroute2 imports its mock.
+# Parts of the standard library that nothing in the lab imports. unittest and sqlite3 stay: pyroute2 wants them.
 _STDLIB_LEFT_OUT = {
     "test", "tests", "idlelib", "tkinter", "turtledemo", "lib2to3", "ensurepip", "pydoc_data", "distutils",
-    "site-packages", "dist-packages", "__pycache__", "sqlite3", "venv", "wsgiref", "xmlrpc", "dbm", "curses",
+    "site-packages", "dist-packages", "__pycache__", "venv", "wsgiref", "xmlrpc", "dbm", "curses",
 }  # fmt: skip
-_EXTENSIONS_LEFT_OUT = ("_tkinter", "_sqlite3", "_curses", "_dbm", "_gdbm", "nis", "_crypt")
+_EXTENSIONS_LEFT_OUT = ("_tkinter", "_curses", "_dbm", "_gdbm", "nis", "_crypt")
 # Needed only by the software PSP, which runs outside the lab.
 _LIBRARIES_LEFT_OUT = {"cryptography", "cffi", "pycparser"}
 

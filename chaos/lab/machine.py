@@ -90,7 +90,10 @@ class Console:
             self.listener(line)
 
     def tail(self, count: int = 25) -> tuple[str, ...]:
-        return tuple(self.lines)[-count:]
+        """The last lines, oldest first; after a panic, from a little before it on."""
+        lines = tuple(self.lines)
+        at = next((number for number, line in enumerate(lines) if _PANIC.search(line)), None)
+        return lines[-count:] if at is None else lines[max(0, at - 8) :][: 2 * count]
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +259,7 @@ class Lab:
         code = await process.wait()
         await asyncio.wait([following], timeout=2)  # what it still had to say
         if self.console.panic is not None:
-            return KernelPanicked(f"the lab's kernel panicked: {self.console.panic}", console=self.console.tail(40))
+            return KernelPanicked(f"the lab's kernel panicked: {self.console.panic}", console=self.console.tail())
         return QemuDied(f"QEMU ended ({_how(code)}){_said(words)}", console=self.console.tail())
 
     async def wait(self, task: Awaitable[T], deadline: float | None, waited_for: str) -> T:

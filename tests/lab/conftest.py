@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tests that boot the lab. They run the command itself, as a user would, and look at what comes out."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from chaos.lab.kernels import default_kernels
+
+Sevchaos = Callable[..., "subprocess.CompletedProcess[bytes]"]
+
+# What a lab command may take on a machine that is busy with others, cold boot included.
+DEADLINE = 240.0
+
+
+@pytest.fixture(params=default_kernels())
+def kernel(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "chaos.cli", *arguments]
+
+
+@pytest.fixture
+def sevchaos() -> Sevchaos:
+    """Runs `sevchaos ARGUMENTS…` and gives exit code, stdout and stderr."""
+
+    def run(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(command(*arguments), input=stdin, capture_output=True, timeout=DEADLINE, check=False)
+
+    return run
+
+
+@pytest.fixture
+def in_lab(sevchaos: Sevchaos) -> Sevchaos:
+    """Runs `sevchaos lab run OPTIONS… -- ARGV…`."""
+
+    def run(*argv: str, options: Sequence[str] = (), stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        return sevchaos("lab", "run", "--quiet", *options, "--", *argv, stdin=stdin)
+
+    return run

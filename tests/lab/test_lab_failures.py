@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What breaks a lab is named, each with its own exit code, and nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from chaos.errors import ExitCode
+from tests.lab.conftest import DEADLINE, Sevchaos, command
+
+pytestmark = pytest.mark.lab
+
+
+def test_a_panic_is_called_a_panic_and_shows_the_console(in_lab: Sevchaos, kernel: str) -> None:
+    done = in_lab("sh", "-c", "echo c > /proc/sysrq-trigger", options=["--kernel", kernel])
+    assert done.returncode == ExitCode.PANICKED
+    text = done.stderr.decode()
+    assert "the lab's kernel panicked: sysrq triggered crash" in text
+    assert "the last lines of the lab's console" in text
+    assert "sysrq: Trigger a crash" in text
+
+
+def test_a_program_that_takes_too_long(in_lab: Sevchaos) -> None:
+    done = in_lab("sleep", "1000", options=["--timeout", "2"])
+    assert done.returncode == ExitCode.HUNG
+    assert b"sleep was not done after 2 s" in done.stderr
+    assert b"--timeout" in done.stderr
+
+
+def test_a_machine_that_is_switched_off(in_lab: Sevchaos) -> None:
+    done = in_lab("sh", "-c", "echo o > /proc/sysrq-trigger; sleep 100")
+    assert done.returncode == ExitCode.QEMU_DIED
+    assert b"QEMU ended (exit code 0)" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("victim", "code", "words"),
+    [
+        ("qemu-system", ExitCode.QEMU_DIED, b"QEMU ended (killed by SIGKILL)"),
+        ("chaos.lab.psp", ExitCode.PSP_DIED, b"software PSP"),
+    ],
+)
+def test_a_part_that_dies_is_named(victim: str, code: ExitCode, words: bytes) -> None:
+    with running_lab() as lab:
+        os.kill(child_of(lab.pid, victim), signal.SIGKILL)
+        _, errors = lab.communicate(timeout=DEADLINE)
+    assert lab.returncode == code
+    assert words in errors
+
+
+def test_no_memory_for_a_lab(sevchaos: Sevchaos) -> None:
+    done = sevchaos("lab", "run", "--memory", "64G", "--", "true")
+    assert done.returncode == ExitCode.NO_SPACE
+    assert b"MiB are available" in done.stderr
+
+
+def test_a_kernel_that_does_not_exist(sevchaos: Sevchaos) -> None:
+    done = sevchaos("lab", "run", "--kernel", "debian:6.1.0-1-nothing", "--", "true")
+    assert done.returncode in (ExitCode.HOST_LACKS, ExitCode.USAGE)
+    assert b"what to do" in done.stderr
+
+
+@pytest.mark.parametrize("kernel", ["6.1", "debian:", "/nonexistent"])
+def test_a_kernel_that_cannot_be_one(sevchaos: Sevchaos, kernel: str) -> None:
+    done = sevchaos("lab", "run", "--kernel", kernel, "--", "true")
+    assert done.returncode in (ExitCode.USAGE, ExitCode.HOST_LACKS)
+    assert b"what to do" in done.stderr
+
+
+def test_a_damaged_snapshot_costs_a_cold_boot_and_no_more(in_lab: Sevchaos, tmp_path: Path) -> None:
+    in_lab("true")
+    newest = max(snapshots(), key=lambda path: path.stat().st_mtime)
+    damaged = newest.with_suffix(".cut")
+    newest.rename(damaged)
+    newest.write_bytes(damaged.read_bytes()[:100_000])
+    damaged.unlink()
+    done = in_lab("echo", "fine")
+    assert (done.returncode, done.stdout) == (0, b"fine\n")
+
+
+def test_sigkill_at_any_moment_leaves_nothing() -> None:
+    chance = random.Random(20261123)
+    before = ours()
+    for _ in range(10):
+        lab = subprocess.Popen(command("lab", "run", "-q", "--", "sleep", "60"), stdin=subprocess.DEVNULL)
+        time.sleep(chance.uniform(0.02, 1.2))  # the moment is what is tested here, not an event waited for
+        lab.kill()
+        lab.wait(timeout=DEADLINE)
+    until(lambda: ours() == before, "processes, sockets and files of ours to be gone")
+
+
+# -- looking at this machine ------------------------------------------------------------------------------
+
+
+class running_lab:  # noqa: N801 - reads as a statement
+    """A lab in which a program runs and has said so."""
+
+    def __enter__(self) -> subprocess.Popen[bytes]:
+        argv = command("lab", "run", "-q", "--", "sh", "-c", "echo here; sleep 1000")
+        self.lab = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert self.lab.stdout is not None
+        assert self.lab.stdout.readline() == b"here\n"
+        return self.lab
+
+    def __exit__(self, *_: object) -> None:
+        self.lab.kill()
+        self.lab.communicate()
+
+
+def processes() -> Iterator[tuple[int, int, str]]:
+    """Process id, parent and command line of every process that is no zombie."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if fields[0] != "Z":
+                yield int(entry.name), int(fields[1]), words
+
+
+def child_of(parent: int, words: str) -> int:
+    return next(pid for pid, its_parent, line in processes() if its_parent == parent and words in line)
+
+
+def ours() -> set[str]:
+    """Everything of ours that could be left: processes, named sockets, shared memory files, temporary files."""
+    found = {f"{pid} {line}" for pid, _, line in processes() if "sevchaos-lab" in line or "chaos.lab.psp" in line}
+    found |= {line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines() if "sevchaos" in line}
+    for directory in (Path("/dev/shm"), Path("/tmp")):
+        found |= {str(path) for path in directory.glob("*sevchaos*")}
+    cache = snapshots_directory().parent
+    return found | {str(path) for path in cache.rglob(".*partial*")}
+
+
+def snapshots_directory() -> Path:
+    from chaos.lab import cache
+
+    return cache.entry_path("snapshots", "x").parent
+
+
+def snapshots() -> list[Path]:
+    return list(snapshots_directory().glob("*.lab"))
+
+
+def until(condition: Callable[[], bool], what: str, deadline: float = 10.0) -> None:
+    end = time.monotonic() + deadline
+    while not condition():
+        assert time.monotonic() < end, f"waited {deadline} s for {what}"
+        time.sleep(0.05)
