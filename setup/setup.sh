@@ -45,7 +45,7 @@ apt_get() {
 usable_python() { "$1" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
 choose_python() {
-    for python in "${SEVCHAOS_PYTHON:-python3}" /usr/bin/python3 python3.13 python3.12 python3.11; do
+    for python in "${SEVCHAOS_PYTHON:-python3}" python3.13 python3.12 python3.11; do
         if usable_python "$python"; then return; fi
     done
     python=
@@ -123,6 +123,7 @@ knows_backports() { apt-cache madison qemu-system-x86 2>/dev/null | grep -q book
 add_backports() {
     local list=/etc/apt/sources.list.d/sevchaos-backports.list keyring mirror option=
     if knows_backports; then return; fi
+    # shellcheck disable=SC2016
     mirror=$(apt-get indextargets --format '$(REPO_URI)' \
         'Created-By: Packages' 'Codename: bookworm' 'Component: main' | head -n 1)
     if [ -z "$mirror" ]; then return 1; fi
@@ -197,8 +198,8 @@ main() {
         say "waiting for another set-up that is at work here"
         flock 9
     fi
-    # shellcheck disable=SC1091
-    . /etc/os-release 2>/dev/null || true
+    # shellcheck disable=SC1090
+    . "${SEVCHAOS_OS_RELEASE:-/etc/os-release}" 2>/dev/null || true # the variable is for the tests
     debian12=no
     if [ "${ID:-}" = debian ] && [ "${VERSION_ID:-}" = 12 ]; then debian12=yes; fi
     if [ "$debian12" = yes ]; then debian_packages; else other_system "${PRETTY_NAME:-}"; fi
