@@ -29,7 +29,7 @@ from chaos.lab.psp import ivshmem, wire
 from chaos.lab.psp.firmware import Firmware
 from chaos.lab.psp.mailbox import Mailbox, Record
 from chaos.lab.psp.memory import Ram
-from chaos.lab.psp.numbers import MAILBOX_SIZE
+from chaos.lab.psp.numbers import MAILBOX_SIZE, MAX_GUESTS
 from chaos.lab.psp.plan import Firing
 from chaos.lab.psp.state import Config
 
@@ -47,7 +47,9 @@ class Server:
     """One PSP with its control channel."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self._control = socket.socket(fileno=options.control_fd)
+        # A number of its own, and a low one: select takes none above 1023, and a controller may have thousands.
+        self._control = socket.socket(fileno=os.dup(options.control_fd))
+        os.close(options.control_fd)
         self._control.setblocking(False)
         self._in = bytearray()
         self._out = bytearray()
@@ -69,7 +71,9 @@ class Server:
             sev_asids=options.sev_asids,
             seed=options.seed,
             c_bit=options.c_bit,
+            max_guests=options.max_guests,
             sees_wbinvd=options.watch_wbinvd,
+            forgive_unrun=options.forgive_unrun,
         )
         self._mailbox = Mailbox(
             mmap.mmap(self._memory_fd, MAILBOX_SIZE),
@@ -259,6 +263,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sev-asids", type=int, required=True, help="ASIDs for SEV guests, after those")
     parser.add_argument("--seed", type=int, default=0, help="of all keys and nonces")
     parser.add_argument("--c-bit", type=int, default=51, help="position of the C-bit in addresses")
+    parser.add_argument("--max-guests", type=int, default=MAX_GUESTS, help="guest contexts there is room for")
+    parser.add_argument("--forgive-unrun", action="store_true", help="no DF_FLUSH for an ASID whose guest never ran")
     parser.add_argument("--watch-wbinvd", action="store_true", help="DF_FLUSH needs a `wbinvd` request before it")
     parser.add_argument("--restore", action="store_true", help="wait for a `load` request before offering the device")
     return parser.parse_args(arguments)

@@ -184,6 +184,18 @@ def test_an_owner_must_have_a_proper_certificate(
     assert import_pek(host, pek, bytes(body + signature) + owner.UNSIGNED) is status
 
 
+def test_who_may_sign_what() -> None:
+    """A good signature by the wrong kind of key is none: an OCA may sign PEKs and itself, not a PDH."""
+    key = ec.derive_private_key(5, ec.SECP384R1())
+    oca_body = owner.body(owner.OCA, owner.ECDSA, key.public_key())
+    oca = certs.Certificate.unpack(oca_body + owner.signature(owner.OCA, key, oca_body) + owner.UNSIGNED)
+    certs.validate(oca, oca)
+    pdh_body = owner.body(owner.PDH, owner.ECDH, key.public_key())
+    pdh = certs.Certificate.unpack(pdh_body + owner.signature(owner.OCA, key, pdh_body) + owner.UNSIGNED)
+    with pytest.raises(Refused, match="INVALID_CERTIFICATE"):
+        certs.validate(pdh, oca)
+
+
 def test_sha384_signatures_count_too() -> None:
     """No key of this firmware makes them, but the format has them."""
     key = ec.derive_private_key(5, ec.SECP384R1())

@@ -14,7 +14,7 @@ from chaos.lab.psp.memory import Ram
 from chaos.lab.psp.numbers import Command, Status
 from chaos.lab.psp.plan import Corrupt, Delay, Fail, Plan, Planner, Rule, Stall
 from chaos.lab.psp.state import Config
-from tests.unit.psp.host import BUFFER, CMDRESP, FEATURE, INTSTS, LO, Host
+from tests.unit.psp.host import BUFFER, CMDRESP, FEATURE, INTSTS, LO, MIB, TMR, Host
 
 
 def plan(host: Host, *rules: Rule, seed: int = 0) -> None:
@@ -101,6 +101,23 @@ def test_a_restored_mailbox_goes_on_as_the_other_would() -> None:
         machine.start()
     assert twin.ram == host.ram
     assert twin.firmware.save() == host.firmware.save()
+
+
+def test_nothing_of_the_state_is_forgotten() -> None:
+    """Every field of it away from where it starts, saved and loaded."""
+    host = Host(Config(es_asids=1, sev_asids=2, sees_wbinvd=True))
+    fresh = host.firmware.save()
+    host.init(flush=False)  # fills the flash
+    host.call(Command.SHUTDOWN)
+    host.poke(0x300000, b"\xff" * 32 * 1024)
+    assert host.call(Command.INIT_EX, "IIQIIQI", [36, 1, TMR, MIB, 0, 0x300000, 32 * 1024])[0] is Status.SUCCESS
+    host.firmware.wbinvd_done = True
+    host.call(Command.DF_FLUSH)
+    host.start()
+    saved = host.firmware.save()
+    same = {name for name in saved.__struct_fields__ if getattr(saved, name) == getattr(fresh, name)}
+    assert same == {"version", "config"}
+    assert Firmware.load(Ram(host.ram), saved).save() == saved
 
 
 def test_a_state_of_another_version_is_refused() -> None:

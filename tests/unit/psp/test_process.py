@@ -167,6 +167,40 @@ def test_a_plan_and_its_proof() -> None:
     asyncio.run(main())
 
 
+def test_what_the_command_line_says_of_the_firmware() -> None:
+    with Machine("--max-guests", "2", "--forgive-unrun") as machine:
+        machine.plug_in()
+        machine.init()
+        handle = machine.start()
+        for _ in range(2):
+            assert machine.call(Command.ACTIVATE, "II", handle, 4)[0] is Status.SUCCESS
+            assert machine.call(Command.DEACTIVATE, "I", handle)[0] is Status.SUCCESS
+        machine.start()
+        assert machine.call(Command.LAUNCH_START, "IIQI4xQI", *[0] * 6)[0] is Status.RESOURCE_LIMIT
+
+
+def test_high_descriptors() -> None:
+    """A controller with thousands of files passes numbers that select does not take."""
+    import resource
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most <= 3000:
+        pytest.skip(f"this process may have {most} descriptors only")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    filler = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        with Machine() as machine:
+            assert machine.control_socket.fileno() > 1023
+            machine.plug_in()
+            machine.control_socket.sendall(wire.encode(wire.Quit(1)))
+            assert machine.process.wait(DEADLINE_S) == 0
+    finally:
+        for fd in filler:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
 def test_wbinvd_by_control() -> None:
     async def main() -> None:
         with Machine("--watch-wbinvd") as machine:
