@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import yaml
 
+from chaos import fault
 from chaos.errors import UsageError
 from chaos.verdict import PROMISES
 
@@ -257,6 +258,11 @@ def _problems(experiment: Experiment) -> Iterator[tuple[str, str, str]]:
                     f"there is no {kind} {value!r}",
                     f"the {kind}s are {allowed}",
                 )
+        if isinstance(step, Strike):
+            try:
+                fault.find(step.fault, step.options)
+            except UsageError as error:
+                yield f"script[{number}].fault", error.message, error.remedy
         if isinstance(step, Run) and step.every & (step.every - 1):
             yield (
                 f"script[{number}].every",

@@ -23,7 +23,7 @@ from chaos.history import Done, Exited, Invoke
 from chaos.kvm.fd import OwnedFd
 from chaos.poll import Loop, TimedOut
 from chaos.recorder import Recorder
-from chaos.vmm.messages import Begun, Exit, FromAgent, Hello, Operation, Question, Reply, Request
+from chaos.vmm.messages import FROM_AGENT, Begun, Exit, FromAgent, Hello, Operation, Question, Reply, Request
 from chaos.vmm.server import ForkServer
 from chaos.vmm.wire import Channel, Ended
 
@@ -106,7 +106,7 @@ class Fleet:
         began = self.recorder.now()
         with OwnedFd(cgroup.open_procs()) as procs:
             pid, pidfd, connection = self._server.spawn(name, procs.number)
-        vmm = Vmm(name, self, pid, pidfd, Channel.adopt(connection, FromAgent), recorded=recorded)
+        vmm = Vmm(name, self, pid, pidfd, Channel.adopt(connection, FROM_AGENT), recorded=recorded)
         self.loop.watch(vmm.channel.fileno(), lambda: self._hear(vmm))
         self.loop.watch(vmm.pidfd, lambda: self._bury(vmm))
         self.vmms[name] = vmm

@@ -9,17 +9,21 @@ call. All are CLOCK_MONOTONIC of the host in nanoseconds, so they compare with e
 Operations, by `f`, with their arguments and, after the arrow, what `value` holds when they are ok:
 
     spawn {cgroup}                      a VMM process, in its cgroup before it does anything → {pid}
-    create {vm, kind, vcpus, memory}    KVM_CREATE_VM, memory slots, vCPUs (after `init` for an encrypted VM)
+    create {vm, kind, vcpus, memory}    KVM_CREATE_VM, memory slots; vCPUs (of an encrypted VM they come with `init`)
     init {vm, key}                      KVM_SEV_INIT or ES_INIT: takes an ASID, charges the agent's cgroup
     launch_start {vm, policy}           → {handle}
     launch_update_data {vm}, launch_update_vmsa {vm}, launch_measure {vm} → {measure}, launch_finish {vm}
     guest_status {vm}                   → {handle, policy, state}
     run {vm, every}, pause {vm}         vCPUs in and out of the guest
     get_state {vm}, set_state {vm}      vCPU state, at the source and the destination
-    send_fd {vm}                        the VM's file descriptor leaves its process for the destination's
+    connect {vm, peer}                  a socket to the other end of a migration, the VM `peer`
+    send_fd {vm, to}                    the VM's file descriptor leaves its process for the agent `to`
     move {vm, source}                   `vm` is the destination, which makes the call
+    commit {vm}                         the destination confirms to the source, and the socket is closed
     close {vm}                          every file descriptor of the VM in this process
     exit {}                             the VMM ends in good order
+
+When an operation fails, `value` holds in `call` the system call that was refused.
 
 `seq` numbers the records of a run from 0 without holes; verdicts point at records by it.
 """

@@ -167,7 +167,12 @@ class Cgroup:
 
 
 def _numbers(values: dict[str, int | None] | None) -> dict[str, int]:
-    return {key: number for key, number in (values or {}).items() if number is not None}
+    return {key: _signed(number) for key, number in (values or {}).items() if number is not None}
+
+
+def _signed(number: int) -> int:
+    """The kernel's counters are signed longs, which it prints as unsigned ones: one below zero reads 2^64 - 1."""
+    return number - (1 << 64) if number >= 1 << 63 else number
 
 
 def _listed(group: Cgroup) -> str:

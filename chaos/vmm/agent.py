@@ -93,9 +93,7 @@ class Agent:
         """What is done in the process; what is done to one of its VMs is `_on_machine`."""
         match do:
             case m.Exit():
-                for machine in self.machines.values():
-                    _wrapped(machine.close)
-                self.machines.clear()
+                _wrapped(self._close_all)
             case m.Create():
                 self._create(do, fds)
             case m.Close():
@@ -109,6 +107,11 @@ class Agent:
             case _:
                 return _on_machine(self._machine(do.vm), do)
         return {}
+
+    def _close_all(self) -> None:
+        for machine in self.machines.values():
+            machine.close()
+        self.machines.clear()
 
     def _create(self, do: m.Create, fds: FdSet) -> None:
         if do.vm in self.machines:

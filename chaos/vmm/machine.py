@@ -21,7 +21,7 @@ from chaos.kvm.vcpu import Vcpu
 from chaos.kvm.vm import Vm
 from chaos.vmm import guest, state
 from chaos.vmm.drive import Driver
-from chaos.vmm.messages import Between, Descriptor, Sampled, State, Taken
+from chaos.vmm.messages import BETWEEN, Between, Descriptor, Sampled, State, Taken
 from chaos.vmm.wire import Channel, Ended
 
 # How long one end of a migration waits for what the other end was told to send before.
@@ -139,7 +139,7 @@ class Machine:
 
     def connect(self, connection: OwnedFd) -> None:
         self.disconnect()
-        self.peer = Channel.adopt(connection, Between)
+        self.peer = Channel.adopt(connection, BETWEEN)
 
     def get_state(self) -> None:
         self._send(State(vcpus=tuple(state.take(vcpu) for vcpu in self.vcpus)))

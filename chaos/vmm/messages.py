@@ -185,6 +185,10 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, tag="reply"):
 
 FromAgent = Hello | Begun | Reply
 
+# Made here, in the warm process: making one costs a new process more than all that it then decodes.
+REQUESTS: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
+FROM_AGENT: msgspec.msgpack.Decoder[FromAgent] = msgspec.msgpack.Decoder(FromAgent)
+
 
 class Spawn(msgspec.Struct, frozen=True, kw_only=True, tag="spawn"):
     """Brings the agent's end of a socket, and its cgroup's open cgroup.procs."""
@@ -217,6 +221,9 @@ class Reaped(msgspec.Struct, frozen=True, kw_only=True, tag="reaped"):
 
 FromServer = Spawned | Reaped
 
+TO_SERVER: msgspec.msgpack.Decoder[ToServer] = msgspec.msgpack.Decoder(ToServer)
+FROM_SERVER: msgspec.msgpack.Decoder[FromServer] = msgspec.msgpack.Decoder(FromServer)
+
 
 class State(msgspec.Struct, frozen=True, kw_only=True, tag="state"):
     """Between agents: the state of every vCPU, in order. Each part is one structure of KVM by name."""
@@ -233,3 +240,5 @@ class Taken(msgspec.Struct, frozen=True, kw_only=True, tag="taken"):
 
 
 Between = State | Descriptor | Taken
+
+BETWEEN: msgspec.msgpack.Decoder[Between] = msgspec.msgpack.Decoder(Between)

@@ -14,7 +14,19 @@ import os
 from chaos.errors import InternalError
 from chaos.kvm.fd import OwnedFd
 from chaos.vmm import agent, process
-from chaos.vmm.messages import FromServer, Hello, Reap, Reaped, Request, Spawn, Spawned, ToServer
+from chaos.vmm.messages import (
+    FROM_SERVER,
+    REQUESTS,
+    TO_SERVER,
+    FromServer,
+    Hello,
+    Reap,
+    Reaped,
+    Request,
+    Spawn,
+    Spawned,
+    ToServer,
+)
 from chaos.vmm.wire import Channel, Ended, FdSet, pair
 
 # The server only forks and reaps: it answers at once or is broken.
@@ -30,7 +42,7 @@ class ForkServer:
         parent = os.getpid()
         self.pid = process.fork(lambda: _serve(parent, theirs))
         theirs.close()
-        self._channel: Channel[FromServer] = Channel.adopt(ours, FromServer)
+        self._channel: Channel[FromServer] = Channel.adopt(ours, FROM_SERVER)
 
     def spawn(self, name: str, procs: int) -> tuple[int, OwnedFd, OwnedFd]:
         """Fork an agent into the cgroup whose cgroup.procs is open as `procs`.
@@ -80,7 +92,7 @@ def _serve(parent: int, connection: OwnedFd) -> int:
     process.die_with(parent)
     process.leave_streams()
     process.keep_only((connection.number,))
-    channel: Channel[ToServer] = Channel.adopt(connection, ToServer)
+    channel: Channel[ToServer] = Channel.adopt(connection, TO_SERVER)
     children: set[int] = set()
     while True:
         try:
@@ -119,7 +131,7 @@ def _be_agent(server: int, name: str, connection: OwnedFd, procs: OwnedFd) -> in
         number = error.errno or errno.EIO
     procs.close()
     process.keep_only((connection.number,))
-    channel: Channel[Request] = Channel.adopt(connection, Request)
+    channel: Channel[Request] = Channel.adopt(connection, REQUESTS)
     channel.send(Hello(pid=os.getpid(), errno=number))
     if number:
         return 1

@@ -63,16 +63,16 @@ class Channel(Generic[T]):
     Sending is safe from several threads. Receiving is one thread's.
     """
 
-    def __init__(self, connection: socket.socket, kind: object) -> None:
+    def __init__(self, connection: socket.socket, decoder: msgspec.msgpack.Decoder[T]) -> None:
         self._socket = connection
-        self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(kind)
+        self._decoder = decoder
         self._encoder = msgspec.msgpack.Encoder()
         self._sending = threading.Lock()
 
     @classmethod
-    def adopt(cls, fd: OwnedFd, kind: object) -> Self:
+    def adopt(cls, fd: OwnedFd, decoder: msgspec.msgpack.Decoder[T]) -> Self:
         """Over a socket that arrived as a descriptor."""
-        return cls(socket.socket(fileno=fd.steal()), kind)
+        return cls(socket.socket(fileno=fd.steal()), decoder)
 
     def fileno(self) -> int:
         return self._socket.fileno()
