@@ -5,7 +5,7 @@
 #
 # It looks at what is there, says what it is about to install, and installs that; repeating it costs a second.
 # Root is needed only for packages, so never once those are there. Nothing is asked of the person in front.
-set -euo pipefail
+set -euo pipefail # so no pipe into `grep -q` or `head`: who writes more than they read would be a failure
 cd "$(dirname "$0")/.."
 
 # gcc, make and binutils build the lab's two small kernel modules; libelf1 and libssl3 are what the tools in
@@ -55,8 +55,10 @@ choose_python() {
 qemu_major() {
     local newest=0 program found
     for program in ${SEVCHAOS_QEMU:-$(type -ap qemu-system-x86_64 || true)}; do
-        found=$("$program" --version 2>/dev/null | sed -n 's/.*version \([0-9]*\)\..*/\1/p;q') || continue
-        if [ "${found:-0}" -gt "$newest" ]; then newest=$found; fi
+        found=$("$program" --version 2>/dev/null) || continue
+        if [[ $found =~ version\ ([0-9]+)\. ]] && [ "${BASH_REMATCH[1]}" -gt "$newest" ]; then
+            newest=${BASH_REMATCH[1]}
+        fi
     done
     echo "$newest"
 }
@@ -117,7 +119,7 @@ install_qemu() { # $1: the major version that is there, or 0
     say "notice: with this QEMU the lab runs in a single thread, which is slower"
 }
 
-knows_backports() { apt-cache madison qemu-system-x86 2>/dev/null | grep -q bookworm-backports; }
+knows_backports() { [[ $(apt-cache madison qemu-system-x86 2>/dev/null) = *bookworm-backports* ]]; }
 
 # Add the backports suite of the mirror that this machine already takes bookworm from.
 add_backports() {
@@ -125,7 +127,8 @@ add_backports() {
     if knows_backports; then return; fi
     # shellcheck disable=SC2016
     mirror=$(apt-get indextargets --format '$(REPO_URI)' \
-        'Created-By: Packages' 'Codename: bookworm' 'Component: main' | head -n 1)
+        'Created-By: Packages' 'Codename: bookworm' 'Component: main')
+    mirror=${mirror%%$'\n'*}
     if [ -z "$mirror" ]; then return 1; fi
     keyring=/usr/share/keyrings/debian-archive-keyring.gpg
     if [ -f "$keyring" ]; then option="[signed-by=$keyring] "; fi
@@ -158,12 +161,12 @@ other_system() {
 # The virtual environment
 
 virtual_environment() {
-    local wanted here=$PWD/.venv
+    local wanted here=$PWD/.venv shebang="#!$PWD/.venv/"
     wanted=$(cat pyproject.toml setup/constraints.txt <(echo "$here") | sha256sum)
     if [ "$(cat "$state/venv" 2>/dev/null)" = "$wanted" ] && .venv/bin/python setup/pins.py; then return; fi
     say "about to install, with pip into .venv: sevchaos and the libraries that pyproject.toml pins"
     # One that was moved, or whose Python is gone, is made anew.
-    if ! .venv/bin/python -m pip --version >/dev/null 2>&1 || ! head -n 1 .venv/bin/pip | grep -qF "#!$here/"; then
+    if ! .venv/bin/python -m pip --version >/dev/null 2>&1 || [ "$(head -c "${#shebang}" .venv/bin/pip)" != "$shebang" ]; then
         rm -rf .venv/bin .venv/lib .venv/lib64 .venv/include .venv/pyvenv.cfg
         "$python" -m venv .venv
     fi

@@ -199,6 +199,18 @@ def test_an_old_qemu_is_good_enough_without_root(machine: Machine) -> None:
     assert "QEMU" not in done.stderr
 
 
+def test_programs_that_say_more_than_is_read_are_understood(machine: Machine) -> None:
+    """A pipe that is closed early is a failure to `set -o pipefail`; it once made backports look unreachable."""
+    more = "for i in {1..20000}; do echo more and more; done"
+    machine.program("apt-cache", f"if [ -e {machine.where}/backports ]; then echo bookworm-backports; {more}; fi")
+    machine.program("apt-get", f"echo http://mirror.example/debian/; {more}")
+    machine.program("qemu-system-x86_64", f"echo QEMU emulator version 7.2.0; {more}")
+    done = machine.set_up()
+    assert done.returncode == 0, done.stderr
+    assert "about to install, with apt-get as root: qemu-system-x86" in done.stderr
+    assert machine.log("root")[-1].endswith("-t bookworm-backports qemu-system-x86")
+
+
 def test_elsewhere_what_is_missing_is_named_and_how_to_bring_a_kernel(machine: Machine) -> None:
     machine.system("fedora", "41", "Fedora Linux 41")
     for name in ("gcc", "make"):
