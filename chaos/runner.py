@@ -45,7 +45,7 @@ from chaos.history import End, Filled, Header, Kernel
 from chaos.kmsg import KernelLog, Lost
 from chaos.kvm.sev import Platform
 from chaos.observe import Observer
-from chaos.poll import Loop, TimedOut
+from chaos.poll import LOOK_AGAIN, Loop, TimedOut
 from chaos.recorder import OutsideGone, Recorder
 from chaos.script import Actor
 from chaos.stage import Stage
@@ -56,6 +56,7 @@ from chaos.vmm.server import ForkServer
 # Taking one context takes about a millisecond, emulated ten; a machine has up to about a thousand.
 FILL_WITHIN = 120.0
 MOVE_ENDS_WITHIN = 30.0
+GONE_WITHIN = 5.0
 # No VMM of an experiment can have a cgroup of this name: names are lower case letters, digits and dashes.
 HELPER = "_fill"
 
@@ -221,6 +222,9 @@ class Run:
             fleet.end(helper)
         finally:
             helper_group.destroy()
+            # The kernel lets go of a removed cgroup a moment later; what stays longer shows in the next observation.
+            with contextlib.suppress(TimedOut):
+                self.loop.wait(lambda: not group.dying(), GONE_WITHIN, "a removed cgroup to go", look=LOOK_AGAIN)
         self.recorder.write(Filled(t=self.recorder.now(), label=label, count=count, errno=errno))
 
     def _tear_down(self, stage: Stage) -> None:
