@@ -9,7 +9,8 @@ has deviated: a `Mismatch` names where, which values were possible, and what was
 
 Events are put in the order of the system calls (`Done.ended`, taken by the agent), not of the records: an answer is
 written down later than it was given. An observation takes time, and reads its counters one by one. If anything could
-change meanwhile, each counter is compared by itself with every value that was possible, and nothing is concluded.
+change meanwhile, each counter is compared by itself with every value that was possible, and nothing is concluded from
+it. An answer of one system call is of one moment, so it always tells something.
 
 A hold that was reached stops its operation: until something is done again it cannot take effect.
 """
@@ -108,10 +109,15 @@ def said_dead(asked: Asked) -> bool | None:
 
 @dataclass(slots=True)
 class _Window:
-    """A witness at work: every world that was possible since it began. Not `steady` if they changed meanwhile."""
+    """A witness at work: every world that was possible since it began.
+
+    `calm` if no event changed them meanwhile, `steady` if nothing could have changed at all: only then do several
+    readings belong to one moment.
+    """
 
     worlds: frozenset[World]
     steady: bool
+    calm: bool = True
 
 
 @dataclass(slots=True)
@@ -142,6 +148,8 @@ class _Replay:
                 yield max(record.t, record.until), (record.seq, 1), partial(self._observe, record)
             elif isinstance(record, Asked):
                 yield record.t, (record.seq, 0), partial(self._ask, record)
+            elif isinstance(record, Counted):
+                yield record.t, (record.seq, 0), self._release
             elif isinstance(record, Held) and record.reached:
                 yield record.t, (record.seq, 0), partial(self._hold, record)
             elif isinstance(record, Exited):
@@ -154,8 +162,14 @@ class _Replay:
         acting = [invoke for op, invoke in self.pending.items() if op not in self.stopped]
         before, self.worlds = self.worlds, _reachable(worlds, acting, self.pending.values(), self.doomed)
         for window in self.windows.values():
-            window.steady &= before == self.worlds
+            window.calm &= before == self.worlds
+            window.steady &= window.calm
             window.worlds |= self.worlds
+
+    def _release(self) -> None:
+        """Something was done, and it may have let go what was held: reading a counter takes a vCPU out of the guest."""
+        self.stopped.clear()
+        self._become(self.worlds)
 
     @property
     def _steady(self) -> bool:
@@ -208,8 +222,7 @@ class _Replay:
 
     def _doom(self, agent: str) -> None:
         self.doomed.add(agent)
-        self.stopped.clear()
-        self._become(self.worlds)
+        self._release()
 
     def _exited(self, agent: str) -> None:
         self.doomed.discard(agent)
@@ -254,12 +267,13 @@ class _Replay:
         fits = frozenset(world for world in window.worlds if (world.context(vm) is not None) == said)
         mismatch = Mismatch("owner", done.seq, vm, "", frozenset({int(not said)}), int(said))
         self.entries.append(Entry(done, window.worlds, fits or window.worlds, () if fits else (mismatch,)))
-        if fits and window.steady:
+        if fits and window.calm:
             self._become(fits)
 
     def _ask(self, record: Asked) -> None:
+        self._release()
         dead = said_dead(record)
-        if dead is None or self.owners.get(record.vm) != record.agent or not self._steady:
+        if dead is None or self.owners.get(record.vm) != record.agent:
             self.entries.append(Entry(record, self.worlds, self.worlds))
             return
         fits = frozenset(world for world in self.worlds if (record.vm in world.dead) == dead)

@@ -89,7 +89,10 @@ def goes_on(evidence: Evidence, move: Move, promise: str) -> Verdict:
     vms = evidence.lineage(move.source)
     mine = [count for count in evidence.counted if count.vm in vms]
     before = [count for count in mine if count.seq < bound]
-    after = [count for count in mine if count.seq > over and count.vm != move.other]
+    later = evidence.next_move(move.source, over) if not move.happened else None
+    # A move that failed may be tried again at once: then the guest goes on wherever that one took it.
+    other = move.other if later is None or not later.happened else None
+    after = [count for count in mine if count.seq > over and count.vm != other]
     if not before or not after:
         side = "before" if not before else "after"
         return unknown(promise, f"whether the guest itself goes on: it was not seen to count {side} the move")

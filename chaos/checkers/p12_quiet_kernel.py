@@ -55,7 +55,7 @@ PATTERNS: tuple[tuple[str, re.Pattern[str], str], ...] = (
     ("gpf", re.compile(r"general protection fault"), "die_addr() of arch/x86/kernel/dumpstack.c, before the oops"),
     (
         "bug",
-        re.compile(r"\bBUG: (?P<at>[A-Za-z][A-Za-z ]*?)(?: (?:in|for|at|on|from) |[^A-Za-z ]|$)"),
+        re.compile(r"\bBUG: (?P<at>[A-Za-z][A-Za-z ]*?)(?: (?:in|for|at|on) |[^A-Za-z ]|$)"),
         "bad page, scheduling while atomic, NULL dereference, …, without the address or process it is about",
     ),
     (
