@@ -21,7 +21,7 @@ import msgspec
 
 from chaos.lab.psp.memory import BadAddress, Memory
 from chaos.lab.psp.numbers import GuestState, PlatformState, Policy, Status
-from chaos.lab.psp.state import STATE_VERSION, Config, Guest, Identity, Refused, Rng, Saved
+from chaos.lab.psp.state import Config, Guest, Identity, Refused, Rng, Saved
 
 
 class Firmware:
@@ -44,7 +44,7 @@ class Firmware:
     def save(self) -> Saved:
         """All of it, but the memory."""
         return Saved(
-            version=STATE_VERSION,
+            version=2,
             config=self.config,
             platform=self.platform,
             es_enabled=self.es_enabled,
@@ -60,9 +60,7 @@ class Firmware:
 
     @classmethod
     def load(cls, memory: Memory, saved: Saved) -> Firmware:
-        """The firmware that was saved, over `memory`. ValueError when another version of the code saved it."""
-        if saved.version != STATE_VERSION:
-            raise ValueError(f"the saved PSP is of version {saved.version}, this code reads {STATE_VERSION}")
+        """The firmware that was saved, over `memory`."""
         firmware = cls(memory, saved.config)
         firmware.platform = saved.platform
         firmware.es_enabled = saved.es_enabled

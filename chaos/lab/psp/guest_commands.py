@@ -110,7 +110,7 @@ def _launch_update(firmware: Firmware, request: Region, *, vmsa: bool) -> None:
     if request.length % 16 or not request.length:
         raise Refused(Status.INVALID_LEN)
     data = firmware.read(request.address, request.length)
-    firmware.guests[guest.handle] = replace(guest, measured=(*guest.measured, data), vmsas=guest.vmsas + vmsa)
+    firmware.guests[guest.handle] = replace(guest, measured=(*guest.measured, data))
 
 
 def launch_measure(firmware: Firmware, request: Region) -> None:

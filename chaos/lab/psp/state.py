@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
 from chaos.lab.psp.buffers import Buffer
 from chaos.lab.psp.numbers import MAX_GUESTS, GuestState, PlatformState, Status
 
-STATE_VERSION: Final = 1
 ZERO_KEY: Final = bytes(16)
 
 
@@ -120,13 +119,12 @@ class Guest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     measured: tuple[bytes, ...] = ()
     digest: bytes = bytes(32)
     measurement: bytes = bytes(32)
-    vmsas: int = 0
 
 
 class Saved(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A firmware at rest. `version` is STATE_VERSION of the code that wrote it."""
+    """A firmware at rest. One that other code saved in another form has another version, and does not decode."""
 
-    version: int
+    version: Literal[2]
     config: Config
     platform: PlatformState
     es_enabled: bool

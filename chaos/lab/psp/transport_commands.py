@@ -204,4 +204,3 @@ def _receive_update(firmware: Firmware, request: Packet, *, vmsa: bool) -> None:
     if vmsa and length < PAGE_SIZE:
         raise Refused(Status.INVALID_LEN)
     firmware.write(request.guest_address, plain)
-    firmware.guests[guest.handle] = replace(guest, vmsas=guest.vmsas + vmsa)

@@ -8,7 +8,7 @@ as it fires, and, when tracing is on, `traced` with the commands since the last 
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -16,13 +16,14 @@ from chaos.lab.psp.mailbox import Record
 from chaos.lab.psp.plan import Firing, Plan
 from chaos.lab.psp.state import Saved
 
-SNAPSHOT_VERSION: Final = 1
-
 
 class Snapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A software PSP at rest, as plain JSON. `registers` is zlib-compressed. A plan is not part of it."""
+    """A software PSP at rest, as plain JSON. `registers` is zlib-compressed. A plan is not part of it.
 
-    version: int
+    One of another version does not decode (msgspec.ValidationError, which is a DecodeError).
+    """
+
+    version: Literal[1]
     firmware: Saved
     registers: bytes
     sequence: int

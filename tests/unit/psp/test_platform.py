@@ -63,6 +63,18 @@ def test_init_checks_its_buffer(values: list[int], status: Status) -> None:
     assert host.platform()[0] == (INIT if status is Status.SUCCESS else UNINIT)
 
 
+def test_init_makes_every_asid_dirty_again() -> None:
+    host = Host(Config(es_asids=3, sev_asids=4, sees_wbinvd=True))
+    host.init(flush=False)
+    host.firmware.wbinvd_done = True
+    assert host.call(Command.DF_FLUSH)[0] is Status.SUCCESS
+    host.call(Command.SHUTDOWN)
+    host.init(flush=False)
+    _, handle = host.start()
+    assert host.activate(handle, 4) is Status.DFFLUSH_REQUIRED
+    assert host.call(Command.DF_FLUSH)[0] is Status.WBINVD_REQUIRED
+
+
 def test_without_es_there_are_no_es_guests() -> None:
     host = Host()
     host.init(es=False)
@@ -239,6 +251,7 @@ def init_ex(host: Host, **changes: int) -> Status:
         ({"nv": NV + 16}, Status.INVALID_ADDRESS),
         ({"nv": RAM_SIZE}, Status.INVALID_ADDRESS),
         ({"nv_len": NV_SIZE // 2}, Status.INVALID_LEN),
+        ({"nv": RAM_SIZE - 0x1000, "nv_len": 0x2000}, Status.INVALID_ADDRESS),
         ({"flags": 1, "nv": TMR}, Status.INVALID_ADDRESS),
         ({"flags": 1, "nv": TMR - NV_SIZE + 0x1000}, Status.INVALID_ADDRESS),
         ({"flags": 1, "nv": TMR + MIB - 0x1000}, Status.INVALID_ADDRESS),

@@ -270,7 +270,13 @@ def test_send_start_refusals(host: Host) -> None:
     assert send_start(host, plain, bytes(CERT))[0] is Status.INVALID_CERTIFICATE
     amd_only = host.running(6, policy=1 << 5)
     assert send_start(host, amd_only, pdh, chain, amd=1)[0] is Status.INVALID_LEN
+    assert send_start(host, amd_only, pdh[:-1], chain, amd=3200)[0] is Status.INVALID_LEN
+    assert send_start(host, amd_only, pdh, chain[:-1], amd=3200)[0] is Status.INVALID_LEN
     assert send_start(host, amd_only, pdh, chain, amd=3200)[0] is Status.INVALID_CERTIFICATE
+    good = [amd_only, 0, AT_CERT, CERT, AT_CHAIN, CHAIN, AT_DATA, 3200, AT_SESSION, SESSION]
+    for place in (2, 4, 6):
+        wrong = [*good[:place], RAM_SIZE, *good[place + 1 :]]
+        assert host.call(Command.SEND_START, SEND_START, wrong)[0] is Status.INVALID_ADDRESS
     assert host.guest_status(plain)[3] == 3
 
 
@@ -312,6 +318,50 @@ def test_send_update_checks(guest: int, length: int, room: int, status: Status) 
     here, handle, _, _ = migrating()
     values = [handle, AT_HEADER, HEADER, guest, length, AT_DATA, room]
     assert here.call(Command.SEND_UPDATE_DATA, PACKET, values)[0] is status
+
+
+@pytest.mark.parametrize("place", [1, 5])
+def test_a_packet_is_written_whole_or_not_at_all(place: int) -> None:
+    here, handle, _, _ = migrating()
+    here.poke(AT_HEADER, bytes(HEADER))
+    here.poke(AT_DATA, bytes(16))
+    values = [handle, AT_HEADER, HEADER, AT_GUEST, 16, AT_DATA, 16]
+    values[place] = RAM_SIZE
+    assert here.call(Command.SEND_UPDATE_DATA, PACKET, values)[0] is Status.INVALID_ADDRESS
+    assert here.peek(AT_HEADER, HEADER) == bytes(HEADER)
+    assert here.peek(AT_DATA, 16) == bytes(16)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "status"),
+    [
+        (1, RAM_SIZE, Status.INVALID_ADDRESS),
+        (2, HEADER - 1, Status.INVALID_LEN),
+        (3, AT_GUEST + 4, Status.INVALID_ADDRESS),
+        (3, RAM_SIZE, Status.INVALID_ADDRESS),
+        (4, 16, Status.INVALID_LEN),
+        (5, RAM_SIZE, Status.INVALID_ADDRESS),
+    ],
+)
+def test_receive_update_checks(place: int, value: int, status: Status) -> None:
+    here, handle, there, arriving = migrating()
+    there.activate(arriving, 4)
+    _, header, data = send(here, handle, b"p" * 32)
+    there.poke(AT_HEADER, header)
+    there.poke(AT_DATA, data)
+    values = [arriving, AT_HEADER, HEADER, AT_GUEST, 32, AT_DATA, 32]
+    values[place] = value
+    assert there.call(Command.RECEIVE_UPDATE_DATA, PACKET, values)[0] is status
+    there.poke(AT_HEADER, header)
+    values = [arriving, AT_HEADER, HEADER, AT_GUEST, 32, AT_DATA, 32]
+    assert there.call(Command.RECEIVE_UPDATE_DATA, PACKET, values)[0] is Status.SUCCESS
+
+
+def test_a_short_vmsa_is_none() -> None:
+    here, handle, there, arriving = migrating(ES_POLICY, 1)
+    there.activate(arriving, 1)
+    _, header, data = send(here, handle, b"V" * 2048, vmsa=True)
+    assert receive(there, arriving, header, data, vmsa=True) is Status.INVALID_LEN
 
 
 def test_a_shared_key_on_arrival(host: Host) -> None:
