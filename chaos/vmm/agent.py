@@ -33,6 +33,7 @@ Body = Callable[[], dict[str, Value]]
 def serve(name: str, channel: Channel[Request]) -> int:
     """Serve until told to exit, or until nobody is there to tell; the exit code."""
     drive.install_signal()
+    process.be_mortal()
     process.allow_many_files()
     return Agent(name, channel).serve()
 

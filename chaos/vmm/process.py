@@ -52,6 +52,13 @@ def allow_many_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def be_mortal() -> None:
+    """Die of SIGTERM, and of no signal with a core file: these deaths are wanted."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+
+
 def fork(body: Callable[[], int]) -> int:
     """Fork a child that runs `body` and exits with what it returns. Its pid, to the parent."""
     sys.stdout.flush()

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cgroups: texts of both kernels in a fake tree, and, where one can be written to, the real hierarchy."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from chaos import cleanup
+from chaos.cgroup.group import Cgroup, find_hierarchy
+from chaos.errors import CleanupFailed, HostLacks
+
+V6_12 = {
+    "misc.current": "sev 1\nsev_es 0\n",
+    "misc.max": "sev 3\nsev_es max\n",
+    "misc.peak": "sev 2\nsev_es 0\n",
+    "misc.events": "sev.max 4\nsev_es.max 0\n",
+    "misc.events.local": "sev.max 1\nsev_es.max 0\n",
+    "cgroup.stat": "nr_descendants 2\nnr_dying_descendants 1\n",
+    "cgroup.events": "populated 1\nfrozen 0\n",
+    "cgroup.controllers": "cpuset misc\n",
+    "cgroup.subtree_control": "cpuset\n",
+}
+V6_1 = {name: text for name, text in V6_12.items() if name not in ("misc.peak", "misc.events.local")}
+
+
+def tree(path: Path, files: dict[str, str]) -> Cgroup:
+    path.mkdir(exist_ok=True)
+    for name, text in files.items():
+        (path / name).write_text(text)
+    return Cgroup.at(path)
+
+
+def test_all_files_of_6_12(tmp_path: Path) -> None:
+    assert tree(tmp_path, V6_12).misc() == {
+        "current": {"sev": 1, "sev_es": 0},
+        "max": {"sev": 3},
+        "peak": {"sev": 2, "sev_es": 0},
+        "events": {"sev.max": 4, "sev_es.max": 0},
+        "events.local": {"sev.max": 1, "sev_es.max": 0},
+    }
+
+
+def test_what_6_1_does_not_have_is_left_out(tmp_path: Path) -> None:
+    assert set(tree(tmp_path, V6_1).misc()) == {"current", "max", "events"}
+    assert tree(tmp_path / "root", {"misc.capacity": "sev 8\n"}).current() is None
+
+
+def test_keys_without_capacity_are_not_there(tmp_path: Path) -> None:
+    group = tree(tmp_path, {"misc.current": "", "misc.max": "", "misc.events": ""})
+    assert group.misc() == {"current": {}, "max": {}, "events": {}}
+
+
+def test_one_below_zero_reads_as_that(tmp_path: Path) -> None:
+    """As 6.1.192 shows the source's cgroup after a SEV-ES guest was moved out of it."""
+    assert tree(tmp_path, {"misc.current": "sev 18446744073709551615\nsev_es 1\n"}).current() == {
+        "sev": -1,
+        "sev_es": 1,
+    }
+
+
+def test_the_rest(tmp_path: Path) -> None:
+    group = tree(tmp_path, V6_12 | {"misc.capacity": "sev 8\nsev_es 7\n"})
+    assert group.capacity() == {"sev": 8, "sev_es": 7}
+    assert group.dying() == 1
+    assert group.populated
+    assert group.has("misc") and not group.has("rdma")
+
+
+@pytest.mark.parametrize(("number", "text"), [(3, "sev 3"), (0, "sev 0"), (None, "sev max")])
+def test_limits_are_written_a_key_at_a_time(tmp_path: Path, number: int | None, text: str) -> None:
+    group = tree(tmp_path, V6_12)
+    group.limit("sev", number)
+    assert (tmp_path / "misc.max").read_text() == text
+
+
+def test_a_controller_is_enabled_once(tmp_path: Path) -> None:
+    group = tree(tmp_path, V6_12)
+    group.enable("cpuset")
+    assert (tmp_path / "cgroup.subtree_control").read_text() == "cpuset\n"
+    group.enable("misc")
+    assert (tmp_path / "cgroup.subtree_control").read_text() == "+misc"
+
+
+def test_the_tree(tmp_path: Path) -> None:
+    root = tree(tmp_path / "run", {})
+    child = root.create("source")
+    child.create("deeper")
+    root.create("another")
+    (tmp_path / "run" / "a file").touch()
+    assert [group.path.name for group in root.walk()] == ["run", "another", "source", "deeper"]
+    with pytest.raises(FileExistsError):
+        root.create("source")
+    with pytest.raises(OSError, match="not empty"):
+        child.remove()
+    child.child("deeper").remove()
+    child.remove()
+    assert not child.exists
+
+
+def test_a_missing_cgroup_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        Cgroup.at(tmp_path / "nowhere").children()
+
+
+MOUNTS = """\
+22 27 0:20 / /sys rw - sysfs sysfs rw
+31 22 0:38 / /sys/fs/cgroup{} rw,relatime shared:9 - cgroup2 cgroup2 rw
+"""
+
+
+@pytest.mark.parametrize("place", ["", "/unified"])
+def test_the_hierarchy_is_found_where_it_is_mounted(tmp_path: Path, place: str) -> None:
+    (tmp_path / "mountinfo").write_text(MOUNTS.format(place))
+    assert find_hierarchy(tmp_path / "mountinfo") == Path(f"/sys/fs/cgroup{place}")
+
+
+def test_no_hierarchy_is_a_lack_of_the_host(tmp_path: Path) -> None:
+    (tmp_path / "mountinfo").write_text("22 27 0:20 / /sys rw - sysfs sysfs rw\n")
+    with pytest.raises(HostLacks, match="no unified"):
+        find_hierarchy(tmp_path / "mountinfo")
+
+
+# -- the real one -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def real(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cgroup]:
+    """A cgroup of ours in the real hierarchy. The misc controller need not be there."""
+    try:
+        root = Cgroup.at(find_hierarchy())
+        group = root.create(f"sevchaos-test-{os.getpid()}")
+    except (HostLacks, OSError) as lacking:
+        pytest.skip(f"no cgroup can be made here: {lacking}")
+    monkeypatch.setattr(Cgroup, "enable", lambda self, controller: None)
+    yield group
+    group.destroy()
+
+
+def sleeper_in(group: Cgroup) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(["sleep", "600"])
+    procs = group.open_procs()
+    os.write(procs, str(process.pid).encode())
+    os.close(procs)
+    return process
+
+
+def test_destroying_kills_what_lives_in_it_and_below(real: Cgroup) -> None:
+    run = real.create("run")
+    inner = run.create("source").create("deeper")
+    sleeper = sleeper_in(inner)
+    assert inner.processes() == (sleeper.pid,) and run.populated
+    with pytest.raises(CleanupFailed, match=f"processes {sleeper.pid} are still there"):
+        run.wait_empty(0.01)
+    run.destroy()
+    assert not run.exists
+    assert sleeper.wait() == -signal.SIGKILL
+    run.destroy()  # what is not there is as good as destroyed
+
+
+def test_a_claim_is_held_by_its_owner_alone(real: Cgroup) -> None:
+    claimed = cleanup.claim(real, "an-experiment")
+    assert claimed.cgroup.path.parent == real.path / "sevchaos"
+    assert claimed.cgroup.name == f"an-experiment-{os.getpid()}-0"
+    second = cleanup.claim(real, "an-experiment")
+    assert second.cgroup.name == f"an-experiment-{os.getpid()}-1"
+    assert cleanup.clean(real) == ()
+    second.give_up()
+    claimed.give_up()
+    assert cleanup.clean(real) == ()
+    assert real.children() == ()
+
+
+def test_what_dead_runs_left_is_cleaned_and_live_ones_are_spared(real: Cgroup) -> None:
+    live = cleanup.claim(real, "live")
+    left = cleanup.claim(real, "left")
+    path = left.cgroup.create("source").path.parent
+    sleeper = sleeper_in(left.cgroup.child("source"))
+    left._lock.close()  # as the death of its owner does
+    assert cleanup.clean(real) == (path,)
+    assert sleeper.wait() == -signal.SIGKILL
+    assert live.cgroup.exists
+    live.give_up()
+    assert cleanup.clean(real) == ()
+
+
+RUNNER = """
+import sys, time
+from pathlib import Path
+from chaos import cleanup
+from chaos.cgroup.group import Cgroup
+Cgroup.enable = lambda self, controller: None
+warden = cleanup.Warden()
+claimed = cleanup.claim(Cgroup.at(Path(sys.argv[1])), "run")
+warden.guard(claimed)
+print(claimed.cgroup.path, warden.pid, flush=True)
+if sys.argv[2] == "sleep":
+    time.sleep(600)
+claimed.give_up()
+warden.dismiss()
+"""
+
+
+def test_the_warden_removes_what_a_killed_runner_leaves(real: Cgroup) -> None:
+    runner = subprocess.Popen([sys.executable, "-c", RUNNER, real.path, "sleep"], stdout=subprocess.PIPE, text=True)
+    assert runner.stdout is not None
+    path = Path(runner.stdout.readline().split()[0])
+    sleeper = sleeper_in(Cgroup.at(path).create("source"))
+    runner.kill()
+    runner.wait()
+    assert runner.stdout.read() == ""  # nobody else keeps its output open
+    assert sleeper.wait(timeout=20) == -signal.SIGKILL
+    deadline = time.monotonic() + 20
+    while path.exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert not path.exists()
+
+
+def test_the_warden_has_nothing_to_do_after_a_good_end(real: Cgroup) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", RUNNER, real.path, "end"], capture_output=True, text=True, timeout=60, check=True
+    )
+    path, pid = done.stdout.split()
+    assert not Path(path).exists() and not Path(f"/proc/{pid}").exists() and done.stderr == ""

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is read from /proc, /dev/kmsg and the host, and faults found by name."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from chaos import fault
+from chaos.cgroup.group import Cgroup
+from chaos.errors import HostLacks, UsageError
+from chaos.kmsg import KernelLog, Lost, parse
+from chaos.poll import Loop, TimedOut
+from chaos.schedule import holds
+from chaos.schedule.holds import Sleeper
+from chaos.survey import Surveyed, allowance, foreign_guests, full_version
+from faults.vmm import Kill
+
+# Texts of a move that waited for a running vCPU, as both kernels of the lab show them.
+MOVE_CALL = "16 0x6 0x4068aea3 0x7f661f4d6090 0x0 0x0 0x7f661f9d2d80 0x7f661f3fd610 0x7f6620174d6b\n"
+STACK = """\
+[<0>] sev_lock_vcpus_for_migration.constprop.0+0x66/0x150 [kvm_amd]
+[<0>] sev_vm_move_enc_context_from+0x2b2/0x800 [kvm_amd]
+[<0>] kvm_vm_ioctl+0x1315/0x18b0 [kvm]
+"""
+
+
+def task(proc: Path, state: str, wchan: str, stack: str, call: str) -> Path:
+    path = proc / "10" / "task" / "11"
+    path.mkdir(parents=True)
+    for name, text in {
+        "stat": f"11 (a (strange) name) {state} 1 1", "wchan": wchan, "stack": stack, "syscall": call
+    }.items():  # fmt: skip
+        (path / name).write_text(text)
+    return path
+
+
+def test_a_move_that_waits_for_a_vcpu_is_held(tmp_path: Path) -> None:
+    task(tmp_path, "D", "sev_lock_vcpus_for_migration.constprop.0", STACK, MOVE_CALL)
+    sleeper = holds.look(10, 11, tmp_path)
+    assert sleeper is not None
+    assert sleeper.stack == ("sev_lock_vcpus_for_migration", "sev_vm_move_enc_context_from", "kvm_vm_ioctl")
+    assert sleeper.sleeping == "sev_lock_vcpus_for_migration"
+    assert holds.holds(sleeper, "vcpu-running")
+    assert "state D, system call 16, sleeping in sev_lock" in str(sleeper)
+
+
+@pytest.mark.parametrize(
+    ("state", "wchan", "call"),
+    [
+        ("R", "0", "running\n"),
+        ("S", "sev_lock_vcpus_for_migration", MOVE_CALL),
+        ("D", "sev_lock_vcpus_for_migration", MOVE_CALL.replace("0x4068aea3", "0xae80")),
+        ("D", "sev_lock_vcpus_for_migration", MOVE_CALL.replace("16 ", "1 ", 1)),
+        ("D", "sev_lock_two_vms", MOVE_CALL),
+        ("D", "folio_wait_bit_common", "-1 0x7f 0x7f\n"),
+    ],
+)
+def test_a_thread_anywhere_else_is_not_held(tmp_path: Path, state: str, wchan: str, call: str) -> None:
+    task(tmp_path, state, wchan, "", call)
+    sleeper = holds.look(10, 11, tmp_path)
+    assert sleeper is not None and not holds.holds(sleeper, "vcpu-running")
+
+
+def test_the_stack_stands_in_where_wchan_tells_nothing(tmp_path: Path) -> None:
+    task(tmp_path, "D", "0", STACK, MOVE_CALL)
+    sleeper = holds.look(10, 11, tmp_path)
+    assert sleeper is not None and holds.holds(sleeper, "vcpu-running")
+
+
+def test_what_may_not_be_read_is_not_known(tmp_path: Path) -> None:
+    path = task(tmp_path, "D", "x", "", MOVE_CALL)
+    for name in ("wchan", "stack", "syscall"):
+        (path / name).unlink()
+    assert holds.look(10, 11, tmp_path) == Sleeper(state="D")
+
+
+def test_a_thread_that_is_gone_is_none(tmp_path: Path) -> None:
+    assert holds.look(10, 11, tmp_path) is None
+
+
+def test_a_real_thread_can_be_looked_at() -> None:
+    sleeper = holds.look(os.getpid(), threading.get_native_id())
+    assert sleeper is not None and sleeper.state in "RS"
+
+
+# -- the kernel's log -------------------------------------------------------------------------------------
+
+
+def test_a_record_of_the_kernels_log() -> None:
+    line = parse(b"4,1234,54661030,-;misc cgroup resource sev became less than 0\n SUBSYSTEM=misc\n")
+    assert line is not None
+    assert (line.level, line.t, line.text) == (4, 54661030000, "misc cgroup resource sev became less than 0")
+
+
+def test_what_processes_write_is_not_the_kernels() -> None:
+    assert parse(b"12,1,1,-;sevchaos: hello\n") is None  # facility 1
+    first = parse(b"6,1,1,c;a; b, c\n")
+    assert first is not None and first.text == "a; b, c"
+
+
+@pytest.mark.parametrize("record", [b"", b"6,1;x", b"x,1,1,-;y", b"no separator"])
+def test_what_is_no_record_says_so(record: bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        parse(record)
+
+
+def test_the_log_of_this_machine_can_be_read_from_its_end() -> None:
+    try:
+        log = KernelLog()
+    except OSError as error:
+        pytest.skip(f"no log here: {error}")
+    assert all(line.text for line in log.lines(lambda lost: None))
+    log.close()
+
+
+def test_a_log_that_is_none_is_lost(tmp_path: Path) -> None:
+    (tmp_path / "kmsg").write_text("")
+    log = KernelLog(tmp_path / "kmsg")
+    with pytest.raises(Lost):
+        list(log.lines(lambda lost: None))
+    log.close()
+
+
+# -- the host ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("release", "version", "full"),
+    [
+        ("6.1.0-56-amd64", "#1 SMP PREEMPT_DYNAMIC Debian 6.1.192-2 (2026-11-01)", "6.1.192"),
+        ("6.12.117+deb12-amd64", "#1 SMP PREEMPT_DYNAMIC Debian 6.12.117-1~deb12u1 (2026-11-14)", "6.12.117"),
+        ("5.15.0-91-generic", "Ubuntu 5.15.0-91.101-generic 5.15.131\n", "5.15.131"),
+        ("6.18.44-fc-v669", "#1 SMP PREEMPT_DYNAMIC @0", "6.18.44"),
+        ("7.3.0-rc5+", "#3 SMP Thu Oct 1 10:00:00 UTC 2026", "7.3.0"),
+        ("6.12", "#1", "6.12"),
+    ],
+)
+def test_full_versions(release: str, version: str, full: str) -> None:
+    assert full_version(release, version) == full
+
+
+LOCAL = Surveyed(name="local", release="", kernel="", asids={"sev": 410, "sev_es": 99, "odd": 2})
+
+
+def test_a_real_host_keeps_a_reserve() -> None:
+    assert allowance(LOCAL, {"sev": 10}) == {"sev": 300, "sev_es": 74, "odd": 2}
+    assert allowance(LOCAL, {"sev": 409, "odd": 2})["sev"] == 1
+    assert allowance(LOCAL, {"odd": 2})["odd"] == 0
+
+
+def test_nothing_is_withheld_in_the_lab_which_runs_no_es() -> None:
+    lab = Surveyed(name="lab", release="", kernel="", asids={"sev": 8})
+    assert allowance(lab, {}) == {} and not lab.executes_es and LOCAL.executes_es
+
+
+def test_our_own_guests_are_not_foreign(tmp_path: Path) -> None:
+    (tmp_path / "misc.current").write_text("sev 5\nsev_es 2\n")
+    root = Cgroup.at(tmp_path)
+    assert foreign_guests(root, None) == 7
+    (tmp_path / "sevchaos").mkdir()
+    (tmp_path / "sevchaos" / "misc.current").write_text("sev 5\nsev_es 0\n")
+    assert foreign_guests(root, None) == 2
+
+
+def test_a_host_that_nobody_can_ask_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(HostLacks, match="whether other SEV guests"):
+        foreign_guests(Cgroup.at(tmp_path), None)
+
+
+# -- faults -----------------------------------------------------------------------------------------------
+
+
+def test_a_fault_is_found_with_its_options() -> None:
+    assert "kill" in fault.names()
+    assert fault.find("kill", {}) == Kill(signal="KILL")
+    assert fault.find("kill", {"signal": "TERM"}) == Kill(signal="TERM")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "problem", "remedy"),
+    [
+        ("typo", {}, "no fault 'typo'", "kill"),
+        ("kill", {"signal": "HUP"}, "Invalid enum value 'HUP'", "signal"),
+        ("kill", {"sig": "KILL"}, "unknown field `sig`", "signal"),
+        ("kill", {"signal": 9}, "signal", "signal"),
+    ],
+)
+def test_a_wrong_fault_is_refused_with_what_is_allowed(
+    name: str, options: dict[str, object], problem: str, remedy: str
+) -> None:
+    with pytest.raises(UsageError, match=problem) as refused:
+        fault.find(name, options)
+    assert remedy in refused.value.remedy
+
+
+# -- waiting ----------------------------------------------------------------------------------------------
+
+
+def test_waiting_ends_with_a_word_for_what_was_waited_for() -> None:
+    with pytest.raises(TimedOut, match=r"waited 0\.01 s for the moon"):
+        Loop().wait(lambda: False, 0.01, "the moon")
+
+
+def test_a_handler_may_take_off_another_of_the_same_turn() -> None:
+    loop = Loop()
+    heard: list[int] = []
+    pipes = [os.pipe() for _ in range(2)]
+    for reader, writer in pipes:
+        os.write(writer, b"x")
+
+        def hear(mine: int = reader) -> None:
+            heard.append(mine)
+            for other, _ in pipes:
+                loop.forget(other)
+
+        loop.watch(reader, hear)
+    loop.turn(0)
+    loop.turn(0)
+    assert len(heard) == 1
