@@ -153,7 +153,8 @@ def _counted(run: Run) -> Iterator[RenderableType]:
     table = _table("step", "VM", "VMM", "ticks", "stale", "read from")
     records = [record for record in run.history.records if isinstance(record, Counted)]
     for r in records:
-        table.add_row(str(r.step), clean(r.vm), clean(r.agent), str(r.ticks), str(r.stale), clean(r.where))
+        row = (str(r.step), clean(r.vm), clean(r.agent), str(r.ticks), str(r.stale), clean(r.where))
+        table.add_row(*map(Text, row))  # as Text: a string would be searched for markup
     meaning = "A row is a reading of the guest's own counter, which must go on where it stopped:"
     if records:
         yield from _part("Guest.", meaning, table)
@@ -168,7 +169,7 @@ def _verdicts(verdict: RunVerdict, known: Sequence[Finding]) -> Iterator[Rendera
         said = Text.assemble((PROMISES.get(judged.promise, ""), "bold"), "\n", clean(judged.reason))
         for line in _details(judged, verdict.kernel, known):
             said.append(f"\n{line}")
-        grid.add_row(judged.promise, Text(judged.outcome.value, style=_style(judged)), said)
+        grid.add_row(Text(clean(judged.promise)), Text(judged.outcome.value, style=_style(judged)), said)
     yield from _part("Verdict.", "A row is a promise of the kernel, and whether it was kept:", grid)
     left = sum(bool(judged.accepted) for judged in verdict.verdicts)
     tail = f", {left} accepted; exit code {int(verdict.exit_code)}" if left else f"; exit code {int(verdict.exit_code)}"
@@ -205,7 +206,7 @@ def _summary(verdicts: Sequence[RunVerdict]) -> Iterator[RenderableType]:
         groups.setdefault((verdict.experiment, verdict.kernel), []).append(verdict)
     for (experiment, kernel), group in groups.items():
         cells = [_cell([j for verdict in group for j in verdict.verdicts if j.promise == p]) for p in promises]
-        table.add_row(clean(experiment), clean(kernel), str(len(group)), *cells)
+        table.add_row(Text(clean(experiment)), Text(clean(kernel)), str(len(group)), *cells)
     legend = "DEV: deviated, ?: unknown, skip: this host cannot; * accepted: a written finding, or not askable"
     yield Rule(Text("all runs", style="bold"), align="left")
     yield from _part("Summary.", f"A row is an experiment on a kernel, a column a promise. {legend}.", table)

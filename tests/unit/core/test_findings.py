@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""known.yaml and the pages under docs/findings say the same."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from chaos import findings
+from chaos.findings import Finding
+
+ROOT = Path(__file__).parents[3]
+PAGES = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs" / "findings").glob("[0-9]*.md")}
+
+
+def test_every_finding_has_its_page_and_every_page_its_finding() -> None:
+    assert {finding.document for finding in findings.load()} == PAGES
+
+
+@pytest.mark.parametrize("finding", findings.load(), ids=lambda finding: finding.id)
+def test_the_page_says_what_the_finding_says(finding: Finding) -> None:
+    text = (ROOT / finding.document).read_text()
+    assert Path(finding.document).name.startswith(f"{finding.id}-")
+    heading = next(line for line in text.splitlines() if line.startswith("# "))
+    assert heading == f"# Finding {finding.id}: {finding.title}"
+    facts = dict(re.findall(r"^\| (promise|signature|kernels) \| (.*) \|$", text, re.MULTILINE))
+    assert facts["promise"] == finding.promise
+    assert facts["signature"] == f"`{finding.signature}`"
+    versions = [version for seen in finding.kernels.values() for version in seen]
+    assert facts["kernels"].split(", ") == versions

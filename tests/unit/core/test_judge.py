@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a history to a verdict on the run: what makes a run void, and what is accepted."""
+
+from __future__ import annotations
+
+import errno
+
+import msgspec
+import pytest
+
+from chaos import findings
+from chaos.errors import ExitCode, InternalError
+from chaos.findings import Finding, matching, parse, series
+from chaos.history import Asked, End, Fault, Header, Held, History, Observation, Record
+from chaos.judge import judge
+from chaos.verdict import Outcome, RunVerdict, Verdict
+from tests.unit.core.build import ALL, changed, destination_killed, moved, shipped, source_killed
+
+KNOWN = findings.load()
+
+
+def outcomes(verdict: RunVerdict) -> dict[str, Outcome]:
+    return {judged.promise: judged.outcome for judged in verdict.verdicts}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_kernel_that_keeps_its_promises(name: str) -> None:
+    verdict = judge(shipped(name), ALL[name](), known=KNOWN)
+    assert verdict.exit_code is ExitCode.HELD
+    assert (verdict.experiment, verdict.kernel, verdict.host, verdict.seed) == (name, "6.12.117", "lab", 7)
+    assert list(outcomes(verdict)) == list(shipped(name).promises)
+
+
+def test_a_promise_without_a_checker_is_unknown() -> None:
+    experiment = msgspec.structs.replace(shipped("move-across-cgroups"), promises=("P1", "P13"))
+    verdict = judge(experiment, moved())
+    assert outcomes(verdict) == {"P1": Outcome.HELD, "P13": Outcome.UNKNOWN}
+    assert verdict.verdicts[1].reason == "no checker judges this promise yet"
+    assert verdict.exit_code is ExitCode.UNKNOWN
+
+
+def cut(history: History, damage: str = "line 9 is damaged") -> History:
+    return History(history.records[:-1], damage)
+
+
+def incomplete(record: Record) -> Record:
+    return (
+        msgspec.structs.replace(record, complete=False, reason="step 7: no space")
+        if isinstance(record, End)
+        else record
+    )
+
+
+def test_a_damaged_history_shows_nothing_but_deviations() -> None:
+    verdict = judge(shipped("move-across-cgroups"), cut(moved(status_error=errno.EBADF)), known=KNOWN)
+    expected = dict.fromkeys(("P1", "P3", "P4", "P9", "P12"), Outcome.UNKNOWN) | {"P5": Outcome.DEVIATED}
+    assert outcomes(verdict) == expected
+    assert verdict.verdicts[0].reason.startswith("the history is damaged: line 9 is damaged (otherwise held: ")
+    assert verdict.outcome is Outcome.DEVIATED
+    assert verdict.exit_code is ExitCode.UNKNOWN  # the deviation is a written finding, the rest is not excused
+
+
+def test_a_skip_falls_with_what_held_beside_it() -> None:
+    verdict = judge(shipped("move-across-cgroups-es"), cut(ALL["move-across-cgroups-es"]()))
+    assert set(outcomes(verdict).values()) == {Outcome.UNKNOWN}
+
+
+@pytest.mark.parametrize(
+    ("history", "reason"),
+    [
+        (History((), "it is empty"), "the history is damaged: it is empty"),
+        (History(moved().records[:-1]), "the history breaks off"),
+        (changed(moved(), incomplete), "the run is incomplete: step 7: no space"),
+        (source_killed(), "the history is of another experiment, kill-source-in-move"),
+    ],
+)
+def test_what_makes_a_run_worthless(history: History, reason: str) -> None:
+    verdict = judge(shipped("move-across-cgroups"), history)
+    assert Outcome.HELD not in outcomes(verdict).values()
+    assert any(reason in judged.reason for judged in verdict.verdicts)
+
+
+def test_an_empty_history_has_no_host() -> None:
+    verdict = judge(shipped("move-across-cgroups"), History((), "it is empty"), known=KNOWN)
+    assert (verdict.kernel, verdict.host, verdict.seed) == ("", "", 0)
+    assert verdict.exit_code is ExitCode.UNKNOWN
+
+
+def test_a_fault_that_did_not_strike_makes_the_run_void() -> None:
+    def change(record: Record) -> Record:
+        return msgspec.structs.replace(record, struck=False) if isinstance(record, Fault) and record.struck else record
+
+    verdict = judge(shipped("kill-destination-in-move"), changed(destination_killed(), change), known=KNOWN)
+    assert set(outcomes(verdict).values()) == {Outcome.UNKNOWN}
+    assert "nothing shows that the fault 'kill' of step 8 struck destination" in verdict.verdicts[0].reason
+    assert verdict.exit_code is ExitCode.UNKNOWN
+
+
+def test_a_fault_without_evidence_makes_the_run_void() -> None:
+    def change(record: Record) -> Record | None:
+        return None if isinstance(record, Fault) and record.event == "evidence" else record
+
+    verdict = judge(shipped("kill-source-in-move"), changed(source_killed(), change), known=KNOWN)
+    assert set(outcomes(verdict).values()) == {Outcome.UNKNOWN}
+    assert not any(judged.accepted for judged in verdict.verdicts)  # not even what is unaskable: nothing was tried
+
+
+def test_a_hold_that_was_not_reached_makes_the_run_void() -> None:
+    def change(record: Record) -> Record:
+        return msgspec.structs.replace(record, reached=False) if isinstance(record, Held) else record
+
+    verdict = judge(shipped("kill-source-in-move"), changed(source_killed(), change))
+    assert set(outcomes(verdict).values()) == {Outcome.UNKNOWN}
+    assert "the hold 'vcpu-running' of step 7 was not reached" in verdict.verdicts[0].reason
+
+
+def test_a_deviation_counts_unless_it_is_a_written_finding() -> None:
+    history = moved(status_error=errno.EBADF)
+    assert judge(shipped("move-across-cgroups"), history).exit_code is ExitCode.DEVIATED
+    verdict = judge(shipped("move-across-cgroups"), history, known=KNOWN)
+    assert verdict.exit_code is ExitCode.HELD
+    assert verdict.outcome is Outcome.DEVIATED
+    assert verdict.verdicts[3].accepted == "finding 0001: the firmware's file descriptor is lost in the move"
+
+
+@pytest.mark.parametrize("kernel", ["6.6.100", "", "7.1.5"])
+def test_a_finding_of_another_kernel_excuses_nothing(kernel: str) -> None:
+    def change(record: Record) -> Record:
+        return msgspec.structs.replace(record, kernel=kernel) if isinstance(record, Header) else record
+
+    history = changed(moved(status_error=errno.EBADF), change)
+    assert judge(shipped("move-across-cgroups"), history, known=KNOWN).exit_code is ExitCode.DEVIATED
+
+
+def test_another_deviation_is_not_excused() -> None:
+    history = moved(status_error=errno.EINVAL)
+    assert judge(shipped("move-across-cgroups"), history, known=KNOWN).exit_code is ExitCode.DEVIATED
+
+    def uncharged(record: Record) -> Record:
+        if isinstance(record, Observation) and record.label == "after":
+            return msgspec.structs.replace(record, misc={**record.misc, "source": {"current": {"sev": 1}}})
+        return record
+
+    both = changed(moved(status_error=errno.EBADF), uncharged)
+    assert judge(shipped("move-across-cgroups"), both, known=KNOWN).exit_code is ExitCode.DEVIATED
+
+
+def test_what_cannot_be_asked_is_accepted_with_its_reason() -> None:
+    experiment = shipped("kill-source-in-move")
+    assert judge(experiment, source_killed()).exit_code is ExitCode.UNKNOWN
+    verdict = judge(experiment, source_killed(), known=KNOWN)
+    assert verdict.exit_code is ExitCode.HELD
+    assert outcomes(verdict)["P3"] is Outcome.UNKNOWN
+    assert verdict.verdicts[1].accepted.startswith("not askable here: the source process is dead")
+
+
+def test_an_unknown_that_the_experiment_does_not_state_is_not_accepted() -> None:
+    history = changed(moved(), lambda record: None if isinstance(record, Asked) else record)
+    assert judge(shipped("move-across-cgroups"), history, known=KNOWN).exit_code is ExitCode.UNKNOWN
+
+
+# Findings
+
+
+def test_series() -> None:
+    assert [series(k) for k in ("6.12.117", "6.1", "6.1-rc3", "7.3.0-rc5", "", "6", "linux")] == [
+        "6.12", "6.1", "6.1", "7.3", "", "", "",
+    ]  # fmt: skip
+
+
+def test_only_deviations_match() -> None:
+    held = Verdict(promise="P5", outcome=Outcome.HELD, reason="", signature="guest_status-after-move:EBADF")
+    assert matching(held, "6.12.117", KNOWN) is None
+    unsigned = Verdict(promise="P5", outcome=Outcome.DEVIATED, reason="")
+    assert matching(unsigned, "6.12.117", (Finding(**ENTRY, signature=""),)) is None  # type: ignore[arg-type]
+
+
+ENTRY = {"id": "0001", "promise": "P5", "title": "t", "document": "d", "kernels": {"6.1": ("6.1.192",)}}
+
+
+def listed(**changes: object) -> bytes:
+    return msgspec.yaml.encode([{**ENTRY, "signature": "s", **changes}])
+
+
+def test_findings_are_read() -> None:
+    (finding,) = parse(listed())
+    assert str(finding) == "finding 0001: t"
+    assert finding.kernels == {"6.1": ("6.1.192",)}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"- [",
+        b"- {}",
+        listed(id="1"),
+        listed(promise="P99"),
+        listed(kernels={}),
+        listed(kernels={"6.1": ["6.12.3"]}),
+        listed(kernels={"6": ["6.1.2"]}),
+        listed() + listed(),
+        listed(unheard="of"),
+    ],
+)
+def test_wrong_findings_are_a_bug_of_ours(data: bytes) -> None:
+    with pytest.raises(InternalError, match=r"chaos/known\.yaml"):
+        parse(data)

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reports say what a run showed, in plain text of 100 columns, and let nothing in a history steer a terminal."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from chaos import findings
+from chaos.experiment import Experiment, decode, encode
+from chaos.history import Asked, Fault, Held, History, Kernel, Note, Observation, Record
+from chaos.judge import judge
+from reports import machine, text, words
+from reports.text import Run
+from tests.unit.core.build import ALL, Builder, changed, destination_killed, moved, moved_es, shipped, source_killed
+
+KNOWN = findings.load()
+
+
+def run(history: History, name: str, *, accept: bool = False) -> Run:
+    verdict = judge(shipped(name), history, known=KNOWN if accept else ())
+    return Run(shipped(name), history, verdict, Path("runs") / name / "20260101T000000-7")
+
+
+def shown(history: History, name: str, *, accept: bool = False) -> str:
+    return text.render([run(history, name, accept=accept)], KNOWN)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_report_fits_into_100_columns(name: str) -> None:
+    report = shown(ALL[name](), name)
+    assert max(len(line) for line in report.splitlines()) <= 100
+    assert report.isprintable() is False and report.replace("\n", "").isprintable()
+    assert name in report
+    assert "kernel 6.12.117, host: the lab (software PSP, nothing is encrypted), seed 7" in report
+    assert f"records: runs/{name}/20260101T000000-7" in report
+
+
+def test_the_charges_before_and_after() -> None:
+    report = shown(destination_killed(), "kill-destination-in-move")
+    rows = [line.split() for line in report.splitlines()]
+    assert ["cgroup", "start", "before", "held", "after", "end"] in rows
+    assert [".", "-", "sev", "1", "sev", "2", "sev", "1", "-"] in rows
+    assert ["destination", "-", "-", "sev", "1", "-", "-"] in rows
+    assert ["firmware's", "guests", "0", "1", "1", "1", "0"] in rows
+
+
+def test_steps_and_what_came_of_them() -> None:
+    report = shown(destination_killed(), "kill-destination-in-move")
+    for said in (
+        "launch old: a SEV guest with 1 vCPU",
+        "move was killed",
+        "reached: state D in",
+        "struck",
+        "900 ticks",
+    ):
+        assert said in report
+    assert "guest_status failed: EBADF" in shown(moved(status_error=errno.EBADF), "move-across-cgroups")
+    assert "a SEV-ES guest with 2 vCPUs" in shown(moved_es(), "move-across-cgroups-es")
+
+
+def test_a_run_that_was_cut_off() -> None:
+    history = moved()
+    cut = History(history.records[:40], "it breaks off after record 39")
+    report = shown(cut, "move-across-cgroups")
+    assert "The history is damaged: it breaks off after record 39" in report
+    assert report.count("not reached") >= 3
+    assert "?" in text.render([run(cut, "move-across-cgroups")] * 2)
+
+
+def test_an_empty_history() -> None:
+    report = shown(History((), "it is empty"), "move-across-cgroups")
+    assert "No counter was read." in report
+    assert "kernel unknown, host: unknown" in report
+
+
+def test_a_finding_is_named_and_stays_a_deviation() -> None:
+    history = moved(status_error=errno.EBADF)
+    report = shown(history, "move-across-cgroups")
+    assert "signature:\n" in report or "signature: " in report
+    assert "this is finding 0001: the firmware's file descriptor is lost in the move" in report
+    assert "--accept-known" in report
+    assert "the run: deviated; exit code 1" in report
+    report = shown(history, "move-across-cgroups", accept=True)
+    assert "deviated (known: finding 0001" in report
+    assert "the run: deviated, 1 accepted; exit code 0" in report
+    assert "unknown (not askable here" in shown(source_killed(), "kill-source-in-move", accept=True)
+
+
+def test_answers_that_are_not_all_the_same_are_listed_by_errno() -> None:
+    def change(record: Record) -> Record:
+        if isinstance(record, Asked):
+            first, *rest = record.answers
+            return msgspec.structs.replace(record, answers=(msgspec.structs.replace(first, errno=0), *rest))
+        return record
+
+    report = shown(changed(moved(), change), "move-across-cgroups")
+    assert "old, in source: 2 of 3 EIO (VM beside it: none)" in report
+    assert "EIO: vm KVM_GET_CLOCK, vcpu 0 KVM_RUN" in report
+    assert "ok: vm KVM_CHECK_EXTENSION" in report
+    assert "ok: vm" not in shown(moved(), "move-across-cgroups")
+
+
+def test_many_observations_are_a_row_each() -> None:
+    b = Builder("move-across-cgroups")
+    b.begin()
+    for number in range(7):
+        b.observe(f"moment-{number}")
+    report = shown(b.finish(), "move-across-cgroups")
+    assert ["moment", ".", "destination", "source", "firmware's", "guests"] in [s.split() for s in report.splitlines()]
+
+
+def test_what_could_not_be_read() -> None:
+    def change(record: Record) -> Record:
+        if isinstance(record, Observation):
+            return msgspec.structs.replace(record, guests=None, misc={**record.misc, "source": {}})
+        return record
+
+    rows = [line.split() for line in shown(changed(moved(), change), "move-across-cgroups").splitlines()]
+    assert ["firmware's", "guests", "?", "?", "?", "?"] in rows
+    assert ["source", "gone", "gone", "gone", "gone"] in rows
+
+
+def test_several_runs_are_summed_up() -> None:
+    runs = [run(ALL[name](), name, accept=True) for name in ALL]
+    runs.append(run(moved(status_error=errno.EBADF), "move-across-cgroups"))
+    lines = text.render(runs).splitlines()
+    rows = [line.split() for line in lines]
+    assert ["experiment", "kernel", "runs", "P1", "P3", "P4", "P5", "P6", "P9", "P12"] in rows
+    assert ["move-across-cgroups", "6.12.117", "2", "held", "held", "held", "DEV", "held", "held"] in rows
+    assert ["kill-source-in-move", "6.12.117", "1", "held", "?*", "held", "held", "held"] in rows
+    assert ["move-across-cgroups-es", "6.12.117", "1", "held", "held", "held", "skip", "held", "held"] in rows
+    known = run(moved(status_error=errno.EBADF), "move-across-cgroups", accept=True)
+    assert "DEV*" in text.render([known, run(moved(), "move-across-cgroups")])
+    assert max(len(line) for line in lines) <= 100
+
+
+def test_nothing_in_a_history_steers_a_terminal() -> None:
+    evil = "\x1b[31m[red]evil[/red]\x07\u2028"
+
+    def change(record: Record) -> Record:
+        if isinstance(record, Held):
+            return msgspec.structs.replace(record, sleeping=evil)
+        if isinstance(record, Observation):
+            return msgspec.structs.replace(record, label=f"{record.label}{evil}", misc={**record.misc, evil: {}})
+        if isinstance(record, Asked):
+            answers = (msgspec.structs.replace(record.answers[0], errno=0, ioctl=evil), *record.answers[1:])
+            return msgspec.structs.replace(record, answers=answers)
+        return record
+
+    b = Builder("kill-destination-in-move", kernel=evil)
+    b.kernel(f"BUG: {evil}")
+    b.count(evil, evil, 1)
+    for history in (changed(destination_killed(), change), b.finish()):
+        report = shown(history, "kill-destination-in-move")
+        assert report.replace("\n", "").isprintable()
+    assert "[red]evil[/red]" in report
+
+
+def test_it_is_plain_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    stream = io.StringIO()
+    text.show([run(moved(), "move-across-cgroups")], stream)
+    assert "\x1b" not in stream.getvalue()
+    assert stream.getvalue() == shown(moved(), "move-across-cgroups")
+
+
+def test_it_has_colours_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    text.show([run(moved(), "move-across-cgroups")], stream)
+    assert "\x1b[" in stream.getvalue()
+
+
+def test_it_goes_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    text.show([run(moved(), "move-across-cgroups")])
+    assert "move-across-cgroups" in capsys.readouterr().out
+
+
+EVERY_STEP = b"""{"name": "all", "why": "w", "promises": ["P1"], "vmms": {"m": {"cgroup": "c"}},
+ "vms": {"v": {"vmm": "m", "kind": "sev"}, "w": {"vmm": "m", "kind": "plain", "vcpus": 2}}, "script": [
+ {"do": "launch", "vm": "v"}, {"do": "launch", "vm": "w"}, {"do": "run", "vm": "v", "every": 0},
+ {"do": "run", "vm": "v", "every": 8}, {"do": "count", "vm": "v", "ticks": 1}, {"do": "pause", "vm": "v"},
+ {"do": "migrate", "source": "v", "destination": "w"}, {"do": "move", "source": "v", "destination": "w"},
+ {"do": "join", "destination": "w"}, {"do": "hold", "destination": "w"}, {"do": "ask", "vm": "v"},
+ {"do": "status", "vm": "v"}, {"do": "observe", "label": "l"},
+ {"do": "fault", "fault": "kill", "vmm": "m", "options": {"signal": 9}}, {"do": "close", "vm": "v"}]}"""
+
+
+def everything() -> Experiment:
+    return decode(EVERY_STEP)
+
+
+def test_every_step_has_its_words() -> None:
+    experiment = everything()
+    said = [words.step(experiment, number) for number in range(len(experiment.script))]
+    assert len(set(said)) == len(experiment.script)
+    assert "an empty VM with 2 vCPUs" in said[1]
+    assert said[2:4] == ["let v run, without ever leaving the guest", "let v run, reporting every 8 ticks"]
+    assert said[13] == "apply the fault kill signal=9 to the VMM m"
+    assert decode(encode(experiment)) == experiment
+
+
+def test_results_of_steps() -> None:
+    experiment = everything()
+    b = Builder()
+    b.add(Held(t=b.tick(), op=1, step=0, hold="vcpu-running", reached=False, state="R", sleeping=""))
+    b.add(Held(t=b.tick(), op=1, step=1, hold="vcpu-running", reached=True, state="D", sleeping=""))
+    b.count("v", "m", 5, step=2, stale=2)
+    b.add(Fault(t=b.tick(), fault="kill", event="evidence", step=3, target="m", struck=None))
+    b.add(Note(t=b.tick(), topic="skipped", text="not here", step=4))
+    b.invoke("pause", "m", step=5, vm="v")
+    b.do("init", "m", step=6, vm="v", error=errno.EIO, firmware=0x17)
+    history = b.history()
+    assert [words.result(experiment, history, number) for number in range(8)] == [
+        "not reached in time",
+        "reached: state D",
+        "5 ticks, 2 stale",
+        "nothing shows that it struck",
+        "not here",
+        "pause never answered",
+        "init failed: EIO (firmware status 0x17)",
+        "not reached",
+    ]
+
+
+def test_the_machine_s_report() -> None:
+    runs = [
+        run(moved(status_error=errno.EBADF), "move-across-cgroups", accept=True),
+        run(moved_es(), "move-across-cgroups-es"),
+    ]
+    first, second = json.loads(machine.render(runs))
+    assert {key: first[key] for key in ("experiment", "kernel", "host", "seed", "outcome", "exit_code", "damage")} == {
+        "experiment": "move-across-cgroups", "kernel": "6.12.117", "host": "lab", "seed": 7, "outcome": "deviated",
+        "exit_code": 0, "damage": "",
+    }  # fmt: skip
+    assert first["directory"] == "runs/move-across-cgroups/20260101T000000-7"
+    assert first["verdicts"][3]["signature"] == "guest_status-after-move:EBADF"
+    assert first["verdicts"][3]["accepted"].startswith("finding 0001")
+    assert second["outcome"] == "held"
+
+
+def test_kernel_lines_are_quoted_whole() -> None:
+    b = Builder("move-across-cgroups")
+    b.kernel("Oops: 0002 [#1] PREEMPT SMP")
+    assert isinstance(b.records[-1], Kernel)
+    assert "the kernel said: Oops: 0002 [#1] PREEMPT SMP" in shown(b.finish(), "move-across-cgroups")

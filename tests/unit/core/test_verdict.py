@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Outcomes, the worst of them, and the exit codes they lead to."""
+
+from __future__ import annotations
+
+import pytest
+
+from chaos.errors import ExitCode
+from chaos.verdict import Outcome, RunVerdict, Verdict, exit_code, worst
+
+H, D, U, S = Outcome.HELD, Outcome.DEVIATED, Outcome.UNKNOWN, Outcome.SKIPPED
+
+
+def run(*outcomes: Outcome, accepted: str = "") -> RunVerdict:
+    """A run of verdicts; `accepted` has a letter for each, "y" for those accepted."""
+    verdicts = tuple(
+        Verdict(promise="P1", outcome=outcome, reason="", accepted="for a reason" if mark == "y" else "")
+        for outcome, mark in zip(outcomes, accepted or "n" * len(outcomes), strict=True)
+    )
+    return RunVerdict(experiment="x", kernel="6.1.1", host="lab", seed=1, outcome=worst(outcomes), verdicts=verdicts)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "expected"),
+    [((H, S), H), ((S, S), S), ((H, U, S), U), ((U, D, H), D), ((), U)],
+)
+def test_worst(outcomes: tuple[Outcome, ...], expected: Outcome) -> None:
+    assert worst(outcomes) is expected
+
+
+@pytest.mark.parametrize(
+    ("of", "code"),
+    [
+        (run(H, H), ExitCode.HELD),
+        (run(H, S), ExitCode.HELD),
+        (run(S), ExitCode.SKIPPED),
+        (run(H, U), ExitCode.UNKNOWN),
+        (run(D, U), ExitCode.DEVIATED),
+        (run(), ExitCode.UNKNOWN),
+        (run(D, H, accepted="yn"), ExitCode.HELD),
+        (run(D, U, accepted="yn"), ExitCode.UNKNOWN),
+        (run(D, D, accepted="yn"), ExitCode.DEVIATED),
+        (run(D, U, accepted="yy"), ExitCode.HELD),
+    ],
+)
+def test_exit_code_of_a_run(of: RunVerdict, code: ExitCode) -> None:
+    assert of.exit_code is code
+
+
+def test_exit_code_of_several() -> None:
+    assert exit_code([]) is ExitCode.UNKNOWN
+    assert exit_code([run(H), run(S)]) is ExitCode.HELD
+    assert exit_code([run(S)]) is ExitCode.SKIPPED
+    assert exit_code([run(H), run(U)]) is ExitCode.UNKNOWN
+    assert exit_code([run(U), run(D)]) is ExitCode.DEVIATED
+
+
+def test_every_outcome_has_its_code() -> None:
+    assert [outcome.exit_code for outcome in (H, D, U, S)] == [0, 1, 2, 4]
