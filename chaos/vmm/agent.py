@@ -20,7 +20,6 @@ from chaos.history import Value
 from chaos.kvm.call import KernelError, mark, timed
 from chaos.kvm.sev import Sev
 from chaos.kvm.system import System
-from chaos.vmm import drive, process
 from chaos.vmm import messages as m
 from chaos.vmm.ask import ask
 from chaos.vmm.machine import Host, Machine
@@ -32,9 +31,6 @@ Body = Callable[[], dict[str, Value]]
 
 def serve(name: str, channel: Channel[Request]) -> int:
     """Serve until told to exit, or until nobody is there to tell; the exit code."""
-    drive.install_signal()
-    process.be_mortal()
-    process.allow_many_files()
     return Agent(name, channel).serve()
 
 

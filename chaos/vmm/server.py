@@ -13,7 +13,7 @@ import os
 
 from chaos.errors import InternalError
 from chaos.kvm.fd import OwnedFd
-from chaos.vmm import agent, process
+from chaos.vmm import agent, drive, process
 from chaos.vmm.messages import (
     FROM_SERVER,
     REQUESTS,
@@ -131,6 +131,9 @@ def _be_agent(server: int, name: str, connection: OwnedFd, procs: OwnedFd) -> in
         number = error.errno or errno.EIO
     procs.close()
     process.keep_only((connection.number,))
+    process.be_mortal()
+    process.allow_many_files()
+    drive.install_signal()
     channel: Channel[Request] = Channel.adopt(connection, REQUESTS)
     channel.send(Hello(pid=os.getpid(), errno=number))
     if number:
