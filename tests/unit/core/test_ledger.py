@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import errno
 
+import msgspec
 import pytest
 
-from chaos.history import Done, Observation
+from chaos.history import Done, Invoke, Observation
 from chaos.ledger import Ledger, deaths_begin, owns, replay, said_dead
 from chaos.world import Context, Reference, World, argument, levels
 from tests.unit.core.build import Builder, destination_killed, moved, moved_es, source_killed
@@ -441,3 +442,123 @@ def test_said_dead() -> None:
 def test_an_argument_that_is_no_name_is_no_name() -> None:
     invoke = Builder().invoke("close", "source", vm=3)
     assert argument(invoke, "vm") == "" == argument(invoke, "source")
+
+
+def held() -> tuple[Builder, Invoke]:
+    """A move that is seen to sleep after it has charged its cgroup."""
+    b = two()
+    invoke = b.invoke("move", "destination", vm="new", source="old")
+    b.hold(invoke)
+    b.observe("held", {"source": 1, "destination": 1}, guests=1)
+    return b, invoke
+
+
+def test_a_move_keeps_its_source_open_however_it_got_the_descriptor() -> None:
+    b, invoke = held()  # nothing was sent: it may have come by pidfd_getfd
+    b.kill("source")
+    b.observe("meanwhile", {"source": 1, "destination": 1}, guests=1)
+    b.done(invoke)
+    b.observe("after", {"destination": 1})
+    assert ledger(b).mismatches("charge", "guests") == ()
+    assert ledger(b).lost == ""
+
+
+def test_a_descriptor_that_a_move_needs_is_not_closed_under_it() -> None:
+    b = two()
+    b.do("send_fd", "source", vm="old", to="destination")
+    b.hold(b.invoke("move", "destination", vm="new", source="old"))
+    b.kill("source")
+    b.observe("meanwhile")
+    assert {m.where for m in ledger(b).mismatches("charge")} == {"."}  # the context lives, here or there
+
+
+def test_a_move_into_a_vm_that_owns_a_context_cannot_succeed() -> None:
+    b = two()
+    b.launch("other", "destination", "sev")
+    b.move("old", "other", "destination")
+    assert "move of other succeeded" in ledger(b).lost
+
+
+def test_an_answer_counts_from_when_it_was_given() -> None:
+    """The observation is written down before the answer, and made after the call had returned."""
+    b = two()
+    invoke = b.invoke("move", "destination", vm="new", source="old")
+    ended = b.tick()
+    b.observe("after", {"source": 1, "destination": 1}, guests=1)
+    b.add(Done(t=b.tick(), op=invoke.op, outcome="ok", began=ended, ended=ended))
+    assert {m.where for m in ledger(b).mismatches("charge")} == {".", "source"}
+
+
+@pytest.mark.parametrize("by", ["invoke", "ask", "count"])
+def test_what_may_let_a_move_go_ends_the_hold(by: str) -> None:
+    b, _ = held()
+    if by == "invoke":
+        b.invoke("pause", "source", vm="old")
+    elif by == "ask":
+        b.ask("old", "source", dead=False)
+    else:
+        b.count("old", "source", 5)
+    b.observe("gone on", {"destination": 1})
+    assert ledger(b).mismatches("charge") == ()
+
+
+def test_a_move_gives_back_what_it_took_before_it_says_that_it_failed() -> None:
+    b, _ = held()
+    b.invoke("pause", "source", vm="old")
+    b.observe("failing", {"source": 1})
+    assert ledger(b).mismatches("charge") == ()
+
+
+def test_an_observation_during_which_a_move_ends_may_miss_the_charge_on_both_sides() -> None:
+    b, invoke = held()
+    start = b.tick()
+    b.done(invoke)
+    seen = b.observe("across", {".": 1}, guests=1)  # the destination was read first, the source last
+    b.records[-1] = msgspec.structs.replace(seen, t=start)
+    assert {m.where for m in ledger(b).mismatches("charge")} == {"destination"}  # it had been charged before
+    b = two()
+    invoke = b.invoke("move", "destination", vm="new", source="old")
+    start = b.tick()
+    b.done(invoke)
+    seen = b.observe("across", {".": 1}, guests=1)
+    b.records[-1] = msgspec.structs.replace(seen, t=start)
+    assert ledger(b).mismatches("charge") == ()
+
+
+def test_a_status_during_which_a_move_ends_concludes_nothing() -> None:
+    b = two()
+    move = b.invoke("move", "destination", vm="new", source="old")
+    status = b.invoke("guest_status", "source", vm="old")
+    b.done(move)
+    b.done(status, value={"handle": 1})
+    b.observe("after", {"destination": 1})
+    assert ledger(b).mismatches("charge", "owner") == ()
+
+
+def test_an_observation_that_is_no_one_moment_concludes_nothing() -> None:
+    b = Builder()
+    b.observe("start")
+    b.spawn("source")
+    b.do("create", "source", vm="old")
+    b.do("init", "source", vm="old", key="sev")
+    b.invoke("launch_start", "source", vm="old")
+    b.observe("meanwhile", {"source": 1}, guests=0)
+    entry = ledger(b).entries[-1]
+    assert len(entry.worlds) == 2
+    assert entry.fits == entry.worlds
+
+
+def test_a_key_that_is_not_listed_reads_zero() -> None:
+    b = two()
+    seen = b.observe("unlisted", {"source": 1})
+    b.records[-1] = msgspec.structs.replace(seen, misc={**seen.misc, "source": {"current": {}}})
+    assert [(m.where, m.key, m.seen) for m in ledger(b).mismatches("charge")] == [("source", "sev", 0)]
+
+
+def test_a_process_that_exits_closes_before_it_says_so() -> None:
+    b = two()
+    invoke = b.invoke("exit", "source")
+    b.observe("closed")
+    b.done(invoke)
+    b.exited("source")
+    assert ledger(b).mismatches("charge", "guests") == ()
