@@ -9,7 +9,6 @@ without an answer is `info`, and then the process is reaped and recorded as Exit
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from typing import Any
 import msgspec
 
 from chaos.cgroup.group import Cgroup
-from chaos.history import Done, Exited, Invoke
+from chaos.history import Done, Exited, Invoke, Value
 from chaos.kvm.fd import OwnedFd
 from chaos.poll import Loop, TimedOut
 from chaos.recorder import Recorder
@@ -43,6 +42,7 @@ class Pending:
     op: int
     f: str
     recorded: bool
+    began: int = 0
     tid: int = 0
     reply: Reply | None = None
     done: Done | None = None
@@ -63,7 +63,6 @@ class Vmm:
     channel: Channel[FromAgent]
     recorded: bool = True
     status: int | None = None
-    hello: Hello | None = None
     pending: dict[int, Pending] = field(default_factory=dict)
 
     @property
@@ -96,43 +95,36 @@ class Fleet:
 
     def spawn(self, name: str, cgroup: Cgroup, *, label: str = "", recorded: bool = True) -> Vmm:
         """Fork a VMM into `cgroup`, which the history knows as `label`. Raises `StepFailed`."""
-        op = self._number()
+        pending = Pending(self._number(), "spawn", recorded, began=self.recorder.now())
         if recorded:
+            args: dict[str, Value] = {"cgroup": label}
             self.recorder.write(
-                Invoke(
-                    t=self.recorder.now(), op=op, f="spawn", agent=name, pid=0, step=self.step, args={"cgroup": label}
-                )
+                Invoke(t=pending.began, op=pending.op, f="spawn", agent=name, pid=0, step=self.step, args=args)
             )
-        began = self.recorder.now()
         with OwnedFd(cgroup.open_procs()) as procs:
             pid, pidfd, connection = self._server.spawn(name, procs.number)
         vmm = Vmm(name, self, pid, pidfd, Channel.adopt(connection, FROM_AGENT), recorded=recorded)
+        vmm.pending[pending.op] = pending
         self.loop.watch(vmm.channel.fileno(), lambda: self._hear(vmm))
         self.loop.watch(vmm.pidfd, lambda: self._bury(vmm))
         self.vmms[name] = vmm
-        self._await(lambda: vmm.hello is not None or not vmm.alive, ANSWER_WITHIN, f"VMM {name} to start")
-        number = vmm.hello.errno if vmm.hello is not None else errno.ESRCH
-        if recorded:
-            self.recorder.write(
-                Done(
-                    t=self.recorder.now(), op=op, outcome="fail" if number else "ok", errno=number, began=began,
-                    ended=self.recorder.now(), value={} if number else {"pid": pid},
-                )
-            )  # fmt: skip
-        if number:
-            raise StepFailed(f"VMM {name} could not be put into its cgroup: {os.strerror(number)}")
+        done = self._await_done(pending, ANSWER_WITHIN)
+        if done.outcome != "ok":
+            why = os.strerror(done.errno) if done.errno else "it died"
+            raise StepFailed(f"VMM {name} could not be put into its cgroup: {why}")
         return vmm
 
     def end(self, vmm: Vmm) -> None:
         """End a VMM in good order, or if it will not, by force. Raises `StepFailed` in the second case."""
         if not vmm.alive:
             return
-        self._await_done(self.invoke(vmm, Exit()), ANSWER_WITHIN)
-        if vmm.wait_end(END_WITHIN):
-            return
+        with contextlib.suppress(StepFailed):
+            self._await_done(self.invoke(vmm, Exit()), ANSWER_WITHIN)
+            if vmm.wait_end(END_WITHIN):
+                return
         signal.pidfd_send_signal(vmm.pidfd, signal.SIGKILL)
         gone = "had to be killed" if vmm.wait_end(END_WITHIN) else "could not even be killed"
-        raise StepFailed(f"VMM {vmm.name} did not end within {END_WITHIN:g} s and {gone}")
+        raise StepFailed(f"VMM {vmm.name} did not end by itself and {gone}")
 
     def kill_all(self) -> None:
         """Whoever is left, without waiting for anybody's answer."""
@@ -222,7 +214,7 @@ class Fleet:
         fds.close()
         match message:
             case Hello():
-                vmm.hello = message
+                self._spawned(vmm, message)
             case Begun():
                 if message.id in vmm.pending:
                     vmm.pending[message.id].tid = message.tid
@@ -231,6 +223,13 @@ class Fleet:
                 if pending is not None:
                     self._close(pending, message)
         return True
+
+    def _spawned(self, vmm: Vmm, hello: Hello) -> None:
+        (pending,) = vmm.pending.values()
+        vmm.pending.clear()
+        value: dict[str, Value] = {} if hello.errno else {"pid": hello.pid}
+        reply = Reply(id=pending.op, errno=hello.errno, began=pending.began, ended=self.recorder.now(), value=value)
+        self._close(pending, reply)
 
     def _close(self, pending: Pending, reply: Reply | None) -> None:
         pending.reply = reply

@@ -277,13 +277,17 @@ def main(argv: Sequence[str]) -> int:
     if argv:
         sys.stderr.write("the runner takes no arguments; it reads orders from its standard input\n")
         return ExitCode.USAGE
-    # The runner must have one thread here, and nothing open that its children should not have.
-    warden, server = Warden(), ForkServer()
     recorder = Recorder(sys.stdout.fileno())
     for number in _WANTED:
         signal.signal(number, _interrupt)
     try:
-        return _serve(server, warden, recorder)
+        with ExitStack() as stack:
+            # The runner has one thread here, and nothing open that its children should not have.
+            warden = Warden()
+            stack.callback(warden.dismiss)
+            server = ForkServer()
+            stack.callback(server.close)
+            return _serve(server, warden, recorder)
     except Interrupted as why:
         sys.stderr.write(f"interrupted by {why}\n")
         return ExitCode.INTERRUPTED
@@ -292,9 +296,6 @@ def main(argv: Sequence[str]) -> int:
     except Exception:
         traceback.print_exc()
         return ExitCode.INTERNAL
-    finally:
-        server.close()
-        warden.dismiss()
 
 
 def _serve(server: ForkServer, warden: Warden, recorder: Recorder) -> int:

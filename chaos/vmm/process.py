@@ -59,21 +59,33 @@ def be_mortal() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
 
 
+_WANTED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
 def fork(body: Callable[[], int]) -> int:
-    """Fork a child that runs `body` and exits with what it returns. Its pid, to the parent."""
+    """Fork a child that runs `body` and exits with what it returns. Its pid, to the parent.
+
+    Signals that ask a program to end are held back meanwhile. One that arrived inside the fork would be lost in a
+    library's at-fork hook, or would be raised in the child as if that were the parent.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
-    pid = os.fork()
-    if pid == 0:
-        _become(body)
+    before = {signal.Signals(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, _WANTED)}
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _become(body, before)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return pid
 
 
-def _become(body: Callable[[], int]) -> NoReturn:
+def _become(body: Callable[[], int], mask: set[signal.Signals]) -> NoReturn:
     code = 70
     try:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        for number in _WANTED:
             signal.signal(number, signal.SIG_IGN)  # the terminal tells everybody; the runner decides what is done
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         code = body()
     except BaseException:
         traceback.print_exc()

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The guest on a real KVM, where there is one. Without SEV: what does not depend on it, which is most."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from chaos.experiment import Kind
+from chaos.kvm import sev
+from chaos.kvm.call import KernelError
+from chaos.kvm.system import API_VERSION, System
+from chaos.vmm import drive, guest
+from chaos.vmm.ask import VCPU_QUESTIONS, VM_QUESTIONS, ask
+from chaos.vmm.machine import Host, Machine
+from chaos.vmm.wire import memory_file, pair
+
+SECONDS = 20.0
+ENOTTY = 25
+
+Make = Callable[..., Machine]
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    try:
+        system = System.open()
+    except OSError as error:
+        pytest.skip(f"no KVM here: {error}")
+    drive.install_signal()
+    yield Host(system)
+    system.close()
+
+
+@pytest.fixture
+def make(host: Host) -> Iterator[Make]:
+    """Makes plain VMs that share one memory, with the program in it."""
+    memory = memory_file("guest", guest.MEMORY)
+    made: list[Machine] = []
+
+    def create(vcpus: int = 1) -> Machine:
+        machine = Machine.create(host, Kind.PLAIN, vcpus, memory.number)
+        if not made:
+            machine.memory.write(guest.CODE, guest.PROGRAM)
+        made.append(machine)
+        return machine
+
+    yield create
+    for machine in made:
+        machine.close()
+    memory.close()
+
+
+def counted(machine: Machine, ticks: int) -> int:
+    """Wait until the guest has counted so many further; its counter."""
+    deadline = time.monotonic() + SECONDS
+    first = latest = machine.sample()
+    while latest.ticks - first.ticks < ticks:
+        assert time.monotonic() < deadline and not latest.ended, latest
+        latest = machine.sample()
+    assert latest.stale == 0
+    return latest.ticks
+
+
+def test_the_interface_is_the_one_we_know(host: Host) -> None:
+    assert host.system.api_version() == API_VERSION
+
+
+@pytest.mark.parametrize("every", [1, 64, 0])
+def test_the_guest_counts_and_can_be_stopped_at_any_time(make: Make, every: int) -> None:
+    machine = make()
+    driver = machine.runnable
+    last = 0
+    for _ in range(5):
+        driver.resume(every)
+        assert driver.running
+        assert counted(machine, 100) > last
+        began = time.monotonic()
+        driver.pause()
+        assert time.monotonic() - began < drive.PAUSE_WITHIN / 2
+        last = drive.ticks_of(machine.vcpus[0].regs())
+        assert machine.sample().ticks == last and not driver.running
+        driver.pause()  # as often as one likes
+
+
+def test_stopping_right_after_starting_loses_no_signal(make: Make) -> None:
+    driver = make().runnable
+    for _ in range(200):
+        driver.resume(0)
+        driver.pause()
+
+
+def test_state_and_memory_carried_over_the_guest_goes_on_where_it_stopped(make: Make) -> None:
+    old, new = make(2), make(2)
+    old.runnable.resume(1)
+    counted(old, 50)
+    ours, theirs = pair()
+    old.connect(ours)
+    new.connect(theirs)
+    old.runnable.pause()
+    stopped = old.sample().ticks
+    old.get_state()
+    old.send_fd()
+    with new.take_fd() as descriptor:  # the state came first and waits
+        assert descriptor.number != old.vm.fd.number
+    new.set_state()
+    assert new.sample().ticks == stopped
+    new.runnable.resume(1)
+    assert counted(new, 50) >= stopped + 50
+    new.commit(taken=True)
+    old.commit(taken=False)
+
+
+def test_a_source_that_went_on_is_noticed_by_the_guest_itself(make: Make) -> None:
+    """Two that run on one memory: what no correct migration lets happen."""
+    old, new = make(), make()
+    old.runnable.resume(1)
+    new.runnable.resume(1)
+    deadline = time.monotonic() + SECONDS
+    while not (old.sample().stale or new.sample().stale):
+        assert time.monotonic() < deadline
+    old.runnable.pause()
+    new.runnable.pause()
+
+
+def test_what_is_asked_of_a_live_vm_is_answered_as_by_the_one_beside_it_and_changes_nothing(
+    host: Host, make: Make
+) -> None:
+    machine = make(2)
+    machine.runnable.resume(1)
+    counted(machine, 10)
+    machine.runnable.pause()
+    before = [bytes(vcpu.regs()) + bytes(vcpu.sregs()) + bytes(vcpu.events()) for vcpu in machine.vcpus]
+    answers = ask(host.system, machine.vm, machine.vcpus)
+    after = [bytes(vcpu.regs()) + bytes(vcpu.sregs()) + bytes(vcpu.events()) for vcpu in machine.vcpus]
+    assert before == after
+    assert len(answers) == len(VM_QUESTIONS) + 2 * (1 + len(VCPU_QUESTIONS))
+    assert [answer for answer in answers if answer.errno != answer.control] == []
+    machine.runnable.resume(1)
+    counted(machine, 10)
+
+
+def test_a_guest_that_leaves_its_program_says_how_it_ended(make: Make) -> None:
+    machine = make()
+    machine.memory.write(guest.CODE, b"\xe7\x99\xeb\xfe")  # out 0x99, ax
+    machine.runnable.resume(1)
+    deadline = time.monotonic() + SECONDS
+    while not (ended := machine.sample().ended):
+        assert time.monotonic() < deadline
+    assert "port 0x99" in ended
+    machine.runnable.pause()
+    assert not machine.runnable.running
+
+
+def test_commands_of_a_vm_without_a_context_are_refused(host: Host, make: Make) -> None:
+    machine = make()
+    if sev.enabled(machine.vm.fd.number):
+        pytest.skip("this host has SEV")
+    with pytest.raises(KernelError, match="GUEST_STATUS: ENOTTY") as refused:
+        sev.Sev(machine.vm.fd.number, 0).guest_status()
+    assert (refused.value.number, refused.value.firmware) == (ENOTTY, 0)
+
+
+def test_closing_a_vm_closes_all_of_it(make: Make) -> None:
+    from pathlib import Path
+
+    def open_files() -> int:
+        return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+    def mapped() -> int:
+        return Path("/proc/self/maps").read_text().count("kvm-vcpu")
+
+    make()
+    before = open_files(), mapped()
+    machine = make(3)
+    assert open_files() > before[0] and mapped() == before[1] + 3
+    machine.runnable.resume(0)
+    machine.close()
+    assert (open_files(), mapped()) == before
+    machine.close()
