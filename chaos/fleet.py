@@ -32,7 +32,11 @@ END_WITHIN = 30.0
 
 
 class StepFailed(Exception):
-    """The script cannot go on. Says why, in a line."""
+    """The script cannot go on. Says why, in a line. `step` is the place in the script, -1 outside of it."""
+
+    def __init__(self, message: str, *, step: int = -1) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 @dataclass(slots=True)

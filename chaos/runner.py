@@ -89,7 +89,7 @@ class Run:
                     raise lacking
                 self._in_cgroup(host, root, stack)
             except (SevchaosError, StepFailed, OSError) as error:
-                self._failed(_told(error))
+                self._failed(error)
             if log is not None:
                 self.loop.turn(0)
                 self._read_log(log)
@@ -103,10 +103,11 @@ class Run:
             )
         )  # fmt: skip
 
-    def _failed(self, reason: str) -> None:
+    def _failed(self, error: Exception) -> None:
         """Say it now, and again at the end."""
+        reason = _told(error)
         self.reasons.append(reason)
-        self.recorder.note("error", reason)
+        self.recorder.note("error", reason, error.step if isinstance(error, StepFailed) else -1)
 
     @contextlib.contextmanager
     def _going_on(self) -> Iterator[None]:
@@ -114,7 +115,7 @@ class Run:
         try:
             yield
         except (SevchaosError, StepFailed, TimedOut, OSError) as error:
-            self._failed(_told(error))
+            self._failed(error)
 
     # -- the kernel's log ---------------------------------------------------------------------------------
 

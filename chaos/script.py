@@ -43,7 +43,8 @@ class Actor:
             try:
                 _STEPS[type(step)](self, step)
             except StepFailed as failed:
-                raise StepFailed(f"step {number} ({step.__struct_config__.tag}): {failed}") from failed
+                name = step.__struct_config__.tag
+                raise StepFailed(f"step {number} ({name}): {failed}", step=number) from failed
         self.stage.fleet.step = len(self.stage.experiment.script)
 
     # -- VMs ----------------------------------------------------------------------------------------------
@@ -122,8 +123,9 @@ class Actor:
         source, destination = self.stage.guest(step.source), self.stage.guest(step.destination)
         if step.destination in self.stage.moves:
             raise StepFailed(f"a move into {step.destination} is under way")
-        handover.connect(self.stage, source, destination)
-        handover.send(self.stage, source, destination)
+        if source is not destination:
+            handover.connect(self.stage, source, destination)
+            handover.send(self.stage, source, destination)
         pending = self.stage.fleet.invoke(destination.vmm, m.Move(vm=destination.name, source=source.name))
         if step.wait:
             self._await_move(destination, pending, ANSWER_WITHIN)

@@ -67,7 +67,7 @@ class Agent:
 
         def body() -> dict[str, Value]:
             destination = self._machine(do.vm)
-            with destination.take_fd() as source:
+            with destination.own_fd() if do.source == do.vm else destination.take_fd() as source:
                 self.channel.send(m.Begun(id=number, tid=threading.get_native_id()))
                 destination.vm.move_context_from(source.number)
             return {}
@@ -181,7 +181,7 @@ def _on_machine(machine: Machine, do: OnMachine) -> dict[str, Value]:  # noqa: P
         case m.SendFd():
             _wrapped(machine.send_fd)
         case m.Commit():
-            _wrapped(lambda: machine.commit(taken=machine.kind is Kind.PLAIN))
+            _wrapped(machine.commit)
     return {}
 
 

@@ -8,8 +8,10 @@ A method is an operation of `chaos.history`: it makes the system calls and nothi
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from errno import EPIPE, ETIMEDOUT
 
 from chaos.errors import InternalError
 from chaos.experiment import Kind
@@ -22,7 +24,7 @@ from chaos.kvm.vm import Vm
 from chaos.vmm import guest, state
 from chaos.vmm.drive import Driver
 from chaos.vmm.messages import BETWEEN, Between, Descriptor, Sampled, State, Taken
-from chaos.vmm.wire import Channel, Ended
+from chaos.vmm.wire import Channel, Ended, FdSet
 
 # How long one end of a migration waits for what the other end was told to send before.
 PEER_WITHIN = 20.0
@@ -54,6 +56,7 @@ class Machine:
     peer: Channel[Between] | None = None
     arrived_state: State | None = None
     arrived_fd: OwnedFd | None = None
+    receives: bool = False  # whether it is the destination of what it is connected for
 
     @classmethod
     def create(cls, host: Host, kind: Kind, count: int, memory_fd: int) -> Machine:
@@ -139,6 +142,7 @@ class Machine:
 
     def connect(self, connection: OwnedFd) -> None:
         self.disconnect()
+        self.receives = False
         self.peer = Channel.adopt(connection, BETWEEN)
 
     def get_state(self) -> None:
@@ -158,17 +162,22 @@ class Machine:
 
     def take_fd(self) -> OwnedFd:
         """The source's descriptor, as it arrived; the caller's from now on."""
+        self.receives = True
         self._await(lambda: self.arrived_fd is not None, "the VM's descriptor")
         arrived, self.arrived_fd = self.arrived_fd, None
         assert arrived is not None
         return arrived
 
-    def commit(self, *, taken: bool) -> None:
-        """The destination (`taken`) says that the guest is its own; the source waits to hear it."""
-        if taken:
+    def own_fd(self) -> OwnedFd:
+        """A copy of this VM's own descriptor, for a VM that is told to move into itself."""
+        return OwnedFd(os.dup(self.vm.fd.number))
+
+    def commit(self) -> None:
+        """The destination says that the guest is its own; the source waits to hear it."""
+        if self.receives:
             self._send(Taken())
         else:
-            message, fds = self._channel.receive(PEER_WITHIN)
+            message, fds = self._hear("its confirmation")
             fds.close()
             if not isinstance(message, Taken):
                 raise InternalError(f"the destination said {message!r} where it was to confirm")
@@ -181,16 +190,23 @@ class Machine:
         return self.peer
 
     def _send(self, message: Between, *fds: int) -> None:
-        self._channel.send(message, fds)
+        try:
+            self._channel.send(message, fds)
+        except Ended:
+            raise BrokenPipeError(EPIPE, "the other end of the migration is gone") from None
+
+    def _hear(self, what: str) -> tuple[Between, FdSet]:
+        try:
+            return self._channel.receive(PEER_WITHIN)
+        except Ended:
+            raise BrokenPipeError(EPIPE, f"the other end of the migration ended before it sent {what}") from None
+        except TimeoutError:
+            text = f"the other end of the migration did not send {what} within {PEER_WITHIN:g} s"
+            raise TimeoutError(ETIMEDOUT, text) from None
 
     def _await(self, arrived: Callable[[], bool], what: str) -> None:
         while not arrived():
-            try:
-                message, fds = self._channel.receive(PEER_WITHIN)
-            except Ended:
-                raise BrokenPipeError(f"the source ended before it sent {what}") from None
-            except TimeoutError:
-                raise TimeoutError(f"the source did not send {what} within {PEER_WITHIN:g} s") from None
+            message, fds = self._hear(what)
             with fds:
                 if isinstance(message, State):
                     self.arrived_state = message

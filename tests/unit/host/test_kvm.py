@@ -109,8 +109,8 @@ def test_state_and_memory_carried_over_the_guest_goes_on_where_it_stopped(make: 
     assert new.sample().ticks == stopped
     new.runnable.resume(1)
     assert counted(new, 50) >= stopped + 50
-    new.commit(taken=True)
-    old.commit(taken=False)
+    new.commit()
+    old.commit()
 
 
 def test_a_source_that_went_on_is_noticed_by_the_guest_itself(make: Make) -> None:
