@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Written findings: deviations that have been understood, each with a document and the kernels it was seen on.
 
-They are data (`known.yaml`). A finding excuses a deviation only if promise, signature and kernel series are its own;
-it stays a deviation, with the finding named beside it. One that a newer kernel of the same series has mended simply
+They are data (`known.yaml`). One cause may break several promises, so a finding has a list of deviations. It excuses a
+deviation only if promise, signature and kernel series are its own; a deviation it stays, with the finding named beside
+it. One that a newer kernel of the same series has mended simply
 does not occur there any more.
 """
 
@@ -22,16 +23,22 @@ Series = Annotated[str, msgspec.Meta(pattern=r"^\d+\.\d+$")]
 Version = Annotated[str, msgspec.Meta(pattern=r"^\d+\.\d+\.\d+$")]
 
 
+class Deviation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a finding shows in a verdict: which promise deviates, and with which signature, to the letter."""
+
+    promise: str
+    signature: Annotated[str, msgspec.Meta(min_length=1)]
+
+
 class Finding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`signature` is a verdict's. `kernels` maps a series ("6.1") to the exact versions it was seen on. `document` is
-    the path of its page in the source tree."""
+    """`kernels` maps a series ("6.1") to the exact versions it was seen on. `document` is the path of its page in the
+    source tree."""
 
     id: Annotated[str, msgspec.Meta(pattern=r"^\d{4}$")]
-    promise: str
-    signature: str
     title: str
     document: str
-    kernels: dict[Series, tuple[Version, ...]]
+    deviations: Annotated[tuple[Deviation, ...], msgspec.Meta(min_length=1)]
+    kernels: Annotated[dict[Series, tuple[Version, ...]], msgspec.Meta(min_length=1)]
 
     def __str__(self) -> str:
         return f"finding {self.id}: {self.title}"
@@ -58,8 +65,9 @@ def parse(data: bytes) -> tuple[Finding, ...]:
         raise InternalError(f"chaos/known.yaml: {error}") from error
     for finding in findings:
         wrong = [v for name, versions in finding.kernels.items() for v in versions if series(v) != name]
-        if finding.promise not in PROMISES or wrong or not finding.kernels:
-            raise InternalError(f"chaos/known.yaml: finding {finding.id}: promise or kernels are wrong {wrong}")
+        wrong += [deviation.promise for deviation in finding.deviations if deviation.promise not in PROMISES]
+        if wrong:
+            raise InternalError(f"chaos/known.yaml: finding {finding.id}: {', '.join(wrong)} cannot be")
     if len({finding.id for finding in findings}) != len(findings):
         raise InternalError("chaos/known.yaml: two findings have the same id")
     return findings
@@ -67,14 +75,7 @@ def parse(data: bytes) -> tuple[Finding, ...]:
 
 def matching(verdict: Verdict, kernel: str, known: Sequence[Finding]) -> Finding | None:
     """The finding that a deviation seen on this kernel is, if it is one."""
-    if verdict.outcome is not Outcome.DEVIATED or not verdict.signature:
+    if verdict.outcome is not Outcome.DEVIATED:
         return None
-    return next(
-        (
-            finding
-            for finding in known
-            if (finding.promise, finding.signature) == (verdict.promise, verdict.signature)
-            and series(kernel) in finding.kernels
-        ),
-        None,
-    )
+    seen = Deviation(promise=verdict.promise, signature=verdict.signature)
+    return next((f for f in known if seen in f.deviations and series(kernel) in f.kernels), None)

@@ -29,6 +29,7 @@ from chaos.world import EFFECTS, World, argument, begin, die, drop, effect, forg
 Kind = Literal["charge", "guests", "owner", "answer"]
 Witness = Observation | Done | Asked
 KEYS = ("sev", "sev_es")
+_U64 = 1 << 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,11 @@ def owns(done: Done) -> bool | None:
     if done.outcome == "ok":
         return True
     return not (done.errno == ENOTTY or (done.errno == EIO and done.firmware == 0))
+
+
+def charged(value: int) -> int:
+    """What a counter of the misc controller says. It is printed without its sign: one below zero reads 2**64 - 1."""
+    return value - _U64 if value >= _U64 // 2 else value
 
 
 def said_dead(asked: Asked) -> bool | None:
@@ -331,7 +337,7 @@ def _charges(
 ) -> tuple[frozenset[World], tuple[Mismatch, ...]]:
     """The worlds that fit the counters (all of them together if `joint`), and the counters that fit none."""
     seen = {
-        (cgroup, key): files["current"].get(key, 0)
+        (cgroup, key): charged(files["current"].get(key, 0))
         for cgroup, files in record.misc.items()
         if "current" in files
         for key in sorted({*KEYS, *files["current"]})

@@ -22,6 +22,7 @@ from rich.text import Text
 from chaos import findings
 from chaos.findings import Finding
 from chaos.history import Asked, Counted, Observation
+from chaos.ledger import charged
 from chaos.verdict import PROMISES, Outcome, RunVerdict, Verdict
 from reports import words
 from reports.run import Run
@@ -132,7 +133,7 @@ def _charged(moment: Observation, cgroup: str) -> str:
     current = moment.misc.get(cgroup, {}).get("current")
     if current is None:
         return "gone"
-    return ", ".join(f"{clean(key)} {value}" for key, value in sorted(current.items()) if value) or "-"
+    return ", ".join(f"{clean(key)} {charged(value)}" for key, value in sorted(current.items()) if value) or "-"
 
 
 def _asked(run: Run) -> Iterator[RenderableType]:

@@ -72,9 +72,12 @@ def _launch(experiment: e.Experiment, name: str) -> str:
 def result(experiment: e.Experiment, history: History, number: int) -> str:
     """What came of a step, "" if there is nothing to say but that it was done."""
     records = [record for record in history.records if getattr(record, "step", -1) == number]
-    last = max((getattr(record, "step", -1) for record in history.records), default=-1)
     if not records:
-        return "not reached" if number > last else ""
+        # Some steps leave no record of their own. Teardown does, under a number behind the script's last.
+        steps = (getattr(record, "step", -1) for record in history.records)
+        last = max((step for step in steps if step < len(experiment.script)), default=-1)
+        complete = history.end is not None and history.end.complete
+        return "not reached" if number > last and not complete else ""
     said = list(_results(history, [r for r in records if not isinstance(r, Invoke)]))
     said += _answers(history, [record for record in records if isinstance(record, Invoke)])
     return ", ".join(dict.fromkeys(said))

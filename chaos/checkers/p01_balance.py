@@ -10,10 +10,11 @@ from __future__ import annotations
 from chaos.checkers.evidence import Evidence, deviated, held, unknown
 from chaos.experiment import Experiment, Migrate, Move
 from chaos.history import History, Observation
-from chaos.ledger import Entry, Mismatch
+from chaos.ledger import Entry, Mismatch, charged
 from chaos.verdict import Verdict
 
 PROMISE = "P1"
+_WHEN = ("before-move", "in-move", "after-move", "after-close")
 
 
 def check(experiment: Experiment, history: History) -> Verdict:
@@ -57,7 +58,7 @@ def paid(entry: Entry) -> str:
     record = entry.record
     assert isinstance(record, Observation)
     charges = [
-        f"{cgroup} {key} {value}"
+        f"{cgroup} {key} {charged(value)}"
         for cgroup, files in sorted(record.misc.items())
         for key, value in sorted(files.get("current", {}).items())
         if value and cgroup != "."
@@ -73,7 +74,7 @@ def _deviated(evidence: Evidence, wrong: tuple[Mismatch, ...]) -> Verdict:
         PROMISE,
         "; ".join(text for text, _ in told[:3]) + more,
         (by_seq[mismatch.record] for mismatch in wrong),
-        signature="+".join(sorted({signature for _, signature in told})),
+        signature="+".join(sorted(_first({signature for _, signature in told}))),
         expected="; ".join(f"{m.where} {m.key} {_values(m)}" for m in wrong),
         seen="; ".join(f"{m.where} {m.key} {m.seen}" for m in wrong),
     )
@@ -86,12 +87,25 @@ def _told(evidence: Evidence, mismatch: Mismatch) -> tuple[str, str]:
         return text, f"failed-but-charged:{mismatch.key}"
     when, label = _when(evidence, mismatch.record), _label(evidence, mismatch.record)
     way = "miscounted"
-    if mismatch.seen > max(mismatch.expected):
+    if mismatch.seen < 0:
+        way = "below-zero"
+    elif mismatch.seen > max(mismatch.expected):
         way = "overcharged"
     elif mismatch.seen < min(mismatch.expected):
         way = "undercharged"
     text = f"at {label!r} ({when.replace('-', ' the ')}) cgroup {mismatch.where!r} read {mismatch.key} {mismatch.seen}"
     return f"{text} where {_values(mismatch)} was due", f"{way}-{when}:{mismatch.key}"
+
+
+def _first(signatures: set[str]) -> set[str]:
+    """Each kind of miscount under each key where it is first seen: what is wrong after the move stays wrong."""
+    first: dict[tuple[str, str], str] = {}
+    for when in _WHEN:
+        for signature in sorted(signatures):
+            way, found, key = signature.partition(f"-{when}:")
+            if found:
+                first.setdefault((way, key), signature)
+    return {*first.values(), *(signature for signature in signatures if signature.startswith("failed-"))}
 
 
 def _values(mismatch: Mismatch) -> str:

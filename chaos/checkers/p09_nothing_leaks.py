@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from chaos.checkers.evidence import Evidence, combine, deviated, errname, held, unknown
 from chaos.experiment import Experiment
 from chaos.history import Filled, History, Observation
-from chaos.ledger import KEYS
+from chaos.ledger import KEYS, charged
 from chaos.verdict import Verdict
 
 PROMISE = "P9"
@@ -59,7 +59,7 @@ def _charges(end: Observation) -> Iterator[Verdict]:
         yield unknown(PROMISE, "the counters of the run's cgroup were not read at its end", (end,))
         return
     left = [
-        (cgroup, key, value)
+        (cgroup, key, charged(value))
         for cgroup, files in sorted(end.misc.items())
         for key, value in sorted(files.get("current", {}).items())
         if value and key in KEYS

@@ -18,8 +18,8 @@ from chaos.verdict import Verdict
 
 PROMISE = "P12"
 WARNING = 4
-LOG_WITNESS = "kernel log"
-"""A Note of topic "witness" with these words in it says that the log was not read to the end."""
+LOG_WITNESS = re.compile(r"kernel(?:'s)? log|kmsg", re.IGNORECASE)
+"""A Note of topic "witness" with these words in it says that the log was not read, or not to the end."""
 
 # Name, pattern, reason. The first that matches names the record; a group `at` names the place in the signature.
 PATTERNS: tuple[tuple[str, re.Pattern[str], str], ...] = (
@@ -68,9 +68,7 @@ PATTERNS: tuple[tuple[str, re.Pattern[str], str], ...] = (
 
 
 def check(experiment: Experiment, history: History) -> Verdict:
-    lost = [
-        r for r in history.records if isinstance(r, Note) and r.topic == "witness" and LOG_WITNESS in r.text.lower()
-    ]
+    lost = [r for r in history.records if isinstance(r, Note) and r.topic == "witness" and LOG_WITNESS.search(r.text)]
     lines = [record for record in history.records if isinstance(record, Kernel)]
     parts = [unknown(PROMISE, f"a witness was lost: {note.text}", (note,)) for note in lost]
     for line in lines:

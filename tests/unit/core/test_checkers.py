@@ -156,7 +156,7 @@ def test_p1_a_source_that_stays_charged() -> None:
         ("before", "source", 0, "sev", "undercharged-before-move:sev"),
         ("after", "destination", 2, "sev", "overcharged-after-move:sev"),
         ("after", "destination", 1, "sev_es", "overcharged-after-move:sev_es"),
-        ("after", "source", -1, "sev", "undercharged-after-move:sev"),
+        ("after", "source", -1, "sev", "below-zero-after-move:sev"),
         ("end", "source", 1, "sev", "overcharged-after-close:sev"),
         ("start", "source", 1, "sev", "overcharged-before-move:sev"),
     ],
@@ -181,7 +181,12 @@ def test_p1_many_wrong_counters_are_summed_up() -> None:
 
     verdict = check("P1", MOVE, change)
     assert verdict.reason.endswith("and 3 more")
-    assert verdict.signature == "overcharged-after-move:sev_es+overcharged-before-move:sev_es"
+    assert verdict.signature == "overcharged-before-move:sev_es"  # where it is first seen
+
+
+def test_p1_a_counter_below_zero_is_printed_without_its_sign() -> None:
+    verdict = check("P1", MOVE, charge("after", "source", (1 << 64) - 1))
+    assert (verdict.signature, verdict.seen) == ("below-zero-after-move:sev", "source sev -1")
 
 
 def test_p1_counters_impossible_together() -> None:
@@ -819,13 +824,15 @@ def test_p12_what_is_no_warning_does_not_count() -> None:
 
 def test_p12_a_lost_witness() -> None:
     b = Builder()
-    b.note("the kernel log could not be read any more: EPIPE")
-    b.note("the shell was lost")
-    verdict = CHECKERS["P12"](shipped(MOVE), b.end())
-    assert verdict.outcome is Outcome.UNKNOWN
-    assert "EPIPE" in verdict.reason and "shell" not in verdict.reason
+    b.note("the firmware's guest count: /dev/sev could not be opened")
+    assert CHECKERS["P12"](shipped(MOVE), b.history()).outcome is Outcome.HELD
+    for text in ("the kernel's log: /dev/kmsg: Permission denied", "the kernel's log was overwritten", "kmsg is gone"):
+        b.note(text)
+        verdict = CHECKERS["P12"](shipped(MOVE), b.history())
+        assert verdict.outcome is Outcome.UNKNOWN
+        assert text in verdict.reason and "firmware" not in verdict.reason
     b.kernel("Oops: 0002 [#1] PREEMPT SMP")
-    assert CHECKERS["P12"](shipped(MOVE), b.history()).outcome is Outcome.DEVIATED
+    assert CHECKERS["P12"](shipped(MOVE), b.end()).outcome is Outcome.DEVIATED
 
 
 # Evidence

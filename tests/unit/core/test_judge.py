@@ -10,8 +10,8 @@ import pytest
 
 from chaos import findings
 from chaos.errors import ExitCode, InternalError
-from chaos.findings import Finding, matching, parse, series
-from chaos.history import Asked, End, Fault, Header, Held, History, Observation, Record
+from chaos.findings import matching, parse, series
+from chaos.history import Asked, End, Fault, Header, Held, History, Kernel, Observation, Record
 from chaos.judge import judge
 from chaos.verdict import Outcome, RunVerdict, Verdict
 from tests.unit.core.build import ALL, changed, destination_killed, moved, shipped, source_killed
@@ -159,6 +159,34 @@ def test_an_unknown_that_the_experiment_does_not_state_is_not_accepted() -> None
     assert judge(shipped("move-across-cgroups"), history, known=KNOWN).exit_code is ExitCode.UNKNOWN
 
 
+def test_a_finding_may_show_in_several_promises() -> None:
+    """Finding 0002, as the kernels show it."""
+    minus_one = (1 << 64) - 1
+    counters = {
+        "after": {"source": {"sev": minus_one, "sev_es": 1}, "destination": {"sev": 1, "sev_es": 0}},
+        "end": {"source": {"sev": minus_one, "sev_es": 1}, "destination": {"sev": 1, "sev_es": minus_one}},
+    }
+
+    def change(record: Record) -> Record:
+        if isinstance(record, Observation) and record.label in counters:
+            read = {cgroup: {"current": current} for cgroup, current in counters[record.label].items()}
+            return msgspec.structs.replace(record, misc={**record.misc, **read})
+        return record
+
+    records = list(changed(ALL["move-across-cgroups-es"](), change).records)
+    warning = "WARNING: CPU: 0 PID: 190 at kernel/cgroup/misc.c:119 misc_cg_uncharge+0x84/0x90"
+    records.insert(-1, Kernel(seq=len(records) - 1, t=records[-1].t, level=4, text=warning))
+    records[-1] = msgspec.structs.replace(records[-1], seq=len(records) - 1)
+    history = History(tuple(records))
+    verdict = judge(shipped("move-across-cgroups-es"), history, known=KNOWN)
+    deviated = [judged for judged in verdict.verdicts if judged.outcome is Outcome.DEVIATED]
+    assert [judged.promise for judged in deviated] == ["P1", "P9", "P12"]
+    assert {judged.accepted for judged in deviated} == {str(KNOWN[1])}
+    assert "cgroup 'source' read sev -1 where 0 was due" in deviated[0].reason
+    assert "source sev -1" in deviated[1].reason
+    assert verdict.exit_code is ExitCode.HELD
+
+
 # Findings
 
 
@@ -172,14 +200,17 @@ def test_only_deviations_match() -> None:
     held = Verdict(promise="P5", outcome=Outcome.HELD, reason="", signature="guest_status-after-move:EBADF")
     assert matching(held, "6.12.117", KNOWN) is None
     unsigned = Verdict(promise="P5", outcome=Outcome.DEVIATED, reason="")
-    assert matching(unsigned, "6.12.117", (Finding(**ENTRY, signature=""),)) is None  # type: ignore[arg-type]
+    assert matching(unsigned, "6.12.117", KNOWN) is None
 
 
-ENTRY = {"id": "0001", "promise": "P5", "title": "t", "document": "d", "kernels": {"6.1": ("6.1.192",)}}
+ENTRY = {
+    "id": "0001", "title": "t", "document": "d", "deviations": [{"promise": "P5", "signature": "s"}],
+    "kernels": {"6.1": ["6.1.192"]},
+}  # fmt: skip
 
 
 def listed(**changes: object) -> bytes:
-    return msgspec.yaml.encode([{**ENTRY, "signature": "s", **changes}])
+    return msgspec.yaml.encode([{**ENTRY, **changes}])
 
 
 def test_findings_are_read() -> None:
@@ -194,7 +225,9 @@ def test_findings_are_read() -> None:
         b"- [",
         b"- {}",
         listed(id="1"),
-        listed(promise="P99"),
+        listed(deviations=[]),
+        listed(deviations=[{"promise": "P99", "signature": "s"}]),
+        listed(deviations=[{"promise": "P1", "signature": ""}]),
         listed(kernels={}),
         listed(kernels={"6.1": ["6.12.3"]}),
         listed(kernels={"6": ["6.1.2"]}),

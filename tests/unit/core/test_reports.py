@@ -232,6 +232,9 @@ def test_results_of_steps() -> None:
         "init failed: EIO (firmware status 0x17)",
         "not reached",
     ]
+    b.do("exit", "m", step=len(experiment.script))
+    assert words.result(experiment, b.history(), 7) == "not reached"
+    assert words.result(experiment, b.end(), 7) == ""  # complete: the step left no record
 
 
 def test_the_machine_s_report() -> None:
