@@ -24,7 +24,7 @@ from functools import partial
 from typing import Literal
 
 from chaos.history import Asked, Counted, Done, Exited, Fault, Held, History, Invoke, Observation
-from chaos.world import EFFECTS, World, argument, begin, die, drop, effect, forget, halfway
+from chaos.world import EFFECTS, World, argument, begin, die, drop, effect, forget, halfway, took_effect
 
 Kind = Literal["charge", "guests", "owner", "answer"]
 Witness = Observation | Done | Asked
@@ -74,7 +74,7 @@ class Ledger:
     def happened(self, invoke: Invoke, done: Done | None) -> bool | None:
         """Whether the operation took effect, None if nobody can say."""
         if done is not None and done.outcome != "info":
-            return done.outcome == "ok"
+            return took_effect(invoke, done)
         ways = {invoke.op in world.happened for world in self.worlds}
         return ways.pop() if len(ways) == 1 else None
 
@@ -213,7 +213,7 @@ class _Replay:
     def _contradicted(self, invoke: Invoke, done: Done) -> None:
         """No world allows the answer. A success that cannot be leaves the ledger without a state to go on from."""
         vm = argument(invoke, "vm")
-        if done.outcome == "fail":
+        if not took_effect(invoke, done):
             mismatch = Mismatch("answer", done.seq, vm, invoke.f, frozenset({1}), 0)
             self.entries.append(Entry(done, self.worlds, self.worlds, (mismatch,)))
         elif not self.lost:
@@ -289,8 +289,9 @@ class _Replay:
 
 
 def _answered(worlds: Iterable[World], invoke: Invoke, done: Done) -> Iterator[World]:
+    happened = took_effect(invoke, done)
     for world in worlds:
-        if done.outcome == "fail":
+        if not happened:
             after = None if invoke.op in world.happened else world
         else:
             after = world if invoke.op in world.happened else effect(world, invoke)
@@ -327,8 +328,10 @@ def _successors(
             yield replace(after, happened=after.happened | {invoke.op})
     for agent in doomed:
         yield die(world, agent)
+    # What was sent may be closed at any time. It makes no difference before it is all that keeps the context.
+    kept = {r.vm for r in world.references if not r.sent or (r.vm, r.agent) in pinned}
     for reference in world.references:
-        if reference.sent and (reference.vm, reference.agent) not in pinned and world.context(reference.vm):
+        if reference.vm not in kept and world.context(reference.vm):
             yield drop(world, reference)
 
 

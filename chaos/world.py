@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from chaos.history import Invoke
+from chaos.history import Done, Invoke
 
 ON_ITS_WAY = ""
 """Holder of a descriptor that has left its process and has not been used yet by whoever received it."""
@@ -112,6 +112,16 @@ def effect(world: World, invoke: Invoke) -> World | None:
         return None
     rule = EFFECTS.get(invoke.f)
     return world if rule is None else rule(world, invoke)
+
+
+def took_effect(invoke: Invoke, done: Done) -> bool:
+    """Whether an operation that answered ok or fail has happened.
+
+    `init` makes the vCPUs as well. If it was one of those that was refused, the context is there, and charged.
+    """
+    call = done.value.get("call", "")
+    after_init = isinstance(call, str) and call != "" and not call.startswith("KVM_MEMORY_ENCRYPT_OP")
+    return done.outcome == "ok" or (done.outcome == "fail" and invoke.f == "init" and after_init)
 
 
 def halfway(world: World, invoke: Invoke) -> World | None:

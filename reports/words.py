@@ -110,7 +110,9 @@ def _answers(history: History, invokes: Iterable[Invoke]) -> Iterator[str]:
             yield f"{invoke.f} was killed"
         elif done.outcome == "fail":
             firmware = f" (firmware status {done.firmware:#x})" if done.firmware else ""
-            yield f"{invoke.f} failed: {errname(done.errno)}{firmware}"
+            call = done.value.get("call", "")
+            of = f", of {clean(call)}" if isinstance(call, str) and call else ""
+            yield f"{invoke.f} failed: {errname(done.errno)}{firmware}{of}"
         elif invoke.f == "move":
             yield "moved"
 

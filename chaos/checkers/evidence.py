@@ -17,7 +17,7 @@ from chaos.ledger import Entry, Ledger, replay
 from chaos.verdict import Outcome, Verdict
 from chaos.world import argument
 
-# Operations that are an ioctl each on a file descriptor of their VM. `run` is none: it lets threads into KVM_RUN and
+# Operations that are ioctls on a file descriptor of their VM. `run` is none: it lets threads into KVM_RUN and
 # answers before they come out. `close`, and being the source of a move, are no ioctl on the VM.
 IOCTLS = frozenset(
     {
@@ -43,6 +43,12 @@ def errname(number: int) -> str:
 def says_dead(done: Done) -> bool:
     """Whether the ioctl was turned away because its VM is dead. The firmware's own EIO carries its status."""
     return done.outcome == "fail" and done.errno == errno.EIO and done.firmware == 0
+
+
+def ioctl_answered(done: Done) -> bool:
+    """Whether what was refused was an ioctl: `get_state`, `set_state` and `move` also wait for a message."""
+    call = done.value.get("call", "")
+    return done.outcome == "ok" or call == "" or (isinstance(call, str) and call.startswith("KVM_"))
 
 
 def held(promise: str, reason: str, records: Iterable[Record] = ()) -> Verdict:
@@ -128,6 +134,9 @@ class Move:
 
     @property
     def other(self) -> str:
+        """The VM that does not, "" if there is none: a VM may be told to move into itself."""
+        if self.source == self.destination:
+            return ""
         return self.source if self.happened else self.destination
 
     @property

@@ -12,7 +12,18 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from errno import EIO
 
-from chaos.checkers.evidence import IOCTLS, Evidence, Move, combine, deviated, errname, held, says_dead, unknown
+from chaos.checkers.evidence import (
+    IOCTLS,
+    Evidence,
+    Move,
+    combine,
+    deviated,
+    errname,
+    held,
+    ioctl_answered,
+    says_dead,
+    unknown,
+)
 from chaos.experiment import Experiment
 from chaos.history import Answer, Asked, Done, History, Invoke
 from chaos.verdict import Verdict
@@ -90,7 +101,7 @@ def _worthless(experiment: Experiment, evidence: Evidence, asked: Asked) -> str:
 def _operations(move: Move, done: Iterable[tuple[Invoke, Done]]) -> Iterator[Verdict]:
     """Ordinary operations on the source afterwards are witnesses too, though nobody meant to ask."""
     for invoke, answer in done:
-        if says_dead(answer) == move.happened:
+        if says_dead(answer) == move.happened or not ioctl_answered(answer):
             continue
         said = "ok" if answer.outcome == "ok" else errname(answer.errno)
         yield deviated(

@@ -31,7 +31,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
         after = [entry for entry in evidence.ledger.entries if entry.record.seq > evidence.settled]
         guests = dict.fromkeys(evidence.lineage(move.source) for move in evidence.moves)
         parts += [_owner(evidence, after, vms) for vms in guests]
-        parts += [_other(evidence, move) for move in evidence.moves]
+        parts += [_other(evidence, move) for move in evidence.moves if move.other]
         parts.append(_firmware(after))
     return combine(PROMISE, parts)
 

@@ -306,6 +306,36 @@ def test_p3_an_operation_that_a_dead_source_answers() -> None:
     assert verdict.signature == "source-after-move:answered:get_state+source-after-move:answered:launch_measure"
 
 
+def test_p3_a_message_that_did_not_come_is_no_answer_of_the_kernel() -> None:
+    b = Builder()
+    b.begin()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.move("old", "new", "destination")
+    b.done(b.invoke("set_state", "source", vm="old"), "fail", error=errno.EPIPE, value={"call": "the source ended"})
+    b.ask("old", "source", dead=True)
+    assert CHECKERS["P3"](shipped(MOVE), b.history()).outcome is Outcome.HELD
+    b.done(b.invoke("get_state", "source", vm="old"), "fail", error=errno.EINVAL, value={"call": "KVM_GET_REGS"})
+    assert CHECKERS["P3"](shipped(MOVE), b.history()).signature == "source-after-move:answered:get_state"
+
+
+def test_a_vm_that_is_told_to_move_into_itself() -> None:
+    b = Builder()
+    b.begin()
+    b.launch("old", "source", "sev")
+    b.count("old", "source", 10)
+    b.status("old", "source")
+    b.observe("before", {"source": 1})
+    b.move("old", "old", "source", error=errno.EINVAL)
+    b.observe("after", {"source": 1})
+    b.count("old", "source", 20)
+    b.status("old", "source")
+    b.ask("old", "source", dead=False)
+    for promise in ("P1", "P3", "P4", "P5", "P6"):
+        verdict = CHECKERS[promise](shipped(MOVE), b.history())
+        assert (promise, verdict.outcome) == (promise, Outcome.HELD), verdict.reason
+
+
 def test_p3_an_operation_that_a_live_source_refuses_as_dead() -> None:
     b = Builder()
     b.begin()

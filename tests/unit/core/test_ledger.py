@@ -562,3 +562,28 @@ def test_a_process_that_exits_closes_before_it_says_so() -> None:
     b.done(invoke)
     b.exited("source")
     assert ledger(b).mismatches("charge", "guests") == ()
+
+
+def test_an_init_that_failed_over_its_vcpus_has_charged() -> None:
+    b = Builder()
+    b.spawn("source")
+    b.do("create", "source", vm="old")
+    refused = {"call": "KVM_MEMORY_ENCRYPT_OP INIT"}
+    b.done(b.invoke("init", "source", vm="old", key="sev"), "fail", error=errno.EBUSY, value=dict(refused))
+    assert payers(ledger(b)) == {()}
+    invoke = b.invoke("init", "source", vm="old", key="sev")
+    done = b.done(invoke, "fail", error=errno.ENOMEM, value={"call": "KVM_CREATE_VCPU"})
+    assert payers(ledger(b)) == {("source",)}
+    assert ledger(b).happened(invoke, done) is True
+
+
+def test_descriptors_that_were_sent_do_not_multiply_the_worlds() -> None:
+    b = Builder()
+    b.spawn("source")
+    b.spawn("destination")
+    for number in range(12):
+        b.launch(f"old-{number}", "source", "sev")
+        b.launch(f"new-{number}", "destination")
+        b.do("send_fd", "source", vm=f"old-{number}", to="destination")
+        b.move(f"old-{number}", f"new-{number}", "destination", error=errno.EBUSY)
+    assert len(ledger(b).worlds) == 1

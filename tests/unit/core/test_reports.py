@@ -221,6 +221,7 @@ def test_results_of_steps() -> None:
     b.add(Note(t=b.tick(), topic="skipped", text="not here", step=4))
     b.invoke("pause", "m", step=5, vm="v")
     b.do("init", "m", step=6, vm="v", error=errno.EIO, firmware=0x17)
+    b.done(b.invoke("init", "m", step=6, vm="v"), "fail", error=errno.ENOMEM, value={"call": "KVM_CREATE_VCPU"})
     history = b.history()
     assert [words.result(experiment, history, number) for number in range(8)] == [
         "not reached in time",
@@ -229,7 +230,7 @@ def test_results_of_steps() -> None:
         "nothing shows that it struck",
         "not here",
         "pause never answered",
-        "init failed: EIO (firmware status 0x17)",
+        "init failed: EIO (firmware status 0x17), init failed: ENOMEM, of KVM_CREATE_VCPU",
         "not reached",
     ]
     b.do("exit", "m", step=len(experiment.script))
