@@ -16,7 +16,7 @@ from chaos.kmsg import KernelLog, Lost, parse
 from chaos.poll import Loop, TimedOut
 from chaos.schedule import holds
 from chaos.schedule.holds import Sleeper
-from chaos.survey import Surveyed, allowance, foreign_guests, full_version
+from chaos.survey import Paths, Surveyed, allowance, foreign_guests, full_version, survey
 from faults.vmm import Kill
 
 # Texts of a move that waited for a running vCPU, as both kernels of the lab show them.
@@ -221,3 +221,10 @@ def test_a_handler_may_take_off_another_of_the_same_turn() -> None:
     loop.turn(0)
     loop.turn(0)
     assert len(heard) == 1
+
+
+def test_a_lab_is_known_by_its_shim_whatever_the_order_says(tmp_path: Path) -> None:
+    paths = Paths(proc=tmp_path, modules=tmp_path / "module")
+    assert survey("local", paths, None).executes_es
+    (tmp_path / "module" / "sevshim").mkdir(parents=True)
+    assert not survey("local", paths, None).executes_es
