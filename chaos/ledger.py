@@ -24,7 +24,7 @@ from functools import partial
 from typing import Literal
 
 from chaos.history import Asked, Counted, Done, Exited, Fault, Held, History, Invoke, Observation
-from chaos.world import EFFECTS, World, argument, begin, die, drop, effect, forget, halfway, took_effect
+from chaos.world import EFFECTS, World, argument, begin, die, drop, effect, forget, give_back, halfway, took_effect
 
 Kind = Literal["charge", "guests", "owner", "answer"]
 Witness = Observation | Done | Asked
@@ -166,7 +166,7 @@ class _Replay:
     def _become(self, worlds: Iterable[World]) -> None:
         """The worlds are these, and all that they can turn into by themselves."""
         acting = [invoke for op, invoke in self.pending.items() if op not in self.stopped]
-        before, self.worlds = self.worlds, _reachable(worlds, acting, self.pending.values(), self.doomed)
+        before, self.worlds = self.worlds, _reachable(worlds, acting, self.doomed)
         for window in self.windows.values():
             window.calm &= before == self.worlds
             window.steady &= window.calm
@@ -299,28 +299,23 @@ def _answered(worlds: Iterable[World], invoke: Invoke, done: Done) -> Iterator[W
             yield forget(after, invoke.op)
 
 
-def _reachable(
-    worlds: Iterable[World], acting: Iterable[Invoke], pending: Iterable[Invoke], doomed: Iterable[str]
-) -> frozenset[World]:
+def _reachable(worlds: Iterable[World], acting: Iterable[Invoke], doomed: Iterable[str]) -> frozenset[World]:
     """The worlds, and every one that they can turn into without anything more being asked of anybody."""
-    pinned = {(argument(invoke, "source"), invoke.agent) for invoke in pending}
     seen = set(worlds)
     todo = list(seen)
     while todo:
-        for world in _successors(todo.pop(), acting, pinned, doomed):
+        for world in _successors(todo.pop(), acting, doomed):
             if world not in seen:
                 seen.add(world)
                 todo.append(world)
     return frozenset(seen)
 
 
-def _successors(
-    world: World, acting: Iterable[Invoke], pinned: set[tuple[str, str]], doomed: Iterable[str]
-) -> Iterator[World]:
+def _successors(world: World, acting: Iterable[Invoke], doomed: Iterable[str]) -> Iterator[World]:
     for invoke in acting:
         if invoke.op in world.happened:
             continue
-        yield forget(world, invoke.op)  # it has given back what it had taken ahead, and is about to fail
+        yield give_back(world, invoke.op)  # and it is about to fail
         between, after = halfway(world, invoke), effect(world, invoke)
         if between is not None:
             yield between
@@ -329,7 +324,7 @@ def _successors(
     for agent in doomed:
         yield die(world, agent)
     # What was sent may be closed at any time. It makes no difference before it is all that keeps the context.
-    kept = {r.vm for r in world.references if not r.sent or (r.vm, r.agent) in pinned}
+    kept = {reference.vm for reference in world.references if not reference.sent}
     for reference in world.references:
         if reference.vm not in kept and world.context(reference.vm):
             yield drop(world, reference)

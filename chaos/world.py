@@ -10,9 +10,10 @@ None if it cannot happen there; `HALFWAY` what may be seen while it is under way
 what is true from the moment it has begun. A rule for a new operation is an entry in a table; the ledger
 (`chaos.ledger`) needs no change for it.
 
-The life of a context hangs on references. A VM lives as long as a process has it open: the process that created it,
-or one that its descriptor was sent to. The context goes with the last VM that owns it, and its charge goes with the
-context. A descriptor that was sent may be closed by its receiver at any time, except while a move needs it.
+The life of a context hangs on references. A VM lives as long as a process has it open (the process that created it, or
+one that its descriptor was sent to), or a move of its context is under way: the system call holds both files, whoever
+closes what meanwhile. The context goes with the last VM that owns it, and its charge goes with the context. A
+descriptor that was sent may be closed by its receiver at any time.
 """
 
 from __future__ import annotations
@@ -42,11 +43,13 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """`agent` has descriptors of `vm` open; `sent` if they came from another process."""
+    """`agent` has descriptors of `vm` open; `sent` if they came from another process. With `op` it is the operation of
+    that number that holds the file."""
 
     vm: str
     agent: str
     sent: bool = False
+    op: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,16 +136,18 @@ def halfway(world: World, invoke: Invoke) -> World | None:
 def begin(world: World, invoke: Invoke) -> World:
     """The world once the operation has begun."""
     rule = ON_BEGIN.get(invoke.f)
-    return world if rule is None else rule(world, invoke)
+    return world if rule is None or world.home(invoke.agent) is None else rule(world, invoke)
+
+
+def give_back(world: World, op: int) -> World:
+    """The operation has given back what it had taken ahead."""
+    return replace(world, advances=frozenset(advance for advance in world.advances if advance.op != op))
 
 
 def forget(world: World, op: int) -> World:
-    """The world once the operation is over: what it had taken ahead is given back."""
-    return replace(
-        world,
-        advances=frozenset(advance for advance in world.advances if advance.op != op),
-        happened=world.happened - {op},
-    )
+    """The world once the operation is over: nothing is taken ahead any more, and no file is held."""
+    references = frozenset(reference for reference in world.references if reference.op != op)
+    return _settled(replace(give_back(world, op), references=references, happened=world.happened - {op}))
 
 
 def die(world: World, agent: str) -> World:
@@ -221,12 +226,14 @@ def _movable(world: World, invoke: Invoke) -> Context | None:
 
 
 def _begin_move(world: World, invoke: Invoke) -> World:
-    """The caller has the source open: the descriptor is an argument of the call."""
+    """The call holds both files, however it came by the source's descriptor. If that was on its way, it has arrived."""
     source = argument(invoke, "source")
-    if not world.open(source) or Reference(source, invoke.agent) in world.references:
-        return world
-    arrived = world.references - {Reference(source, ON_ITS_WAY, sent=True)}
-    return replace(world, references=arrived | {Reference(source, invoke.agent, sent=True)})
+    on_its_way = Reference(source, ON_ITS_WAY, sent=True)
+    references = world.references
+    if on_its_way in references:
+        references = references - {on_its_way} | {Reference(source, invoke.agent, sent=True)}
+    vms = [vm for vm in (source, argument(invoke, "vm")) if world.open(vm)]
+    return replace(world, references=references | {Reference(vm, invoke.agent, op=invoke.op) for vm in vms})
 
 
 def _halfway_move(world: World, invoke: Invoke) -> World | None:
@@ -247,7 +254,7 @@ def _move(world: World, invoke: Invoke) -> World | None:
             world,
             contexts=world.contexts - {context} | {moved},
             dead=world.dead | {context.owner},
-            advances=frozenset(advance for advance in world.advances if advance.op != invoke.op),
+            advances=give_back(world, invoke.op).advances,
         )
     )
 

@@ -587,3 +587,28 @@ def test_descriptors_that_were_sent_do_not_multiply_the_worlds() -> None:
         b.do("send_fd", "source", vm=f"old-{number}", to="destination")
         b.move(f"old-{number}", f"new-{number}", "destination", error=errno.EBUSY)
     assert len(ledger(b).worlds) == 1
+
+
+@pytest.mark.parametrize("vm", ["old", "new"])
+def test_a_move_holds_both_files_whoever_closes_them(vm: str) -> None:
+    """Both in one process, which closes one under the move."""
+    b = Builder()
+    b.spawn("source")
+    b.launch("old", "source", "sev")
+    b.launch("new", "source")
+    invoke = b.invoke("move", "source", vm="new", source="old")
+    b.do("close", "source", vm=vm)
+    assert payers(ledger(b)) == {("source",)}
+    b.done(invoke)
+    assert payers(ledger(b)) == ({("source",)} if vm == "old" else {()})
+    assert ledger(b).lost == ""
+
+
+def test_a_process_that_may_be_dead_may_not_have_begun() -> None:
+    b = two()
+    b.do("send_fd", "source", vm="old", to="destination")
+    b.kill_begins("destination")
+    b.invoke("move", "destination", vm="new", source="old")
+    b.do("close", "source", vm="old")
+    b.observe("gone with the destination")
+    assert ledger(b).mismatches("charge", "guests") == ()

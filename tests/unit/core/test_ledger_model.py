@@ -115,8 +115,7 @@ class Kernel:
 
     def close(self, name: str) -> None:
         vm = self.vms.get(name)
-        making = any(p.destination == name for p in self.pending)  # a VMM does not close what its move goes into
-        if vm is None or vm.agent not in self.alive or vm.agent not in vm.open_in or making:
+        if vm is None or vm.agent not in self.alive or vm.agent not in vm.open_in:
             return
         vm.open_in = [agent for agent in vm.open_in if agent != vm.agent]
         self.release()
