@@ -90,13 +90,18 @@ async def save(lab: Lab) -> None:
     keep_newest("snapshots", "*.lab", KEPT)
 
 
-async def _device_state(monitor: QMPClient) -> bytes:
+async def _stream(monitor: QMPClient, command: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Our end of a migration stream that `command` ("migrate" or "migrate-incoming") begins."""
     ours, theirs = socket.socketpair()
     monitor.send_fd_scm(theirs.fileno())
     await monitor.execute("getfd", {"fdname": "state"})
     theirs.close()
-    await monitor.execute("migrate", {"uri": "fd:state"})
-    reader, writer = await asyncio.open_connection(sock=ours)
+    await monitor.execute(command, {"uri": "fd:state"})
+    return await asyncio.open_connection(sock=ours)
+
+
+async def _device_state(monitor: QMPClient) -> bytes:
+    reader, writer = await _stream(monitor, "migrate")
     state = await reader.read(-1)
     writer.close()
     deadline = time.monotonic() + _SAVE_DEADLINE
@@ -124,12 +129,7 @@ async def restore(lab: Lab, snapshot: Snapshot) -> None:
 
 
 async def _feed(monitor: QMPClient, file: BinaryIO, header: _Header) -> None:
-    ours, theirs = socket.socketpair()
-    monitor.send_fd_scm(theirs.fileno())
-    await monitor.execute("getfd", {"fdname": "state"})
-    theirs.close()
-    await monitor.execute("migrate-incoming", {"uri": "fd:state"})
-    _, writer = await asyncio.open_connection(sock=ours)
+    _, writer = await _stream(monitor, "migrate-incoming")
     file.seek(header.state)
     writer.write(file.read(header.state_size))
     await writer.drain()
