@@ -11,7 +11,7 @@ import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from errno import EPIPE, ETIMEDOUT
+from errno import EINVAL, EPIPE, ETIMEDOUT
 
 from chaos.errors import InternalError
 from chaos.experiment import Kind
@@ -153,7 +153,8 @@ class Machine:
         arrived, self.arrived_state = self.arrived_state, None
         assert arrived is not None
         if len(arrived.vcpus) > len(self.vcpus):
-            raise InternalError(f"the source has {len(arrived.vcpus)} vCPUs, the destination {len(self.vcpus)}")
+            text = f"the state of {len(arrived.vcpus)} vCPUs does not fit into {len(self.vcpus)}"
+            raise OSError(EINVAL, text)
         for vcpu, parts in zip(self.vcpus, arrived.vcpus, strict=False):
             state.give(vcpu, parts)
 
