@@ -53,11 +53,12 @@ async def conduct(
                 dmesg.write(f"<{written.level}>[{written.t / 1e9:12.6f}] {written.text}\n")
             watch(written)
 
+        def line(text: str) -> None:
+            console.write(f"{text}\n")
+
         try:
             order = Order(experiment=experiment, seed=seed, host=description.host)
-            await host.carry_out(
-                order, record=record, console=lambda line: console.write(line + "\n") and None, timeout=timeout
-            )
+            await host.carry_out(order, record=record, console=line, timeout=timeout)
         except SevchaosError as error:
             broken = error
             _close(error, writer, record)

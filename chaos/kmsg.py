@@ -18,6 +18,7 @@ from chaos.kvm.fd import OwnedFd
 
 RECORD_LIMIT = 1 << 13
 PATH = Path("/dev/kmsg")
+SIGNATURE = "sevchaos: the reader of this log is at work"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,22 +28,22 @@ class Line:
     level: int
     t: int
     text: str
+    kernel: bool = True  # false for a line that a process wrote
 
 
 class Lost(Exception):
     """Part of the log, or all that is to come, cannot be read."""
 
 
-def parse(record: bytes) -> Line | None:
-    """None if it is not the kernel's own. Raises ValueError if it is no record."""
+def parse(record: bytes) -> Line:
+    """Raises ValueError if it is no record."""
     head, separator, body = record.decode(errors="replace").partition(";")
     fields = head.split(",")
     if not separator or len(fields) < 3:
         raise ValueError(f"not a record of /dev/kmsg: {record[:80]!r}")
     priority, microseconds = int(fields[0]), int(fields[2])
-    if priority >> 3:
-        return None
-    return Line(level=priority & 7, t=microseconds * 1000, text=body.split("\n", 1)[0])
+    text = body.split("\n", 1)[0]
+    return Line(level=priority & 7, t=microseconds * 1000, text=text, kernel=priority >> 3 == 0)
 
 
 class KernelLog:
@@ -50,11 +51,22 @@ class KernelLog:
 
     def __init__(self, path: Path = PATH) -> None:
         """Raises OSError."""
+        self.signed = self.heard = 0
+        self._path = path
         self.fd = OwnedFd(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
         os.lseek(self.fd.number, 0, os.SEEK_END)
 
+    def sign(self) -> None:
+        """Write a line into the log, to be read back: a quiet log and a dead reader look the same. Raises OSError."""
+        fd = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, f"{SIGNATURE} ({os.getpid()}.{self.signed})\n".encode())
+        finally:
+            os.close(fd)
+        self.signed += 1
+
     def lines(self, lost: Callable[[str], None]) -> Iterator[Line]:
-        """What there is now. `lost` is told of what was overwritten before it could be read.
+        """What the kernel has said until now. `lost` is told of what was overwritten before it could be read.
 
         Raises `Lost` if it cannot be read at all.
         """
@@ -71,8 +83,10 @@ class KernelLog:
                 continue
             except ValueError as error:
                 raise Lost(str(error)) from error
-            if line is not None:
+            if line.kernel:
                 yield line
+            elif line.text.startswith(f"{SIGNATURE} ({os.getpid()}."):
+                self.heard += 1
 
     def close(self) -> None:
         self.fd.close()

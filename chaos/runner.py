@@ -91,8 +91,7 @@ class Run:
             except (SevchaosError, StepFailed, OSError) as error:
                 self._failed(error)
             if log is not None:
-                self.loop.turn(0)
-                self._read_log(log)
+                self._close_log(log)
         self.recorder.write(End(t=self.recorder.now(), complete=not self.reasons, reason="; ".join(self.reasons)))
 
     def _header(self, host: Surveyed) -> None:
@@ -122,6 +121,7 @@ class Run:
     def _open_log(self, stack: ExitStack) -> KernelLog | None:
         try:
             log = KernelLog(self.paths.kmsg)
+            log.sign()
         except OSError as error:
             self.recorder.note("witness", f"the kernel's log: {self.paths.kmsg}: {error.strerror}")
             return None
@@ -136,6 +136,15 @@ class Run:
         except Lost as lost:
             self.loop.forget(log.fd.number)
             self.recorder.note("witness", f"the kernel's log: {lost}")
+
+    def _close_log(self, log: KernelLog) -> None:
+        """Read what is left, up to a line of our own."""
+        with contextlib.suppress(OSError):  # then it is not heard either
+            log.sign()
+        self.loop.turn(0)
+        self._read_log(log)
+        if log.heard < 2:
+            self.recorder.note("witness", "the kernel's log: what was written into it was not read back")
 
     # -- the run ------------------------------------------------------------------------------------------
 

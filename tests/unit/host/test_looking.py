@@ -96,8 +96,28 @@ def test_a_record_of_the_kernels_log() -> None:
     assert (line.level, line.t, line.text) == (4, 54661030000, "misc cgroup resource sev became less than 0")
 
 
+def test_the_log_reader_hears_only_its_own_signature(tmp_path: Path) -> None:
+    path = tmp_path / "kmsg"
+    path.write_text("")
+    log = KernelLog(path)
+    log.sign()
+    written = path.read_text()
+    assert str(os.getpid()) in written
+    # As the kernel would give it back, between a line of its own and a signature of somebody else's reader.
+    other = written.replace(f"({os.getpid()}.", "(1.")
+    for record, heard in ((f"12,1,1,-;{other}", 0), ("4,2,2,-;kernel\n", 0), (f"12,3,3,-;{written}", 1)):
+        path.write_text("")
+        os.lseek(log.fd.number, 0, os.SEEK_SET)
+        path.write_text(record)
+        with pytest.raises(Lost):  # a plain file ends, which the log never does
+            list(log.lines(lambda lost: None))
+        assert (log.signed, log.heard) == (1, heard)
+    log.close()
+
+
 def test_what_processes_write_is_not_the_kernels() -> None:
-    assert parse(b"12,1,1,-;sevchaos: hello\n") is None  # facility 1
+    assert not parse(b"12,1,1,-;sevchaos: hello\n").kernel  # facility 1
+    assert parse(b"4,1,1,-;hello\n").kernel
     first = parse(b"6,1,1,c;a; b, c\n")
     assert first is not None and first.text == "a; b, c"
 
