@@ -62,6 +62,26 @@ def test_no_memory_for_a_lab(sevchaos: Sevchaos) -> None:
     assert b"MiB are available" in done.stderr
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="making a small disk takes root")
+@pytest.mark.parametrize("megabytes", [40, 160], ids=["root file system", "snapshot"])
+def test_a_full_disk(sevchaos: Sevchaos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, megabytes: int) -> None:
+    everything = snapshots_directory().parent
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(disk)], check=True, timeout=30)
+    try:
+        for kept in ("kernels", "modules", "tools", "native", "series.json"):  # all but what is made at start
+            if (everything / kept).exists():
+                (disk / kept).symlink_to(everything / kept)
+        monkeypatch.setenv("SEVCHAOS_CACHE", str(disk))
+        done = sevchaos("lab", "run", "--", "true")
+        assert done.returncode == ExitCode.NO_SPACE, done.stderr.decode()
+        assert b"is full" in done.stderr or b"free" in done.stderr
+        assert list(disk.rglob("*.lab")) == [], "half a snapshot"
+    finally:
+        subprocess.run(["umount", str(disk)], check=True, timeout=30)
+
+
 def test_a_kernel_that_does_not_exist(sevchaos: Sevchaos) -> None:
     done = sevchaos("lab", "run", "--kernel", "debian:6.1.0-1-nothing", "--", "true")
     assert done.returncode in (ExitCode.HOST_LACKS, ExitCode.USAGE)
