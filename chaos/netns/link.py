@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Links between namespaces: veth pairs, their addresses, up and down, and what is there.
+
+A veth pair is quiet: it gets no IPv6 address of its own making, and so sends no router solicitations, neighbour
+discovery or listener reports. What a qdisc on it counts is what somebody sent through it (and IPv4's ARP).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv6Interface
+from typing import Any
+
+from chaos.errors import HostLacks
+from chaos.netns.netlink import GROUP_LINK, Listener, index_of, inside
+from chaos.netns.space import WITHIN, Namespace
+
+Interface = IPv4Interface | IPv6Interface
+
+# include/uapi/linux: if.h, if_addr.h, if_link.h
+IFF_UP = 1
+OPER_UP = "UP"  # IF_OPER_UP, as pyroute2 spells it
+IFA_F_NODAD = 2
+IN6_ADDR_GEN_MODE_NONE = 1
+INFINITY = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """One end of a link, by its name in a namespace. The namespace stays its owner's."""
+
+    space: Namespace
+    link: str
+
+    def __str__(self) -> str:
+        return self.link
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What the kernel says about a link.
+
+    `carrier`: the other end is up too. `running`: the kernel's own bookkeeping has caught up with that, see
+    `wait_running`. `kind` is "veth" or the like, "" for what was not made by anybody; `qdisc` that of its root. `sent`
+    and `received` count packets.
+    """
+
+    name: str
+    index: int
+    kind: str
+    up: bool
+    carrier: bool
+    running: bool
+    qdisc: str
+    addresses: tuple[str, ...]
+    sent: int
+    received: int
+
+
+def connect(left: End, right: End, *, within: float = WITHIN) -> None:
+    """Make a veth pair, down and without addresses. Undo: `remove` one end, or let one of the namespaces go.
+
+    Raises `HostLacks` (root, or a kernel without veth) or OSError: EEXIST if a name is taken, EINVAL if it is no name.
+    """
+    right_fd = right.space.fd
+
+    def add(route: Any) -> None:
+        peer = {"ifname": right.link, "net_ns_fd": right_fd}
+        route.link("add", ifname=left.link, kind="veth", peer=peer)
+
+    try:
+        inside(left.space.fd, add, what=f"make a veth pair {left.link}, {right.link}", within=within)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        raise HostLacks("the kernel has no veth", remedy="modprobe veth, or a kernel with CONFIG_VETH") from error
+    try:
+        for end in (left, right):
+            quieten(end, within=within)
+    except BaseException:
+        with contextlib.suppress(OSError, HostLacks):  # the first error is the one to tell
+            remove(left, within=within)
+        raise
+
+
+def quieten(end: End, *, within: float = WITHIN) -> None:
+    """Let the link have no IPv6 address that nobody gave it; before it is up. Raises `HostLacks` or OSError."""
+    mode = {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", IN6_ADDR_GEN_MODE_NONE)]})]}
+
+    def set_mode(route: Any) -> None:
+        route.link("set", index=index_of(route, end.link), IFLA_AF_SPEC=mode)
+
+    try:
+        inside(end.space.fd, set_mode, what=f"keep {end} quiet", within=within)
+    except OSError as error:
+        if error.errno != errno.EAFNOSUPPORT:  # a kernel without IPv6 is quiet anyway
+            raise
+
+
+def remove(end: End, *, within: float = WITHIN) -> None:
+    """Remove a link, and with it the other end of a pair; nothing to do if it is gone. Raises `HostLacks`, OSError."""
+
+    def delete(route: Any) -> None:
+        route.link("del", index=index_of(route, end.link))
+
+    try:
+        inside(end.space.fd, delete, what=f"remove the link {end}", within=within)
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
+
+
+def assign(end: End, address: Interface, *, within: float = WITHIN) -> None:
+    """Give the link an address. Raises `HostLacks` or OSError: EEXIST if it has it already.
+
+    An IPv6 address can be used at once (no duplicate detection) and is lost when the link is set down; an IPv4 address
+    stays.
+    """
+
+    def add(route: Any) -> None:
+        flags = IFA_F_NODAD if address.version == 6 else 0
+        prefix = address.network.prefixlen
+        route.addr("add", index=index_of(route, end.link), address=str(address.ip), prefixlen=prefix, flags=flags)
+
+    inside(end.space.fd, add, what=f"give {end} the address {address}", within=within)
+
+
+def set_up(end: End, up: bool, *, within: float = WITHIN) -> None:
+    """Set a link up or down. While one end is down, no packet passes either way. Raises `HostLacks` or OSError."""
+
+    def change(route: Any) -> None:
+        route.link("set", index=index_of(route, end.link), state="up" if up else "down")
+
+    inside(end.space.fd, change, what=f"set {end} {'up' if up else 'down'}", within=within)
+
+
+def wait_running(end: End, *, within: float = WITHIN) -> None:
+    """Wait until packets can leave by an end that was up before the other one was.
+
+    The end that comes up last passes packets at once. The one that was up before is told by the kernel a moment later
+    (net/core/link_watch.c), and what it sends until then is dropped. For the last one `running` is of no account and
+    may come a second later.
+
+    Raises TimeoutError, `HostLacks` or OSError.
+    """
+
+    def wait(route: Any) -> None:
+        until = time.monotonic() + within
+        with contextlib.closing(Listener(GROUP_LINK)) as listener:  # before looking, so that nothing is missed
+            if _one(route, end.link).running:
+                return
+            for _ in listener.news(until):
+                if _one(route, end.link).running:
+                    return
+        raise TimeoutError(errno.ETIMEDOUT, f"waited {within:g} s for {end} to be running: is the other end up?")
+
+    inside(end.space.fd, wait, what=f"wait for {end} to be running", within=within + WITHIN)
+
+
+def look(end: End, *, within: float = WITHIN) -> Link:
+    """What the kernel says about a link. Raises `HostLacks` or OSError: ENODEV if it is gone."""
+    return inside(end.space.fd, lambda route: _one(route, end.link), what=f"look at {end}", within=within)
+
+
+def links(space: Namespace, *, within: float = WITHIN) -> tuple[Link, ...]:
+    """All links of a namespace. Raises `HostLacks` or OSError."""
+    return inside(space.fd, lambda route: tuple(_all(route)), what="list links", within=within)
+
+
+def _one(route: Any, name: str) -> Link:
+    for link in _all(route):
+        if link.name == name:
+            return link
+    raise OSError(errno.ENODEV, f"there is no link {name!r} in the namespace")
+
+
+def _all(route: Any) -> Iterator[Link]:
+    addresses: dict[int, list[str]] = {}
+    for message in route.get_addr():
+        address = f"{message.get_attr('IFA_ADDRESS')}/{message['prefixlen']}"
+        addresses.setdefault(int(message["index"]), []).append(address)
+    for message in route.get_links():
+        index = int(message["index"])
+        info = message.get_attr("IFLA_LINKINFO")
+        carrier = bool(message.get_attr("IFLA_CARRIER"))
+        counters = message.get_attr("IFLA_STATS64") or {}
+        yield Link(
+            name=str(message.get_attr("IFLA_IFNAME")),
+            index=index,
+            kind=str(info.get_attr("IFLA_INFO_KIND") or "") if info is not None else "",
+            up=bool(message["flags"] & IFF_UP),
+            carrier=carrier,
+            running=carrier and message.get_attr("IFLA_OPERSTATE") == OPER_UP,  # the latter lags in both directions
+            qdisc=str(message.get_attr("IFLA_QDISC") or ""),
+            addresses=tuple(addresses.get(index, ())),
+            sent=int(counters.get("tx_packets", 0)),
+            received=int(counters.get("rx_packets", 0)),
+        )
