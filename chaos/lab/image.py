@@ -147,6 +147,7 @@ def _add_modules(archive: CpioWriter, kernel: Kernel) -> None:
     for path in wanted:
         archive.add_file(f"{home}/{path}", tree.contents(path))
     archive.add_file(f"{home}/modules.dep", tree.dependencies(wanted).encode())
+    archive.add_file(f"{home}/modules.alias", tree.aliases(wanted).encode())
     for listing in ("modules.builtin", "modules.order"):
         archive.add_path(f"{home}/{listing}", kernel.modules / listing)
     archive.add_file("/lab/modules", "".join(f"{path}\n" for path in order).encode())
@@ -203,6 +204,13 @@ class ModuleTree:
 
     def dependencies(self, paths: Iterable[str]) -> str:
         return "".join(f"{path}: {' '.join(self.needs[path])}\n" for path in paths)
+
+    def aliases(self, paths: Iterable[str]) -> str:
+        """Lines of `modules.alias`: the names by which the kernel calls for these modules by itself."""
+        file = self.root / "modules.alias"
+        names = {_module_name(path) for path in paths}
+        lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
+        return "".join(line for line in lines if line.startswith("alias ") and line.split()[-1] in names)
 
 
 def _plain(path: str) -> str:
