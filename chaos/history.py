@@ -9,7 +9,8 @@ call. All are CLOCK_MONOTONIC of the host in nanoseconds, so they compare with e
 Operations, by `f`, with their arguments and, after the arrow, what `value` holds when they are ok:
 
     spawn {cgroup}                      a VMM process, in its cgroup before it does anything → {pid}
-    create {vm, kind, vcpus, memory}    KVM_CREATE_VM, memory slots; vCPUs (of an encrypted VM they come with `init`)
+    create {vm, kind, vcpus, memory}    KVM_CREATE_VM, memory slots; vCPUs (of one that is not plain they come
+                                        with `init` or `mirror`)
     init {vm, key}                      KVM_SEV_INIT or ES_INIT: takes an ASID, charges the agent's cgroup
     launch_start {vm, policy}           → {handle}
     launch_update_data {vm}, launch_update_vmsa {vm}, launch_measure {vm} → {measure}, launch_finish {vm}
@@ -19,8 +20,10 @@ Operations, by `f`, with their arguments and, after the arrow, what `value` hold
     connect {vm, peer}                  a socket to the other end of a migration, the VM `peer`
     send_fd {vm, to}                    the VM's file descriptor leaves its process for the agent `to`
     move {vm, source}                   `vm` is the destination, which makes the call
+    mirror {vm, source}                 `vm` makes the call and becomes a mirror of `source`; then its vCPUs are made
     commit {vm}                         the destination confirms to the source, and the socket is closed
     close {vm}                          every file descriptor of the VM in this process
+    enter {cgroup}                      the process goes into another cgroup; it makes no call itself
     exit {}                             the VMM ends in good order
 
 When an operation fails, `value` holds in `call` the system call that was refused.
@@ -171,6 +174,23 @@ class Exited(_Record, frozen=True, kw_only=True):
     status: int
 
 
+class Firmware(_Record, frozen=True, kw_only=True):
+    """A command that the PSP was sent, by the word of whoever stands between it and the driver.
+
+    `order` is that witness's own count of commands from 0, without holes, so that a lost record shows. `status` is the
+    firmware's. `move` is the operation number of the move that was under way when the command came, None if none was;
+    `began` is CLOCK_MONOTONIC of the host, 0 if the witness has another clock. `handle` names the guest that the
+    command is about, None if it is about none.
+    """
+
+    order: int
+    command: str  # "LAUNCH_START", as in the SEV API
+    status: int
+    handle: int | None = None
+    move: int | None = None
+    began: int = 0
+
+
 class Kernel(_Record, frozen=True, kw_only=True):
     """A line of the kernel's log, `level` 0 to 7, at the kernel's own time."""
 
@@ -193,7 +213,22 @@ class End(_Record, frozen=True, kw_only=True):
     reason: str = ""
 
 
-Record = Header | Invoke | Done | Asked | Observation | Counted | Filled | Held | Fault | Exited | Kernel | Note | End
+Record = (
+    Header
+    | Invoke
+    | Done
+    | Asked
+    | Observation
+    | Counted
+    | Filled
+    | Held
+    | Fault
+    | Exited
+    | Firmware
+    | Kernel
+    | Note
+    | End
+)
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)

@@ -270,7 +270,7 @@ class _Replay:
         if said is None:
             return
         vm = argument(invoke, "vm")
-        fits = frozenset(world for world in window.worlds if (world.context(vm) is not None) == said)
+        fits = frozenset(world for world in window.worlds if (vm in world.holders) == said)
         mismatch = Mismatch("owner", done.seq, vm, "", frozenset({int(not said)}), int(said))
         self.entries.append(Entry(done, window.worlds, fits or window.worlds, () if fits else (mismatch,)))
         if fits and window.calm:

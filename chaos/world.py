@@ -12,8 +12,9 @@ what is true from the moment it has begun. A rule for a new operation is an entr
 
 The life of a context hangs on references. A VM lives as long as a process has it open (the process that created it, or
 one that its descriptor was sent to), or a move of its context is under way: the system call holds both files, whoever
-closes what meanwhile. The context goes with the last VM that owns it, and its charge goes with the context. A
-descriptor that was sent may be closed by its receiver at any time.
+closes what meanwhile. A mirror shares the context of its owner: it has no ASID and pays nothing, and it keeps its owner
+alive, and with it the context and its charge, until it goes itself. The context goes with the last VM that owns it, and
+its charge goes with the context. A descriptor that was sent may be closed by its receiver at any time.
 """
 
 from __future__ import annotations
@@ -27,18 +28,44 @@ from chaos.history import Done, Invoke
 ON_ITS_WAY = ""
 """Holder of a descriptor that has left its process and has not been used yet by whoever received it."""
 
+FIRST_CALL = {"init": "KVM_MEMORY_ENCRYPT_OP", "mirror": "KVM_ENABLE_CAP"}
+"""Of the operations that are several system calls, the one after which they have happened."""
+
 
 @dataclass(frozen=True, slots=True)
 class Context:
     """An encryption context: an ASID, the VM that owns it, and the cgroup that pays for it under `key`.
 
-    `launched` once the firmware knows it (LAUNCH_START), which is later than its charge (INIT).
+    `launched` once the firmware knows it (LAUNCH_START), which is later than its charge (INIT). `sealed` once the
+    registers of its owner's vCPUs are encrypted (LAUNCH_UPDATE_VMSA, SEV-ES only).
     """
 
     owner: str
     key: str
     payer: str
     launched: bool = False
+    sealed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """`vm` runs in the context of the VM `owner`. `sealed` says of its own vCPUs what it says of a context's owner."""
+
+    vm: str
+    owner: str
+    sealed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Vm:
+    """A VM that somebody has open, or that is dead. `agent` created it and is the only one that may ask it anything.
+    It is to have `planned` vCPUs and has `created`; KVM_CREATE_VM was given `type`."""
+
+    name: str
+    agent: str
+    planned: int = 0
+    created: int = 0
+    type: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +97,8 @@ class World:
     homes: frozenset[tuple[str, str]] = frozenset()
     references: frozenset[Reference] = frozenset()
     contexts: frozenset[Context] = frozenset()
+    mirrors: frozenset[Mirror] = frozenset()
+    vms: frozenset[Vm] = frozenset()
     dead: frozenset[str] = frozenset()
     advances: frozenset[Advance] = frozenset()
     happened: frozenset[int] = frozenset()
@@ -80,6 +109,22 @@ class World:
 
     def context(self, vm: str) -> Context | None:
         return next((context for context in self.contexts if context.owner == vm), None)
+
+    def mirror(self, vm: str) -> Mirror | None:
+        return next((mirror for mirror in self.mirrors if mirror.vm == vm), None)
+
+    def shared(self, vm: str) -> Context | None:
+        """The context that the VM owns, or that it is a mirror of."""
+        mirror = self.mirror(vm)
+        return self.context(vm if mirror is None else mirror.owner)
+
+    def vm(self, name: str) -> Vm | None:
+        return next((vm for vm in self.vms if vm.name == name), None)
+
+    @property
+    def holders(self) -> frozenset[str]:
+        """The VMs that are encrypted: owners of contexts and their mirrors."""
+        return frozenset({context.owner for context in self.contexts} | {mirror.vm for mirror in self.mirrors})
 
     def open(self, vm: str) -> bool:
         """Whether any process has the VM open."""
@@ -120,11 +165,13 @@ def effect(world: World, invoke: Invoke) -> World | None:
 def took_effect(invoke: Invoke, done: Done) -> bool:
     """Whether an operation that answered ok or fail has happened.
 
-    `init` makes the vCPUs as well. If it was one of those that was refused, the context is there, and charged.
+    `init` and `mirror` make the vCPUs as well. If it was one of those that was refused, the context is there, and
+    charged.
     """
     call = done.value.get("call", "")
-    after_init = isinstance(call, str) and call != "" and not call.startswith("KVM_MEMORY_ENCRYPT_OP")
-    return done.outcome == "ok" or (done.outcome == "fail" and invoke.f == "init" and after_init)
+    first = FIRST_CALL.get(invoke.f)
+    later = first is not None and isinstance(call, str) and call != "" and not call.startswith(first)
+    return done.outcome == "ok" or (done.outcome == "fail" and later)
 
 
 def halfway(world: World, invoke: Invoke) -> World | None:
@@ -175,12 +222,26 @@ def argument(invoke: Invoke, key: str) -> str:
     return value if isinstance(value, str) else ""
 
 
+def number(invoke: Invoke, key: str) -> int:
+    """An argument of the operation that counts something, 0 if it is not there."""
+    value = invoke.args.get(key)
+    return value if isinstance(value, int) else 0
+
+
 def _settled(world: World) -> World:
-    """Contexts whose VM nobody has open are gone. References to dead VMs are dropped: they keep nothing alive."""
+    """Contexts whose VM nobody has open are gone, unless a mirror that somebody has open keeps it. References to dead
+    VMs are dropped: they keep nothing alive."""
     references = frozenset(reference for reference in world.references if reference.vm not in world.dead)
-    alive = {reference.vm for reference in references}
-    contexts = frozenset(context for context in world.contexts if context.owner in alive)
-    return replace(world, references=references, contexts=contexts)
+    opened = {reference.vm for reference in references}
+    mirrors = frozenset(mirror for mirror in world.mirrors if mirror.vm in opened)
+    alive = opened | {mirror.owner for mirror in mirrors}
+    return replace(
+        world,
+        references=references,
+        mirrors=mirrors,
+        contexts=frozenset(context for context in world.contexts if context.owner in alive),
+        vms=frozenset(vm for vm in world.vms if vm.name in alive or vm.name in world.dead),
+    )
 
 
 def _spawn(world: World, invoke: Invoke) -> World | None:
@@ -189,16 +250,45 @@ def _spawn(world: World, invoke: Invoke) -> World | None:
     return replace(world, homes=world.homes | {(invoke.agent, argument(invoke, "cgroup"))})
 
 
+def _enter(world: World, invoke: Invoke) -> World | None:
+    """The process goes; what it is charged for stays where it is charged (P11)."""
+    homes = frozenset((name, cgroup) for name, cgroup in world.homes if name != invoke.agent)
+    return replace(world, homes=homes | {(invoke.agent, argument(invoke, "cgroup"))})
+
+
 def _create(world: World, invoke: Invoke) -> World | None:
-    vm = argument(invoke, "vm")
-    return replace(world, references=world.references | {Reference(vm, invoke.agent)}, dead=world.dead - {vm})
+    """An encrypted VM gets its vCPUs later: INIT and the mirror want none."""
+    name, planned = argument(invoke, "vm"), number(invoke, "vcpus")
+    created = planned if argument(invoke, "kind") == "plain" else 0
+    vm = Vm(name, invoke.agent, planned, created, number(invoke, "vm_type"))
+    return replace(
+        world,
+        references=world.references | {Reference(name, invoke.agent)},
+        vms=frozenset(other for other in world.vms if other.name != name) | {vm},
+        dead=world.dead - {name},
+    )
+
+
+def _with_vcpus(world: World, name: str) -> frozenset[Vm]:
+    """The VMs, once this one has got its vCPUs."""
+    vm = world.vm(name)
+    return world.vms if vm is None else world.vms - {vm} | {replace(vm, created=vm.planned)}
 
 
 def _init(world: World, invoke: Invoke) -> World | None:
     vm, payer = argument(invoke, "vm"), world.home(invoke.agent)
-    if payer is None or world.context(vm) is not None or vm in world.dead or not world.open(vm):
+    if payer is None or world.shared(vm) is not None or vm in world.dead or not world.open(vm):
         return None
-    return replace(world, contexts=world.contexts | {Context(vm, argument(invoke, "key"), payer)})
+    context = Context(vm, argument(invoke, "key"), payer)
+    return replace(world, contexts=world.contexts | {context}, vms=_with_vcpus(world, vm))
+
+
+def _mirror(world: World, invoke: Invoke) -> World | None:
+    """No ASID, no charge: the owner's context, which lives on as long as the mirror does."""
+    vm, source = argument(invoke, "vm"), argument(invoke, "source")
+    if world.shared(vm) is not None or vm in world.dead or not world.open(vm) or world.context(source) is None:
+        return None
+    return replace(world, mirrors=world.mirrors | {Mirror(vm, source)}, vms=_with_vcpus(world, vm))
 
 
 def _launch_start(world: World, invoke: Invoke) -> World | None:
@@ -206,6 +296,16 @@ def _launch_start(world: World, invoke: Invoke) -> World | None:
     if context is None:
         return None
     return replace(world, contexts=world.contexts - {context} | {replace(context, launched=True)})
+
+
+def _launch_update_vmsa(world: World, invoke: Invoke) -> World | None:
+    vm = argument(invoke, "vm")
+    context, mirror = world.context(vm), world.mirror(vm)
+    if mirror is not None:
+        return replace(world, mirrors=world.mirrors - {mirror} | {replace(mirror, sealed=True)})
+    if context is None:
+        return None
+    return replace(world, contexts=world.contexts - {context} | {replace(context, sealed=True)})
 
 
 def _send_fd(world: World, invoke: Invoke) -> World | None:
@@ -217,12 +317,12 @@ def _send_fd(world: World, invoke: Invoke) -> World | None:
     )
 
 
-def _movable(world: World, invoke: Invoke) -> Context | None:
-    """The context that the move would move."""
+def _movable(world: World, invoke: Invoke) -> bool:
+    """Whether the move's destination can take a context, and its source has one or is a mirror of one."""
     destination = argument(invoke, "vm")
-    if destination in world.dead or world.context(destination) is not None or not world.open(destination):
-        return None
-    return world.context(argument(invoke, "source"))
+    if destination in world.dead or world.shared(destination) is not None or not world.open(destination):
+        return False
+    return world.shared(argument(invoke, "source")) is not None
 
 
 def _begin_move(world: World, invoke: Invoke) -> World:
@@ -237,23 +337,31 @@ def _begin_move(world: World, invoke: Invoke) -> World:
 
 
 def _halfway_move(world: World, invoke: Invoke) -> World | None:
-    """The destination's cgroup is charged before the source's is not ("known limits" of the contract)."""
-    context, payer = _movable(world, invoke), world.home(invoke.agent)
-    if context is None or payer is None or payer == context.payer:
+    """The destination's cgroup is charged before the source's is not ("known limits" of the contract). A mirror has
+    no charge to take along."""
+    context, payer = world.context(argument(invoke, "source")), world.home(invoke.agent)
+    if context is None or payer is None or payer == context.payer or not _movable(world, invoke):
         return None
     return replace(world, advances=world.advances | {Advance(invoke.op, invoke.agent, context.key, payer)})
 
 
 def _move(world: World, invoke: Invoke) -> World | None:
-    context, payer = _movable(world, invoke), world.home(invoke.agent)
-    if context is None or payer is None:
+    source, destination, payer = argument(invoke, "source"), argument(invoke, "vm"), world.home(invoke.agent)
+    if payer is None or not _movable(world, invoke):
         return None
-    moved = replace(context, owner=argument(invoke, "vm"), payer=payer)
+    context, mirror = world.context(source), world.mirror(source)
+    contexts, mirrors = world.contexts, world.mirrors
+    if context is not None:
+        contexts = contexts - {context} | {replace(context, owner=destination, payer=payer)}
+        mirrors = frozenset(replace(m, owner=destination) if m.owner == source else m for m in mirrors)
+    if mirror is not None:
+        mirrors = mirrors - {mirror} | {replace(mirror, vm=destination)}
     return _settled(
         replace(
             world,
-            contexts=world.contexts - {context} | {moved},
-            dead=world.dead | {context.owner},
+            contexts=contexts,
+            mirrors=mirrors,
+            dead=world.dead | {source},
             advances=give_back(world, invoke.op).advances,
         )
     )
@@ -267,9 +375,12 @@ def _close(world: World, invoke: Invoke) -> World | None:
 
 EFFECTS: dict[str, Callable[[World, Invoke], World | None]] = {
     "spawn": _spawn,
+    "enter": _enter,
     "create": _create,
     "init": _init,
+    "mirror": _mirror,
     "launch_start": _launch_start,
+    "launch_update_vmsa": _launch_update_vmsa,
     "send_fd": _send_fd,
     "move": _move,
     "close": _close,
@@ -277,4 +388,4 @@ EFFECTS: dict[str, Callable[[World, Invoke], World | None]] = {
 
 HALFWAY: dict[str, Callable[[World, Invoke], World | None]] = {"move": _halfway_move}
 
-ON_BEGIN: dict[str, Callable[[World, Invoke], World]] = {"move": _begin_move}
+ON_BEGIN: dict[str, Callable[[World, Invoke], World]] = {"move": _begin_move, "mirror": _begin_move}

@@ -13,7 +13,6 @@ from chaos.experiment import Experiment
 from chaos.history import Done, History, Observation
 from chaos.ledger import Entry, Mismatch, owns, said_dead
 from chaos.verdict import Verdict
-from chaos.world import World
 
 PROMISE = "P4"
 
@@ -58,14 +57,10 @@ def _owner(evidence: Evidence, after: list[Entry], vms: frozenset[str]) -> Verdi
         if invoke.seq > (evidence.settled or 0) and owns(done)
     }
     first = after[0].fits if after else evidence.ledger.worlds
-    if not any(_owners(world) & vms and _owners(world) & vms <= answered.keys() for world in first):
+    if not any(world.holders & vms and world.holders & vms <= answered.keys() for world in first):
         return unknown(PROMISE, f"of {' and '.join(sorted(vms))} the owner was not asked for its status after the move")
     said = ", ".join(f"{vm} owns the context (GUEST_STATUS: {_said(done)})" for vm, done in answered.items())
     return held(PROMISE, said, answered.values())
-
-
-def _owners(world: World) -> set[str]:
-    return {context.owner for context in world.contexts}
 
 
 def _other(evidence: Evidence, move: Move) -> Verdict:
