@@ -168,25 +168,15 @@ def _verdicts(verdict: RunVerdict, known: Sequence[Finding]) -> Iterator[Rendera
     grid.add_column(overflow="fold")
     for judged in verdict.verdicts:
         said = Text.assemble((PROMISES.get(judged.promise, ""), "bold"), "\n", clean(judged.reason))
-        for line in _details(judged, verdict.kernel, known):
+        for line in words.details(judged, findings.matching(judged, verdict.kernel, known)):
             said.append(f"\n{line}")
+        if judged.accepted:
+            said.append(f"\n{words.accepted(judged)}")
         grid.add_row(Text(clean(judged.promise)), Text(judged.outcome.value, style=_style(judged)), said)
     yield from _part("Verdict.", "A row is a promise of the kernel, and whether it was kept:", grid)
     left = sum(bool(judged.accepted) for judged in verdict.verdicts)
     tail = f", {left} accepted; exit code {int(verdict.exit_code)}" if left else f"; exit code {int(verdict.exit_code)}"
     yield Text.assemble("\n", "the run: ", (verdict.outcome.value, _STYLES[verdict.outcome]), tail)
-
-
-def _details(judged: Verdict, kernel: str, known: Sequence[Finding]) -> Iterator[str]:
-    if judged.outcome is Outcome.DEVIATED:
-        yield clean(f"expected: {judged.expected}; seen: {judged.seen}; signature: {judged.signature}")
-        yield f"rests on records {', '.join(map(str, judged.records))} of the history"
-    if judged.accepted:
-        yield words.accepted(judged)
-        return
-    finding = findings.matching(judged, kernel, known)
-    if finding is not None:
-        yield f"this is {finding}; see {finding.document}. --accept-known leaves it out of the exit code"
 
 
 def _style(judged: Verdict) -> str:

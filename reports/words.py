@@ -7,8 +7,9 @@ import errno
 from collections.abc import Iterable, Iterator, Sequence
 
 from chaos import experiment as e
+from chaos.findings import Finding
 from chaos.history import Asked, Counted, Done, Fault, Held, History, Invoke, Note
-from chaos.verdict import Outcome, Verdict
+from chaos.verdict import PROMISES, Outcome, RunVerdict, Verdict
 
 
 def clean(text: str) -> str:
@@ -24,6 +25,25 @@ def accepted(verdict: Verdict) -> str:
     """Why the verdict does not count: "deviated (known: finding 0001: ...), left out of the exit code"."""
     known = "known: " if verdict.outcome is Outcome.DEVIATED else ""
     return f"{verdict.outcome.value} ({known}{clean(verdict.accepted)}), left out of the exit code"
+
+
+def title(verdict: RunVerdict) -> str:
+    """What was run and where: "move-across-cgroups on 6.12.117 (lab)"."""
+    return clean(f"{verdict.experiment} on {verdict.kernel or 'an unknown kernel'} ({verdict.host or 'unknown host'})")
+
+
+def promise(verdict: Verdict) -> str:
+    """The promise by number and words: "P4 one owner: exactly one VM owns the context"."""
+    return clean(f"{verdict.promise} {PROMISES.get(verdict.promise, '')}".strip())
+
+
+def details(verdict: Verdict, finding: Finding | None) -> Iterator[str]:
+    """What a deviation rests on, in lines. `finding` is the written one that it is, if it is one."""
+    if verdict.outcome is Outcome.DEVIATED:
+        yield clean(f"expected: {verdict.expected}; seen: {verdict.seen}; signature: {verdict.signature}")
+        yield f"rests on records {', '.join(map(str, verdict.records))} of the history"
+    if finding is not None and not verdict.accepted:
+        yield f"this is {finding}; see {finding.document}. --accept-known leaves it out of the exit code"
 
 
 def step(experiment: e.Experiment, number: int) -> str:  # noqa: PLR0911, PLR0912 - a table

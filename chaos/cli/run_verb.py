@@ -15,6 +15,7 @@ import click
 import experiments
 from chaos import findings, verdict
 from chaos.cli.common import DEFAULT_KERNEL, Asids, Memory, say, silent
+from chaos.cli.reporting import chosen, format_option, show
 from chaos.conduct import Conducted, conduct
 from chaos.errors import KernelPanicked, UsageError
 from chaos.experiment import Experiment
@@ -41,7 +42,7 @@ Tell = Callable[[str, str], None]  # which run, and what it is doing
     help=f"Kernel of the lab, see `sevchaos lab run --help`. Repeatable. [default: {DEFAULT_KERNEL}]",
 )
 @click.option("--seed", type=click.IntRange(0, (1 << 63) - 1), help="Only source of chance. [default: a random one]")
-@click.option("--json", "as_json", is_flag=True, help="Verdicts as JSON on stdout.")
+@format_option
 @click.option(
     "--accept-known",
     is_flag=True,
@@ -69,7 +70,7 @@ Tell = Callable[[str, str], None]  # which run, and what it is doing
 @click.option("--cold", is_flag=True, help="Boot the lab for every run.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
 def run_(
-    *, names: tuple[str, ...], host: str, kernels: tuple[str, ...], seed: int | None, as_json: bool,
+    *, names: tuple[str, ...], host: str, kernels: tuple[str, ...], seed: int | None, form: str | None, as_json: bool,
     accept_known: bool, runs: Path, timeout: float, asids: tuple[int, int], cpus: int, memory: int,
     cold: bool, quiet: bool,
 ) -> int:  # fmt: skip
@@ -77,7 +78,8 @@ def run_(
 
     Exits 0 if all held, 1 if any deviated, 2 if any is unknown.
     """
-    chosen = [experiments.find(name) for name in names]  # all are checked before anything starts
+    form = chosen(form, as_json)
+    wanted = [experiments.find(name) for name in names]  # all are checked before anything starts
     voice = silent if quiet else say
     hosts: list[Host]
     if host == "local":
@@ -96,19 +98,19 @@ def run_(
     known = findings.load() if accept_known else ()
     used = secrets.randbelow(1 << 32) if seed is None else seed
     with _progress(quiet) as tell:
-        done = asyncio.run(_all(hosts, chosen, seed=used, runs=runs, timeout=timeout, known=known, tell=tell))
-    _report(done, as_json=as_json)
+        done = asyncio.run(_all(hosts, wanted, seed=used, runs=runs, timeout=timeout, known=known, tell=tell))
+    _report(done, form)
     return verdict.exit_code([conducted.verdict for conducted in done])
 
 
 async def _all(
-    hosts: Sequence[Host], chosen: Sequence[Experiment], *, seed: int, runs: Path, timeout: float,
+    hosts: Sequence[Host], wanted: Sequence[Experiment], *, seed: int, runs: Path, timeout: float,
     known: tuple[findings.Finding, ...], tell: Tell,
 ) -> list[Conducted]:  # fmt: skip
     done: list[Conducted] = []
     for host in hosts:
         where = host.describe().kernel_source or "this machine"
-        for experiment in chosen:
+        for experiment in wanted:
             run = f"{experiment.name} on {where}"
             tell(run, "")
 
@@ -138,14 +140,10 @@ def _progress(quiet: bool) -> Iterator[Tell]:
         yield lambda run, doing: say(run) if not doing else None
 
 
-def _report(done: Sequence[Conducted], *, as_json: bool) -> None:
-    from reports import machine, text
+def _report(done: Sequence[Conducted], form: str) -> None:
+    from reports.run import Run
 
-    runs = [text.Run(c.experiment, c.history, c.verdict, c.directory) for c in done]
-    if as_json:
-        click.echo(machine.render(runs))
-    else:
-        text.show(runs)
+    show([Run(c.experiment, c.history, c.verdict, c.directory) for c in done], form)
     for conducted in done:
         if conducted.broken is not None:
             from chaos.cli.common import explain

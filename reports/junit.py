@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report for CI systems: JUnit XML, a test suite a run and a test case a promise.
+
+    held                    passes
+    deviated                <failure type="deviated">
+    deviated, accepted      <skipped>, which names the finding
+    unknown                 <error type="unknown">: nothing was shown, which is no pass
+    unknown, accepted       <skipped>, which says why it cannot be asked
+    skipped                 <skipped>
+
+Why accepted deviations are skipped and do not pass: there is no "expected failure" in this format, CI systems drop the
+properties of a test case, and pytest reports its own expected failures this way.
+
+The dialect is the common part of what Jenkins, GitLab and GitHub's actions read: https://github.com/testmoapp/junitxml
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Sequence
+
+from chaos import findings
+from chaos.findings import Finding
+from chaos.verdict import Outcome, Verdict
+from reports import words
+from reports.run import Run
+from reports.words import clean
+
+
+def render(runs: Sequence[Run], known: Sequence[Finding] = ()) -> str:
+    """The runs as an XML document of ASCII alone, which is right in any locale, without a line end.
+
+    `known` are the written findings to point out in deviations that were not accepted.
+    """
+    root = ET.Element("testsuites", name="sevchaos")
+    suites = [_suite(run, known) for run in runs]
+    for count in ("tests", "failures", "errors", "skipped"):
+        root.set(count, str(sum(int(suite.get(count, "0")) for suite in suites)))
+    root.extend(suites)
+    ET.indent(root)
+    document: bytes = ET.tostring(root, encoding="us-ascii", xml_declaration=True)
+    return document.decode("ascii")
+
+
+def _suite(run: Run, known: Sequence[Finding]) -> ET.Element:
+    verdict = run.verdict
+    suite = ET.Element("testsuite", name=words.title(verdict), time=f"{_seconds(run):.3f}")
+    properties = ET.SubElement(suite, "properties")
+    for name, value in _properties(run):
+        ET.SubElement(properties, "property", name=name, value=clean(value))
+    # A dot separates packages for most readers, and a kernel's version has dots.
+    classname = f"linux-{verdict.kernel.replace('.', '_') or 'unknown'}.{verdict.experiment}"
+    cases = [_case(clean(classname), judged, verdict.kernel, known) for judged in verdict.verdicts]
+    cases = cases or [_nothing(clean(classname))]
+    suite.extend(cases)
+    suite.set("tests", str(len(cases)))
+    for count, element in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+        suite.set(count, str(sum(case.find(element) is not None for case in cases)))
+    ET.SubElement(suite, "system-out").text = f"records: {clean(str(run.directory))}"
+    return suite
+
+
+def _properties(run: Run) -> Iterator[tuple[str, str]]:
+    verdict = run.verdict
+    yield "kernel", verdict.kernel
+    yield "host", verdict.host
+    yield "seed", str(verdict.seed)
+    yield "outcome", verdict.outcome
+    yield "exit_code", str(int(verdict.exit_code))
+    if run.history.damage:
+        yield "damage", run.history.damage
+
+
+def _case(classname: str, judged: Verdict, kernel: str, known: Sequence[Finding]) -> ET.Element:
+    case = ET.Element("testcase", classname=classname, name=words.promise(judged))
+    if judged.accepted:
+        element = ET.SubElement(case, "skipped", message=words.accepted(judged))
+    elif judged.outcome is Outcome.DEVIATED:
+        element = ET.SubElement(case, "failure", type="deviated", message=clean(judged.reason))
+    elif judged.outcome is Outcome.UNKNOWN:
+        element = ET.SubElement(case, "error", type="unknown", message=clean(judged.reason))
+    elif judged.outcome is Outcome.SKIPPED:
+        element = ET.SubElement(case, "skipped", message=clean(judged.reason))
+    else:
+        return case
+    lines = [clean(judged.reason), *words.details(judged, findings.matching(judged, kernel, known))]
+    element.text = "\n".join(lines)
+    return case
+
+
+def _nothing(classname: str) -> ET.Element:
+    """A suite without a test case would look like one that passed."""
+    case = ET.Element("testcase", classname=classname, name="the run")
+    ET.SubElement(case, "error", type="unknown", message="no promise was judged")
+    return case
+
+
+def _seconds(run: Run) -> float:
+    """From the first record to the last, by the host's clock."""
+    records = run.history.records
+    return max(0.0, (records[-1].t - records[0].t) / 1e9) if records else 0.0

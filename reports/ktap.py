@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report for kernel people: KTAP version 1, a test a run and a subtest a promise.
+
+    held                    ok
+    deviated                not ok
+    deviated, accepted      ok ... # XFAIL and the finding, as kselftest's ksft_test_result_xfail() has it
+    unknown                 not ok ... # ERROR and the reason
+    unknown, accepted       ok ... # SKIP and why it cannot be asked
+    skipped                 ok ... # SKIP and the reason
+
+A run is ok if nothing in it counts against it: exactly if its own exit code is 0 or 4. What a verdict rests on stands
+in diagnostic lines before its result. In a result line a number sign begins a directive, so texts lose theirs there,
+and stand in full before it.
+
+https://docs.kernel.org/dev-tools/ktap.html
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from chaos import findings
+from chaos.errors import ExitCode
+from chaos.findings import Finding
+from chaos.verdict import Outcome, Verdict
+from reports import words
+from reports.run import Run
+from reports.words import clean
+
+VERSION = "KTAP version 1"
+
+
+def render(runs: Sequence[Run], known: Sequence[Finding] = ()) -> str:
+    """The runs as KTAP, without a line end.
+
+    `known` are the written findings to point out at deviations that were not accepted.
+    """
+    lines = [VERSION, f"1..{len(runs)}"]
+    for number, run in enumerate(runs, start=1):
+        lines += (f"  {line}" for line in _subtests(run, known))
+        lines.append(_parent(number, run))
+    return "\n".join(lines)
+
+
+def _subtests(run: Run, known: Sequence[Finding]) -> Iterator[str]:
+    verdict = run.verdict
+    yield VERSION
+    yield f"1..{len(verdict.verdicts)}"
+    yield _comment(f"{words.title(run.verdict)}, seed {verdict.seed}")
+    if run.history.damage:
+        yield _comment(f"the history is damaged: {run.history.damage}")
+    for number, judged in enumerate(verdict.verdicts, start=1):
+        for line in _diagnosis(judged, verdict.kernel, known):
+            yield _comment(f"{judged.promise}: {line}")
+        yield _result(number, judged)
+    count = Counter(_kind(judged) for judged in verdict.verdicts)
+    kinds = ("pass", "fail", "xfail", "xpass", "skip", "error")
+    yield _comment(f"Totals: {' '.join(f'{kind}:{count[kind]}' for kind in kinds)}")  # as ksft_print_cnts() has it
+    yield _comment(f"records: {run.directory}")
+
+
+def _diagnosis(judged: Verdict, kernel: str, known: Sequence[Finding]) -> Iterator[str]:
+    """What the result line has no room for."""
+    if judged.accepted or "#" in judged.reason:
+        yield f"{judged.outcome}: {judged.reason}"
+    yield from words.details(judged, findings.matching(judged, kernel, known))
+
+
+def _kind(judged: Verdict) -> str:
+    if judged.accepted:
+        return "xfail" if judged.outcome is Outcome.DEVIATED else "skip"
+    kinds = {Outcome.HELD: "pass", Outcome.DEVIATED: "fail", Outcome.UNKNOWN: "error", Outcome.SKIPPED: "skip"}
+    return kinds[judged.outcome]
+
+
+def _result(number: int, judged: Verdict) -> str:
+    line = f"{number} {_inline(words.promise(judged))}"
+    reason = words.accepted(judged) if judged.accepted else judged.reason
+    match _kind(judged):
+        case "pass":
+            return f"ok {line}"
+        case "fail":
+            return f"not ok {line} # deviated: {_inline(reason)}"
+        case "error":
+            return f"not ok {line} # ERROR {_inline(reason)}"
+        case kind:
+            return f"ok {line} # {kind.upper()} {_inline(reason)}"
+
+
+def _parent(number: int, run: Run) -> str:
+    kinds = [_kind(judged) for judged in run.verdict.verdicts]
+    line = f"{number} {_inline(words.title(run.verdict))}"
+    if run.verdict.exit_code not in (ExitCode.HELD, ExitCode.SKIPPED):
+        nothing = "" if kinds else " # ERROR no promise was judged"
+        return f"not ok {line}{nothing}"
+    if known := kinds.count("xfail"):
+        return f"ok {line} # XFAIL {known} known deviation{'s' if known > 1 else ''}"
+    if all(kind == "skip" for kind in kinds):
+        return f"ok {line} # SKIP nothing could be asked"
+    return f"ok {line}"
+
+
+def _comment(text: str) -> str:
+    return f"# {clean(text)}"
+
+
+def _inline(text: str) -> str:
+    return clean(text).replace("#", "")

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`sevchaos check` of a stored run, in every format."""
+
+from __future__ import annotations
+
+import errno
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from chaos.cli.check_verb import check_
+from chaos.cli.run_verb import run_
+from chaos.errors import UsageError
+from chaos.history import Writer
+from chaos.store import Host, RunDirectory
+from tests.unit.core.build import moved, shipped
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    """A run that deviated as finding 0001 says."""
+    directory = RunDirectory.create(tmp_path, shipped("move-across-cgroups"), 7, Host(host="lab"))
+    writer = Writer(directory.history)
+    for record in moved(status_error=errno.EBADF).records:
+        writer.write(record)
+    writer.close()
+    return directory.path
+
+
+def check(*arguments: str) -> Result:
+    return CliRunner().invoke(check_, arguments, standalone_mode=False)
+
+
+def test_every_format(stored: Path) -> None:
+    text, as_json, junit, ktap = (check(str(stored), "--format", form) for form in ("text", "json", "junit", "ktap"))
+    assert {result.return_value for result in (text, as_json, junit, ktap)} == {1}
+    assert "the run: deviated; exit code 1" in text.stdout
+    assert json.loads(as_json.stdout)[0]["outcome"] == "deviated"
+    assert ET.fromstring(junit.stdout).attrib["failures"] == "1"
+    assert ktap.stdout.startswith("KTAP version 1\n1..1\n")
+    assert "this is finding 0001" in junit.stdout
+    assert "this is finding 0001" in ktap.stdout
+
+
+def test_text_unless_told_otherwise_and_json_for_short(stored: Path) -> None:
+    assert check(str(stored)).stdout == check(str(stored), "--format", "text").stdout
+    for arguments in (["--json"], ["--json", "--format", "json"]):
+        assert check(str(stored), *arguments).stdout == check(str(stored), "--format", "json").stdout
+
+
+def test_what_is_accepted_passes_in_no_format(stored: Path) -> None:
+    junit, ktap = (check(str(stored), "--accept-known", "--format", form) for form in ("junit", "ktap"))
+    assert (junit.return_value, ktap.return_value) == (0, 0)
+    root = ET.fromstring(junit.stdout)
+    assert (root.attrib["failures"], root.attrib["skipped"]) == ("0", "1")
+    assert "ok 1 move-across-cgroups on 6.12.117 (lab) # XFAIL 1 known deviation" in ktap.stdout
+
+
+@pytest.mark.parametrize("form", ["text", "junit", "ktap"])
+def test_two_formats_at_once(form: str, stored: Path) -> None:
+    result = check(str(stored), "--json", "--format", form)
+    assert isinstance(result.exception, UsageError)
+    result = CliRunner().invoke(run_, ["move-across-cgroups", "--json", "--format", form], standalone_mode=False)
+    assert isinstance(result.exception, UsageError)  # before anything starts
