@@ -3,13 +3,14 @@
 # make demo    everything needed is installed, then real experiments run on two stock kernels in the lab
 # make test    everything needed is installed, then all checks and tests, the lab's included
 # make check   the checks and the tests that need no lab
+# make bench   figures, side by side with what they are compared with; takes minutes
 # make wheel   dist/sevchaos-*.whl
 
 bin := .venv/bin
 demo_kernels := --kernel debian:6.1 --kernel debian:6.12
 demo_experiments := move-across-cgroups move-across-cgroups-es kill-destination-in-move kill-source-in-move
 
-.PHONY: demo test check lint setup wheel clean
+.PHONY: demo test check lint setup bench wheel clean
 
 demo: setup
 	$(bin)/sevchaos run --accept-known $(demo_kernels) $(demo_experiments)
@@ -27,6 +28,11 @@ lint: setup
 
 setup:
 	@setup/setup.sh
+
+bench: setup
+	$(bin)/pip install --quiet --requirement bench/requirements.txt
+	$(bin)/python bench/lab_start.py
+	$(bin)/sevchaos lab run --copy bench/psp_round_trip.py -- python3 psp_round_trip.py
 
 wheel: setup
 	$(bin)/pip wheel --quiet --no-deps --wheel-dir dist .

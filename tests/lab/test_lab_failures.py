@@ -106,14 +106,21 @@ def test_a_damaged_snapshot_costs_a_cold_boot_and_no_more(in_lab: Sevchaos, tmp_
     assert (done.returncode, done.stdout) == (0, b"fine\n")
 
 
-def test_sigkill_at_any_moment_leaves_nothing() -> None:
+@pytest.mark.parametrize(
+    ("arguments", "longest"),
+    [(("lab", "run", "-q", "--", "sleep", "60"), 1.2), (("run", "-q", "kill-destination-in-move"), 5.0)],
+    ids=["lab run", "run"],
+)
+def test_sigkill_at_any_moment_leaves_nothing(arguments: tuple[str, ...], longest: float, tmp_path: Path) -> None:
     chance = random.Random(20261123)
     before = ours()
     for _ in range(10):
-        lab = subprocess.Popen(command("lab", "run", "-q", "--", "sleep", "60"), stdin=subprocess.DEVNULL)
-        time.sleep(chance.uniform(0.02, 1.2))  # the moment is what is tested here, not an event waited for
-        lab.kill()
-        lab.wait(timeout=DEADLINE)
+        victim = subprocess.Popen(
+            command(*arguments), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=tmp_path
+        )
+        time.sleep(chance.uniform(0.02, longest))  # the moment is what is tested here, not an event waited for
+        victim.kill()
+        victim.wait(timeout=DEADLINE)
     until(lambda: ours() == before, "processes, sockets and files of ours to be gone")
 
 
