@@ -114,7 +114,7 @@ class Agent:
         if do.vm in self.machines:
             raise InternalError(f"{self.name} has a VM {do.vm!r} already")
         with fds.steal() as memory:
-            self.machines[do.vm] = Machine.create(self.host, Kind(do.kind), do.vcpus, memory.number)
+            self.machines[do.vm] = Machine.create(self.host, Kind(do.kind), do.vcpus, memory.number, do.type)
 
     def _question(self, number: int, do: Question) -> Reply:
         try:
@@ -205,7 +205,7 @@ def _measured(number: int, body: Body) -> Reply:
                 began=watch.began, ended=watch.ended,
             )  # fmt: skip
         except OSError as error:
-            code = errno.ETIMEDOUT if isinstance(error, TimeoutError) else error.errno or errno.EIO
+            code = errno.ETIMEDOUT if isinstance(error, TimeoutError) else error.errno or errno.EPROTO  # never EIO, which says that a VM is dead
             return Reply(id=number, errno=code, call=str(error), began=watch.began, ended=watch.ended)
         except Exception:
             return Reply(id=number, bug=traceback.format_exc(limit=6), began=watch.began, ended=watch.ended)
