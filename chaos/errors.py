@@ -4,6 +4,7 @@
     SevchaosError
     ├── UsageError            the input is wrong: names file, key, value and remedy
     ├── HostLacks             this machine cannot do it: names what is missing and how to get it
+    │   ├── Unsupported       this kernel does not know what an experiment is about: the run is skipped
     │   ├── NoSpace           a disk is full, or memory for a lab is not there
     │   └── NoKernel          a kernel that was asked for cannot be had
     ├── LabFailed             the lab broke while it ran; carries the last console lines
@@ -63,6 +64,10 @@ class UsageError(SevchaosError):
 
 class HostLacks(SevchaosError):
     exit_code = ExitCode.HOST_LACKS
+
+
+class Unsupported(HostLacks):
+    pass
 
 
 class NoSpace(HostLacks):

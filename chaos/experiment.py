@@ -37,6 +37,10 @@ class Kind(StrEnum):
         return self.value.replace("-", "_")
 
 
+# What INIT2 makes of a VM hangs on its type alone. A plain VM may have any: it is given its context by a move.
+TYPES = {Kind.SEV: 2, Kind.SEV_ES: 3}
+
+
 class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pass
 
@@ -52,12 +56,15 @@ class Vmm(_Part, frozen=True, kw_only=True):
 
 
 class Vm(_Part, frozen=True, kw_only=True):
-    """A VM of `vmm`. `memory` names the guest memory that it maps, 64 KiB of it."""
+    """A VM of `vmm`. `memory` names the guest memory that it maps. `type` is what it is created as: 0 is given its
+    kind by KVM_SEV_INIT or ES_INIT; 2 (SEV) and 3 (SEV-ES), since 6.10, by KVM_SEV_INIT2. A context moves between
+    VMs of one type only."""
 
     vmm: Name
     kind: Kind
     memory: Name = "guest"
     vcpus: Annotated[int, msgspec.Meta(ge=1, le=16)] = 1
+    type: Literal[0, 2, 3] = 0
 
 
 class Launch(_Step, frozen=True, kw_only=True, tag="launch"):
@@ -173,6 +180,11 @@ class Experiment(_Part, frozen=True, kw_only=True):
         """Keys of the misc controller that it needs capacity of."""
         return frozenset(vm.kind.key for vm in self.vms.values() if vm.kind is not Kind.PLAIN)
 
+    @property
+    def types(self) -> frozenset[int]:
+        """Types of VM that it needs the kernel to know."""
+        return frozenset(vm.type for vm in self.vms.values())
+
 
 class Order(_Part, frozen=True, kw_only=True):
     """What a runner reads, one JSON object a line: carry this out. `seed` is the run's only source of chance."""
@@ -248,6 +260,9 @@ def _problems(experiment: Experiment) -> Iterator[tuple[str, str, str]]:
     for name, vm in experiment.vms.items():
         if vm.vmm not in experiment.vmms:
             yield f"vms.{name}.vmm", f"there is no VMM {vm.vmm!r}", f"the VMMs are {vmms}"
+        fits = TYPES.get(vm.kind, vm.type)
+        if vm.type not in (0, fits):
+            yield f"vms.{name}.type", f"a {vm.kind.value} guest cannot have type {vm.type}", f"give {fits}, or 0"
     for number, step in enumerate(experiment.script):
         for field in ("vm", "source", "destination", "vmm"):
             value = getattr(step, field, None)

@@ -9,9 +9,10 @@ call. All are CLOCK_MONOTONIC of the host in nanoseconds, so they compare with e
 Operations, by `f`, with their arguments and, after the arrow, what `value` holds when they are ok:
 
     spawn {cgroup}                      a VMM process, in its cgroup before it does anything → {pid}
-    create {vm, kind, vcpus, memory}    KVM_CREATE_VM, memory slots; vCPUs (of one that is not plain they come
-                                        with `init` or `mirror`)
-    init {vm, key}                      KVM_SEV_INIT or ES_INIT: takes an ASID, charges the agent's cgroup
+    create {vm, kind, vcpus, memory, type}
+                                        KVM_CREATE_VM of this type (0, 2 or 3), memory slots; vCPUs (of one that is not
+                                        plain they come with `init` or `mirror`)
+    init {vm, key}                      KVM_SEV_INIT, ES_INIT or INIT2: takes an ASID, charges the agent's cgroup
     launch_start {vm, policy}           → {handle}
     launch_update_data {vm}, launch_update_vmsa {vm}, launch_measure {vm} → {measure}, launch_finish {vm}
     guest_status {vm}                   → {handle, policy, state}
@@ -126,7 +127,7 @@ class Observation(_Record, frozen=True, kw_only=True):
 
 class Counted(_Record, frozen=True, kw_only=True):
     """The guest's own counter, read at `where`. `stale` counts ticks at which its memory did not hold what its
-    registers said."""
+    registers said. `ended` is why it stopped by itself, "" if it did not: how KVM_RUN failed, or its exit reason."""
 
     vm: str
     agent: str
@@ -134,6 +135,7 @@ class Counted(_Record, frozen=True, kw_only=True):
     where: str
     ticks: int
     stale: int = 0
+    ended: str = ""
 
 
 class Filled(_Record, frozen=True, kw_only=True):

@@ -3,7 +3,8 @@
 
 The checkers judge what they see. What they cannot see is judged here: whether the history is whole, whether the
 script was carried out, whether every planned fault struck and every hold was reached. If not, nothing that "held" was
-put to the test, so it becomes unknown, with that reason. A deviation that was seen stays one: evidence against a
+put to the test, so it becomes unknown, with that reason. A run that did nothing, because this kernel does not know
+what the experiment is about, is skipped as a whole. A deviation that was seen stays one: evidence against a
 promise does not need the rest of the run.
 """
 
@@ -16,7 +17,7 @@ import msgspec
 from chaos.checkers import CHECKERS
 from chaos.experiment import Experiment, Hold, Strike
 from chaos.findings import Finding, matching
-from chaos.history import Fault, Held, History
+from chaos.history import Fault, Held, History, Invoke, Note
 from chaos.verdict import Outcome, RunVerdict, Verdict, worst
 
 
@@ -28,7 +29,8 @@ def judge(experiment: Experiment, history: History, *, known: Sequence[Finding] 
     """
     header = history.header
     void = tuple(shortcomings(experiment, history))
-    verdicts = (_judge(experiment, history, promise, void) for promise in experiment.promises)
+    skip = skipped_whole(history)
+    verdicts = (_judge(experiment, history, promise, void, skip) for promise in experiment.promises)
     if known:
         kernel = header.kernel if header is not None else ""
         verdicts = (_accepted(experiment, verdict, kernel, known, void=bool(void)) for verdict in verdicts)
@@ -41,6 +43,15 @@ def judge(experiment: Experiment, history: History, *, known: Sequence[Finding] 
         outcome=worst(verdict.outcome for verdict in judged),
         verdicts=judged,
     )
+
+
+def skipped_whole(history: History) -> str:
+    """Why the run was skipped before anything was done, "" if it was not."""
+    end = history.end
+    if history.damage or end is None or end.complete or any(isinstance(r, Invoke) for r in history.records):
+        return ""
+    said = {r.text for r in history.records if isinstance(r, Note) and r.topic == "skipped" and r.step < 0}
+    return end.reason if end.reason in said else ""  # another reason beside it is a failure, and counts as one
 
 
 def shortcomings(experiment: Experiment, history: History) -> Iterator[str]:
@@ -62,11 +73,13 @@ def shortcomings(experiment: Experiment, history: History) -> Iterator[str]:
             yield f"the run is void: the hold {step.at!r} of step {number} was not reached"
 
 
-def _judge(experiment: Experiment, history: History, promise: str, void: Sequence[str]) -> Verdict:
+def _judge(experiment: Experiment, history: History, promise: str, void: Sequence[str], skip: str) -> Verdict:
     checker = CHECKERS.get(promise)
     if checker is None:
         return Verdict(promise=promise, outcome=Outcome.UNKNOWN, reason="no checker judges this promise yet")
     verdict = checker(experiment, history)
+    if skip and verdict.outcome is not Outcome.DEVIATED:
+        return Verdict(promise=promise, outcome=Outcome.SKIPPED, reason=skip)
     if not void or verdict.outcome in (Outcome.DEVIATED, Outcome.UNKNOWN):
         return verdict
     # A skip says that the rest held, so it falls with it.

@@ -18,8 +18,9 @@ A run, in its order:
     Filled end           after they were removed: as many as at the start, or something leaked
     End
 
-Whatever goes wrong, the rest is still done, and End says that it did. The runner ends with 0 if it could say
-everything it had to, whether or not the runs were complete.
+Whatever goes wrong, the rest is still done, and End says that it did. Where the kernel does not know what the
+experiment is about, nothing is done at all: a Note "skipped" says why, and so does End. The runner ends with 0 if it
+could say everything it had to, whether or not the runs were complete.
 """
 
 from __future__ import annotations
@@ -32,13 +33,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import FrameType
+from typing import Literal
 
 import msgspec
 
 from chaos import cleanup, fault
 from chaos.cgroup.group import Cgroup
 from chaos.cleanup import Claim, Warden
-from chaos.errors import ExitCode, HostLacks, SevchaosError
+from chaos.errors import ExitCode, HostLacks, SevchaosError, Unsupported
 from chaos.experiment import Order, Strike
 from chaos.fleet import Fleet, StepFailed
 from chaos.history import End, Filled, Header, Kernel
@@ -106,7 +108,8 @@ class Run:
         """Say it now, and again at the end."""
         reason = _told(error)
         self.reasons.append(reason)
-        self.recorder.note("error", reason, error.step if isinstance(error, StepFailed) else -1)
+        topic: Literal["skipped", "error"] = "skipped" if isinstance(error, Unsupported) else "error"
+        self.recorder.note(topic, reason, error.step if isinstance(error, StepFailed) else -1)
 
     @contextlib.contextmanager
     def _going_on(self) -> Iterator[None]:
@@ -153,7 +156,7 @@ class Run:
         for step in self.order.experiment.script:
             if isinstance(step, Strike):
                 fault.find(step.fault, step.options)  # now, not in the middle
-        require(host, self.paths, self.order.experiment.keys)
+        require(host, self.paths, self.order.experiment.keys, self.order.experiment.types)
         platform = self._platform(stack)
         foreign = 0 if host.is_lab else foreign_guests(root, platform)
         if foreign:

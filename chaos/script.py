@@ -52,7 +52,7 @@ class Actor:
     def launch(self, step: e.Launch) -> None:
         stage, vm = self.stage, self.stage.guests[step.vm]
         kind, spec = vm.spec.kind, vm.spec
-        create = m.Create(vm=vm.name, kind=kind.value, vcpus=spec.vcpus, memory=spec.memory)
+        create = m.Create(vm=vm.name, kind=kind.value, vcpus=spec.vcpus, memory=spec.memory, type=spec.type)
         stage.must(vm, create, fds=(stage.memories[spec.memory].number,))
         vm.created = True
         if kind is Kind.PLAIN:
@@ -76,7 +76,10 @@ class Actor:
         self.stage.leave(self.stage.guest(step.vm))
 
     def count(self, step: e.Count) -> None:
-        """Of a guest that never leaves, the vCPU has to be taken out to read its counter: not while a move waits."""
+        """Of a guest that never leaves, the vCPU has to be taken out to read its counter: not while a move waits.
+
+        A guest that stops by itself is an answer like a refused operation, and the script goes on.
+        """
         vm = self.stage.guest(step.vm)
         if not self.stage.may_run(vm):
             self._note("skipped", f"SEV-ES guests cannot be entered on this host: {vm.name} does not count")
@@ -100,11 +103,11 @@ class Actor:
         self._write(
             Counted(
                 t=self._now(), vm=vm.name, agent=vm.vmm.name, step=self._step, where=latest.where,
-                ticks=latest.ticks, stale=latest.stale,
+                ticks=latest.ticks, stale=latest.stale, ended=latest.ended,
             )
         )  # fmt: skip
-        if failure or latest.ended:
-            raise StepFailed(failure or f"{vm.name} stopped by itself: {latest.ended}")
+        if failure:
+            raise StepFailed(failure)
 
     def _sample(self, vm: Guest) -> m.Sampled:
         sampled = self.stage.fleet.ask(vm.vmm, m.Sample(vm=vm.name)).sampled

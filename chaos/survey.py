@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from chaos.cgroup.group import Cgroup, find_hierarchy
-from chaos.errors import HostLacks
+from chaos.errors import HostLacks, Unsupported
 from chaos.kvm.call import KernelError
+from chaos.kvm.numbers import Cap, VmType
 from chaos.kvm.sev import Platform, enabled
 from chaos.kvm.system import System
 
@@ -88,8 +89,9 @@ def hierarchy(paths: Paths) -> Cgroup:
     return root
 
 
-def require(host: Surveyed, paths: Paths, keys: Iterable[str]) -> None:
-    """Raises `HostLacks` if this host cannot do what is wanted, saying why."""
+def require(host: Surveyed, paths: Paths, keys: Iterable[str], types: Iterable[int] = ()) -> None:
+    """Raises `HostLacks` if this host cannot do what is wanted, saying why: contexts of `keys`, and `Unsupported` if
+    it is VMs of `types` that its kernel does not know."""
     try:
         system = System.open(paths.kvm)
     except OSError as error:
@@ -98,10 +100,18 @@ def require(host: Surveyed, paths: Paths, keys: Iterable[str]) -> None:
         vm = system.create_vm()
         able = enabled(vm.fd.number)
         vm.close()
+        known = system.check_extension(Cap.VM_TYPES) | 1 << VmType.DEFAULT  # asked for only since there are others
     finally:
         system.close()
     if not able:
         raise HostLacks("KVM is here, SEV is not", remedy="enable SEV in the firmware setup, or use the lab")
+    for vm_type in sorted(types):
+        if not known >> vm_type & 1:
+            raise Unsupported(
+                f"kernel {host.kernel} has no VMs of type {vm_type} ({VmType(vm_type).name}): KVM_CAP_VM_TYPES names "
+                f"{known:#x}",
+                remedy="there are such since 6.10",
+            )
     for key in keys:
         if not host.asids.get(key):
             raise HostLacks(

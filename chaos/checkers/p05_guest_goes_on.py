@@ -4,17 +4,19 @@ can be asked after it.
 
 Two questions. The context: GUEST_STATUS at the destination gives handle, policy and state as the source gave them.
 The guest: its own counter goes on from where the source left it, and its memory holds what its registers say
-(`Counted.stale` is 0). Where the move failed the same is asked of the source. A host that cannot enter SEV-ES guests
-(`Header.executes_es`) skips the second question.
+(`Counted.stale` is 0). A guest that cannot be entered any more does not go on, whatever its registers say. Where the
+move failed the same is asked of the source. A host that cannot enter SEV-ES guests (`Header.executes_es`) skips the
+second question.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from chaos.checkers.evidence import Evidence, Move, combine, deviated, errname, held, skipped, unknown
 from chaos.experiment import Experiment
-from chaos.history import Done, History
+from chaos.history import Counted, Done, History
 from chaos.verdict import Verdict
 
 PROMISE = "P5"
@@ -96,13 +98,16 @@ def goes_on(evidence: Evidence, move: Move, promise: str) -> Verdict:
     if not before or not after:
         side = "before" if not before else "after"
         return unknown(promise, f"whether the guest itself goes on: it was not seen to count {side} the move")
-    last, first = before[-1], after[0]
+    return _compared(promise, before[-1], after[0], move)
+
+
+def _compared(promise: str, last: Counted, first: Counted, move: Move) -> Verdict:
+    """The last reading before the move and the first after it."""
     records = (last, first)
+    if last.stale or last.ended:
+        why = last.ended or f"its memory and registers disagreed at {last.stale} ticks"
+        return unknown(promise, f"something was wrong with the guest before the move already: {why}", records)
     when = "after-move" if move.happened else "after-failed-move"
-    if last.stale:
-        return unknown(
-            promise, f"the guest's memory and registers disagreed before the move ({last.stale} ticks)", records
-        )
     if first.stale:
         return deviated(
             promise,
@@ -111,6 +116,15 @@ def goes_on(evidence: Evidence, move: Move, promise: str) -> Verdict:
             signature=f"stale-memory-{when}",
             expected="stale 0",
             seen=f"stale {first.stale}",
+        )
+    if first.ended:
+        return deviated(
+            promise,
+            f"the guest does not go on: at {first.vm} it stopped by itself ({first.ended})",
+            records,
+            signature=f"stopped-{when}:{re.sub(r'[^A-Za-z0-9_]+', '-', first.ended)}",
+            expected="a guest that runs",
+            seen=first.ended,
         )
     told = f"{last.ticks} ticks at {last.vm} before, {first.ticks} at {first.vm} after"
     if first.ticks <= last.ticks:

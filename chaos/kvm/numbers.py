@@ -52,6 +52,15 @@ class Cap(IntEnum):
     VM_TYPES = 235
 
 
+class VmType(IntEnum):
+    """What KVM_CREATE_VM is given. KVM_CAP_VM_TYPES has a bit for each that there is, and is 0 before there were any
+    but the first. SEV and SEV_ES: since 6.10."""
+
+    DEFAULT = 0
+    SEV = 2
+    SEV_ES = 3
+
+
 class SevCommand(IntEnum):
     """Ids of KVM_MEMORY_ENCRYPT_OP."""
 

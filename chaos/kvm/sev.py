@@ -11,7 +11,7 @@ from typing import Self
 from chaos.kvm.call import KernelError, attempt
 from chaos.kvm.fd import OwnedFd
 from chaos.kvm.numbers import FIRMWARE_INVALID_LEN, Ioctl, PlatformCommand, SevCommand
-from chaos.kvm.structs import AddressLength, GuestStatus, IssueCmd, LaunchStart, PlatformStatus, SevCmd
+from chaos.kvm.structs import AddressLength, GuestStatus, IssueCmd, LaunchStart, PlatformStatus, SevCmd, SevInit
 
 DEVICE = Path("/dev/sev")
 
@@ -34,6 +34,10 @@ class Sev:
     def es_init(self) -> None:
         """The same for a SEV-ES guest."""
         self._command(SevCommand.ES_INIT)
+
+    def init2(self) -> None:
+        """The same for a VM whose type says what guest it is for (`VmType`), which the other two refuse."""
+        self._command(SevCommand.INIT2, SevInit())
 
     def launch_start(self, policy: int) -> int:
         """Create the context in the firmware and bind it to the ASID: its handle."""

@@ -160,6 +160,18 @@ class SevCmd(ctypes.Structure):
     ]
 
 
+class SevInit(ctypes.Structure):
+    """kvm_sev_init, of KVM_SEV_INIT2."""
+
+    _fields_ = [
+        ("vmsa_features", c_uint64),
+        ("flags", c_uint32),
+        ("ghcb_version", c_uint16),
+        ("pad1", c_uint16),
+        ("pad2", c_uint32 * 8),
+    ]
+
+
 class LaunchStart(ctypes.Structure):
     _fields_ = [
         ("handle", c_uint32),
@@ -221,6 +233,7 @@ SIZES: dict[type[ctypes.Structure], int] = {
     RunIo: 16,
     Run: 48,
     SevCmd: 24,
+    SevInit: 48,
     LaunchStart: 40,
     AddressLength: 16,
     GuestStatus: 12,

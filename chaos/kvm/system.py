@@ -31,6 +31,9 @@ class System:
     def api_version(self) -> int:
         return ioctl(self.fd.number, Ioctl.KVM_GET_API_VERSION)
 
+    def check_extension(self, cap: int) -> int:
+        return ioctl(self.fd.number, Ioctl.KVM_CHECK_EXTENSION, cap)
+
     def create_vm(self, vm_type: int = 0) -> Vm:
         """A VM without anything in it. Raises `KernelError`."""
         fd = OwnedFd(ioctl(self.fd.number, Ioctl.KVM_CREATE_VM, vm_type))

@@ -21,7 +21,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from chaos.errors import InternalError
-from chaos.kvm.call import KernelError
 from chaos.kvm.numbers import Exit, exit_name
 from chaos.kvm.structs import Regs
 from chaos.kvm.vcpu import Vcpu
@@ -122,7 +121,7 @@ class Driver:
             if error == errno.EINTR:
                 continue
             if error:
-                self.progress.ended = str(KernelError(error, "KVM_RUN"))
+                self.progress.ended = f"KVM_RUN: {errno.errorcode.get(error, error)}"
                 return
             if not self._handle():
                 return

@@ -51,6 +51,7 @@ class Machine:
     count: int
     vm: Vm
     memory: Mapping
+    type: int = 0
     vcpus: list[Vcpu] = field(default_factory=list)
     driver: Driver | None = None
     peer: Channel[Between] | None = None
@@ -59,14 +60,14 @@ class Machine:
     receives: bool = False  # whether it is the destination of what it is connected for
 
     @classmethod
-    def create(cls, host: Host, kind: Kind, count: int, memory_fd: int) -> Machine:
+    def create(cls, host: Host, kind: Kind, count: int, memory_fd: int, vm_type: int = 0) -> Machine:
         """A VM with its memory, and with its vCPUs too unless it is to be encrypted: INIT wants none."""
         memory = Mapping(memory_fd, guest.MEMORY)
         vm = None
         try:
-            vm = host.system.create_vm()
+            vm = host.system.create_vm(vm_type)
             vm.set_memory(0, 0, memory)
-            machine = cls(host=host, kind=kind, count=count, vm=vm, memory=memory)
+            machine = cls(host=host, kind=kind, count=count, vm=vm, memory=memory, type=vm_type)
             if kind is Kind.PLAIN:
                 machine._create_vcpus()
         except BaseException:
@@ -107,7 +108,9 @@ class Machine:
     # -- launch -------------------------------------------------------------------------------------------
 
     def init(self, key: str) -> None:
-        if key == Kind.SEV_ES.key:
+        if self.type:
+            self.sev.init2()
+        elif key == Kind.SEV_ES.key:
             self.sev.es_init()
         else:
             self.sev.init()

@@ -23,6 +23,7 @@ class Create(_Operation, frozen=True, kw_only=True, tag="create"):
     kind: str
     vcpus: int
     memory: str
+    type: int = 0
 
 
 class Init(_Operation, frozen=True, kw_only=True, tag="init"):

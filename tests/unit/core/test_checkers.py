@@ -589,6 +589,12 @@ def test_p5_a_guest_that_stopped(ticks: int) -> None:
     assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, "counter-stopped-after-move")
 
 
+def test_p5_a_guest_that_cannot_be_entered_does_not_go_on_whatever_its_registers_say() -> None:
+    verdict = check("P5", MOVE, replaced(Counted, {"vm": "new"}, ended="KVM_RUN: EINVAL"))
+    assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, "stopped-after-move:KVM_RUN-EINVAL")
+    assert check("P5", MOVE, replaced(Counted, {"vm": "old"}, ended="KVM_RUN: EINVAL")).outcome is Outcome.UNKNOWN
+
+
 def test_p5_a_guest_whose_memory_is_stale() -> None:
     verdict = check("P5", MOVE, replaced(Counted, {"vm": "new"}, stale=1))
     assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, "stale-memory-after-move")

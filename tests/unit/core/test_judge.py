@@ -11,10 +11,10 @@ import pytest
 from chaos import findings
 from chaos.errors import ExitCode, InternalError
 from chaos.findings import matching, parse, series
-from chaos.history import Asked, End, Fault, Header, Held, History, Kernel, Observation, Record
+from chaos.history import Asked, End, Fault, Header, Held, History, Kernel, Note, Observation, Record
 from chaos.judge import judge
 from chaos.verdict import Outcome, RunVerdict, Verdict
-from tests.unit.core.build import ALL, changed, destination_killed, moved, shipped, source_killed
+from tests.unit.core.build import ALL, Builder, changed, destination_killed, moved, shipped, source_killed
 
 KNOWN = findings.load()
 
@@ -84,6 +84,53 @@ def test_an_empty_history_has_no_host() -> None:
     verdict = judge(shipped("move-across-cgroups"), History((), "it is empty"), known=KNOWN)
     assert (verdict.kernel, verdict.host, verdict.seed) == ("", "", 0)
     assert verdict.exit_code is ExitCode.UNKNOWN
+
+
+LACKING = "kernel 6.1.192 has no VMs of type 2"
+
+
+def nothing_done(note: str = LACKING, reason: str = LACKING, *, complete: bool = False, step: int = -1) -> Builder:
+    b = Builder("move-across-cgroups", kernel="6.1.192")
+    b.add(Note(t=b.tick(), topic="skipped", text=note, step=step))
+    b.add(End(t=b.tick(), complete=complete, reason=reason))
+    return b
+
+
+def test_what_the_kernel_does_not_know_is_skipped_as_a_whole_and_never_held() -> None:
+    verdict = judge(shipped("move-across-cgroups"), nothing_done().history(), known=KNOWN)
+    assert set(outcomes(verdict).values()) == {Outcome.SKIPPED}
+    assert {judged.reason for judged in verdict.verdicts} == {LACKING}
+    assert verdict.exit_code is ExitCode.SKIPPED
+
+
+@pytest.mark.parametrize(
+    "builder",
+    [
+        nothing_done(reason=f"{LACKING}; a cgroup could not be removed"),
+        nothing_done(reason=""),
+        nothing_done(step=3),  # a step that was skipped, not the run
+    ],
+)
+def test_anything_else_beside_it_is_not_a_skip(builder: Builder) -> None:
+    verdict = judge(shipped("move-across-cgroups"), builder.history())
+    assert set(outcomes(verdict).values()) == {Outcome.UNKNOWN}
+
+
+def test_a_run_that_did_something_was_not_skipped() -> None:
+    b = nothing_done()
+    end = b.records.pop()
+    b.spawn("source")
+    b.add(end)
+    assert Outcome.SKIPPED not in outcomes(judge(shipped("move-across-cgroups"), b.history())).values()
+
+
+def test_a_deviation_is_not_skipped_away() -> None:
+    b = nothing_done()
+    end = b.records.pop()
+    b.add(Kernel(t=b.tick(), level=0, text="kernel BUG at arch/x86/kvm/x86.c:1!"))
+    b.add(end)
+    verdict = judge(shipped("move-across-cgroups"), b.history())
+    assert outcomes(verdict)["P12"] is Outcome.DEVIATED and verdict.exit_code is ExitCode.DEVIATED
 
 
 def test_a_fault_that_did_not_strike_makes_the_run_void() -> None:

@@ -61,6 +61,7 @@ def test_numbers_whose_size_is_not_their_structures() -> None:
     [
         (structs.SevCmd, "error", 16),
         (structs.SevCmd, "sev_fd", 20),
+        (structs.SevInit, "ghcb_version", 12),
         (structs.LaunchStart, "session_uaddr", 24),
         (structs.AddressLength, "len", 8),
         (structs.GuestStatus, "state", 8),
