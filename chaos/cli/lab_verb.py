@@ -120,7 +120,7 @@ def clean(everything: bool) -> None:
     """Remove what is cached: images, snapshots and leftovers; with --all the fetched kernels too."""
     from chaos.lab import cache
 
-    kinds = set(cache.KINDS) if everything else {"images", "snapshots", "modules", "trees"}
+    kinds = set(cache.KINDS) if everything else {"images", "snapshots", "modules", "native", "trees"}
     cleaned = cache.clean(kinds=kinds, say=say)
     for entry in cleaned.busy:
         click.echo(f"{entry.kind}/{entry.name} is in use and was left", err=True)

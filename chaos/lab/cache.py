@@ -35,6 +35,7 @@ KINDS = {
     "trees": "modules gathered from a kernel build tree",
     "modules": "the lab's kernel modules, built",
     "tools": "program fetched from Debian for the lab",
+    "native": "the engine's native loops, built",
     "images": "layer of the lab's root file system",
     "snapshots": "booted lab, ready to be restored",
 }

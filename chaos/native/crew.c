@@ -1,0 +1,353 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * Crews of workers. A crew goes one way:
+ *
+ *	crew_new, crew_set_loop or crew_set_vcpu once for each worker, crew_start, (crew_stop, crew_interrupt,)
+ *	crew_join, crew_free
+ *
+ * Functions return 0 or an errno. One thread at a time may use a crew.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "native.h"
+
+#define STACK	(256 << 10)
+
+/* Waiting for the moment to begin: sleep, then give way to others, then spin. The machine may have fewer CPUs than
+ * the crew has workers, and one that spins for long keeps another from being there in time.
+ */
+#define SLEEP_UNTIL	1000000		/* ns before; timers are late by less, in the lab too */
+#define YIELD_UNTIL	20000
+#define NAP		10000000	/* longest sleep: a stop that comes just before it must not wait longer */
+
+const uint32_t native_sizes[] = {
+	sizeof(struct record), sizeof(struct report), sizeof(struct board), sizeof(struct step), sizeof(struct plan),
+};
+
+/* --- a worker's thread --------------------------------------------------------------------------------------- */
+
+static void wait_until(const struct crew *crew, uint64_t when)
+{
+	uint64_t time;
+
+	while (!stopped(crew) && (time = now()) < when) {
+		if (when - time > SLEEP_UNTIL) {
+			uint64_t left = when - time - SLEEP_UNTIL;
+			struct timespec nap = { .tv_nsec = (long)(left < NAP ? left : NAP) };
+
+			nanosleep(&nap, NULL);
+		} else if (when - time > YIELD_UNTIL) {
+			sched_yield();
+		}
+	}
+}
+
+static void pass_gate(struct worker *worker)
+{
+	struct crew *crew = worker->crew;
+
+	pthread_mutex_lock(&crew->lock);
+	crew->ready++;
+	pthread_cond_broadcast(&crew->changed);
+	while (!crew->begin)
+		pthread_cond_wait(&crew->changed, &crew->lock);
+	pthread_mutex_unlock(&crew->lock);
+	wait_until(crew, crew->begin + worker->plan.offset);
+}
+
+/* To interrupt a system call a signal needs a handler, without SA_RESTART, which need not do anything. The number is
+ * one that neither the C library nor Python uses.
+ */
+static int kick_signal(void)
+{
+	return SIGRTMIN + 3;
+}
+
+static void do_nothing(int number)
+{
+	(void)number;
+}
+
+static void introduce(struct worker *worker)
+{
+	char name[16];
+	sigset_t kick;
+
+	worker->board->report.tid = (int32_t)syscall(SYS_gettid);
+	snprintf(name, sizeof(name), "%s %u", worker->run ? "vcpu" : "loop",
+		 (unsigned int)(worker - worker->crew->workers));
+	pthread_setname_np(pthread_self(), name);
+	sigemptyset(&kick);
+	sigaddset(&kick, kick_signal());
+	pthread_sigmask(SIG_UNBLOCK, &kick, NULL);
+	clock_start(&worker->clock, worker->plan.counter != 0, &worker->board->report.clock_error);
+}
+
+static void *work(void *argument)
+{
+	struct worker *worker = argument;
+	struct report *report = &worker->board->report;
+	struct crew *crew = worker->crew;
+	const uint64_t one = 1;
+
+	introduce(worker);
+	pass_gate(worker);
+	put(&report->began, clock_read(&worker->clock));
+	worker->body(worker);
+	put(&report->ended, now());
+	if (worker->plan.ends_all && report->why == MET)
+		__atomic_store_n(&crew->stop, 1, __ATOMIC_RELAXED);
+	if (__atomic_sub_fetch(&crew->running, 1, __ATOMIC_ACQ_REL) == 0)
+		while (write(crew->done, &one, sizeof(one)) < 0 && errno == EINTR)
+			;
+	return NULL;
+}
+
+/* --- making a crew ------------------------------------------------------------------------------------------- */
+
+struct crew *crew_new(uint32_t count, int done)
+{
+	size_t size = sizeof(struct crew) + count * sizeof(struct worker);
+	struct crew *crew = aligned_alloc(_Alignof(struct crew), size);
+
+	if (!crew)
+		return NULL;
+	memset(crew, 0, size);
+	for (uint32_t i = 0; i < count; i++) {
+		crew->workers[i].crew = crew;
+		crew->workers[i].plan.cpu = -1;
+	}
+	crew->count = count;
+	crew->done = done;
+	pthread_mutex_init(&crew->lock, NULL);
+	pthread_cond_init(&crew->changed, NULL);
+	return crew;
+}
+
+static size_t board_size(const struct worker *worker)
+{
+	return sizeof(struct board) + worker->plan.ring * sizeof(struct record);
+}
+
+/* Populated: a page fault in a loop would look like a slow call. */
+static int map_board(struct worker *worker, int memory, uint64_t offset)
+{
+	void *board = mmap(NULL, board_size(worker), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, memory,
+			   (off_t)offset);
+
+	if (board == MAP_FAILED)
+		return errno;
+	worker->board = board;
+	worker->board->report.ring = worker->plan.ring;
+	return 0;
+}
+
+/* Each argument's bytes twice, to work on and to restore from, on cache lines of their own. */
+static size_t room(const struct step *step)
+{
+	return (2 * step->size + 63) & ~(size_t)63;
+}
+
+static int copy_steps(struct worker *worker, const struct step *from)
+{
+	const uint64_t count = worker->plan.count;
+	struct step *steps = malloc(count * sizeof(*steps));
+	unsigned char *place;
+	size_t size = 64;
+
+	for (uint64_t i = 0; i < count; i++)
+		size += room(&from[i]);
+	place = aligned_alloc(64, size);
+	worker->plan.steps = steps;
+	worker->bytes = place;
+	if (!steps || !place)
+		return ENOMEM;
+	memcpy(steps, from, count * sizeof(*steps));
+	for (uint64_t i = 0; i < count; i++) {
+		if (!steps[i].size)
+			continue;
+		memcpy(place, (const void *)(uintptr_t)steps[i].argument, steps[i].size);
+		memcpy(place + steps[i].size, place, steps[i].size);
+		steps[i].argument = (uintptr_t)place;
+		place += room(&steps[i]);
+	}
+	return 0;
+}
+
+/* The worker's board is at `offset` in `memory`, which may be closed afterwards. */
+int crew_set_loop(struct crew *crew, uint32_t index, const struct plan *plan, int memory, uint64_t offset)
+{
+	struct worker *worker = &crew->workers[index];
+	int error;
+
+	worker->body = run_loop;
+	worker->plan = *plan;
+	error = copy_steps(worker, plan->steps);
+	return error ? error : map_board(worker, memory, offset);
+}
+
+/* `run` is the vCPU's shared area, mapped until the crew is joined. `ticks` is where the guest's counter stands. */
+int crew_set_vcpu(struct crew *crew, uint32_t index, int fd, struct kvm_run *run, uint64_t ticks, uint16_t tick_port,
+		  uint16_t stale_port, int memory, uint64_t offset)
+{
+	struct worker *worker = &crew->workers[index];
+	int error = map_board(worker, memory, offset);
+
+	if (error)
+		return error;
+	worker->body = run_vcpu;
+	worker->vcpu = fd;
+	worker->run = run;
+	worker->run->immediate_exit = 0;
+	worker->tick_port = tick_port;
+	worker->stale_port = stale_port;
+	worker->board->report.ticks = ticks;
+	return 0;
+}
+
+/* --- starting ------------------------------------------------------------------------------------------------ */
+
+static int create_thread(struct worker *worker)
+{
+	pthread_attr_t attributes;
+	cpu_set_t cpus;
+	int error;
+
+	pthread_attr_init(&attributes);
+	pthread_attr_setstacksize(&attributes, STACK);
+	if (worker->plan.cpu >= 0) {
+		CPU_ZERO(&cpus);
+		CPU_SET((size_t)worker->plan.cpu, &cpus);
+		pthread_attr_setaffinity_np(&attributes, sizeof(cpus), &cpus);
+	}
+	error = pthread_create(&worker->thread, &attributes, work, worker);
+	pthread_attr_destroy(&attributes);
+	return error;
+}
+
+/* Signals are for Python's own threads: here they would end calls that nobody meant to end. */
+static int create_threads(struct crew *crew)
+{
+	sigset_t all, before;
+	int error = 0;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	for (uint32_t i = 0; i < crew->count && !error; i++) {
+		error = create_thread(&crew->workers[i]);
+		crew->started += !error;
+	}
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	return error;
+}
+
+static void await_ready(struct crew *crew)
+{
+	pthread_mutex_lock(&crew->lock);
+	while (crew->ready < crew->started)
+		pthread_cond_wait(&crew->changed, &crew->lock);
+	pthread_mutex_unlock(&crew->lock);
+}
+
+static void open_gate(struct crew *crew, uint64_t begin)
+{
+	pthread_mutex_lock(&crew->lock);
+	crew->begin = begin;
+	pthread_cond_broadcast(&crew->changed);
+	pthread_mutex_unlock(&crew->lock);
+}
+
+static void join_all(struct crew *crew)
+{
+	for (uint32_t i = 0; i < crew->started && !crew->joined; i++) {
+		pthread_join(crew->workers[i].thread, NULL);
+		if (crew->workers[i].run)
+			crew->workers[i].run->immediate_exit = 0;
+	}
+	crew->joined = 1;
+}
+
+/* Begin at the moment `at`, or if that is 0 `lead` ns after everybody is ready. When not all threads can be had, none
+ * makes a call, and all are joined.
+ */
+int crew_start(struct crew *crew, uint64_t at, uint64_t lead, uint64_t *begin)
+{
+	struct sigaction action = { .sa_handler = do_nothing };
+	int error = sigaction(kick_signal(), &action, NULL) ? errno : 0;
+
+	if (error)
+		return error;
+	crew->running = crew->count;
+	error = create_threads(crew);
+	if (error)
+		crew_stop(crew);
+	await_ready(crew);
+	*begin = at ? at : now() + lead;
+	open_gate(crew, *begin);
+	if (error)
+		join_all(crew);
+	return error;
+}
+
+/* --- ending -------------------------------------------------------------------------------------------------- */
+
+/* Interrupt whatever call the workers are in. A worker that is just about to make its call is missed. */
+void crew_interrupt(struct crew *crew)
+{
+	for (uint32_t i = 0; i < crew->started && !crew->joined; i++)
+		if (!__atomic_load_n(&crew->workers[i].board->report.ended, __ATOMIC_ACQUIRE))
+			pthread_kill(crew->workers[i].thread, kick_signal());
+}
+
+/* Loops end after the call they are in. vCPUs leave the guest: the flag is for the moment before KVM_RUN, the signal
+ * for the moment inside.
+ */
+void crew_stop(struct crew *crew)
+{
+	__atomic_store_n(&crew->stop, 1, __ATOMIC_SEQ_CST);
+	for (uint32_t i = 0; i < crew->started && !crew->joined; i++) {
+		struct worker *worker = &crew->workers[i];
+
+		if (!worker->run)
+			continue;
+		__atomic_store_n(&worker->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
+		pthread_kill(worker->thread, kick_signal());
+	}
+}
+
+/* EBUSY while a worker works; `done` is readable when none does. */
+int crew_join(struct crew *crew)
+{
+	if (crew->started == crew->count && __atomic_load_n(&crew->running, __ATOMIC_ACQUIRE))
+		return EBUSY;
+	join_all(crew);
+	return 0;
+}
+
+/* EBUSY if it was started and not joined. */
+int crew_free(struct crew *crew)
+{
+	if (crew->started && !crew->joined)
+		return EBUSY;
+	for (uint32_t i = 0; i < crew->count; i++) {
+		struct worker *worker = &crew->workers[i];
+
+		if (worker->board)
+			munmap(worker->board, board_size(worker));
+		free((void *)(uintptr_t)worker->plan.steps);
+		free(worker->bytes);
+	}
+	pthread_cond_destroy(&crew->changed);
+	pthread_mutex_destroy(&crew->lock);
+	free(crew);
+	return 0;
+}
