@@ -33,6 +33,7 @@ from chaos.lab import cache
 from chaos.lab.cpio import CpioWriter
 from chaos.lab.kernels import Kernel, build_module, find_busybox
 from chaos.lab.wholefile import keep_newest, mark_used, whole_file
+from chaos.native import library as native
 
 _KEPT = 8  # layers of each name; the code layer changes with every line
 OURS = ("chaos", "faults", "experiments", "reports")
@@ -334,8 +335,9 @@ def _own_files() -> Iterator[tuple[Path, str]]:
     root = Path(chaos.__file__).parent.parent
     for package in OURS:
         for path in sorted((root / package).rglob("*")):
-            if path.is_file() and "__pycache__" not in path.parts and path.suffix in {".py", ".yaml", ".json", ".so"}:
+            if path.is_file() and "__pycache__" not in path.parts and path.suffix in {".py", ".yaml", ".json"}:
                 yield path, str(path.relative_to(root))
+    yield native.find(), f"chaos/native/{native.NAME}"  # built: the lab has no compiler
 
 
 def _code_key() -> str:
