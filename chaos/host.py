@@ -20,7 +20,7 @@ import msgspec
 from chaos import history
 from chaos.errors import HostLacks, LabFailed, LabHung, SevchaosError
 from chaos.experiment import Order
-from chaos.history import Record
+from chaos.history import End, Note, Record
 from chaos.store import Host as Description
 
 Say = Callable[[str], None]
@@ -50,6 +50,17 @@ class _Records:
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             self._record(history.decode(line))
+
+
+def _but_the_end(record: Callable[[Record], None], told: list[Record]) -> Callable[[Record], None]:
+    """Passes records on and keeps them, the last one back: what the firmware saw is told before it."""
+
+    def sink(entry: Record) -> None:
+        told.append(entry)
+        if not isinstance(entry, End):
+            record(entry)
+
+    return sink
 
 
 class _Words:
@@ -95,6 +106,7 @@ class LabHost:
         self, order: Order, *, record: Callable[[Record], None], console: Callable[[str], None], timeout: float
     ) -> None:
         from chaos.lab.session import execute, open_lab
+        from chaos.lab.witness import compare_clocks, firmware_records
 
         words = _Words()
         lines = iter([msgspec.json.encode(order) + b"\n"])
@@ -102,10 +114,20 @@ class LabHost:
         async def orders() -> bytes:
             return next(lines, b"")
 
+        told: list[Record] = []
         async with open_lab(self._wish, say=self._say, listener=console) as lab:
-            ended = await execute(
-                lab, [RUNNER], stdin=orders, stdout=_Records(record), stderr=words, warm=True, timeout=timeout
-            )
+            clock = await compare_clocks(lab)
+            await lab.psp.trace(True)
+            sink = _Records(_but_the_end(record, told))
+            ended = await execute(lab, [RUNNER], stdin=orders, stdout=sink, stderr=words, warm=True, timeout=timeout)
+            await lab.psp.trace(False)  # and with it everything that was traced
+            if lab.psp.lost:
+                record(Note(t=told[-1].t, topic="witness", text=f"the firmware: {lab.psp.lost} commands not recorded"))
+            for command in firmware_records(lab.psp.records, told, clock):
+                record(command)
+        for entry in told:
+            if isinstance(entry, End):
+                record(entry)
         _check_end(ended.code, words)
 
 

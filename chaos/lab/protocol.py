@@ -8,6 +8,8 @@ since a port has no end of file:
     host                                agent
     Hello  ─────────────────────────▶   sets its clock, stirs its random pool
                                    ◀──  Ready
+    Ping ───────────────────────────▶
+                                   ◀──  Pong
     Execute ────────────────────────▶
                                    ◀──  Started
     bytes on stdin, then StdinEnd(n) ▶  bytes on stdout and stderr
@@ -41,6 +43,16 @@ class Hello(_Message, frozen=True):
 
     realtime: int
     entropy: bytes
+
+
+class Ping(_Message, frozen=True):
+    """What does the lab's clock say? Answered with Pong at once."""
+
+
+class Pong(_Message, frozen=True):
+    """`monotonic` is CLOCK_MONOTONIC of the lab in nanoseconds."""
+
+    monotonic: int
 
 
 class Terminal(msgspec.Struct, frozen=True):
@@ -98,8 +110,8 @@ class Exited(_Message, frozen=True):
     reason: str = ""
 
 
-ToAgent = Hello | Execute | StdinEnd | Signal | Resize
-FromAgent = Ready | Started | Exited
+ToAgent = Hello | Ping | Execute | StdinEnd | Signal | Resize
+FromAgent = Ready | Pong | Started | Exited
 
 _encoder = msgspec.json.Encoder()
 _to_agent: msgspec.json.Decoder[ToAgent] = msgspec.json.Decoder(ToAgent)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from chaos.lab import protocol
-from chaos.lab.protocol import Execute, Exited, Hello, Ready, Resize, Signal, Started, StdinEnd, Terminal
+from chaos.lab.protocol import Execute, Exited, Hello, Ping, Pong, Ready, Resize, Signal, Started, StdinEnd, Terminal
 
 CHUNK = 1 << 16
 # Imported before the lab is saved, so that a restored lab starts them in no time.
@@ -188,6 +188,8 @@ class Agent:
                 version = Path("/proc/version").read_text().strip()
                 sev = Path("/dev/sev").exists()
                 self._say(Ready(release=os.uname().release, version=version, sev=sev))
+            case Ping():
+                self._say(Pong(monotonic=time.monotonic_ns()))
             case Execute():
                 self._start(message)
             case StdinEnd():
