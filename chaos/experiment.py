@@ -25,15 +25,22 @@ Ticks = Annotated[int, msgspec.Meta(gt=0, le=1_000_000)]
 
 
 class Kind(StrEnum):
-    """What is launched in a VM. PLAIN is no context: the destination of a move."""
+    """What is launched in a VM. PLAIN is no context: the destination of a move. MIRROR has none either, nor vCPUs,
+    until it becomes the mirror of another VM."""
 
     SEV = "sev"
     SEV_ES = "sev-es"
     PLAIN = "plain"
+    MIRROR = "mirror"
+
+    @property
+    def owns(self) -> bool:
+        """Whether it is launched with a context of its own."""
+        return self in (Kind.SEV, Kind.SEV_ES)
 
     @property
     def key(self) -> str:
-        """Under which key of the misc controller it is charged."""
+        """Under which key of the misc controller it is charged, if it owns a context."""
         return self.value.replace("-", "_")
 
 
@@ -68,8 +75,26 @@ class Vm(_Part, frozen=True, kw_only=True):
 
 
 class Launch(_Step, frozen=True, kw_only=True, tag="launch"):
-    """Create the VM with its vCPUs, and unless it is plain, take it through INIT, START, UPDATE, MEASURE, FINISH."""
+    """Create the VM with its vCPUs, and unless it is plain, take it through INIT, START, UPDATE, MEASURE, FINISH.
 
+    With `finish` off the last two wait for `finish`: the registers of a SEV-ES mirror can be encrypted until then.
+    """
+
+    vm: Name
+    finish: bool = True
+
+
+class Finish(_Step, frozen=True, kw_only=True, tag="finish"):
+    """Measure and finish a launch that was left open."""
+
+    vm: Name
+
+
+class Mirror(_Step, frozen=True, kw_only=True, tag="mirror"):
+    """Make `vm` a mirror of `source`: it shares the context, and gets its vCPUs after that. Creates it, unless it was
+    launched as something else, which the kernel then refuses."""
+
+    source: Name
     vm: Name
 
 
@@ -160,7 +185,10 @@ class Close(_Step, frozen=True, kw_only=True, tag="close"):
     vm: Name
 
 
-Step = Launch | Run | Count | Pause | Migrate | Move | Join | Hold | Ask | Status | Observe | Strike | Close
+Step = (
+    Launch | Finish | Mirror | Run | Count | Pause | Migrate | Move | Join | Hold | Ask | Status | Observe | Strike
+    | Close
+)  # fmt: skip
 
 
 class Experiment(_Part, frozen=True, kw_only=True):
@@ -178,7 +206,7 @@ class Experiment(_Part, frozen=True, kw_only=True):
     @property
     def keys(self) -> frozenset[str]:
         """Keys of the misc controller that it needs capacity of."""
-        return frozenset(vm.kind.key for vm in self.vms.values() if vm.kind is not Kind.PLAIN)
+        return frozenset(vm.kind.key for vm in self.vms.values() if vm.kind.owns)
 
     @property
     def types(self) -> frozenset[int]:
@@ -256,7 +284,7 @@ def _problems(experiment: Experiment) -> Iterator[tuple[str, str, str]]:
             yield "promises", f"there is no promise {promise!r}", f"the promises are {known}"
     if not experiment.promises:
         yield "promises", "it puts no promise to the test", f"name at least one of {known}"
-    vmms, vms = ", ".join(experiment.vmms), ", ".join(experiment.vms)
+    vmms = ", ".join(experiment.vmms)
     for name, vm in experiment.vms.items():
         if vm.vmm not in experiment.vmms:
             yield f"vms.{name}.vmm", f"there is no VMM {vm.vmm!r}", f"the VMMs are {vmms}"
@@ -264,23 +292,24 @@ def _problems(experiment: Experiment) -> Iterator[tuple[str, str, str]]:
         if vm.type not in (0, fits):
             yield f"vms.{name}.type", f"a {vm.kind.value} guest cannot have type {vm.type}", f"give {fits}, or 0"
     for number, step in enumerate(experiment.script):
-        for field in ("vm", "source", "destination", "vmm"):
-            value = getattr(step, field, None)
-            allowed, kind = (vmms, "VMM") if field == "vmm" else (vms, "VM")
-            if value is not None and value not in (experiment.vmms if field == "vmm" else experiment.vms):
-                yield (
-                    f"script[{number}].{field}",
-                    f"there is no {kind} {value!r}",
-                    f"the {kind}s are {allowed}",
-                )
-        if isinstance(step, Strike):
-            try:
-                fault.find(step.fault, step.options)
-            except UsageError as error:
-                yield f"script[{number}].fault", error.message, error.remedy
-        if isinstance(step, Run) and step.every & (step.every - 1):
-            yield (
-                f"script[{number}].every",
-                f"{step.every} is no power of two",
-                "give 1, 2, 4, … or 0 for never",
-            )
+        for field, problem, remedy in _step_problems(experiment, step):
+            yield f"script[{number}].{field}", problem, remedy
+
+
+def _step_problems(experiment: Experiment, step: Step) -> Iterator[tuple[str, str, str]]:
+    """The same of a step. Yields key, problem, remedy."""
+    vmms, vms = ", ".join(experiment.vmms), ", ".join(experiment.vms)
+    for field in ("vm", "source", "destination", "vmm"):
+        value = getattr(step, field, None)
+        allowed, kind = (vmms, "VMM") if field == "vmm" else (vms, "VM")
+        if value is not None and value not in (experiment.vmms if field == "vmm" else experiment.vms):
+            yield field, f"there is no {kind} {value!r}", f"the {kind}s are {allowed}"
+    if isinstance(step, Strike):
+        try:
+            fault.find(step.fault, step.options)
+        except UsageError as error:
+            yield "fault", error.message, error.remedy
+    if isinstance(step, Launch) and step.vm in experiment.vms and experiment.vms[step.vm].kind is Kind.MIRROR:
+        yield "vm", f"{step.vm} is a mirror, which is not launched", "use the step `mirror`"
+    if isinstance(step, Run) and step.every & (step.every - 1):
+        yield "every", f"{step.every} is no power of two", "give 1, 2, 4, … or 0 for never"

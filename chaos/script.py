@@ -51,10 +51,8 @@ class Actor:
 
     def launch(self, step: e.Launch) -> None:
         stage, vm = self.stage, self.stage.guests[step.vm]
-        kind, spec = vm.spec.kind, vm.spec
-        create = m.Create(vm=vm.name, kind=kind.value, vcpus=spec.vcpus, memory=spec.memory, type=spec.type)
-        stage.must(vm, create, fds=(stage.memories[spec.memory].number,))
-        vm.created = True
+        kind = vm.spec.kind
+        self._create(vm)
         if kind is Kind.PLAIN:
             return
         stage.must(vm, m.Init(vm=vm.name, key=kind.key))
@@ -62,8 +60,33 @@ class Actor:
         stage.must(vm, m.LaunchUpdateData(vm=vm.name))
         if kind is Kind.SEV_ES:
             stage.must(vm, m.LaunchUpdateVmsa(vm=vm.name))
-        stage.must(vm, m.LaunchMeasure(vm=vm.name))
-        stage.must(vm, m.LaunchFinish(vm=vm.name))
+        if step.finish:
+            self._finish(vm)
+
+    def finish(self, step: e.Finish) -> None:
+        self._finish(self.stage.guest(step.vm))
+
+    def mirror(self, step: e.Mirror) -> None:
+        """What the kernel refuses is an answer, also where the mirror's registers cannot be encrypted any more."""
+        stage, owner, vm = self.stage, self.stage.guest(step.source), self.stage.guests[step.vm]
+        if not vm.created:
+            self._create(vm)
+        if owner is not vm:
+            handover.connect(stage, owner, vm)
+            handover.send(stage, owner, vm)
+        done = stage.do(vm, m.Mirror(vm=vm.name, source=owner.name))
+        if done.outcome == "ok" and stage.is_es(owner):
+            stage.do(vm, m.LaunchUpdateVmsa(vm=vm.name))
+
+    def _create(self, vm: Guest) -> None:
+        spec = vm.spec
+        create = m.Create(vm=vm.name, kind=spec.kind.value, vcpus=spec.vcpus, memory=spec.memory, type=spec.type)
+        self.stage.must(vm, create, fds=(self.stage.memories[spec.memory].number,))
+        vm.created = True
+
+    def _finish(self, vm: Guest) -> None:
+        self.stage.must(vm, m.LaunchMeasure(vm=vm.name))
+        self.stage.must(vm, m.LaunchFinish(vm=vm.name))
 
     def run(self, step: e.Run) -> None:
         vm = self.stage.guest(step.vm)
@@ -248,6 +271,8 @@ class Actor:
 
 _STEPS: dict[type, Callable[[Actor, Any], None]] = {
     e.Launch: Actor.launch,
+    e.Finish: Actor.finish,
+    e.Mirror: Actor.mirror,
     e.Run: Actor.run,
     e.Count: Actor.count,
     e.Pause: Actor.pause,

@@ -59,6 +59,10 @@ def step(experiment: e.Experiment, number: int) -> str:  # noqa: PLR0911, PLR091
             return f"wait until {do.vm} has counted {do.ticks} further, and read its counter"
         case e.Pause():
             return f"bring the vCPUs of {do.vm} out of the guest"
+        case e.Finish():
+            return f"finish the launch of {do.vm}"
+        case e.Mirror():
+            return f"make {do.vm} a mirror of {do.source}, which shares its context"
         case e.Migrate():
             return f"hand {do.source} over to {do.destination}: state, descriptor, move, resume"
         case e.Move():

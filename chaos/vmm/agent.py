@@ -67,7 +67,7 @@ class Agent:
 
         def body() -> dict[str, Value]:
             destination = self._machine(do.vm)
-            with destination.own_fd() if do.source == do.vm else destination.take_fd() as source:
+            with destination.fd_of(do.source, do.vm) as source:
                 self.channel.send(m.Begun(id=number, tid=threading.get_native_id()))
                 destination.vm.move_context_from(source.number)
             return {}
@@ -99,6 +99,10 @@ class Agent:
             case m.Connect():
                 machine = self._machine(do.vm)
                 _wrapped(lambda: machine.connect(fds.steal()))
+            case m.Mirror():
+                mirror = self._machine(do.vm)
+                with mirror.fd_of(do.source, do.vm) as owner:
+                    mirror.become_mirror(owner.number)
             case m.Move():
                 raise InternalError("a move has a thread of its own")
             case _:
@@ -205,7 +209,8 @@ def _measured(number: int, body: Body) -> Reply:
                 began=watch.began, ended=watch.ended,
             )  # fmt: skip
         except OSError as error:
-            code = errno.ETIMEDOUT if isinstance(error, TimeoutError) else error.errno or errno.EPROTO  # never EIO, which says that a VM is dead
+            # One without a number is never told as EIO, which says that a VM is dead.
+            code = errno.ETIMEDOUT if isinstance(error, TimeoutError) else error.errno or errno.EPROTO
             return Reply(id=number, errno=code, call=str(error), began=watch.began, ended=watch.ended)
         except Exception:
             return Reply(id=number, bug=traceback.format_exc(limit=6), began=watch.began, ended=watch.ended)

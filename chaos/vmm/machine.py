@@ -116,6 +116,12 @@ class Machine:
             self.sev.init()
         self._create_vcpus()
 
+    def become_mirror(self, owner: int) -> None:
+        """Share the context of the VM whose descriptor is `owner`; then make the vCPUs, which it wants none of."""
+        self.vm.copy_context_from(owner)
+        if not self.vcpus:
+            self._create_vcpus()
+
     def launch_start(self, policy: int) -> dict[str, Value]:
         return {"handle": self.sev.launch_start(policy)}
 
@@ -172,9 +178,9 @@ class Machine:
         assert arrived is not None
         return arrived
 
-    def own_fd(self) -> OwnedFd:
-        """A copy of this VM's own descriptor, for a VM that is told to move into itself."""
-        return OwnedFd(os.dup(self.vm.fd.number))
+    def fd_of(self, source: str, name: str) -> OwnedFd:
+        """The descriptor of `source`, as it arrived. A VM that is told to move into itself (`name`) has a copy."""
+        return OwnedFd(os.dup(self.vm.fd.number)) if source == name else self.take_fd()
 
     def commit(self) -> None:
         """The destination says that the guest is its own; the source waits to hear it."""

@@ -92,6 +92,11 @@ class Move(_Operation, frozen=True, kw_only=True, tag="move"):
     source: str
 
 
+class Mirror(_Operation, frozen=True, kw_only=True, tag="mirror"):
+    vm: str
+    source: str
+
+
 class Commit(_Operation, frozen=True, kw_only=True, tag="commit"):
     vm: str
 
@@ -106,7 +111,7 @@ class Exit(_Operation, frozen=True, kw_only=True, tag="exit"):
 
 Operation = (
     Create | Init | LaunchStart | LaunchUpdateData | LaunchUpdateVmsa | LaunchMeasure | LaunchFinish | Status
-    | Run | Pause | Connect | GetState | SetState | SendFd | Move | Commit | Close | Exit
+    | Run | Pause | Connect | GetState | SetState | SendFd | Move | Mirror | Commit | Close | Exit
 )  # fmt: skip
 
 

@@ -38,3 +38,13 @@ def test_types_of_vms(tmp_path: Path) -> None:
 def test_a_type_must_be_one_of_its_kind(tmp_path: Path, vm: str, complaint: str) -> None:
     with pytest.raises(UsageError, match=complaint):
         load(tmp_path, f"{{x: {{vmm: a, {vm}}}}}")
+
+
+def test_a_mirror_is_made_and_not_launched_and_needs_no_capacity_of_its_own(tmp_path: Path) -> None:
+    vms = "{x: {vmm: a, kind: sev-es}, m: {vmm: a, kind: mirror}}"
+    loaded = load(tmp_path, vms, "launch, vm: x, finish: false", "mirror, source: x, vm: m", "finish, vm: x")
+    assert loaded.keys == {"sev_es"}
+    with pytest.raises(UsageError, match=r"script\[0\]\.vm: m is a mirror, which is not launched"):
+        load(tmp_path, vms, "launch, vm: m")
+    with pytest.raises(UsageError, match=r"script\[0\]\.source: there is no VM 'y'"):
+        load(tmp_path, vms, "mirror, source: y, vm: m")
