@@ -38,43 +38,45 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 FORMAT = 1
+
+Int = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]  # what a reader in any language can hold
 
 Scalar = int | str | bool | None
 Value = Scalar | list[int | str]  # one list type: msgspec cannot tell two apart
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True, tag=True, tag_field="type"):
-    seq: int = -1  # given by whoever writes the record down
-    t: int
+    seq: Int = -1  # given by whoever writes the record down
+    t: Int
 
 
 class Header(_Record, frozen=True, kw_only=True):
     """The first record. `kernel` is the full x.y.z, `release` what uname says; `host` is local or lab."""
 
-    format: int = FORMAT
+    format: Int = FORMAT
     experiment: str
-    seed: int
+    seed: Int
     host: str
     kernel: str
     release: str
     executes_es: bool  # whether SEV-ES guests can be entered on this host; not in the lab
-    asids: dict[str, int]  # capacity by key of the misc controller
+    asids: dict[str, Int]  # capacity by key of the misc controller
 
 
 class Invoke(_Record, frozen=True, kw_only=True):
     """`op` names the operation within the run, `f` what it is, `agent` the VMM that does it, `step` the place in
     the script, `phase` the phase of a migration it belongs to, if any."""
 
-    op: int
+    op: Int
     f: str
     agent: str
-    pid: int
-    step: int
+    pid: Int
+    step: Int
     phase: str = ""
     args: dict[str, Value] = {}
 
@@ -82,12 +84,12 @@ class Invoke(_Record, frozen=True, kw_only=True):
 class Done(_Record, frozen=True, kw_only=True):
     """`errno` and `firmware` (the PSP's status) are 0 unless the outcome is fail."""
 
-    op: int
+    op: Int
     outcome: Literal["ok", "fail", "info"]
-    errno: int = 0
-    firmware: int = 0
-    began: int = 0
-    ended: int = 0
+    errno: Int = 0
+    firmware: Int = 0
+    began: Int = 0
+    ended: Int = 0
     value: dict[str, Value] = {}
 
 
@@ -96,8 +98,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
     fd: str  # "vm" or "vcpu N"
     ioctl: str
-    errno: int
-    control: int
+    errno: Int
+    control: Int
 
 
 class Asked(_Record, frozen=True, kw_only=True):
@@ -105,7 +107,7 @@ class Asked(_Record, frozen=True, kw_only=True):
 
     agent: str
     vm: str
-    step: int
+    step: Int
     answers: tuple[Answer, ...]
 
 
@@ -118,11 +120,11 @@ class Observation(_Record, frozen=True, kw_only=True):
     """
 
     label: str
-    step: int
-    until: int
+    step: Int
+    until: Int
     misc: dict[str, dict[str, dict[str, int]]]
-    guests: int | None
-    dying: int
+    guests: Int | None
+    dying: Int
 
 
 class Counted(_Record, frozen=True, kw_only=True):
@@ -131,10 +133,10 @@ class Counted(_Record, frozen=True, kw_only=True):
 
     vm: str
     agent: str
-    step: int
+    step: Int
     where: str
-    ticks: int
-    stale: int = 0
+    ticks: Int
+    stale: Int = 0
     ended: str = ""
 
 
@@ -142,15 +144,15 @@ class Filled(_Record, frozen=True, kw_only=True):
     """How many encryption contexts of each key could be had at once, before the next was refused with `errno`."""
 
     label: str
-    count: dict[str, int]
-    errno: dict[str, int]
+    count: dict[str, Int]
+    errno: dict[str, Int]
 
 
 class Held(_Record, frozen=True, kw_only=True):
     """A hold: where the operation sleeps, seen from outside. `reached` is false if its deadline passed first."""
 
-    op: int
-    step: int
+    op: Int
+    step: Int
     hold: str
     reached: bool
     state: str  # the task's state letter
@@ -162,7 +164,7 @@ class Fault(_Record, frozen=True, kw_only=True):
 
     fault: str
     event: Literal["apply", "evidence", "undo"]
-    step: int
+    step: Int
     target: str
     struck: bool | None = None
     detail: str = ""
@@ -172,8 +174,8 @@ class Exited(_Record, frozen=True, kw_only=True):
     """A VMM process is gone and reaped. `status` is its exit code, or minus the signal that ended it."""
 
     agent: str
-    pid: int
-    status: int
+    pid: Int
+    status: Int
 
 
 class Firmware(_Record, frozen=True, kw_only=True):
@@ -185,18 +187,18 @@ class Firmware(_Record, frozen=True, kw_only=True):
     command is about, None if it is about none.
     """
 
-    order: int
+    order: Int
     command: str  # "LAUNCH_START", as in the SEV API
-    status: int
-    handle: int | None = None
-    move: int | None = None
-    began: int = 0
+    status: Int
+    handle: Int | None = None
+    move: Int | None = None
+    began: Int = 0
 
 
 class Kernel(_Record, frozen=True, kw_only=True):
     """A line of the kernel's log, `level` 0 to 7, at the kernel's own time."""
 
-    level: int
+    level: Int
     text: str
 
 
@@ -205,7 +207,7 @@ class Note(_Record, frozen=True, kw_only=True):
 
     topic: Literal["witness", "skipped", "error", "progress"]
     text: str
-    step: int = -1
+    step: Int = -1
 
 
 class End(_Record, frozen=True, kw_only=True):
@@ -242,12 +244,15 @@ def encode(record: Record) -> bytes:
 
 def decode(line: bytes) -> Record:
     """Raises msgspec.DecodeError if the line is no record."""
-    return _decoder.decode(line)
+    try:
+        return _decoder.decode(line)
+    except (UnicodeDecodeError, RecursionError) as error:  # msgspec has no error of its own for these
+        raise msgspec.DecodeError(str(error)) from error
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """A history as read. `damage` says what is wrong with it, "" if it is whole."""
+    """A history as read, up to where it is damaged. `damage` says what is wrong there, "" if it is whole."""
 
     records: tuple[Record, ...]
     damage: str = ""
@@ -274,18 +279,81 @@ class History:
 
 
 def damage_of(records: Sequence[Record]) -> str:
-    if not records:
-        return "it is empty"
-    if not isinstance(records[0], Header):
+    """What is wrong with these as the records of a run, "" if nothing is."""
+    return up_to_damage(records).damage
+
+
+def up_to_damage(records: Sequence[Record], unreadable: str = "") -> History:
+    """The records before the first that cannot be, and what is wrong. What comes after it rests on what is lost.
+
+    `unreadable` says what follows the records in the file, if that is not a record.
+    """
+    wrong = _first_wrong(records)
+    if wrong is not None:
+        kept, damage = wrong
+        return History(tuple(records[:kept]), damage)
+    if unreadable or not records:
+        return History(tuple(records), unreadable or "it is empty")
+    return History(tuple(records), "" if _is_end(records[-1]) else f"it breaks off after record {len(records) - 1}")
+
+
+def _first_wrong(records: Sequence[Record]) -> tuple[int, str] | None:
+    """How many records are good, and what is wrong then. That the end is missing is not looked at."""
+    begun: set[int] = set()
+    under_way: set[int] = set()
+    for number, record in enumerate(records):
+        wrong = _out_of_place(number, record, after_end=number > 0 and _is_end(records[number - 1]))
+        if wrong:
+            return number, wrong
+        if isinstance(record, Header) and record.format != FORMAT:
+            return 1, _other_format(record.format)
+        if isinstance(record, Invoke):
+            if record.op in begun:
+                return number, f"record {number} begins operation {record.op} a second time"
+            begun.add(record.op)
+            under_way.add(record.op)
+        elif isinstance(record, Done):
+            if record.op not in under_way:
+                return number, f"record {number} answers operation {record.op}, which is not under way"
+            under_way.remove(record.op)
+    return None
+
+
+def _out_of_place(number: int, record: Record, *, after_end: bool) -> str:
+    """Why this cannot be the record of that number, "" if it can."""
+    if number == 0 and not isinstance(record, Header):
         return "it does not begin with a header"
-    if records[0].format != FORMAT:
-        return f"it has format {records[0].format}, this program reads {FORMAT}"
-    for expected, record in enumerate(records):
-        if record.seq != expected:
-            return f"record {expected} is missing: {record.seq} stands in its place"
-    if not isinstance(records[-1], End):
-        return f"it breaks off after record {len(records) - 1}"
+    if record.seq != number:
+        return f"record {number} is missing: {record.seq} stands in its place"
+    if after_end:
+        return f"record {number} comes after the end"
+    if number > 0 and isinstance(record, Header):
+        return f"record {number} is another header"
+    if isinstance(record, Observation) and not all(_is_count(n) for f in record.misc.values() for n in _values(f)):
+        return f"record {number} has a number that no counter shows"
     return ""
+
+
+def _values(files: dict[str, dict[str, int]]) -> Iterator[int]:
+    for values in files.values():
+        yield from values.values()
+
+
+def _is_count(number: int) -> bool:
+    """64 bits, signed or not: the kernel prints a counter below zero without its sign."""
+    return -(1 << 63) <= number < 1 << 64
+
+
+def _is_end(record: Record) -> bool:
+    return isinstance(record, End)
+
+
+def _other_format(number: int) -> str:
+    return f"it has format {number}, this program reads {FORMAT}"
+
+
+class _Format(msgspec.Struct):
+    format: int
 
 
 def read(path: Path) -> History:
@@ -296,8 +364,18 @@ def read(path: Path) -> History:
             try:
                 records.append(decode(line))
             except msgspec.DecodeError as error:
-                return History(tuple(records), f"line {number} is damaged: {error}")
-    return History(tuple(records), damage_of(records))
+                newer = _format_of(line) if number == 1 else FORMAT
+                damage = f"line {number} is damaged: {error}" if newer == FORMAT else _other_format(newer)
+                return up_to_damage(records, damage)
+    return up_to_damage(records)
+
+
+def _format_of(line: bytes) -> int:
+    """Of a header that cannot be read for what else is in it; ours if it does not say."""
+    try:
+        return msgspec.json.decode(line, type=_Format).format
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return FORMAT
 
 
 class Writer:
@@ -312,7 +390,9 @@ class Writer:
         """Number the record and append it; returns it as written."""
         numbered = msgspec.structs.replace(record, seq=self._seq)
         self._seq += 1
-        os.write(self._fd, encode(numbered))
+        data = memoryview(encode(numbered))
+        while data:  # a disk that is almost full takes a part
+            data = data[os.write(self._fd, data) :]
         self.records.append(numbered)
         return numbered
 
@@ -320,4 +400,4 @@ class Writer:
         os.close(self._fd)
 
     def history(self) -> History:
-        return History(tuple(self.records), damage_of(self.records))
+        return up_to_damage(self.records)
