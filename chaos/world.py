@@ -59,13 +59,15 @@ class Mirror:
 @dataclass(frozen=True, slots=True)
 class Vm:
     """A VM that somebody has open, or that is dead. `agent` created it and is the only one that may ask it anything.
-    It is to have `planned` vCPUs and has `created`; KVM_CREATE_VM was given `type`."""
+    It is to have `planned` vCPUs and has `created`; operation `creating` is making one more. KVM_CREATE_VM was given
+    `type`."""
 
     name: str
     agent: str
     planned: int = 0
     created: int = 0
     type: int = 0
+    creating: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +190,11 @@ def begin(world: World, invoke: Invoke) -> World:
 
 def give_back(world: World, op: int) -> World:
     """The operation has given back what it had taken ahead."""
-    return replace(world, advances=frozenset(advance for advance in world.advances if advance.op != op))
+    return replace(
+        world,
+        advances=frozenset(advance for advance in world.advances if advance.op != op),
+        vms=frozenset(replace(vm, creating=None) if vm.creating == op else vm for vm in world.vms),
+    )
 
 
 def forget(world: World, op: int) -> World:
@@ -283,6 +289,28 @@ def _init(world: World, invoke: Invoke) -> World | None:
     return replace(world, contexts=world.contexts | {context}, vms=_with_vcpus(world, vm))
 
 
+def _halfway_vcpu(world: World, invoke: Invoke) -> World | None:
+    """Between created_vcpus and online_vcpus."""
+    vm = world.vm(argument(invoke, "vm"))
+    if vm is None or vm.name in world.dead or vm.creating is not None:
+        return None
+    return replace(world, vms=world.vms - {vm} | {replace(vm, creating=invoke.op)})
+
+
+def _create_vcpu(world: World, invoke: Invoke) -> World | None:
+    """A new vCPU of an encrypted VM has registers that are not encrypted yet."""
+    vm = world.vm(argument(invoke, "vm"))
+    if vm is None or vm.name in world.dead:
+        return None
+    creating = None if vm.creating == invoke.op else vm.creating
+    return replace(
+        world,
+        vms=world.vms - {vm} | {replace(vm, created=vm.created + 1, creating=creating)},
+        contexts=frozenset(replace(c, sealed=False) if c.owner == vm.name else c for c in world.contexts),
+        mirrors=frozenset(replace(m, sealed=False) if m.vm == vm.name else m for m in world.mirrors),
+    )
+
+
 def _mirror(world: World, invoke: Invoke) -> World | None:
     """No ASID, no charge: the owner's context, which lives on as long as the mirror does."""
     vm, source = argument(invoke, "vm"), argument(invoke, "source")
@@ -349,6 +377,7 @@ def _move(world: World, invoke: Invoke) -> World | None:
     source, destination, payer = argument(invoke, "source"), argument(invoke, "vm"), world.home(invoke.agent)
     if payer is None or not _movable(world, invoke):
         return None
+    payer = next((advance.cgroup for advance in world.advances if advance.op == invoke.op), payer)
     context, mirror = world.context(source), world.mirror(source)
     contexts, mirrors = world.contexts, world.mirrors
     if context is not None:
@@ -362,7 +391,7 @@ def _move(world: World, invoke: Invoke) -> World | None:
             contexts=contexts,
             mirrors=mirrors,
             dead=world.dead | {source},
-            advances=give_back(world, invoke.op).advances,
+            advances=frozenset(advance for advance in world.advances if advance.op != invoke.op),
         )
     )
 
@@ -377,6 +406,7 @@ EFFECTS: dict[str, Callable[[World, Invoke], World | None]] = {
     "spawn": _spawn,
     "enter": _enter,
     "create": _create,
+    "create_vcpu": _create_vcpu,
     "init": _init,
     "mirror": _mirror,
     "launch_start": _launch_start,
@@ -386,6 +416,6 @@ EFFECTS: dict[str, Callable[[World, Invoke], World | None]] = {
     "close": _close,
 }
 
-HALFWAY: dict[str, Callable[[World, Invoke], World | None]] = {"move": _halfway_move}
+HALFWAY: dict[str, Callable[[World, Invoke], World | None]] = {"move": _halfway_move, "create_vcpu": _halfway_vcpu}
 
 ON_BEGIN: dict[str, Callable[[World, Invoke], World]] = {"move": _begin_move, "mirror": _begin_move}
