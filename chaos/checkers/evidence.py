@@ -182,6 +182,19 @@ class Evidence:
         return None if exited is None else exited.seq
 
     @cached_property
+    def only_mirrors_moved(self) -> bool:
+        """Whether every context that was moved was one that a mirror shares: what goes wrong then is of its own kind,
+        and no finding about mirrors may excuse it elsewhere."""
+        mirrors = {
+            argument(i, "vm") for i, done in self.operations if i.f == "mirror" and done and done.outcome == "ok"
+        }
+        happened = [move for move in self.moves if move.happened]
+        for move in happened:
+            if move.source in mirrors:
+                mirrors.add(move.destination)
+        return bool(happened) and all(move.source in mirrors for move in happened)
+
+    @cached_property
     def settled(self) -> int | None:
         """The record from which every move is over, None if one never is or there was none."""
         ends = [move.over for move in self.moves]

@@ -14,7 +14,7 @@ from chaos.ledger import Entry, Mismatch, charged
 from chaos.verdict import Verdict
 
 PROMISE = "P1"
-_WHEN = ("before-move", "in-move", "after-move", "after-close")
+_WHEN = ("before-move", "in-move", "after-move", "after-mirror-move", "after-close")
 
 
 def check(experiment: Experiment, history: History) -> Verdict:
@@ -93,7 +93,7 @@ def _told(evidence: Evidence, mismatch: Mismatch) -> tuple[str, str]:
         way = "overcharged"
     elif mismatch.seen < min(mismatch.expected):
         way = "undercharged"
-    text = f"at {label!r} ({when.replace('-', ' the ')}) cgroup {mismatch.where!r} read {mismatch.key} {mismatch.seen}"
+    text = f"at {label!r} ({when.replace('-', ' the ', 1).replace('-', ' ')}) cgroup {mismatch.where!r} read {mismatch.key} {mismatch.seen}"
     return f"{text} where {_values(mismatch)} was due", f"{way}-{when}:{mismatch.key}"
 
 
@@ -118,7 +118,9 @@ def _when(evidence: Evidence, record: int) -> str:
     if evidence.settled is None or record < evidence.settled:
         return "in-move"
     worlds = next(entry.worlds for entry in evidence.ledger.entries if entry.record.seq == record)
-    return "after-move" if any(world.contexts for world in worlds) else "after-close"
+    if not any(world.contexts for world in worlds):
+        return "after-close"
+    return "after-mirror-move" if evidence.only_mirrors_moved else "after-move"
 
 
 def _label(evidence: Evidence, record: int) -> str:

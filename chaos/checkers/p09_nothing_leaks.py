@@ -30,7 +30,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
         alive = _alive(evidence, end)
         if alive:
             return unknown(PROMISE, f"{', '.join(alive)} still lived when the end was observed", (end,))
-        parts += [*_charges(end), _guests(start, end), _dying(start, end)]
+        parts += [*_charges(evidence, end), _guests(start, end), _dying(start, end)]
     else:
         missing = " and ".join(label for label in (START, END) if label not in observed)
         parts.append(unknown(PROMISE, f"the host was not observed at the {missing} of the run"))
@@ -53,7 +53,7 @@ def _alive(evidence: Evidence, end: Observation) -> list[str]:
     return [agent for agent, exited in ends.items() if exited is None or exited.seq > end.seq]
 
 
-def _charges(end: Observation) -> Iterator[Verdict]:
+def _charges(evidence: Evidence, end: Observation) -> Iterator[Verdict]:
     """Every counter reads zero again; the run's own cgroup sums them up, dying ones included."""
     if "current" not in end.misc.get(".", {}):
         yield unknown(PROMISE, "the counters of the run's cgroup were not read at its end", (end,))
@@ -69,7 +69,7 @@ def _charges(end: Observation) -> Iterator[Verdict]:
         return
     seen = ", ".join(f"{cgroup} {key} {value}" for cgroup, key, value in left)
     keys = "+".join(sorted({key for _, key, _ in left}))
-    signature = f"charge-left:{keys}"
+    signature = f"charge-left{'-after-mirror-move' if evidence.only_mirrors_moved else ''}:{keys}"
     yield deviated(
         PROMISE, f"charges were left: {seen}", (end,), signature=signature, expected="0 everywhere", seen=seen
     )
