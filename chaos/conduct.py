@@ -4,17 +4,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from chaos import history
 from chaos.errors import KernelPanicked, SevchaosError
 from chaos.experiment import Experiment, Order
 from chaos.findings import Finding
 from chaos.history import End, History, Kernel, Record
-from chaos.host import Host, last_words
+from chaos.host import Session, last_words
 from chaos.judge import judge
+from chaos.store import Host as Description
 from chaos.store import RunDirectory
 from chaos.verdict import RunVerdict
 
@@ -31,21 +34,22 @@ class Conducted:
 
 
 async def conduct(
-    host: Host,
+    session: Session,
     experiment: Experiment,
     *,
     seed: int,
+    where: Description,
     runs: Path,
     timeout: float,
     known: tuple[Finding, ...],
+    console: Console,
     watch: Callable[[Record], None],
 ) -> Conducted:
-    """Carry an experiment out and judge it. Raises only what kept it from beginning."""
-    description = host.describe()
-    directory = RunDirectory.create(runs, experiment, seed, description)
+    """Carry an experiment out on an open host and judge it. Raises `NoSpace` or `UsageError` before it begins."""
+    directory = RunDirectory.create(runs, experiment, seed, where)
     writer = history.Writer(directory.history)
     broken: SevchaosError | None = None
-    with (directory.path / "console.log").open("w") as console, (directory.path / "dmesg.log").open("w") as dmesg:
+    with (directory.path / "dmesg.log").open("w") as dmesg, console.into(directory.path / "console.log"):
 
         def record(entry: Record) -> None:
             written = writer.write(entry)
@@ -53,12 +57,9 @@ async def conduct(
                 dmesg.write(f"<{written.level}>[{written.t / 1e9:12.6f}] {written.text}\n")
             watch(written)
 
-        def line(text: str) -> None:
-            console.write(f"{text}\n")
-
         try:
-            order = Order(experiment=experiment, seed=seed, host=description.host)
-            await host.carry_out(order, record=record, console=line, timeout=timeout)
+            order = Order(experiment=experiment, seed=seed, host=where.host)
+            await session.carry_out(order, record=record, timeout=timeout)
         except SevchaosError as error:
             broken = error
             _close(error, writer, record)
@@ -71,6 +72,23 @@ async def conduct(
     verdict = judge(experiment, told, known=known)
     directory.write_verdict(verdict)
     return Conducted(experiment, told, verdict, directory.path, broken)
+
+
+class Console:
+    """The serial console of a host that outlives a run: its lines go to the log of the run that is on."""
+
+    def __init__(self) -> None:
+        self._file: TextIO | None = None
+
+    def line(self, text: str) -> None:
+        if self._file is not None:
+            self._file.write(f"{text}\n")
+
+    @contextlib.contextmanager
+    def into(self, path: Path) -> Iterator[None]:
+        with path.open("w") as self._file:
+            yield
+        self._file = None
 
 
 def _last(writer: history.Writer) -> int:

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where runs happen: a lab, or this machine. Both are one runner that takes orders and gives records.
 
+    async with host.open(console) as session:        what the machine lacks is said here, before a run begins
+        await session.carry_out(order, record=…, timeout=…)
+        await session.carry_out(another, …)           on the same kernel, which may remember the first
+
 The records are written down by the caller as they come, outside the lab: a kernel that panics costs the run, never
 its record.
 """
@@ -12,8 +16,9 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -23,70 +28,81 @@ from chaos.experiment import Order
 from chaos.history import End, Note, Record
 from chaos.store import Host as Description
 
+if TYPE_CHECKING:
+    from chaos.lab.machine import Lab
+    from chaos.lab.protocol import Exited
+    from chaos.lab.session import Wish
+    from chaos.lab.witness import Clock
+
 Say = Callable[[str], None]
+Write = Callable[[Record], None]
 RUNNER = "chaos.runner"
+
+
+class Session(Protocol):
+    async def carry_out(self, order: Order, *, record: Write, timeout: float) -> None:
+        """Carry out one order; `record` gets each record as it comes.
+
+        Raises what broke the host; what was recorded until then stands, and the session is of no more use.
+        """
 
 
 class Host(Protocol):
     def describe(self) -> Description: ...
 
-    async def carry_out(
-        self, order: Order, *, record: Callable[[Record], None], console: Callable[[str], None], timeout: float
-    ) -> None:
-        """Carry out one order. `record` gets each record as it comes, `console` each line of the serial console.
+    def open(self, console: Callable[[str], None]) -> AbstractAsyncContextManager[Session]:
+        """A runner that waits for orders; `console` gets each line of the serial console.
 
-        Raises what broke the host; what was recorded until then stands.
+        Raises what the machine lacks.
         """
 
 
-class _Records:
-    """Cuts a byte stream into records."""
-
-    def __init__(self, record: Callable[[Record], None]) -> None:
-        self._rest = b""
-        self._record = record
-
-    async def __call__(self, data: bytes) -> None:
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
-            self._record(history.decode(line))
-
-
-def _but_the_end(record: Callable[[Record], None], told: list[Record]) -> Callable[[Record], None]:
-    """Passes records on and keeps them, the last one back: what the firmware saw is told before it."""
-
-    def sink(entry: Record) -> None:
-        told.append(entry)
-        if not isinstance(entry, End):
-            record(entry)
-
-    return sink
-
-
-class _Words:
-    """Collects what a runner says on stderr: nothing, if all is well."""
+class _Conversation:
+    """One runner: orders in on its stdin, records out on its stdout, what went wrong on its stderr."""
 
     def __init__(self) -> None:
-        self.text = ""
+        self._orders: asyncio.Queue[bytes] = asyncio.Queue()
+        self._rest = b""
+        self._record: Write = lambda entry: None
+        self._end: asyncio.Future[End] | None = None
+        self.words = ""
 
-    async def __call__(self, data: bytes) -> None:
-        self.text = (self.text + data.decode(errors="replace"))[-4000:]
+    async def stdin(self) -> bytes:
+        return await self._orders.get()
 
+    async def stdout(self, data: bytes) -> None:
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            entry = history.decode(line)
+            if isinstance(entry, End) and self._end is not None:
+                self._end.set_result(entry)
+            else:
+                self._record(entry)
 
-def _check_end(code: int, words: _Words) -> None:
-    if code:
+    async def stderr(self, data: bytes) -> None:
+        self.words = (self.words + data.decode(errors="replace"))[-4000:]
+
+    async def ask(self, order: Order, record: Write, runner: asyncio.Task[int], timeout: float) -> End:
+        """The End of the order, which is not given to `record`: others may have something to say before it."""
+        self._record = record
+        self._end = asyncio.get_running_loop().create_future()
+        self._orders.put_nowait(msgspec.json.encode(order) + b"\n")
+        both: set[asyncio.Future[Any]] = {self._end, runner}
+        await asyncio.wait(both, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if self._end.done():
+            return self._end.result()
+        if not runner.done():
+            raise LabHung(f"the run was not done after {timeout:g} s", remedy="give it longer with --timeout")
+        code = runner.result()
         raise SevchaosError(
-            f"the runner ended with {code}:\n{words.text.strip()}", remedy="this is a bug of ours; please report it"
+            f"the runner ended with {code}:\n{self.words.strip()}", remedy="this is a bug of ours; please report it"
         )
 
 
 class LabHost:
-    """A lab of its own for every run, restored from the same bytes."""
+    """A lab, restored from the same bytes each time it is opened."""
 
-    def __init__(self, wish: object, *, say: Say) -> None:
-        from chaos.lab.session import Wish
-
-        assert isinstance(wish, Wish)
+    def __init__(self, wish: Wish, *, say: Say) -> None:
         self._wish = wish
         self._say = say
 
@@ -102,33 +118,61 @@ class LabHost:
             memory=self._wish.memory,
         )
 
-    async def carry_out(
-        self, order: Order, *, record: Callable[[Record], None], console: Callable[[str], None], timeout: float
-    ) -> None:
+    @contextlib.asynccontextmanager
+    async def open(self, console: Callable[[str], None]) -> AsyncIterator[Session]:
         from chaos.lab.session import execute, open_lab
-        from chaos.lab.witness import compare_clocks, firmware_records
+        from chaos.lab.witness import compare_clocks
 
-        words = _Words()
-        lines = iter([msgspec.json.encode(order) + b"\n"])
-
-        async def orders() -> bytes:
-            return next(lines, b"")
-
-        told: list[Record] = []
+        talk = _Conversation()
         async with open_lab(self._wish, say=self._say, listener=console) as lab:
             clock = await compare_clocks(lab)
-            await lab.psp.trace(True)
-            sink = _Records(_but_the_end(record, told))
-            ended = await execute(lab, [RUNNER], stdin=orders, stdout=sink, stderr=words, warm=True, timeout=timeout)
-            await lab.psp.trace(False)  # and with it everything that was traced
-            if lab.psp.lost:
-                record(Note(t=told[-1].t, topic="witness", text=f"the firmware: {lab.psp.lost} commands not recorded"))
-            for command in firmware_records(lab.psp.records, told, clock):
-                record(command)
-        for entry in told:
-            if isinstance(entry, End):
-                record(entry)
-        _check_end(ended.code, words)
+            runner = execute(lab, [RUNNER], stdin=talk.stdin, stdout=talk.stdout, stderr=talk.stderr, warm=True)
+            async with _under_way(_code(runner)) as task:
+                yield _LabSession(lab, clock, talk, task)
+
+
+async def _code(runner: Awaitable[Exited]) -> int:
+    return (await runner).code
+
+
+@contextlib.asynccontextmanager
+async def _under_way(work: Coroutine[object, object, int]) -> AsyncIterator[asyncio.Task[int]]:
+    task = asyncio.create_task(work)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+class _LabSession:
+    def __init__(self, lab: Lab, clock: Clock, talk: _Conversation, runner: asyncio.Task[int]) -> None:
+        self._lab, self._clock, self._talk, self._runner = lab, clock, talk, runner
+
+    async def carry_out(self, order: Order, *, record: Write, timeout: float) -> None:
+        """The records of the runner, and before the last of them what the firmware saw."""
+        from chaos.lab.witness import firmware_records
+
+        told: list[Record] = []
+
+        def keep(entry: Record) -> None:
+            told.append(entry)
+            record(entry)
+
+        psp = self._lab.psp
+        psp.records.clear()
+        await psp.trace(True)
+        try:
+            end = await self._talk.ask(order, keep, self._runner, timeout)
+        except LabHung as hung:
+            hung.console = self._lab.console.tail()
+            raise
+        await psp.trace(False)  # and with it comes everything that was traced
+        if psp.lost:
+            record(Note(t=end.t, topic="witness", text=f"the firmware: {psp.lost} commands were not recorded"))
+        for command in firmware_records(psp.records, told, self._clock):
+            record(command)
+        record(end)
 
 
 class LocalHost:
@@ -137,9 +181,8 @@ class LocalHost:
     def describe(self) -> Description:
         return Description(host="local", release=os.uname().release, cpus=os.cpu_count() or 0)
 
-    async def carry_out(
-        self, order: Order, *, record: Callable[[Record], None], console: Callable[[str], None], timeout: float
-    ) -> None:
+    @contextlib.asynccontextmanager
+    async def open(self, console: Callable[[str], None]) -> AsyncIterator[Session]:
         if os.geteuid() != 0:
             raise HostLacks(
                 "runs on this machine need root: they make cgroups and open /dev/sev",
@@ -149,29 +192,47 @@ class LocalHost:
             sys.executable, "-m", RUNNER, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
-        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
-        words, records = _Words(), _Records(record)
-        process.stdin.write(msgspec.json.encode(order) + b"\n")
-        process.stdin.close()
+        talk = _Conversation()
         try:
-            async with asyncio.timeout(timeout):
-                await asyncio.gather(_pump(process.stdout, records), _pump(process.stderr, words))
-                code = await process.wait()
-        except TimeoutError:
-            raise LabHung(f"the run was not done after {timeout:g} s", remedy="give it longer with --timeout") from None
+            async with _under_way(_converse(process, talk)) as task:
+                yield _LocalSession(talk, task)
         finally:
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
                     process.send_signal(signal.SIGKILL)  # its warden removes what it had made
                 await process.wait()
-        _check_end(code, words)
 
 
-async def _pump(reader: asyncio.StreamReader, sink: Callable[[bytes], object]) -> None:
+class _LocalSession:
+    def __init__(self, talk: _Conversation, runner: asyncio.Task[int]) -> None:
+        self._talk, self._runner = talk, runner
+
+    async def carry_out(self, order: Order, *, record: Write, timeout: float) -> None:
+        record(await self._talk.ask(order, record, self._runner, timeout))
+
+
+async def _converse(process: asyncio.subprocess.Process, talk: _Conversation) -> int:
+    """Carry bytes to and fro until the process ends; returns its exit code."""
+    assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+    stdin = process.stdin
+
+    async def feed() -> None:
+        while order := await talk.stdin():
+            stdin.write(order)
+            await stdin.drain()
+
+    feeding = asyncio.create_task(feed())
+    try:
+        await asyncio.gather(_pump(process.stdout, talk.stdout), _pump(process.stderr, talk.stderr))
+        return await process.wait()
+    finally:
+        feeding.cancel()
+        await asyncio.gather(feeding, return_exceptions=True)
+
+
+async def _pump(reader: asyncio.StreamReader, sink: Callable[[bytes], Awaitable[None]]) -> None:
     while data := await reader.read(1 << 16):
-        result = sink(data)
-        if asyncio.iscoroutine(result):
-            await result
+        await sink(data)
 
 
 def last_words(error: SevchaosError) -> str:

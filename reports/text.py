@@ -31,6 +31,7 @@ from reports.words import clean
 __all__ = ["WIDTH", "Run", "render", "report", "show"]
 
 WIDTH = 100
+TOLD_AT_LENGTH = 16  # of more runs than this, only those that count against the exit code
 MOMENTS_ACROSS = 6  # more observations than this are shown a row each
 
 _STYLES = {Outcome.HELD: "green", Outcome.DEVIATED: "bold red", Outcome.UNKNOWN: "yellow", Outcome.SKIPPED: "cyan"}
@@ -58,7 +59,8 @@ def render(runs: Sequence[Run], known: Sequence[Finding] = (), *, width: int = W
 
 def report(runs: Sequence[Run], known: Sequence[Finding] = ()) -> RenderableType:
     """The report. `known` are the written findings to point out beside deviations that were not accepted."""
-    parts = [part for run in runs for part in _run(run, known)]
+    told = runs if len(runs) <= TOLD_AT_LENGTH else [run for run in runs if run.verdict.exit_code]
+    parts = [part for run in told for part in _run(run, known)]
     if len(runs) > 1:
         parts += _summary([run.verdict for run in runs])
     return Group(*parts)

@@ -8,6 +8,7 @@ import contextlib
 import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -16,11 +17,23 @@ import experiments
 from chaos import findings, verdict
 from chaos.cli.common import DEFAULT_KERNEL, Asids, Memory, say, silent
 from chaos.cli.reporting import chosen, format_option, show
-from chaos.conduct import Conducted, conduct
-from chaos.errors import KernelPanicked, UsageError
+from chaos.conduct import Conducted, Console, conduct
+from chaos.errors import UsageError
 from chaos.experiment import Experiment
 from chaos.history import Invoke, Record
-from chaos.host import Host, LabHost, LocalHost
+from chaos.host import Host, LabHost, LocalHost, Session
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What the options say of every run."""
+
+    seed: int
+    repeat: int
+    runs: Path
+    timeout: float
+    known: tuple[findings.Finding, ...]
+
 
 Tell = Callable[[str, str], None]  # which run, and what it is doing
 
@@ -68,11 +81,19 @@ Tell = Callable[[str, str], None]  # which run, and what it is doing
 @click.option("--cpus", type=click.IntRange(1, 64), default=2, show_default=True, help="CPUs of the lab.")
 @click.option("--memory", type=Memory(), default="1G", show_default=True, help="Memory of the lab.")
 @click.option("--cold", is_flag=True, help="Boot the lab for every run.")
+@click.option(
+    "--repeat",
+    type=click.IntRange(1, 100_000),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="So many runs of each experiment, in one lab, with seeds counting up.",
+)
 @click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
 def run_(
     *, names: tuple[str, ...], host: str, kernels: tuple[str, ...], seed: int | None, form: str | None, as_json: bool,
     accept_known: bool, runs: Path, timeout: float, asids: tuple[int, int], cpus: int, memory: int,
-    cold: bool, quiet: bool,
+    cold: bool, quiet: bool, repeat: int,
 ) -> int:  # fmt: skip
     """Carry out experiments, by name or by file, and say which promises the kernel kept.
 
@@ -97,33 +118,48 @@ def run_(
         ]
     known = findings.load() if accept_known else ()
     used = secrets.randbelow(1 << 32) if seed is None else seed
+    plan = _Plan(seed=used, repeat=repeat, runs=runs, timeout=timeout, known=known)
     with _progress(quiet) as tell:
-        done = asyncio.run(_all(hosts, wanted, seed=used, runs=runs, timeout=timeout, known=known, tell=tell))
+        done = asyncio.run(_all(hosts, wanted, plan, tell))
     _report(done, form)
     return verdict.exit_code([conducted.verdict for conducted in done])
 
 
-async def _all(
-    hosts: Sequence[Host], wanted: Sequence[Experiment], *, seed: int, runs: Path, timeout: float,
-    known: tuple[findings.Finding, ...], tell: Tell,
-) -> list[Conducted]:  # fmt: skip
+async def _all(hosts: Sequence[Host], wanted: Sequence[Experiment], plan: _Plan, tell: Tell) -> list[Conducted]:
+    """Every experiment on every host, `plan.repeat` times: once on a host of its own, more often on one for all."""
     done: list[Conducted] = []
     for host in hosts:
-        where = host.describe().kernel_source or "this machine"
         for experiment in wanted:
-            run = f"{experiment.name} on {where}"
-            tell(run, "")
-
-            def watch(record: Record, run: str = run) -> None:
-                if isinstance(record, Invoke):
-                    tell(run, f": {record.phase or record.f} ({record.agent})")
-
-            conducted = await conduct(host, experiment, seed=seed, runs=runs, timeout=timeout, known=known, watch=watch)
-            done.append(conducted)
-            broken = conducted.broken
-            if broken is not None and not isinstance(broken, KernelPanicked) and not conducted.history.records:
-                raise broken  # nothing was begun: what the machine lacks, the next experiment will lack too
+            left = plan.repeat
+            while left:
+                console = Console()
+                async with host.open(console.line) as session:
+                    while left:
+                        seed = plan.seed + plan.repeat - left
+                        done.append(await _one(host, session, console, experiment, seed, plan, tell))
+                        left -= 1
+                        if done[-1].broken is not None:
+                            break  # the session went with it; the next run gets a new one
     return done
+
+
+async def _one(
+    host: Host, session: Session, console: Console, experiment: Experiment, seed: int, plan: _Plan, tell: Tell
+) -> Conducted:
+    where = host.describe()
+    run = f"{experiment.name} on {where.kernel_source or 'this machine'}"
+    if plan.repeat > 1:
+        run += f", {seed - plan.seed + 1} of {plan.repeat}"
+    tell(run, "")
+
+    def watch(record: Record) -> None:
+        if isinstance(record, Invoke):
+            tell(run, f": {record.phase or record.f} ({record.agent})")
+
+    return await conduct(
+        session, experiment, seed=seed, where=where, runs=plan.runs, timeout=plan.timeout, known=plan.known,
+        console=console, watch=watch,
+    )  # fmt: skip
 
 
 @contextlib.contextmanager
