@@ -93,7 +93,8 @@ def _told(evidence: Evidence, mismatch: Mismatch) -> tuple[str, str]:
         way = "overcharged"
     elif mismatch.seen < min(mismatch.expected):
         way = "undercharged"
-    text = f"at {label!r} ({when.replace('-', ' the ', 1).replace('-', ' ')}) cgroup {mismatch.where!r} read {mismatch.key} {mismatch.seen}"
+    moment = when.replace("-", " the ", 1).replace("-", " ")
+    text = f"at {label!r} ({moment}) cgroup {mismatch.where!r} read {mismatch.key} {mismatch.seen}"
     return f"{text} where {_values(mismatch)} was due", f"{way}-{when}:{mismatch.key}"
 
 
