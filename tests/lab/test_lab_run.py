@@ -46,6 +46,10 @@ def test_streams_are_kept_apart_and_the_exit_code_comes_through(in_lab: Sevchaos
     assert (done.returncode, done.stdout, done.stderr) == (7, b"in\nout\n", b"err\n")
 
 
+def test_signals_have_their_ordinary_meaning(in_lab: Sevchaos) -> None:
+    assert in_lab("sh", "-c", "kill -INT $$; echo survived").returncode == 128 + 2
+
+
 def test_a_death_by_signal_is_told_as_a_shell_tells_it(in_lab: Sevchaos) -> None:
     assert in_lab("sh", "-c", "kill -SEGV $$").returncode == 128 + 11
 

@@ -313,7 +313,9 @@ def _become(order: Execute, ends: Ends, report: int) -> NoReturn:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         os.environ.update(order.environment)
         os.chdir(order.directory)
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        # Python ignores one of these, and a shell's background job, which the agent is, the other two.
+        for ignored in (signal.SIGPIPE, signal.SIGINT, signal.SIGQUIT):
+            signal.signal(ignored, signal.SIG_DFL)
         if order.warm:
             os.closerange(3, 4096)
             main_function = importlib.import_module(order.argv[0]).main
