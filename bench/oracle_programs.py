@@ -33,9 +33,8 @@ def main(programs: int = 10_000, seed: int = 1) -> int:
                 wrong += 1
                 print(f"program {number}, {step.operation.f}: {violation}")
     elapsed, worked = time.perf_counter() - began, time.process_time() - worked
-    print(
-        f"{programs} programs of {OPERATIONS} operations, {steps} of them made, seed {seed}: {elapsed:.1f} s, {worked:.1f} of them at work"
-    )
+    print(f"{programs} programs of {OPERATIONS} operations, {steps} of them made, seed {seed}")
+    print(f"{elapsed:.1f} s, {worked:.1f} of them at work")
     print(f"{programs / elapsed:.0f} programs a second, {steps / elapsed:.0f} operations a second")
     print(f"{wrong} violations")
     for (f, errno), count in sorted(answers.items()):

@@ -17,7 +17,7 @@ A hold that was reached stops its operation: until something is done again it ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from errno import EIO, ENOTTY
 from functools import partial
@@ -29,6 +29,20 @@ from chaos.world import EFFECTS, World, argument, begin, die, drop, effect, forg
 Kind = Literal["charge", "guests", "owner", "answer"]
 Witness = Observation | Done | Asked
 KEYS = ("sev", "sev_es")
+# Operations whose answer is judged by what was possible while they were under way.
+WATCHED = frozenset(
+    {
+        "init",
+        "mirror",
+        "move",
+        "launch_start",
+        "launch_update_data",
+        "launch_update_vmsa",
+        "launch_measure",
+        "launch_finish",
+        "guest_status",
+    }
+)
 _U64 = 1 << 64
 
 
@@ -62,11 +76,14 @@ class Entry:
 @dataclass(frozen=True, slots=True)
 class Ledger:
     """A history, replayed. `worlds` are those possible at its end. `lost` says where and why the ledger could no
-    longer tell what must be charged, "" if it could throughout."""
+    longer tell what must be charged, "" if it could throughout; `lost_at` is that record. `during` are the worlds, by
+    the number of an operation that has answered, in which it may have been carried out."""
 
     entries: tuple[Entry, ...]
     worlds: frozenset[World]
     lost: str = ""
+    lost_at: int | None = None
+    during: Mapping[int, frozenset[World]] = field(default_factory=dict)
 
     def mismatches(self, *kinds: Kind) -> tuple[Mismatch, ...]:
         return tuple(m for entry in self.entries for m in entry.mismatches if m.kind in kinds)
@@ -84,7 +101,7 @@ def replay(history: History) -> Ledger:
     replayed = _Replay(history)
     for _, _, act in sorted(replayed.events(), key=lambda event: event[:2]):
         act()
-    return Ledger(tuple(replayed.entries), replayed.worlds, replayed.lost)
+    return Ledger(tuple(replayed.entries), replayed.worlds, replayed.lost, replayed.lost_at, replayed.during)
 
 
 def owns(done: Done) -> bool | None:
@@ -140,6 +157,8 @@ class _Replay:
     windows: dict[int, _Window] = field(default_factory=dict)
     owners: dict[str, str] = field(default_factory=dict)
     guests_before: int | None = None
+    lost_at: int | None = None
+    during: dict[int, frozenset[World]] = field(default_factory=dict)
 
     def events(self) -> Iterator[tuple[int, tuple[int, int], Callable[[], None]]]:
         """(time, (record, half), what to do). A record with a beginning and an end is two events."""
@@ -191,12 +210,15 @@ class _Replay:
         if invoke.f in EFFECTS:
             self.pending[invoke.op] = invoke
         self._become(begin(world, invoke) for world in self.worlds)
-        if invoke.f == "guest_status":
+        if invoke.f in WATCHED:
             self._open(invoke.seq)
 
     def _finish(self, invoke: Invoke, done: Done) -> None:
-        if invoke.f == "guest_status":
-            self._status(invoke, done)
+        window = self.windows.pop(invoke.seq, None)
+        if window is not None and done.outcome != "info":
+            self.during[invoke.op] = frozenset(w for w in window.worlds if not w.touched_by(invoke.op))
+            if invoke.f == "guest_status":
+                self._status(invoke, done, window)
         if invoke.op not in self.pending:
             return
         self.stopped.clear()
@@ -218,6 +240,7 @@ class _Replay:
             self.entries.append(Entry(done, self.worlds, self.worlds, (mismatch,)))
         elif not self.lost:
             self.lost = f"{invoke.f} of {vm or invoke.agent} succeeded at record {done.seq}, where it could not"
+            self.lost_at = done.seq
 
     def _hold(self, held: Held) -> None:
         """Stopped at the place that was waited for, the operation has not happened."""
@@ -264,8 +287,7 @@ class _Replay:
             self.guests_before = record.guests - counts.pop()
         return record.guests - self.guests_before
 
-    def _status(self, invoke: Invoke, done: Done) -> None:
-        window = self.windows.pop(invoke.seq)
+    def _status(self, invoke: Invoke, done: Done, window: _Window) -> None:
         said = owns(done)
         if said is None:
             return

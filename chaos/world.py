@@ -132,6 +132,10 @@ class World:
         """Whether any process has the VM open."""
         return any(reference.vm == vm for reference in self.references)
 
+    def touched_by(self, op: int) -> bool:
+        """Whether the operation has begun to have effects here, or has had all of them."""
+        return op in self.happened or any(advance.op == op for advance in self.advances)
+
     @property
     def guests(self) -> int:
         """How many guests the firmware must count."""
@@ -266,7 +270,7 @@ def _create(world: World, invoke: Invoke) -> World | None:
     """An encrypted VM gets its vCPUs later: INIT and the mirror want none."""
     name, planned = argument(invoke, "vm"), number(invoke, "vcpus")
     created = planned if argument(invoke, "kind") == "plain" else 0
-    vm = Vm(name, invoke.agent, planned, created, number(invoke, "vm_type"))
+    vm = Vm(name, invoke.agent, planned, created, number(invoke, "type"))
     return replace(
         world,
         references=world.references | {Reference(name, invoke.agent)},

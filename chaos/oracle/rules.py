@@ -14,7 +14,7 @@ from errno import EBADF, EBUSY, EEXIST, EINVAL, EIO, ENOENT, ENOTTY, EPIPE, ETIM
 
 from chaos.history import Invoke
 from chaos.oracle.state import Answer, Refusal, State, charge
-from chaos.world import ON_ITS_WAY, Reference, argument, levels
+from chaos.world import ON_ITS_WAY, Reference, argument, levels, number
 
 Check = Callable[[State, Invoke], Refusal | None]
 ES = "sev_es"
@@ -153,18 +153,17 @@ def _half_a_vcpu(state: State, op: Invoke) -> Refusal | None:
     return _maybe(EINVAL, when=vm is not None and vm.creating is not None)
 
 
-# -- INIT and the launch ----------------------------------------------------------------------------------
+# -- creation, INIT and the launch ----------------------------------------------------------------------------------
+
+
+def _no_types(state: State, op: Invoke) -> Refusal | None:
+    """A type that the kernel does not know."""
+    return _sure(EINVAL, when=number(op, "type") != 0 and not state.rules.vm_types)
 
 
 def _no_command_of_a_mirror(state: State, op: Invoke) -> Refusal | None:
     """Before the command's data is read (sev_mem_enc_ioctl)."""
     return _sure(EINVAL, when=state.world.mirror(argument(op, "vm")) is not None)
-
-
-def _wrong_type(state: State, op: Invoke) -> Refusal | None:
-    """INIT and ES_INIT are for VMs without a type, and there the types came with INIT2."""
-    vm = state.world.vm(argument(op, "vm"))
-    return _sure(EINVAL, when=state.rules.vm_types and vm is not None and vm.type != 0)
 
 
 def _es_disabled(state: State, op: Invoke) -> Refusal | None:
@@ -282,8 +281,8 @@ def _in_use(state: State, op: Invoke) -> Refusal | None:
 def _no_limit(state: State, op: Invoke) -> Refusal | None:
     """misc.max takes "max" or a number, and only for a key that the host has capacity of."""
     limit = op.args.get("max")
-    number = limit == "max" or (isinstance(limit, int) and limit >= 0)
-    return _sure(EINVAL, when=not number or state.capacity_of(argument(op, "key")) == 0)
+    valid = limit == "max" or (isinstance(limit, int) and limit >= 0)
+    return _sure(EINVAL, when=not valid or state.capacity_of(argument(op, "key")) == 0)
 
 
 def _nobody_to_send_to(state: State, op: Invoke) -> Refusal | None:
@@ -309,7 +308,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "add_cgroup": (_there_already, _no_parent),
     "remove_cgroup": (_no_cgroup, _in_use),
     "limit": (_no_cgroup, _no_limit),
-    "create": (),
+    "create": (_no_types,),
     "create_vcpu": _IOCTL,
     "close": (_not_open,),
     "send_fd": (_not_open, _nobody_to_send_to),
@@ -317,7 +316,6 @@ CHECKS: dict[str, tuple[Check, ...]] = {
         *_IOCTL,
         _es_disabled,
         _no_command_of_a_mirror,
-        _wrong_type,
         _has_vcpus,
         _half_a_vcpu,
         _initialised,
