@@ -72,7 +72,7 @@ class RunDirectory:
         """What was carried out, and what happened. Raises `UsageError` if this is no run directory."""
         try:
             return experiment.decode((self.path / "experiment.json").read_bytes()), history.read(self.history)
-        except (OSError, msgspec.MsgspecError) as error:
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise UsageError(
                 f"{self.path} is no run directory: {error}", remedy="give the path that `sevchaos run` printed"
             ) from error

@@ -3,15 +3,38 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chaos.history import FORMAT, End, Header, History, Kernel, Writer, damage_of, decode, encode, read
-from tests.unit.core.build import ALL, moved
+from chaos.errors import UsageError
+from chaos.history import (
+    FORMAT,
+    Done,
+    End,
+    Header,
+    History,
+    Invoke,
+    Kernel,
+    Observation,
+    Record,
+    Writer,
+    damage_of,
+    encode,
+    read,
+    up_to_damage,
+)
+from chaos.judge import judge
+from chaos.store import Host, RunDirectory
+from chaos.verdict import Outcome
+from reports import junit, ktap, machine, text
+from reports.run import Run
+from tests.unit.core.build import ALL, moved, shipped
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -63,18 +86,177 @@ def test_damage() -> None:
     assert damage_of((newer, *whole[1:])) == f"it has format {FORMAT + 1}, this program reads {FORMAT}"
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.integers(0, 2000))
-def test_a_history_cut_anywhere_says_so(length: int) -> None:
-    data = b"".join(encode(record) for record in moved().records)
-    kept = data[: length * len(data) // 2001]
-    records = []
-    for line in kept.splitlines(keepends=True):
-        try:
-            records.append(decode(line))
-        except msgspec.DecodeError:
-            break
-    assert damage_of(records) != ""
+@pytest.mark.parametrize(
+    ("change", "damage", "kept"),
+    [
+        (lambda r: (*r[:4], *r[5:]), "record 4 is missing: 5 stands in its place", 4),
+        (lambda r: (*r, r[-1]), f"record {len(moved().records)} is missing: ", None),
+        (lambda r: (*r, numbered(Kernel(t=1, level=6, text="x"), len(r))), "comes after the end", None),
+        (lambda r: (*r[:9], numbered(r[0], 9), *r[10:]), "record 9 is another header", 9),
+        (lambda r: again(r, Invoke), "begins operation 1 a second time", None),
+        (lambda r: again(r, Done), "answers operation 1, which is not under way", None),
+        (lambda r: counting(r, 1 << 64), "has a number that no counter shows", None),
+        (lambda r: counting(r, (1 << 64) - 1), "", None),  # one below zero, as the kernel prints it
+    ],
+)
+def test_what_comes_after_damage_is_left_out(
+    change: Callable[[tuple[Record, ...]], tuple[Record, ...]], damage: str, kept: int | None
+) -> None:
+    records = change(moved().records)
+    history = up_to_damage(records)
+    assert damage in history.damage
+    assert bool(history.damage) == bool(damage)
+    assert history.records == records[: len(history.records)]
+    if kept is not None:
+        assert len(history.records) == kept
+
+
+def numbered(record: Record, seq: int) -> Record:
+    replaced: Record = msgspec.structs.replace(record, seq=seq)
+    return replaced
+
+
+def again(records: tuple[Record, ...], kind: type[Record]) -> tuple[Record, ...]:
+    """With the first record of that kind a second time, just before the end."""
+    first = next(record for record in records if isinstance(record, kind))
+    *before, end = records
+    return (*before, numbered(first, len(before)), numbered(end, len(before) + 1))
+
+
+def counting(records: tuple[Record, ...], number: int) -> tuple[Record, ...]:
+    return tuple(
+        msgspec.structs.replace(record, misc={".": {"current": {"sev": number}}})
+        if isinstance(record, Observation)
+        else record
+        for record in records
+    )
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"type":"End","seq":1,"t":1,"complete":true,"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"type":"Kernel","seq":1,"t":1,"level":1,"text":"\xff"}',
+        b'{"type":"Kernel","seq":1,"t":1,"level":1,"text":"\\ud800"}',
+        b'{"type":"End","seq":1,"t":' + b"9" * 5000 + b',"complete":true}',
+        b'{"type":"End","seq":1,"t":9223372036854775808,"complete":true}',
+        b'{"type":"End","seq":1,"t":1.0,"complete":true}',
+        b'{"type":"Nothing","seq":1,"t":1}',
+        b"",
+        b"\x00" * 100,
+    ],
+)
+def test_lines_that_are_no_records(line: bytes, tmp_path: Path) -> None:
+    whole = moved().records
+    path = tmp_path / "history.jsonl"
+    path.write_bytes(encode(whole[0]) + line + b"\n" + encode(whole[1]))
+    history = read(path)
+    assert history.records == whole[:1]
+    assert history.damage.startswith("line 2 is damaged: ")
+
+
+@pytest.mark.parametrize("rest", [b"", b',"new":[1]', b',"asids":"another type"'])
+def test_another_format_is_named_however_it_differs(rest: bytes, tmp_path: Path) -> None:
+    header = encode(moved().records[0]).replace(b'"format":1', b'"format":2').replace(b"}}\n", b"}" + rest + b"}\n")
+    path = tmp_path / "history.jsonl"
+    path.write_bytes(header + b'{"type":"New"}\n')
+    assert read(path).damage == "it has format 2, this program reads 1"
+
+
+def test_a_gap_before_a_line_that_is_no_record_is_what_is_told(tmp_path: Path) -> None:
+    whole = moved().records
+    path = tmp_path / "history.jsonl"
+    path.write_bytes(encode(whole[0]) + encode(whole[2]) + b"nothing\n")
+    assert read(path) == History(whole[:1], "record 1 is missing: 2 stands in its place")
+
+
+def test_a_writer_that_may_write_a_part_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, bytes(data)[:7]))
+    writer = Writer(tmp_path / "history.jsonl")
+    for record in moved().records:
+        writer.write(record)
+    writer.close()
+    assert read(tmp_path / "history.jsonl") == moved()
+
+
+# -- damaged at random ----------------------------------------------------------------------------------------
+
+WHOLE = {name: b"".join(encode(record) for record in make().records) for name, make in ALL.items()}
+MAY_CUT = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def judged_and_reported(name: str, history: History) -> dict[str, Outcome]:
+    """Nothing of this may fail, whatever the history is."""
+    verdict = judge(shipped(name), history)
+    run = Run(shipped(name), history, verdict, Path("runs"))
+    for report in (text.render([run]), machine.render([run]), junit.render([run]), ktap.render([run])):
+        assert report
+    return {judged.promise: judged.outcome for judged in verdict.verdicts}
+
+
+@MAY_CUT
+@given(st.sampled_from(sorted(WHOLE)), st.floats(0, 1, exclude_max=True))
+def test_a_history_cut_anywhere_accuses_and_clears_nobody(tmp_path: Path, name: str, where: float) -> None:
+    data = WHOLE[name]
+    path = tmp_path / "history.jsonl"
+    path.write_bytes(data[: int(where * (len(data) - 1))])  # without the line end it would still be whole
+    history = read(path)
+    assert history.damage
+    assert history.records == ALL[name]().records[: len(history.records)]
+    assert set(judged_and_reported(name, history).values()) <= {Outcome.UNKNOWN}
+
+
+@MAY_CUT
+@given(st.data(), st.sampled_from(sorted(WHOLE)))
+def test_random_bytes_in_a_history_never_break_anything(tmp_path: Path, data: st.DataObject, name: str) -> None:
+    whole = bytearray(WHOLE[name])
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(whole) - 1))
+        length = data.draw(st.integers(0, 30))
+        whole[at : at + length] = data.draw(st.binary(max_size=30) | st.sampled_from([b"\n", b"\xff", b"0", b'"']))
+    path = tmp_path / "history.jsonl"
+    path.write_bytes(whole)
+    judged_and_reported(name, read(path))
+
+
+@MAY_CUT
+@given(st.binary(max_size=300))
+def test_random_bytes_alone(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "history.jsonl"
+    path.write_bytes(data)
+    history = read(path)
+    assert history.records == ()
+    assert history.damage
+
+
+@MAY_CUT
+@given(st.data(), st.sampled_from(sorted(WHOLE)))
+def test_records_in_disorder_never_break_anything(data: st.DataObject, name: str) -> None:
+    records = list(ALL[name]().records)
+    for _ in range(data.draw(st.integers(1, 5))):
+        here = data.draw(st.integers(0, len(records) - 1))
+        there = data.draw(st.integers(0, len(records) - 1))
+        match data.draw(st.sampled_from(["drop", "double", "swap"])):
+            case "drop" if len(records) > 1:
+                del records[here]
+            case "double":
+                records.insert(here, records[there])
+            case _:
+                records[here], records[there] = records[there], records[here]
+    if data.draw(st.booleans()):
+        records = [numbered(record, seq) for seq, record in enumerate(records)]
+    judged_and_reported(name, up_to_damage(records))
+
+
+def test_a_run_directory_with_anything_in_it(tmp_path: Path) -> None:
+    directory = RunDirectory.create(tmp_path, shipped("move-across-cgroups"), 1, Host(host="lab"))
+    directory.history.write_bytes(b"\xff")
+    assert directory.read()[1].damage.startswith("line 1 is damaged")
+    for data in (b"\xff", b"{", b'{"name": "\xff"}', b"[" * 100_000):
+        (directory.path / "experiment.json").write_bytes(data)
+        with pytest.raises(UsageError, match="is no run directory"):
+            directory.read()
 
 
 def test_parts_of_a_history() -> None:
