@@ -7,9 +7,7 @@
  *
  * Functions return 0 or an errno. One thread at a time may use a crew.
  */
-#define _GNU_SOURCE
 #include <errno.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,10 +20,11 @@
 
 #define STACK	(256 << 10)
 
-/* Waiting for the moment to begin: sleep, then give way to others, then spin. The machine may have fewer CPUs than
- * the crew has workers, and one that spins for long keeps another from being there in time.
+/* Waiting for the moment to begin: sleep, then spin. When there are fewer CPUs than workers, give way to others in
+ * between: one that spins for long keeps another from being there in time. When there are enough, giving way would
+ * only let strangers in.
  */
-#define SLEEP_UNTIL	1000000		/* ns before; timers are late by less, in the lab too */
+#define SLEEP_UNTIL	3000000		/* ns before; a sleeper's CPU and timer are late by less, in the lab too */
 #define YIELD_UNTIL	20000
 #define NAP		10000000	/* longest sleep: a stop that comes just before it must not wait longer */
 
@@ -35,33 +34,66 @@ const uint32_t native_sizes[] = {
 
 /* --- a worker's thread --------------------------------------------------------------------------------------- */
 
-static void wait_until(const struct crew *crew, uint64_t when)
+static void sleep_until(const struct crew *crew, uint64_t when)
 {
 	uint64_t time;
 
 	while (!stopped(crew) && (time = now()) < when) {
-		if (when - time > SLEEP_UNTIL) {
-			uint64_t left = when - time - SLEEP_UNTIL;
-			struct timespec nap = { .tv_nsec = (long)(left < NAP ? left : NAP) };
+		struct timespec nap = { .tv_nsec = (long)(when - time < NAP ? when - time : NAP) };
 
-			nanosleep(&nap, NULL);
-		} else if (when - time > YIELD_UNTIL) {
-			sched_yield();
-		}
+		nanosleep(&nap, NULL);
 	}
+}
+
+static void spin_until(const struct crew *crew, uint64_t when)
+{
+	uint64_t time;
+
+	while (!stopped(crew) && (time = now()) < when)
+		if (crew->crowded && when - time > YIELD_UNTIL)
+			sched_yield();
+}
+
+/* Until the spinning begins each worker has a CPU of its own, as far as there are enough. The scheduler would wake two
+ * of them on one, and take milliseconds to notice.
+ */
+static void settle(const struct worker *worker)
+{
+	const struct crew *crew = worker->crew;
+	int left = (int)((worker - crew->workers) % CPU_COUNT(&crew->cpus));
+	cpu_set_t own;
+
+	CPU_ZERO(&own);
+	for (size_t cpu = 0; cpu < CPU_SETSIZE; cpu++)
+		if (CPU_ISSET(cpu, &crew->cpus) && left-- == 0)
+			CPU_SET(cpu, &own);
+	sched_setaffinity(0, sizeof(own), &own);
+}
+
+static void roam(const struct worker *worker)
+{
+	sched_setaffinity(0, sizeof(worker->crew->cpus), &worker->crew->cpus);
 }
 
 static void pass_gate(struct worker *worker)
 {
 	struct crew *crew = worker->crew;
+	const int pinned = worker->plan.cpu >= 0 || !CPU_COUNT(&crew->cpus);
+	uint64_t when;
 
+	if (!pinned)
+		settle(worker);
 	pthread_mutex_lock(&crew->lock);
 	crew->ready++;
 	pthread_cond_broadcast(&crew->changed);
 	while (!crew->begin)
 		pthread_cond_wait(&crew->changed, &crew->lock);
 	pthread_mutex_unlock(&crew->lock);
-	wait_until(crew, crew->begin + worker->plan.offset);
+	when = crew->begin + worker->plan.offset;
+	sleep_until(crew, when > SLEEP_UNTIL ? when - SLEEP_UNTIL : 0);
+	if (!pinned)
+		roam(worker);
+	spin_until(crew, when);
 }
 
 /* To interrupt a system call a signal needs a handler, without SA_RESTART, which need not do anything. The number is
@@ -258,6 +290,14 @@ static void await_ready(struct crew *crew)
 	pthread_mutex_unlock(&crew->lock);
 }
 
+/* More CPUs than a cpu_set_t has bits for: then nobody settles anywhere. */
+static void look_at_cpus(struct crew *crew)
+{
+	if (sched_getaffinity(0, sizeof(crew->cpus), &crew->cpus))
+		CPU_ZERO(&crew->cpus);
+	crew->crowded = crew->count > (uint32_t)CPU_COUNT(&crew->cpus);
+}
+
 static void open_gate(struct crew *crew, uint64_t begin)
 {
 	pthread_mutex_lock(&crew->lock);
@@ -287,6 +327,7 @@ int crew_start(struct crew *crew, uint64_t at, uint64_t lead, uint64_t *begin)
 	if (error)
 		return error;
 	crew->running = crew->count;
+	look_at_cpus(crew);
 	error = create_threads(crew);
 	if (error)
 		crew_stop(crew);

@@ -20,7 +20,7 @@ from chaos.native.layout import SIZES, Plan
 HERE = Path(__file__).parent
 NAME = "libnative.so"  # not loops.so: Python would import that for `loops`
 SOURCES = ("crew.c", "loops.c", "native.h", "clock.h")
-FLAGS = ("-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-pthread")
+FLAGS = ("-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-pthread", "-D_GNU_SOURCE")
 _KEPT = 8
 
 Say = Callable[[str], None]

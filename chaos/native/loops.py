@@ -124,9 +124,10 @@ class Loop:
         """
 
         def set_up(library: ctypes.CDLL, crew: int, file: int, offsets: tuple[int, ...]) -> int:
+            counter = _counter_is_clock()
             for index, (program, offset) in enumerate(zip(self.programs, offsets, strict=True)):
                 steps, kept = _native_steps(program.steps)
-                plan = _native_plan(program, steps, self.ring)
+                plan = _native_plan(program, steps, self.ring, counter)
                 error = int(library.crew_set_loop(crew, index, ctypes.byref(plan), file, offset))
                 del kept  # until here: the library has copied the arguments
                 if error:
@@ -151,7 +152,7 @@ def _native_steps(steps: Sequence[Step]) -> tuple[ctypes.Array[layout.Step], lis
     return native, kept
 
 
-def _native_plan(program: Program, steps: ctypes.Array[layout.Step], ring: int) -> layout.Plan:
+def _native_plan(program: Program, steps: ctypes.Array[layout.Step], ring: int, counter: bool) -> layout.Plan:
     plan = layout.Plan(
         steps=steps,
         count=len(steps),
@@ -160,7 +161,7 @@ def _native_plan(program: Program, steps: ctypes.Array[layout.Step], ring: int) 
         offset=program.offset,
         cpu=-1 if program.cpu is None else program.cpu,
         ends_all=program.ends_all,
-        counter=_counter_is_clock(),
+        counter=counter,
     )
     for number in program.ends_at:
         plan.meets[number // 64] |= 1 << number % 64

@@ -15,6 +15,7 @@
 
 #include <linux/kvm.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdint.h>
 
 #include "clock.h"
@@ -90,6 +91,8 @@ struct crew {
 	uint32_t running;
 	uint32_t count, started, ready, joined;
 	uint64_t begin;
+	cpu_set_t cpus;		/* that we may use */
+	int crowded;		/* more workers than CPUs */
 	int done;		/* an eventfd, written to when the last worker has ended */
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
