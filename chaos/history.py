@@ -9,12 +9,12 @@ call. All are CLOCK_MONOTONIC of the host in nanoseconds, so they compare with e
 Operations, by `f`, with their arguments and, after the arrow, what `value` holds when they are ok:
 
     spawn {cgroup}                      a VMM process, in its cgroup before it does anything → {pid}
-    create {vm, kind, vcpus, memory, type}
+    create {vm, kind, vcpus, memory, type, lane}
                                         KVM_CREATE_VM of this type (0, 2 or 3), memory slots; vCPUs (of one that is not
-                                        plain they come with `init` or `mirror`)
+                                        plain they come with `init` or `mirror`), which count from page `lane` on
     init {vm, key}                      KVM_SEV_INIT, ES_INIT or INIT2: takes an ASID, charges the agent's cgroup
     launch_start {vm, policy}           → {handle}
-    launch_update_data {vm}, launch_update_vmsa {vm}, launch_measure {vm} → {measure}, launch_finish {vm}
+    launch_update_data {vm, lanes}, launch_update_vmsa {vm}, launch_measure {vm} → {measure}, launch_finish {vm}
     guest_status {vm}                   → {handle, policy, state}
     run {vm, every}, pause {vm}         vCPUs in and out of the guest
     get_state {vm}, set_state {vm}      vCPU state, at the source and the destination
@@ -129,7 +129,8 @@ class Observation(_Record, frozen=True, kw_only=True):
 
 class Counted(_Record, frozen=True, kw_only=True):
     """The guest's own counter, read at `where`. `stale` counts ticks at which its memory did not hold what its
-    registers said. `ended` is why it stopped by itself, "" if it did not: how KVM_RUN failed, or its exit reason."""
+    registers said. `ended` is why it stopped by itself, "" if it did not: how KVM_RUN failed, or its exit reason.
+    Of several vCPUs each has a counter (`each`), and `ticks` is the least."""
 
     vm: str
     agent: str
@@ -138,6 +139,7 @@ class Counted(_Record, frozen=True, kw_only=True):
     ticks: Int
     stale: Int = 0
     ended: str = ""
+    each: tuple[Int, ...] = ()
 
 
 class Filled(_Record, frozen=True, kw_only=True):

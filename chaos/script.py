@@ -57,7 +57,7 @@ class Actor:
             return
         stage.must(vm, m.Init(vm=vm.name, key=kind.key))
         stage.must(vm, m.LaunchStart(vm=vm.name, policy=Policy.ES if kind is Kind.SEV_ES else 0))
-        stage.must(vm, m.LaunchUpdateData(vm=vm.name))
+        stage.must(vm, m.LaunchUpdateData(vm=vm.name, lanes=stage.lanes[vm.spec.memory]))
         if kind is Kind.SEV_ES:
             stage.must(vm, m.LaunchUpdateVmsa(vm=vm.name))
         if step.finish:
@@ -80,7 +80,9 @@ class Actor:
 
     def _create(self, vm: Guest) -> None:
         spec = vm.spec
-        create = m.Create(vm=vm.name, kind=spec.kind.value, vcpus=spec.vcpus, memory=spec.memory, type=spec.type)
+        create = m.Create(
+            vm=vm.name, kind=spec.kind.value, vcpus=spec.vcpus, memory=spec.memory, type=spec.type, lane=vm.lane
+        )
         self.stage.must(vm, create, fds=(self.stage.memories[spec.memory].number,))
         vm.created = True
 
@@ -116,7 +118,8 @@ class Actor:
         def counted() -> bool:
             nonlocal latest
             latest = self._sample(vm)
-            return latest.ticks - first.ticks >= step.ticks or bool(latest.ended)
+            further = (now - then for now, then in zip(latest.each, first.each, strict=True))
+            return min(further) >= step.ticks or bool(latest.ended)
 
         failure = ""
         try:
@@ -127,6 +130,7 @@ class Actor:
             Counted(
                 t=self._now(), vm=vm.name, agent=vm.vmm.name, step=self._step, where=latest.where,
                 ticks=latest.ticks, stale=latest.stale, ended=latest.ended,
+                each=latest.each if len(latest.each) > 1 else (),
             )
         )  # fmt: skip
         if failure:

@@ -25,6 +25,7 @@ class Guest:
     spec: Vm
     vmm: Vmm
     created: bool = False
+    lane: int = 0
     every: int | None = None
 
     @property
@@ -34,13 +35,15 @@ class Guest:
 
 @dataclass(slots=True)
 class Stage:
-    """`moves` are those under way that the script does not wait for, by their destination."""
+    """`moves` are those under way that the script does not wait for, by their destination. `lanes` is how many vCPUs
+    count in each memory, a page each."""
 
     experiment: Experiment
     fleet: Fleet
     executes_es: bool
     guests: dict[str, Guest] = field(default_factory=dict)
     memories: dict[str, OwnedFd] = field(default_factory=dict)
+    lanes: dict[str, int] = field(default_factory=dict)
     moves: dict[str, Pending] = field(default_factory=dict)
 
     def people(self, vmms: Mapping[str, Vmm]) -> None:
@@ -49,6 +52,15 @@ class Stage:
             self.guests[name] = Guest(name, spec, vmms[spec.vmm])
             if spec.memory not in self.memories:
                 self.memories[spec.memory] = memory_file(f"guest-{spec.memory}", guest.MEMORY)
+                self.lanes[spec.memory] = 0
+            if spec.kind is not Kind.MIRROR:  # those take turns on one guest, so they share its pages
+                self.lanes[spec.memory] = max(self.lanes[spec.memory], spec.vcpus)
+        for mirror in (found for found in self.guests.values() if found.spec.kind is Kind.MIRROR):
+            mirror.lane = self.lanes[mirror.spec.memory]
+            self.lanes[mirror.spec.memory] += mirror.spec.vcpus
+        full = next((memory for memory, lanes in self.lanes.items() if lanes > guest.LANES), None)
+        if full is not None:
+            raise StepFailed(f"the vCPUs in memory {full!r} are more than {guest.LANES}, mirrors included")
 
     def guest(self, name: str) -> Guest:
         """A VM that was launched. Raises `StepFailed`."""

@@ -118,7 +118,9 @@ class Agent:
         if do.vm in self.machines:
             raise InternalError(f"{self.name} has a VM {do.vm!r} already")
         with fds.steal() as memory:
-            self.machines[do.vm] = Machine.create(self.host, Kind(do.kind), do.vcpus, memory.number, do.type)
+            self.machines[do.vm] = Machine.create(
+                self.host, Kind(do.kind), do.vcpus, memory.number, vm_type=do.type, lane=do.lane
+            )
 
     def _question(self, number: int, do: Question) -> Reply:
         try:
@@ -165,7 +167,7 @@ def _on_machine(machine: Machine, do: OnMachine) -> dict[str, Value]:  # noqa: P
         case m.LaunchStart():
             return machine.launch_start(do.policy)
         case m.LaunchUpdateData():
-            machine.launch_update_data()
+            machine.launch_update_data(do.lanes)
         case m.LaunchUpdateVmsa():
             machine.sev.launch_update_vmsa()
         case m.LaunchMeasure():

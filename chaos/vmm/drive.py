@@ -17,10 +17,11 @@ import errno
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from chaos.errors import InternalError
+from chaos.kvm.call import KernelError
 from chaos.kvm.numbers import Exit, exit_name
 from chaos.kvm.structs import Regs
 from chaos.kvm.vcpu import Vcpu
@@ -85,15 +86,20 @@ class Driver:
         self._thread = threading.Thread(target=body, name="vcpu", daemon=True)
         self._thread.start()
 
+    def stop(self) -> None:
+        """Ask the vCPU out of the guest; `pause` waits for it."""
+        if self._thread is not None:
+            self._stop = True
+            self._vcpu.shared.immediate_exit = 1
+            assert self._thread.native_id is not None
+            _libc.tgkill(os.getpid(), self._thread.native_id, SIGNAL)  # ESRCH: it has left by itself
+
     def pause(self, within: float = PAUSE_WITHIN) -> None:
         """Bring the vCPU out of the guest, its registers whole. Raises TimeoutError, or `KernelError`."""
         thread = self._thread
         if thread is None:
             return
-        self._stop = True
-        self._vcpu.shared.immediate_exit = 1
-        assert thread.native_id is not None
-        _libc.tgkill(os.getpid(), thread.native_id, SIGNAL)  # ESRCH: it has left by itself
+        self.stop()
         thread.join(within)
         if thread.is_alive():
             raise TimeoutError(f"the vCPU did not leave KVM_RUN within {within:g} s of a signal")
@@ -103,17 +109,9 @@ class Driver:
         else:
             self._vcpu.complete()
 
-    def sample(self) -> tuple[int, str]:
-        """The guest's counter and where it was read."""
-        if not self.running:
-            return ticks_of(self._vcpu.regs()), "registers"
-        if self.every:
-            return self.progress.ticks, "exit"
-        self.pause()
-        ticks = ticks_of(self._vcpu.regs())
-        if not self.progress.ended:
-            self.resume()
-        return ticks, "registers"
+    def ticks(self) -> int:
+        """The counter in the registers of a vCPU that is out of the guest."""
+        return ticks_of(self._vcpu.regs())
 
     def _loop(self) -> None:
         while not self._stop:
@@ -144,6 +142,53 @@ class Driver:
                 self.progress.ended = f"an access to port {port:#x}, which the guest does not make"
                 return False
         return True
+
+
+class Team:
+    """All vCPUs of a VM, in and out of the guest together."""
+
+    def __init__(self, vcpus: Sequence[Vcpu]) -> None:
+        self._drivers = [Driver(vcpu) for vcpu in vcpus]
+
+    @property
+    def running(self) -> bool:
+        return any(driver.running for driver in self._drivers)
+
+    @property
+    def stale(self) -> int:
+        return sum(driver.progress.stale for driver in self._drivers)
+
+    @property
+    def ended(self) -> str:
+        """Why the first of those that stopped by themselves did."""
+        return next((driver.progress.ended for driver in self._drivers if driver.progress.ended), "")
+
+    def resume(self, every: int | None = None) -> None:
+        """Let all run. Raises `KernelError`; then none does."""
+        try:
+            for driver in self._drivers:
+                driver.resume(every)
+        except KernelError:
+            self.pause()
+            raise
+
+    def pause(self) -> None:
+        """Bring all out of the guest. Raises TimeoutError, or `KernelError`."""
+        for driver in self._drivers:
+            driver.stop()
+        for driver in self._drivers:
+            driver.pause()
+
+    def sample(self) -> tuple[tuple[int, ...], str]:
+        """The counter of each vCPU and where they were read. Those of a guest that never leaves are taken out."""
+        if self.running and all(driver.every for driver in self._drivers):
+            return tuple(driver.progress.ticks for driver in self._drivers), "exit"
+        again = self.running
+        self.pause()
+        ticks = tuple(driver.ticks() for driver in self._drivers)
+        if again and not self.ended:
+            self.resume()
+        return ticks, "registers"
 
 
 def ticks_of(registers: Regs) -> int:

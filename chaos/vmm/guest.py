@@ -1,55 +1,78 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest: a counter that is kept twice.
+"""The guest: counters that are kept twice, one a vCPU.
 
-It counts in a register and writes every value to memory, and before each step it compares the two. A migration that
-loses a register, or a page, or brings an old copy of either, makes them differ; the guest then says so itself. It
-needs no paging, no interrupts and no CPU features, so it runs wherever the first instruction of a plain SEV guest
+A vCPU counts in a register and writes every value to a page of its own, into one of 64 slots in turn, one a cache line.
+So the page is a pattern that follows from the counter alone: slot k holds the last value that is k modulo 64. Before a
+step it compares the slot of the value it has, and before it overwrites the next one, what is due to be there. A
+migration that loses a register, a page or a cache line, or brings an old copy of any, makes them differ; the guest
+then says so itself, at the latest 64 counts later.
+
+It needs no paging, no interrupts and no CPU features, so it runs wherever the first instruction of a plain SEV guest
 does: without paging all memory is private on hardware, and in the lab nothing is encrypted.
 
 It leaves to its VMM with `out`, because that is the one exit whose length the CPU reports without NRIPS (the lab's has
 none). How often it does is a mask in ESI, set by the VMM before each run: the guest leaves when (count & mask) == 0.
 The count never is 0 in its low half, so the mask of all ones means never.
 
-    EBX  the counter, low half        [0x2000]  the same in memory
-    EDX  high half: wraps of EBX      ESI       the mask
+    EBX  the counter, low half       DS   the vCPU's page, 0x2000 from its base     EAX, ECX  scratch
+    EDX  high half: wraps of EBX     ESI  the mask
 """
 
 from __future__ import annotations
 
-MEMORY = 64 * 1024
+MEMORY = 256 * 1024
 CODE = 0x1000
-COUNTER = 0x2000
-ENCRYPTED = range(0x1000, 0x3000)  # what LAUNCH_UPDATE_DATA covers; the guest touches nothing else
+LANES_AT = 0x2000
+LANE = 0x1000  # a page for each vCPU of a guest and of its mirrors
+LANES = (MEMORY - LANES_AT) // LANE
+SLOTS = 64
+SLOT = LANE // SLOTS
 
 TICK_PORT = 0x10  # EAX: the counter
 STALE_PORT = 0x11  # EAX: what memory held instead
 NEVER = 0xFFFFFFFF
+_WORD = 1 << 32
 
-# 16-bit real mode; 0x66 makes an instruction's operand 32 bits wide.
-_PROGRAM: tuple[tuple[bytes, str], ...] = (
-    (b"\x66\x3b\x1e\x00\x20", "loop:   cmp ebx, [0x2000]"),
-    (b"\x74\x07", "        je same"),
-    (b"\x66\xa1\x00\x20", "        mov eax, [0x2000]"),
+# 16-bit real mode; 0x66 makes an instruction's operand 32 bits wide, 0x67 its address.
+_TEXT: tuple[tuple[bytes, str], ...] = (
+    (b"\x66\x89\xd8", "loop:   mov eax, ebx"),
+    (b"\x66\x83\xe0\x3f", "        and eax, 63"),
+    (b"\x66\xc1\xe0\x06", "        shl eax, 6"),
+    (b"\x67\x66\x3b\x98\x00\x20\x00\x00", "        cmp ebx, [eax+0x2000]"),
+    (b"\x74\x0b", "        je same"),
+    (b"\x67\x66\x8b\x80\x00\x20\x00\x00", "        mov eax, [eax+0x2000]"),
     (b"\x66\xe7\x11", "        out 0x11, eax         ; memory is not what the register says"),
     (b"\x66\x43", "same:   inc ebx"),
-    (b"\x75\x04", "        jnz store"),
+    (b"\x75\x09", "        jnz next"),
     (b"\x66\x42", "        inc edx               ; wrapped: 0 is skipped, it would match any mask"),
+    (b"\x66\x89\x1e\x00\x20", "        mov [0x2000], ebx     ; but not in the pattern"),
     (b"\x66\x43", "        inc ebx"),
-    (b"\x66\x89\x1e\x00\x20", "store:  mov [0x2000], ebx"),
+    (b"\x66\x89\xd8", "next:   mov eax, ebx"),
+    (b"\x66\x83\xe0\x3f", "        and eax, 63"),
+    (b"\x66\xc1\xe0\x06", "        shl eax, 6"),
+    (b"\x67\x66\x8b\x88\x00\x20\x00\x00", "        mov ecx, [eax+0x2000]"),
+    (b"\x66\x83\xc1\x40", "        add ecx, 64"),
+    (b"\x66\x39\xd9", "        cmp ecx, ebx"),
+    (b"\x74\x11", "        je store"),
+    (b"\x66\x89\xc1", "        mov ecx, eax"),
+    (b"\x67\x66\x8b\x80\x00\x20\x00\x00", "        mov eax, [eax+0x2000]"),
+    (b"\x66\xe7\x11", "        out 0x11, eax         ; nor what it said 64 counts ago"),
+    (b"\x66\x89\xc8", "        mov eax, ecx"),
+    (b"\x67\x66\x89\x98\x00\x20\x00\x00", "store:  mov [eax+0x2000], ebx"),
     (b"\x66\x85\xf3", "        test ebx, esi"),
-    (b"\x75\xe0", "        jnz loop"),
+    (b"\x75\x99", "        jnz loop"),
     (b"\x66\x89\xd8", "        mov eax, ebx"),
     (b"\x66\xe7\x10", "        out 0x10, eax         ; a tick"),
-    (b"\xeb\xd8", "        jmp loop"),
+    (b"\xeb\x91", "        jmp loop"),
 )
-PROGRAM = b"".join(code for code, _ in _PROGRAM)
+TEXT = b"".join(code for code, _ in _TEXT)
 
 
 def listing() -> str:
     """The program with its addresses, to compare with a disassembler."""
     lines, address = [], CODE
-    for code, text in _PROGRAM:
-        lines.append(f"{address:04x}  {code.hex(' '):<16}{text}")
+    for code, text in _TEXT:
+        lines.append(f"{address:04x}  {code.hex(' '):<25}{text}")
         address += len(code)
     return "\n".join(lines)
 
@@ -57,3 +80,26 @@ def listing() -> str:
 def mask(every: int) -> int:
     """ESI for a guest that leaves every `every` counts, a power of two, or never if 0."""
     return NEVER if every == 0 else every - 1
+
+
+def segment(lane: int) -> int:
+    """The base of DS with which a vCPU counts in this lane."""
+    return lane * LANE
+
+
+def pattern(count: int) -> bytes:
+    """What the page of a vCPU must hold when its counter is `count`, of which the low half is looked at."""
+    page = bytearray(LANE)
+    for slot in range(SLOTS):
+        value = (count - (count - slot) % SLOTS) % _WORD  # the last that is `slot` modulo 64, up to `count`
+        page[slot * SLOT : slot * SLOT + 4] = value.to_bytes(4, "little")
+    return bytes(page)
+
+
+def image(lanes: int) -> bytes:
+    """What LAUNCH_UPDATE_DATA covers, from CODE on: the program, and the pages of so many vCPUs at count 0."""
+    return TEXT.ljust(LANES_AT - CODE, b"\0") + pattern(0) * lanes
+
+
+PROGRAM = image(1)
+ENCRYPTED = range(CODE, CODE + len(PROGRAM))  # of a guest with one vCPU

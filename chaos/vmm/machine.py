@@ -22,7 +22,7 @@ from chaos.kvm.system import System
 from chaos.kvm.vcpu import Vcpu
 from chaos.kvm.vm import Vm
 from chaos.vmm import guest, state
-from chaos.vmm.drive import Driver
+from chaos.vmm.drive import Team
 from chaos.vmm.messages import BETWEEN, Between, Descriptor, Sampled, State, Taken
 from chaos.vmm.wire import Channel, Ended, FdSet
 
@@ -52,22 +52,23 @@ class Machine:
     vm: Vm
     memory: Mapping
     type: int = 0
+    lane: int = 0
     vcpus: list[Vcpu] = field(default_factory=list)
-    driver: Driver | None = None
+    team: Team | None = None
     peer: Channel[Between] | None = None
     arrived_state: State | None = None
     arrived_fd: OwnedFd | None = None
     receives: bool = False  # whether it is the destination of what it is connected for
 
     @classmethod
-    def create(cls, host: Host, kind: Kind, count: int, memory_fd: int, vm_type: int = 0) -> Machine:
+    def create(cls, host: Host, kind: Kind, count: int, memory_fd: int, *, vm_type: int = 0, lane: int = 0) -> Machine:
         """A VM with its memory, and with its vCPUs too unless it is to be encrypted: INIT wants none."""
         memory = Mapping(memory_fd, guest.MEMORY)
         vm = None
         try:
             vm = host.system.create_vm(vm_type)
             vm.set_memory(0, 0, memory)
-            machine = cls(host=host, kind=kind, count=count, vm=vm, memory=memory, type=vm_type)
+            machine = cls(host=host, kind=kind, count=count, vm=vm, memory=memory, type=vm_type, lane=lane)
             if kind is Kind.PLAIN:
                 machine._create_vcpus()
         except BaseException:
@@ -78,7 +79,7 @@ class Machine:
         return machine
 
     def _create_vcpus(self) -> None:
-        """vCPUs at the start of the guest's program, in real mode, leaving to the VMM never."""
+        """vCPUs at the start of the guest's program, in real mode, each on its page, leaving to the VMM never."""
         for number in range(self.count):
             vcpu = self.vm.create_vcpu(number)
             self.vcpus.append(vcpu)
@@ -87,23 +88,25 @@ class Machine:
             for segment in (segments.cs, segments.ds, segments.es, segments.ss):
                 segment.base = 0
                 segment.selector = 0
+            segments.ds.base = guest.segment(self.lane + number)
+            segments.ds.selector = segments.ds.base >> 4  # as real mode has it: Intel's CPUs insist
             vcpu.set_sregs(segments)
             registers = vcpu.regs()
             registers.rip, registers.rflags = guest.CODE, 0x2
             registers.rbx = registers.rdx = 0
             registers.rsi = guest.NEVER
             vcpu.set_regs(registers)
-        self.driver = Driver(self.vcpus[0])
+        self.team = Team(self.vcpus)
 
     @property
     def sev(self) -> Sev:
         return Sev(self.vm.fd.number, self.host.sev_fd())
 
     @property
-    def runnable(self) -> Driver:
-        if self.driver is None:
-            raise InternalError("the VM has no vCPU yet: it is to be encrypted and INIT was not done")
-        return self.driver
+    def runnable(self) -> Team:
+        if self.team is None:
+            raise InternalError("the VM has no vCPU yet: it is to be encrypted, and neither INIT nor mirror was done")
+        return self.team
 
     # -- launch -------------------------------------------------------------------------------------------
 
@@ -125,12 +128,12 @@ class Machine:
     def launch_start(self, policy: int) -> dict[str, Value]:
         return {"handle": self.sev.launch_start(policy)}
 
-    def launch_update_data(self) -> None:
-        """Write the program, pin the memory, encrypt what the guest touches."""
-        self.memory.write(guest.ENCRYPTED.start, bytes(len(guest.ENCRYPTED)))
-        self.memory.write(guest.CODE, guest.PROGRAM)
+    def launch_update_data(self, lanes: int) -> None:
+        """Write the program and the pages of so many vCPUs, pin the memory, encrypt what the guest touches."""
+        image = guest.image(lanes)
+        self.memory.write(guest.CODE, image)
         self.vm.register_region(self.memory.start, self.memory.size)
-        self.sev.launch_update_data(self.memory.start + guest.ENCRYPTED.start, len(guest.ENCRYPTED))
+        self.sev.launch_update_data(self.memory.start + guest.CODE, len(image))
 
     def launch_measure(self) -> dict[str, Value]:
         return {"measure": self.sev.launch_measure().hex()}
@@ -142,10 +145,9 @@ class Machine:
     # -- the guest ----------------------------------------------------------------------------------------
 
     def sample(self) -> Sampled:
-        driver = self.runnable
-        ticks, where = driver.sample()
-        progress = driver.progress
-        return Sampled(ticks=ticks, stale=progress.stale, where=where, ended=progress.ended)
+        team = self.runnable
+        each, where = team.sample()
+        return Sampled(ticks=min(each), each=each, stale=team.stale, where=where, ended=team.ended)
 
     # -- the hand-over ------------------------------------------------------------------------------------
 
@@ -236,12 +238,13 @@ class Machine:
     # -- the end ------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Every descriptor of the VM. The vCPU is taken out of the guest first, or its thread would hold one."""
-        if self.driver is not None:
-            with contextlib.suppress(OSError):  # a dead vCPU says EIO; it is out all the same
-                self.driver.pause()
-            if self.driver.running:
-                raise TimeoutError("the vCPU is still in the guest")
+        """Every descriptor of the VM. Its vCPUs are taken out of the guest first, or their threads would hold one."""
+        if self.team is not None:
+            for _ in self.vcpus:
+                with contextlib.suppress(OSError):  # a dead vCPU says EIO; it is out all the same
+                    self.team.pause()
+            if self.team.running:
+                raise TimeoutError("a vCPU is still in the guest")
         self.disconnect()
         for vcpu in self.vcpus:
             vcpu.close()

@@ -17,13 +17,14 @@ class _Operation(msgspec.Struct, frozen=True, kw_only=True, tag_field="f"):
 
 
 class Create(_Operation, frozen=True, kw_only=True, tag="create"):
-    """Brings the descriptor of the guest's memory."""
+    """Brings the descriptor of the guest's memory. The vCPUs count in it from lane `lane` on."""
 
     vm: str
     kind: str
     vcpus: int
     memory: str
     type: int = 0
+    lane: int = 0
 
 
 class Init(_Operation, frozen=True, kw_only=True, tag="init"):
@@ -37,7 +38,10 @@ class LaunchStart(_Operation, frozen=True, kw_only=True, tag="launch_start"):
 
 
 class LaunchUpdateData(_Operation, frozen=True, kw_only=True, tag="launch_update_data"):
+    """For the vCPUs of the guest and of its mirrors, `lanes` in all."""
+
     vm: str
+    lanes: int = 1
 
 
 class LaunchUpdateVmsa(_Operation, frozen=True, kw_only=True, tag="launch_update_vmsa"):
@@ -158,9 +162,11 @@ class Begun(msgspec.Struct, frozen=True, kw_only=True, tag="begun"):
 
 
 class Sampled(msgspec.Struct, frozen=True, kw_only=True):
-    """`ticks` since the guest's start; `where` is "exit" (it said so) or "registers"; `ended` why it runs no more."""
+    """`each` vCPU's ticks since the guest's start, and the least of them; `where` is "exit" (they said so) or
+    "registers"; `ended` why one runs no more."""
 
     ticks: int
+    each: tuple[int, ...]
     stale: int
     where: str
     ended: str = ""

@@ -43,7 +43,7 @@ def make(host: Host) -> Iterator[Make]:
     def create(vcpus: int = 1) -> Machine:
         machine = Machine.create(host, Kind.PLAIN, vcpus, memory.number)
         if not made:
-            machine.memory.write(guest.CODE, guest.PROGRAM)
+            machine.memory.write(guest.CODE, guest.image(guest.LANES))
         made.append(machine)
         return machine
 
@@ -83,6 +83,32 @@ def test_the_guest_counts_and_can_be_stopped_at_any_time(make: Make, every: int)
         last = drive.ticks_of(machine.vcpus[0].regs())
         assert machine.sample().ticks == last and not driver.running
         driver.pause()  # as often as one likes
+
+
+def test_every_vcpu_counts_on_a_page_of_its_own(make: Make) -> None:
+    machine = make(4)
+    machine.runnable.resume(1)
+    deadline = time.monotonic() + SECONDS
+    while min((sampled := machine.sample()).each) < 200:
+        assert time.monotonic() < deadline and not sampled.ended
+    machine.runnable.pause()
+    sampled = machine.sample()
+    assert sampled.stale == 0 and sampled.ticks == min(sampled.each)
+    for number, ticks in enumerate(sampled.each):
+        page = machine.memory.read(guest.LANES_AT + number * guest.LANE, guest.LANE)
+        assert page in (guest.pattern(ticks), guest.pattern(ticks - 1))  # stopped before or after it wrote
+
+
+def test_a_page_that_was_lost_is_noticed_by_the_vcpu_whose_it_is(make: Make) -> None:
+    machine = make(2)
+    machine.runnable.resume(1)
+    counted(machine, 100)
+    machine.runnable.pause()
+    machine.memory.write(guest.LANES_AT + guest.LANE, guest.pattern(0))
+    machine.runnable.resume(1)
+    deadline = time.monotonic() + SECONDS
+    while not machine.sample().stale:
+        assert time.monotonic() < deadline
 
 
 def test_stopping_right_after_starting_loses_no_signal(make: Make) -> None:
