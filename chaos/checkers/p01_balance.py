@@ -116,7 +116,8 @@ def _values(mismatch: Mismatch) -> str:
 def _when(evidence: Evidence, record: int) -> str:
     if not evidence.moves or record < evidence.moves[0].invoke.seq:
         return "before-move"
-    if evidence.settled is None or record < evidence.settled:
+    begun = [move for move in evidence.moves if move.invoke.seq < record]
+    if any(move.over is None or record < move.over for move in begun):
         return "in-move"
     worlds = next(entry.worlds for entry in evidence.ledger.entries if entry.record.seq == record)
     if not any(world.contexts for world in worlds):

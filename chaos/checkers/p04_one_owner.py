@@ -76,7 +76,7 @@ def _other(evidence: Evidence, move: Move) -> Verdict:
         if invoke.seq > over and owns(done) is False:
             return held(PROMISE, f"{vm} owns none (GUEST_STATUS: {_said(done)})", (done,))
     for asked in evidence.asked:
-        if move.happened and asked.vm == vm and asked.seq > over and said_dead(asked):
+        if asked.vm == vm and asked.seq > over and said_dead(asked):
             return held(PROMISE, f"{vm} is dead, by its own answers", (asked,))
     later = [
         later for later in evidence.moves if later.happened and later.destination == vm and later.invoke.seq > over

@@ -74,7 +74,10 @@ def _answers(evidence: Evidence, move: Move, again: Move | None) -> Verdict:
 def _charges(evidence: Evidence, move: Move) -> Verdict:
     """What was charged before the move is charged after it, and nothing else."""
     over = move.over or 0
-    wrong = [m for m in evidence.ledger.mismatches("charge", "guests", "answer") if m.record >= over]
+    found = evidence.ledger.mismatches("charge", "guests", "answer")
+    # What had been wrong before is not laid on this move: of such counters only a change would be.
+    already = {(m.kind, m.where, m.key) for m in found if m.record < move.invoke.seq}
+    wrong = [m for m in found if m.record >= over and (m.kind, m.where, m.key) not in already]
     if wrong:
         first = wrong[0]
         record = next(entry.record for entry in evidence.ledger.entries if entry.record.seq == first.record)
@@ -97,12 +100,27 @@ def _charges(evidence: Evidence, move: Move) -> Verdict:
             PROMISE, f"no observation shows a charge {'before' if not before else 'after'} the move that failed"
         )
     records = (before[-1].record, after[0].record)
+    if already and paid(before[-1]) != paid(after[0]):
+        return deviated(
+            PROMISE,
+            f"{move}, and changed the charges",
+            records,
+            signature="charge-after-failed-move",
+            expected=paid(before[-1]),
+            seen=paid(after[0]),
+        )
     return held(PROMISE, f"charged as before: {paid(after[0])}", records)
 
 
 def _destination(evidence: Evidence, move: Move) -> Verdict:
-    """The destination still answers: an operation on it succeeds, or is refused because it owns no context."""
+    """The destination still answers: an operation on it succeeds, or is refused because it owns no context.
+
+    One that a context was moved away from before is dead, and has to stay it.
+    """
     vm, over = move.destination, move.over or 0
+    killed = [m for m in evidence.moves if m.happened and m.source == vm and m.invoke.seq < move.invoke.seq]
+    if killed:
+        return held(PROMISE, f"{vm} was dead before: {killed[0]}", killed[0].records)
     exited = evidence.exited(move.invoke.agent, after=move.invoke.seq)
     if exited is not None and exited.seq <= over:
         return held(PROMISE, f"the process of {vm} died with the move", (exited,))
