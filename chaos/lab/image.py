@@ -31,6 +31,7 @@ import chaos
 from chaos.errors import HostLacks, NoKernel
 from chaos.lab import cache
 from chaos.lab.cpio import CpioWriter
+from chaos.lab.kconfig import read_config
 from chaos.lab.kernels import Kernel, build_module, find_busybox
 from chaos.lab.wholefile import keep_newest, mark_used, whole_file
 from chaos.native import library as native
@@ -152,8 +153,10 @@ def _add_modules(archive: CpioWriter, kernel: Kernel) -> None:
     for listing in ("modules.builtin", "modules.order"):
         archive.add_path(f"{home}/{listing}", kernel.modules / listing)
     archive.add_file("/lab/modules", "".join(f"{path}\n" for path in order).encode())
-    # Not loaded: a run that wants holds and failures inside the kernel says so (docs/kfault.md).
-    archive.add_path("/lab/kfault.ko", build_module(kernel, "kfault"))
+    # Not loaded: a run that wants holds and failures inside the kernel says so (docs/kfault.md). A build tree may be
+    # without the function tracer, which it needs.
+    if read_config(kernel.build / ".config").get("KPROBES_ON_FTRACE") == "y":
+        archive.add_path("/lab/kfault.ko", build_module(kernel, "kfault"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -240,7 +240,7 @@ asmlinkage __visible struct passage kfault_call(struct slot *slot, unsigned long
 
 static int refuse(int error, const char *why, const char *what)
 {
-	pr_info_ratelimited("kfault: %s: %s\n", what, why);
+	pr_info_ratelimited("kfault: %*pE: %s\n", (int)strlen(what), what, why);	/* escaped: it is anybody's */
 	return error;
 }
 

@@ -8,7 +8,7 @@
 #include <asm/orc_types.h>
 
 #if !defined(CONFIG_X86_64) || !defined(CONFIG_KPROBES_ON_FTRACE)
-#error "kfault needs x86-64 and kprobes on ftrace"
+#error "kfault needs x86-64, and CONFIG_FUNCTION_TRACER for kprobes on ftrace"
 #endif
 
 struct slot;
