@@ -24,6 +24,7 @@ from chaos.checkers.evidence import (
     says_dead,
     unknown,
 )
+from chaos.checkers.storm import Call, instant_of_death
 from chaos.experiment import Experiment
 from chaos.history import Answer, Asked, Done, History, Invoke
 from chaos.verdict import Verdict
@@ -50,6 +51,7 @@ def _move(experiment: Experiment, evidence: Evidence, move: Move) -> Iterator[Ve
         yield judge_asked(experiment, evidence, move, record)
     if not asked and later is None:
         yield _not_asked(evidence, move)
+    yield from _instant(evidence, move, end)
     done = [(i, d) for i, d in evidence.done(move.source) if i.f in IOCTLS and move.over < i.seq < end]
     yield from _operations(move, done)
 
@@ -96,6 +98,28 @@ def _worthless(experiment: Experiment, evidence: Evidence, asked: Asked) -> str:
     vcpus = experiment.vms[asked.vm].vcpus if asked.vm in experiment.vms else 0
     missing = {"vm", *(f"vcpu {number}" for number in range(vcpus))} - {answer.fd for answer in asked.answers}
     return f"of {asked.vm} only some descriptors were asked, not {', '.join(sorted(missing))}" if missing else ""
+
+
+def _instant(evidence: Evidence, move: Move, end: int) -> Iterator[Verdict]:
+    """Before, during and after the move, the source's own ioctls leave room for one instant of its death."""
+    if not move.happened or move.done is None or move.done.began == 0 or not move.other:
+        return
+    agent, records = evidence.agent(move.source), {}
+    for invoke, done in evidence.done(move.source):
+        if invoke.f in IOCTLS and invoke.agent == agent and invoke.seq < end and done.began and ioctl_answered(done):
+            records[Call(done.began, done.ended, EIO if says_dead(done) else 0)] = done
+    for found in instant_of_death(records, Call(move.done.began, move.done.ended, 0)).contradictions:
+        if found.second is not None and found.second.began > move.done.ended:
+            continue  # answered after the move: told below, with its operation
+        calls = [records[call] for call in (found.first, found.second) if call is not None]
+        yield deviated(
+            PROMISE,
+            f"{move}, and {move.source} did not die at one instant: {found.kind.replace('-', ' ')}",
+            (*move.records, *calls),
+            signature=f"source-in-move:{found.kind}",
+            expected="one instant of death",
+            seen=found.kind.replace("-", " "),
+        )
 
 
 def _operations(move: Move, done: Iterable[tuple[Invoke, Done]]) -> Iterator[Verdict]:

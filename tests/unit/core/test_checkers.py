@@ -117,7 +117,7 @@ def test_a_kernel_that_keeps_its_promises(name: str) -> None:
         assert verdict.signature == ""
 
 
-@pytest.mark.parametrize("promise", sorted(CHECKERS.keys() - {"P9", "P12"}))
+@pytest.mark.parametrize("promise", ["P1", "P3", "P4", "P5", "P6"])
 def test_without_a_move_nothing_is_shown(promise: str) -> None:
     b = Builder()
     b.begin()

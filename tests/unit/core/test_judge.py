@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from chaos import findings
+from chaos.checkers import CHECKERS
 from chaos.errors import ExitCode, InternalError
 from chaos.findings import matching, parse, series
 from chaos.history import Asked, End, Fault, Header, Held, History, Kernel, Note, Observation, Record
@@ -31,7 +32,8 @@ def test_a_kernel_that_keeps_its_promises(name: str) -> None:
     assert list(outcomes(verdict)) == list(shipped(name).promises)
 
 
-def test_a_promise_without_a_checker_is_unknown() -> None:
+def test_a_promise_without_a_checker_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(CHECKERS, "P13")
     experiment = msgspec.structs.replace(shipped("move-across-cgroups"), promises=("P1", "P13"))
     verdict = judge(experiment, moved())
     assert outcomes(verdict) == {"P1": Outcome.HELD, "P13": Outcome.UNKNOWN}

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A history held against the oracle: what each operation was allowed to answer where it came.
+
+The ledger says in which worlds an operation may have been carried out, observations say which limits there were. What
+was not read cannot be judged: `Judged.gap` says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from chaos import oracle
+from chaos.checkers.evidence import Evidence, ioctl_answered
+from chaos.errors import UsageError
+from chaos.history import Done, Filled, Invoke, Observation
+from chaos.ledger import KEYS, WATCHED
+from chaos.oracle import OK, Answer, Rules, State
+from chaos.world import took_effect
+
+Limits = frozenset[tuple[str, str, int]]
+START = "start"
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """An operation that was answered. `allowed` is what it may have answered, `gap` why that is not known, "" if it
+    is."""
+
+    invoke: Invoke
+    done: Done
+    answer: Answer
+    allowed: frozenset[Answer]
+    gap: str = ""
+
+    @property
+    def fits(self) -> bool:
+        """Whether the answer is one of those; whose limit it was does not show in it."""
+        seen = (self.answer.errno, self.answer.firmware)
+        return any((answer.errno, answer.firmware) == seen for answer in self.allowed)
+
+    @property
+    def limits(self) -> frozenset[str]:
+        """The cgroups one of whose limits may have been in the way."""
+        return frozenset(answer.at for answer in self.allowed if answer.at)
+
+
+class Contract:
+    """The oracle at work on one history."""
+
+    def __init__(self, evidence: Evidence) -> None:
+        self.evidence = evidence
+        self.observations = [r for r in evidence.history.records if isinstance(r, Observation)]
+
+    @cached_property
+    def gap(self) -> str:
+        """Why nothing of the history can be judged, "" if it can."""
+        header = self.evidence.history.header
+        if header is None:
+            return "the history does not say on which kernel it was made"
+        try:
+            oracle.rules(header.kernel)
+        except UsageError as error:
+            return error.message
+        return ""
+
+    @cached_property
+    def _capacity(self) -> tuple[dict[str, int], dict[str, int]]:
+        """How many contexts the host has room for, and how many of them were not to be had when the run began."""
+        header = self.evidence.history.header
+        capacity = dict(header.asids) if header is not None else {}
+        filled = next(
+            (r for r in self.evidence.history.records if isinstance(r, Filled) and r.label == START),
+            None,
+        )
+        counts = filled.count if filled is not None else {}
+        return capacity, {key: max(0, capacity.get(key, 0) - count) for key, count in counts.items()}
+
+    @cached_property
+    def rules(self) -> Rules:
+        header = self.evidence.history.header
+        assert header is not None
+        return oracle.rules(header.kernel)
+
+    def judged(self) -> Iterator[Judged]:
+        """Every operation that the oracle knows and that a kernel has answered, in the order of invocation."""
+        if self.gap:
+            return
+        for invoke, done in self.evidence.operations:
+            if invoke.f in WATCHED and done is not None and done.outcome != "info" and self._answered(invoke, done):
+                yield self._judge(invoke, done)
+
+    @staticmethod
+    def _answered(invoke: Invoke, done: Done) -> bool:
+        return took_effect(invoke, done) or ioctl_answered(done)
+
+    def _judge(self, invoke: Invoke, done: Done) -> Judged:
+        answer = OK if took_effect(invoke, done) else Answer(done.errno, done.firmware != 0)
+        ledger = self.evidence.ledger
+        if ledger.lost_at is not None and invoke.seq > ledger.lost_at:
+            return Judged(invoke, done, answer, frozenset(), ledger.lost)
+        capacity, foreign = self._capacity
+        around = [limits for limits in self._limits(invoke.seq, done.seq) if limits is not None]
+        allowed: set[Answer] = set()
+        for world in ledger.during.get(invoke.op, ()):
+            for limits in around or [frozenset()]:
+                state = State(
+                    rules=self.rules,
+                    world=world,
+                    capacity=frozenset(capacity.items()),
+                    foreign=frozenset(foreign.items()),
+                    limits=limits,
+                )
+                allowed |= oracle.allowed(state, invoke)
+        gap = "" if allowed else f"nobody can say in what state {invoke.f} found its VMs"
+        if not around and invoke.f in ("init", "move"):
+            gap = f"the limits were not read, which {invoke.f} may have met"
+        return Judged(invoke, done, answer, frozenset(allowed), gap)
+
+    def _limits(self, begun: int, over: int) -> Iterator[Limits | None]:
+        """What misc.max read before and after, None where it was not read."""
+        before = [r for r in self.observations if r.seq < begun]
+        after = [r for r in self.observations if r.seq > over]
+        for observation in (*before[-1:], *after[:1]):
+            yield limits_of(observation)
+
+
+def limits_of(observation: Observation) -> Limits | None:
+    """Every misc.max that was read and is no "max". None if that of some cgroup was not read."""
+    if not observation.misc or any("max" not in files for name, files in observation.misc.items() if name != "."):
+        return None
+    return frozenset(
+        (cgroup, key, limit)
+        for cgroup, files in observation.misc.items()
+        for key, limit in files.get("max", {}).items()
+        if key in KEYS
+    )
+
+
+def events_of(observation: Observation, cgroup: str, key: str) -> int | None:
+    """misc.events of a cgroup: how often its limit, or one below it, was in the way. None if it was not read."""
+    events = observation.misc.get(cgroup, {}).get("events")
+    return None if events is None else events.get(f"{key}.max", events.get(key, 0))

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""P7, errors: each refusal has its documented errno, in the documented order of checks.
+
+Every move, mirror, INIT and launch command that a kernel has answered is held against the oracle. The promise is about
+refusals, so a run in which nothing was refused shows nothing.
+"""
+
+from __future__ import annotations
+
+from errno import EBUSY, ETIMEDOUT
+
+from chaos.checkers.contract import Contract, Judged
+from chaos.checkers.evidence import Evidence, combine, deviated, errname, held, unknown
+from chaos.experiment import Experiment
+from chaos.history import History, Kernel
+from chaos.oracle import Answer
+from chaos.verdict import Verdict
+from chaos.world import argument
+
+PROMISE = "P7"
+JUDGED = frozenset(
+    {
+        "init",
+        "mirror",
+        "move",
+        "launch_start",
+        "launch_update_data",
+        "launch_update_vmsa",
+        "launch_measure",
+        "launch_finish",
+    }
+)
+TIMED_OUT = "timed out, disabling PSP"  # drivers/crypto/ccp/sev-dev.c
+_ASKS_NO_FIRMWARE = frozenset({"move", "mirror"})
+
+
+def check(experiment: Experiment, history: History) -> Verdict:
+    contract = Contract(Evidence(history))
+    if contract.gap:
+        return unknown(PROMISE, contract.gap)
+    silent = any(isinstance(record, Kernel) and TIMED_OUT in record.text for record in history.records)
+    judged = [each for each in contract.judged() if each.invoke.f in JUDGED]
+    parts = [
+        _judged(each) for each in judged if not _as_allowed(each, silent=silent) or (each.gap and each.answer.errno)
+    ]
+    refused = [each for each in judged if each.answer.errno and not each.gap and _as_allowed(each, silent=silent)]
+    if refused:
+        told = ", ".join(f"{_named(each)}: {errname(each.answer.errno)}" for each in refused[:3])
+        more = f", and {len(refused) - 3} more" if len(refused) > 3 else ""
+        parts.append(held(PROMISE, f"refusals as documented: {told}{more}", [each.done for each in refused]))
+    elif not parts:
+        parts.append(unknown(PROMISE, f"none of {len(judged)} operations was refused, so no errno was seen"))
+    return combine(PROMISE, parts)
+
+
+def _as_allowed(each: Judged, *, silent: bool) -> bool:
+    """A firmware that no longer answers makes EBUSY and ETIMEDOUT the answer of whatever asks it."""
+    unheard = silent and each.invoke.f not in _ASKS_NO_FIRMWARE and each.answer.errno in (EBUSY, ETIMEDOUT)
+    return each.fits or unheard
+
+
+def _judged(each: Judged) -> Verdict:
+    records = (each.invoke, each.done)
+    if each.gap:
+        return unknown(PROMISE, f"{_named(each)} answered {errname(each.answer.errno)}: {each.gap}", records)
+    seen, due = _said(each.answer), sorted({_said(answer) for answer in each.allowed})
+    return deviated(
+        PROMISE,
+        f"{_named(each)} answered {seen} where {' or '.join(due)} was due",
+        records,
+        signature=f"{each.invoke.f}:{seen}-for-{'-or-'.join(due)}".replace(" ", "-"),
+        expected=" or ".join(due),
+        seen=seen,
+    )
+
+
+def _said(answer: Answer) -> str:
+    return f"{errname(answer.errno)} of the firmware" if answer.firmware else errname(answer.errno)
+
+
+def _named(each: Judged) -> str:
+    vm, source = argument(each.invoke, "vm"), argument(each.invoke, "source")
+    return f"{each.invoke.f} of {vm}" + (f" from {source}" if source else "")

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""P8, no deadlock: moves among any VMs end, a fatal signal always ends a waiting one, and one that was held goes on.
+
+Every operation that was begun must have been answered, or its process must be gone. A process that nothing in the
+experiment meant to end, and that was killed with an operation under way, was killed because that did not end.
+"""
+
+from __future__ import annotations
+
+from chaos.checkers.evidence import Evidence, combine, deviated, held, unknown
+from chaos.experiment import Experiment
+from chaos.history import Done, Exited, Fault, Held, History, Invoke, Record
+from chaos.verdict import Verdict
+from chaos.world import argument
+
+PROMISE = "P8"
+MOVES = ("move", "mirror")
+
+
+def check(experiment: Experiment, history: History) -> Verdict:
+    evidence = Evidence(history)
+    whole = not history.damage and history.end is not None and history.end.complete
+    parts = [
+        _left(evidence, invoke, done, whole=whole)
+        for invoke, done in evidence.operations
+        if done is None or done.outcome == "info"
+    ]
+    moves = [
+        (invoke, done)
+        for invoke, done in evidence.operations
+        if invoke.f in MOVES and done is not None and done.outcome != "info"
+    ]
+    if moves:
+        held_ops = {r.op for r in history.records if isinstance(r, Held) and r.reached}
+        waited = sum(invoke.op in held_ops for invoke, _ in moves)
+        told = f"{len(moves)} moves and mirrors ended" + (f", {waited} of them after a hold" if waited else "")
+        parts.append(held(PROMISE, told, [done for _, done in moves]))
+    elif not any(invoke.f in MOVES for invoke, _ in evidence.operations):
+        parts.append(unknown(PROMISE, "no move and no mirror was tried, so none could wait for another"))
+    return combine(PROMISE, parts)
+
+
+def _left(evidence: Evidence, invoke: Invoke, done: Done | None, *, whole: bool) -> Verdict:
+    """An operation that gave no answer: whether its process had a reason to go, and went."""
+    exited = evidence.exited(invoke.agent, after=invoke.seq)
+    struck = _struck(evidence, invoke)
+    records: tuple[Record, ...] = tuple(r for r in (invoke, done, struck, exited) if r is not None)
+    named = f"{invoke.f} of {argument(invoke, 'vm') or invoke.agent}"
+    if exited is None and struck is not None:
+        reason, how = f"{struck.fault} struck {invoke.agent}, and did not end {named}", "signal-did-not-end"
+    elif exited is None or (struck is None and _ended_by_us(exited)):
+        reason, how = f"{named} never ended", "never-ended"
+    else:
+        by = struck.fault if struck is not None else f"its process ended by itself, status {exited.status}"
+        return held(PROMISE, f"{named} ended with its process: {by}", records)
+    if not whole:
+        return unknown(PROMISE, f"{reason}, but the run was cut short", records)
+    return deviated(
+        PROMISE, reason, records, signature=f"{how}:{invoke.f}", expected="an answer, or the end of its process"
+    )
+
+
+def _struck(evidence: Evidence, invoke: Invoke) -> Fault | None:
+    """The fault that was applied to the operation's process after it had begun."""
+    return next(
+        (
+            record
+            for record in evidence.history.records
+            if isinstance(record, Fault) and record.event == "apply" and record.seq > invoke.seq
+            if record.target == invoke.agent
+        ),
+        None,
+    )
+
+
+def _ended_by_us(exited: Exited) -> bool:
+    """Killed, and by no fault: whoever carries out the run clears away what does not end by itself."""
+    return exited.status < 0

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""P13, no firmware traffic: a move sends the PSP nothing, and a context is decommissioned exactly once.
+
+The witness stands between the driver and the PSP and counts what passes. That it saw nothing during a move means
+something only if it was there: it must have seen a command before the move and one after it, without a gap in its
+count. Commands of other operations that were under way at the same time, and of looking at the guest count, are not
+the move's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+from chaos.checkers.evidence import Evidence, Move, combine, deviated, held, unknown
+from chaos.experiment import Experiment
+from chaos.history import Done, Exited, Firmware, History, Invoke, Observation
+from chaos.verdict import Verdict
+
+PROMISE = "P13"
+LOOKS = "PLATFORM_STATUS"  # what an observation sends
+STARTS = frozenset({"LAUNCH_START", "RECEIVE_START"})
+ENDS = "DECOMMISSION"
+# Operations that send commands, at once or (the last three) because a context goes with them.
+SENDS = ("init", "launch_", "guest_status", "close", "exit", "kill")
+
+
+def check(experiment: Experiment, history: History) -> Verdict:
+    evidence = Evidence(history)
+    seen = [record for record in history.records if isinstance(record, Firmware)]
+    if not seen:
+        return unknown(PROMISE, "nobody watched what the firmware was sent")
+    gaps = [(a, b) for a, b in pairwise(seen) if b.order != a.order + 1]
+    parts = [unknown(PROMISE, f"records of the firmware are missing between {a.order} and {b.order}", (a, b))
+             for a, b in gaps]  # fmt: skip
+    if not evidence.moves:
+        parts.append(unknown(PROMISE, "no move was tried, so it could send nothing"))
+    parts += [_move(evidence, seen, move) for move in evidence.moves]
+    parts += _once(evidence, seen, whole=not gaps)
+    return combine(PROMISE, parts)
+
+
+def _move(evidence: Evidence, seen: Sequence[Firmware], move: Move) -> Verdict:
+    during = [record for record in seen if record.move == move.invoke.op]
+    over = move.over
+    if over is None:
+        return unknown(PROMISE, f"{move}: what it will still send, nobody can say", move.records)
+    looked = any(isinstance(r, Observation) and move.invoke.seq < r.seq < over for r in evidence.history.records)
+    sent = [record for record in during if not (looked and record.command == LOOKS)]
+    if sent:
+        names = ", ".join(dict.fromkeys(record.command for record in sent))
+        others = [i for i, done in evidence.operations if _sends(i, done, move.invoke, over)]
+        died = any(isinstance(r, Exited) and move.invoke.seq < r.seq <= over for r in evidence.history.records)
+        if others or died:
+            whose = ", ".join(sorted({invoke.f for invoke in others})) or "the end of a process"
+            text = f"{move}; the firmware was sent {names} meanwhile, perhaps by {whose}"
+            return unknown(PROMISE, text, (*move.records, *sent))
+        return deviated(
+            PROMISE,
+            f"{move}, and sent the firmware {names}",
+            (*move.records, *sent),
+            signature=f"sent-in-move:{'+'.join(sorted({record.command for record in sent}))}",
+            expected="no command",
+            seen=names,
+        )
+    before, after = seen[0].seq < move.invoke.seq, seen[-1].seq > over
+    if not (before and after):
+        side = "after" if before else "before"
+        return unknown(PROMISE, f"{move}; whether anybody watched the firmware {side} it, nothing shows", move.records)
+    return held(PROMISE, f"{move}, and the firmware was sent nothing", move.records)
+
+
+def _sends(invoke: Invoke, done: Done | None, move: Invoke, over: int) -> bool:
+    """Whether another operation that sends commands was under way during the move."""
+    overlaps = invoke.seq < over and (done is None or done.seq > move.seq)
+    return overlaps and invoke.op != move.op and invoke.f.startswith(SENDS)
+
+
+def _once(evidence: Evidence, seen: Sequence[Firmware], *, whole: bool) -> Iterator[Verdict]:
+    """Each guest that was started is decommissioned once. A handle may be given anew after that."""
+    live: dict[int, Firmware] = {}
+    ended = 0
+    for record in seen:
+        if record.handle is None or record.status:
+            continue
+        if record.command in STARTS:
+            live[record.handle] = record
+        elif record.command == ENDS and live.pop(record.handle, None) is not None:
+            ended += 1
+    # The firmware refuses to decommission a guest that it does not have; a driver that asks has lost count.
+    again = [r for r in seen if r.command == ENDS and r.status]
+    if again:
+        reason = "a context was decommissioned that there was none of, or a second time"
+        yield deviated(PROMISE, reason, again, signature="decommissioned-twice", expected="once", seen="twice")
+    left = tuple(live.values())
+    if left and whole and _all_gone(evidence):
+        reason = f"{len(left)} contexts were never decommissioned, though every process is gone"
+        yield deviated(PROMISE, reason, left, signature="never-decommissioned", expected="once", seen="never")
+    elif left:
+        yield unknown(PROMISE, f"{len(left)} contexts were not seen to be decommissioned", left)
+    elif ended:
+        yield held(PROMISE, f"{ended} contexts were decommissioned, each once")
+
+
+def _all_gone(evidence: Evidence) -> bool:
+    """Every process that was started has been reaped, and the firmware was watched after that."""
+    spawned = {i.agent: i.seq for i, done in evidence.operations if i.f == "spawn" and done and done.outcome == "ok"}
+    ends = [evidence.exited(agent, after=seq) for agent, seq in spawned.items()]
+    last = max((exited.seq for exited in ends if exited is not None), default=0)
+    watched = any(isinstance(r, Firmware | Observation) and r.seq > last for r in evidence.history.records)
+    return bool(spawned) and all(exited is not None for exited in ends) and watched
