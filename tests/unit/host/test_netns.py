@@ -21,7 +21,7 @@ from chaos.errors import CleanupFailed, HostLacks, InternalError, SevchaosError
 from chaos.netns import link, netem, space
 from chaos.netns.link import End
 from chaos.netns.netem import Impairment
-from chaos.netns.netlink import index_of, inside
+from chaos.netns.netlink import Listener, index_of, inside
 from chaos.netns.pair import Pair, destroy
 from chaos.netns.space import Namespace, aside, enter
 
@@ -329,6 +329,55 @@ def test_a_descriptor_keeps_a_namespace_too() -> None:
         with pytest.raises(CleanupFailed, match="a descriptor or a socket somewhere is"):
             destroy([made], within=0.1)
         destroy([kept])  # by now it has an id already
+
+
+@needs_root
+def test_news_that_were_lost_are_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Deaf(Listener):
+        def news(self, until: float) -> Iterator[tuple[int, bytes]]:
+            yield 99, b"of something else"
+            while time.monotonic() < until:
+                yield 0, b""
+
+    monkeypatch.setattr("chaos.netns.pair.Listener", Deaf)
+    Pair.create().destroy()
+
+
+def test_a_flood_of_news_is_told() -> None:
+    class Flooded:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def fileno(self) -> int:
+            return reader
+
+        def recv(self, _: int) -> bytes:
+            raise OSError(self.number, os.strerror(self.number))
+
+    reader, writer = os.pipe()
+    listener = Listener(0)
+    listener.close()
+    os.write(writer, b"x")
+    listener._socket = Flooded(errno.ENOBUFS)  # type: ignore[assignment]
+    assert next(listener.news(time.monotonic() + 5)) == (0, b"")
+    assert list(listener.news(time.monotonic() - 1)) == []
+    listener._socket = Flooded(errno.EIO)  # type: ignore[assignment]
+    with pytest.raises(OSError, match="Input/output"):
+        next(listener.news(time.monotonic() + 5))
+    os.close(reader)
+    os.close(writer)
+
+
+def test_what_cannot_be_watched_is_let_go_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise HostLacks("it is not permitted to do that", remedy="become root")
+
+    monkeypatch.setattr("chaos.netns.pair.inside", refuse)
+    anything = Namespace(os.open(os.devnull, os.O_RDONLY))
+    with pytest.raises(CleanupFailed, match="may be left: it is not permitted"):
+        destroy([anything])
+    with pytest.raises(InternalError):
+        _ = anything.fd
 
 
 @needs_root
