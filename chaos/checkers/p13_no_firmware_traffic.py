@@ -3,7 +3,8 @@
 
 The witness stands between the driver and the PSP and counts what passes. That it saw nothing during a move means
 something only if it was there: it must have seen a command before the move and one after it, without a gap in its
-count. Commands of other operations that were under way at the same time, and of looking at the guest count, are not
+count. It may have been asked only when the run was over, so its records are placed by their times and not by where they
+stand. Commands of other operations that were under way at the same time, and of looking at the guest count, are not
 the move's.
 """
 
@@ -63,7 +64,8 @@ def _move(evidence: Evidence, seen: Sequence[Firmware], move: Move) -> Verdict:
             expected="no command",
             seen=names,
         )
-    before, after = seen[0].seq < move.invoke.seq, seen[-1].seq > over
+    ended = next(record.t for record in evidence.history.records if record.seq == over)
+    before, after = any(r.t < move.invoke.t for r in seen), any(r.t > ended for r in seen)
     if not (before and after):
         side = "after" if before else "before"
         return unknown(PROMISE, f"{move}; whether anybody watched the firmware {side} it, nothing shows", move.records)
@@ -106,6 +108,6 @@ def _all_gone(evidence: Evidence) -> bool:
     """Every process that was started has been reaped, and the firmware was watched after that."""
     spawned = {i.agent: i.seq for i, done in evidence.operations if i.f == "spawn" and done and done.outcome == "ok"}
     ends = [evidence.exited(agent, after=seq) for agent, seq in spawned.items()]
-    last = max((exited.seq for exited in ends if exited is not None), default=0)
-    watched = any(isinstance(r, Firmware | Observation) and r.seq > last for r in evidence.history.records)
+    last = max((exited.t for exited in ends if exited is not None), default=0)
+    watched = any(isinstance(r, Firmware) and r.t > last for r in evidence.history.records)
     return bool(spawned) and all(exited is not None for exited in ends) and watched

@@ -336,6 +336,7 @@ def watched(
         b.exit(agent)
     for again in range(int(ends) + int(twice)):
         sent("DECOMMISSION", 1, status=16 if again else 0)
+    sent("PLATFORM_STATUS")
     return b.finish()
 
 
