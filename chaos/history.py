@@ -17,7 +17,9 @@ Operations, by `f`, with their arguments and, after the arrow, what `value` hold
     launch_update_data {vm, lanes}, launch_update_vmsa {vm}, launch_measure {vm} → {measure}, launch_finish {vm}
     guest_status {vm}                   → {handle, policy, state}
     run {vm, every}, pause {vm}         vCPUs in and out of the guest
-    get_state {vm}, set_state {vm}      vCPU state, at the source and the destination
+    get_state {vm}                      the state of every vCPU, read at the source → {vcpus, bytes}
+    set_state {vm}                      and given at the destination, which reads it again → {vcpus, differs}: what is
+                                        not as it was given, as "vcpu 1: msr 0x174"
     connect {vm, peer}                  a socket to the other end of a migration, the VM `peer`
     send_fd {vm, to}                    the VM's file descriptor leaves its process for the agent `to`
     move {vm, source}                   `vm` is the destination, which makes the call

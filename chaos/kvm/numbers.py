@@ -13,6 +13,7 @@ class Ioctl(IntEnum):
     # /dev/kvm
     KVM_GET_API_VERSION = 0xAE00
     KVM_CREATE_VM = 0xAE01
+    KVM_GET_MSR_INDEX_LIST = 0xC004AE02
     KVM_CHECK_EXTENSION = 0xAE03  # also on a VM
     KVM_GET_VCPU_MMAP_SIZE = 0xAE04
     KVM_GET_SUPPORTED_CPUID = 0xC008AE05
@@ -20,6 +21,7 @@ class Ioctl(IntEnum):
     KVM_CREATE_VCPU = 0xAE41
     KVM_GET_DIRTY_LOG = 0x4010AE42
     KVM_SET_USER_MEMORY_REGION = 0x4020AE46
+    KVM_CREATE_IRQCHIP = 0xAE60
     KVM_GET_CLOCK = 0x8030AE7C
     KVM_ENABLE_CAP = 0x4068AEA3
     KVM_MEMORY_ENCRYPT_OP = 0xC008AEBA  # the size field says 8, the structure behind it has 24
@@ -31,15 +33,25 @@ class Ioctl(IntEnum):
     KVM_SET_REGS = 0x4090AE82
     KVM_GET_SREGS = 0x8138AE83
     KVM_SET_SREGS = 0x4138AE84
+    KVM_GET_MSRS = 0xC008AE88
+    KVM_SET_MSRS = 0x4008AE89
     KVM_GET_FPU = 0x81A0AE8C
     KVM_SET_FPU = 0x41A0AE8D
+    KVM_GET_LAPIC = 0x8400AE8E
+    KVM_SET_LAPIC = 0x4400AE8F
     KVM_SET_CPUID2 = 0x4008AE90
     KVM_GET_MP_STATE = 0x8004AE98
     KVM_SET_MP_STATE = 0x4004AE99
     KVM_GET_VCPU_EVENTS = 0x8040AE9F
     KVM_SET_VCPU_EVENTS = 0x4040AEA0
     KVM_GET_DEBUGREGS = 0x8080AEA1
+    KVM_SET_DEBUGREGS = 0x4080AEA2
     KVM_GET_TSC_KHZ = 0xAEA3
+    KVM_GET_XSAVE = 0x9000AEA4
+    KVM_SET_XSAVE = 0x5000AEA5
+    KVM_GET_XCRS = 0x8188AEA6
+    KVM_SET_XCRS = 0x4188AEA7
+    KVM_GET_XSAVE2 = 0x9000AECF  # as much as KVM_CAP_XSAVE2 says, which may be more than the size in it
     # no ioctl of any kernel; a live VM says ENOTTY, a live vCPU EINVAL, a dead one of either EIO
     KVM_UNKNOWN = 0xAEFE
     # /dev/sev
@@ -49,6 +61,7 @@ class Ioctl(IntEnum):
 class Cap(IntEnum):
     COPY_ENC_CONTEXT_FROM = 197
     MOVE_ENC_CONTEXT_FROM = 206  # answers 1 on every x86 KVM: proves nothing about SEV
+    XSAVE2 = 208
     VM_TYPES = 235
 
 

@@ -76,6 +76,35 @@ class VcpuEvents(ctypes.Structure):
     _fields_ = [("bytes", c_uint8 * 64)]
 
 
+class Xsave(ctypes.Structure):
+    """The area of KVM_GET_XSAVE; that of KVM_GET_XSAVE2 goes on behind it."""
+
+    _fields_ = [("bytes", c_uint8 * 4096)]
+
+
+class Xcrs(ctypes.Structure):
+    _fields_ = [("bytes", c_uint8 * 392)]
+
+
+class Lapic(ctypes.Structure):
+    _fields_ = [("bytes", c_uint8 * 1024)]
+
+
+MSR_ENTRIES = 1024
+
+
+class MsrEntry(ctypes.Structure):
+    _fields_ = [("index", c_uint32), ("reserved", c_uint32), ("data", c_uint64)]
+
+
+class Msrs(ctypes.Structure):
+    _fields_ = [("nmsrs", c_uint32), ("pad", c_uint32), ("entries", MsrEntry * MSR_ENTRIES)]
+
+
+class MsrList(ctypes.Structure):
+    _fields_ = [("nmsrs", c_uint32), ("indices", c_uint32 * MSR_ENTRIES)]
+
+
 class DebugRegs(ctypes.Structure):
     _fields_ = [("bytes", c_uint8 * 128)]
 
@@ -222,6 +251,12 @@ SIZES: dict[type[ctypes.Structure], int] = {
     Fpu: 416,
     MpState: 4,
     VcpuEvents: 64,
+    Xsave: 4096,
+    Xcrs: 392,
+    Lapic: 1024,
+    MsrEntry: 16,
+    Msrs: 8 + 16 * MSR_ENTRIES,
+    MsrList: 4 + 4 * MSR_ENTRIES,
     DebugRegs: 128,
     Clock: 48,
     MemoryRegion: 32,

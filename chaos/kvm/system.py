@@ -11,7 +11,7 @@ from typing import Self
 from chaos.kvm.call import ioctl
 from chaos.kvm.fd import OwnedFd
 from chaos.kvm.numbers import Ioctl
-from chaos.kvm.structs import CPUID_ENTRIES, Cpuid
+from chaos.kvm.structs import CPUID_ENTRIES, MSR_ENTRIES, Cpuid, MsrList
 from chaos.kvm.vm import Vm
 
 API_VERSION = 12
@@ -22,6 +22,7 @@ class System:
         self.fd = fd
         self._vcpu_area = 0
         self._cpuid: Cpuid | None = None
+        self._msrs: tuple[int, ...] | None = None
 
     @classmethod
     def open(cls, path: Path = Path("/dev/kvm")) -> Self:
@@ -51,6 +52,14 @@ class System:
             ioctl(self.fd.number, Ioctl.KVM_GET_SUPPORTED_CPUID, ctypes.byref(cpuid))
             self._cpuid = cpuid
         return self._cpuid
+
+    def msr_indices(self) -> tuple[int, ...]:
+        """The MSRs that a VMM has to carry when it carries a vCPU."""
+        if self._msrs is None:
+            found = MsrList(nmsrs=MSR_ENTRIES)
+            ioctl(self.fd.number, Ioctl.KVM_GET_MSR_INDEX_LIST, ctypes.byref(found))
+            self._msrs = tuple(found.indices[: found.nmsrs])
+        return self._msrs
 
     def close(self) -> None:
         self.fd.close()

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import ctypes
 import errno
+from collections.abc import Mapping as Pairs
+from collections.abc import Sequence
 from typing import TypeVar
 
 from chaos.kvm.call import KernelError, attempt, ioctl
 from chaos.kvm.fd import Mapping, OwnedFd
 from chaos.kvm.numbers import Ioctl
-from chaos.kvm.structs import Cpuid, Fpu, MpState, Regs, Run, Sregs, VcpuEvents
+from chaos.kvm.structs import Cpuid, DebugRegs, Fpu, Lapic, MpState, Msrs, Regs, Run, Sregs, VcpuEvents, Xcrs, Xsave
 
 S = TypeVar("S", bound=ctypes.Structure)
 
@@ -79,6 +81,62 @@ class Vcpu:
 
     def set_events(self, events: VcpuEvents) -> None:
         ioctl(self.fd.number, Ioctl.KVM_SET_VCPU_EVENTS, ctypes.byref(events))
+
+    def debug_regs(self) -> DebugRegs:
+        return self._get(Ioctl.KVM_GET_DEBUGREGS, DebugRegs)
+
+    def set_debug_regs(self, registers: DebugRegs) -> None:
+        ioctl(self.fd.number, Ioctl.KVM_SET_DEBUGREGS, ctypes.byref(registers))
+
+    def xsave(self, size: int = 0) -> bytes:
+        """The extended state. `size` is what KVM_CAP_XSAVE2 says, 0 where there is no such thing."""
+        length = max(size, ctypes.sizeof(Xsave))
+        area = ctypes.create_string_buffer(length)
+        number = Ioctl.KVM_GET_XSAVE2 if length > ctypes.sizeof(Xsave) else Ioctl.KVM_GET_XSAVE
+        ioctl(self.fd.number, number, ctypes.byref(area))
+        return area.raw
+
+    def set_xsave(self, area: bytes) -> None:
+        """`area` is as long as `xsave` gave it: the kernel reads as much as it would have written."""
+        ioctl(self.fd.number, Ioctl.KVM_SET_XSAVE, ctypes.byref(ctypes.create_string_buffer(area, len(area))))
+
+    def xcrs(self) -> Xcrs:
+        return self._get(Ioctl.KVM_GET_XCRS, Xcrs)
+
+    def set_xcrs(self, registers: Xcrs) -> None:
+        ioctl(self.fd.number, Ioctl.KVM_SET_XCRS, ctypes.byref(registers))
+
+    def lapic(self) -> Lapic:
+        return self._get(Ioctl.KVM_GET_LAPIC, Lapic)
+
+    def set_lapic(self, lapic: Lapic) -> None:
+        ioctl(self.fd.number, Ioctl.KVM_SET_LAPIC, ctypes.byref(lapic))
+
+    def msrs(self, indices: Sequence[int]) -> dict[int, int]:
+        """Those of the MSRs that can be read. The call stops at the first that cannot, and is made again behind it."""
+        found: dict[int, int] = {}
+        left = list(indices)
+        while left:
+            request = Msrs(nmsrs=len(left))
+            for entry, index in zip(request.entries, left, strict=False):
+                entry.index = index
+            count = ioctl(self.fd.number, Ioctl.KVM_GET_MSRS, ctypes.byref(request))
+            found |= {int(entry.index): int(entry.data) for entry in request.entries[:count]}
+            left = left[count + 1 :]
+        return found
+
+    def set_msrs(self, values: Pairs[int, int]) -> tuple[int, ...]:
+        """Set them; those that could not be."""
+        refused: list[int] = []
+        left = list(values.items())
+        while left:
+            request = Msrs(nmsrs=len(left))
+            for entry, (index, value) in zip(request.entries, left, strict=False):
+                entry.index, entry.data = index, value
+            count = ioctl(self.fd.number, Ioctl.KVM_SET_MSRS, ctypes.byref(request))
+            refused += [index for index, _ in left[count : count + 1]]
+            left = left[count + 1 :]
+        return tuple(refused)
 
     def _get(self, number: Ioctl, structure: type[S]) -> S:
         value = structure()

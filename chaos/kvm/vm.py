@@ -27,6 +27,10 @@ class Vm:
         )
         ioctl(self.fd.number, Ioctl.KVM_SET_USER_MEMORY_REGION, ctypes.byref(region))
 
+    def create_irqchip(self) -> None:
+        """Interrupt controllers in the kernel: before the first vCPU, each of which gets a local APIC."""
+        ioctl(self.fd.number, Ioctl.KVM_CREATE_IRQCHIP)
+
     def create_vcpu(self, number: int) -> Vcpu:
         """Raises `KernelError`, or OSError if its page cannot be mapped."""
         fd = OwnedFd(ioctl(self.fd.number, Ioctl.KVM_CREATE_VCPU, number))

@@ -181,9 +181,9 @@ def _on_machine(machine: Machine, do: OnMachine) -> dict[str, Value]:  # noqa: P
         case m.Pause():
             _wrapped(machine.runnable.pause)
         case m.GetState():
-            machine.get_state()
+            return machine.get_state()
         case m.SetState():
-            machine.set_state()
+            return machine.set_state()
         case m.SendFd():
             _wrapped(machine.send_fd)
         case m.Commit():

@@ -13,21 +13,26 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from errno import EINVAL, EPIPE, ETIMEDOUT
 
+import msgspec
+
 from chaos.errors import InternalError
 from chaos.experiment import Kind
 from chaos.history import Value
 from chaos.kvm.fd import Mapping, OwnedFd
+from chaos.kvm.numbers import Cap
 from chaos.kvm.sev import Platform, Sev
+from chaos.kvm.structs import MpState
 from chaos.kvm.system import System
 from chaos.kvm.vcpu import Vcpu
 from chaos.kvm.vm import Vm
 from chaos.vmm import guest, state
 from chaos.vmm.drive import Team
-from chaos.vmm.messages import BETWEEN, Between, Descriptor, Sampled, State, Taken
-from chaos.vmm.wire import Channel, Ended, FdSet
+from chaos.vmm.messages import BETWEEN, VCPU_STATES, Between, Descriptor, Sampled, State, Taken, VcpuStates
+from chaos.vmm.wire import Channel, Ended, FdSet, memory_file
 
 # How long one end of a migration waits for what the other end was told to send before.
 PEER_WITHIN = 20.0
+RUNNABLE = 0  # KVM_MP_STATE_RUNNABLE
 
 
 @dataclass(slots=True)
@@ -36,6 +41,14 @@ class Host:
 
     system: System
     _platform: Platform | None = None
+    _extent: state.Extent | None = None
+
+    def extent(self) -> state.Extent:
+        """What there is to carry of a vCPU here. Raises `KernelError`."""
+        if self._extent is None:
+            size = self.system.check_extension(Cap.XSAVE2)
+            self._extent = state.Extent(self.system.msr_indices(), xsave=size, lapic=True)
+        return self._extent
 
     def sev_fd(self) -> int:
         """Raises OSError."""
@@ -56,7 +69,7 @@ class Machine:
     vcpus: list[Vcpu] = field(default_factory=list)
     team: Team | None = None
     peer: Channel[Between] | None = None
-    arrived_state: State | None = None
+    arrived_state: VcpuStates | None = None
     arrived_fd: OwnedFd | None = None
     receives: bool = False  # whether it is the destination of what it is connected for
 
@@ -68,6 +81,7 @@ class Machine:
         try:
             vm = host.system.create_vm(vm_type)
             vm.set_memory(0, 0, memory)
+            vm.create_irqchip()
             machine = cls(host=host, kind=kind, count=count, vm=vm, memory=memory, type=vm_type, lane=lane)
             if kind is Kind.PLAIN:
                 machine._create_vcpus()
@@ -96,6 +110,7 @@ class Machine:
             registers.rbx = registers.rdx = 0
             registers.rsi = guest.NEVER
             vcpu.set_regs(registers)
+            vcpu.set_mp_state(MpState(mp_state=RUNNABLE))  # all but the first wait to be started by another
         self.team = Team(self.vcpus)
 
     @property
@@ -156,18 +171,29 @@ class Machine:
         self.receives = False
         self.peer = Channel.adopt(connection, BETWEEN)
 
-    def get_state(self) -> None:
-        self._send(State(vcpus=tuple(state.take(vcpu) for vcpu in self.vcpus)))
+    def get_state(self) -> dict[str, Value]:
+        """How much was read of how many vCPUs."""
+        states = tuple(state.take(vcpu, self.host.extent()) for vcpu in self.vcpus)
+        data = msgspec.msgpack.encode(states)
+        with memory_file("state", len(data)) as file:
+            if os.pwrite(file.number, data, 0) != len(data):
+                raise InternalError("the state of the vCPUs was not written whole")
+            self._send(State(size=len(data)), file.number)
+        return {"vcpus": len(states), "bytes": len(data)}
 
-    def set_state(self) -> None:
+    def set_state(self) -> dict[str, Value]:
+        """Give the vCPUs what arrived, read them again, and name what differs: `vcpu 1: regs rax`."""
         self._await(lambda: self.arrived_state is not None, "the state of the vCPUs")
         arrived, self.arrived_state = self.arrived_state, None
         assert arrived is not None
-        if len(arrived.vcpus) > len(self.vcpus):
-            text = f"the state of {len(arrived.vcpus)} vCPUs does not fit into {len(self.vcpus)}"
-            raise OSError(EINVAL, text)
-        for vcpu, parts in zip(self.vcpus, arrived.vcpus, strict=False):
+        if len(arrived) > len(self.vcpus):
+            raise OSError(EINVAL, f"the state of {len(arrived)} vCPUs does not fit into {len(self.vcpus)}")
+        differs: list[int | str] = []
+        for number, (vcpu, parts) in enumerate(zip(self.vcpus, arrived, strict=False)):
             state.give(vcpu, parts)
+            found = state.take(vcpu, self.host.extent())
+            differs += [f"vcpu {number}: {what}" for what in state.differences(parts, found)]
+        return {"vcpus": len(arrived), "differs": differs}
 
     def send_fd(self) -> None:
         self._send(Descriptor(), self.vm.fd.number)
@@ -221,7 +247,8 @@ class Machine:
             message, fds = self._hear(what)
             with fds:
                 if isinstance(message, State):
-                    self.arrived_state = message
+                    with fds.steal() as file:
+                        self.arrived_state = VCPU_STATES.decode(os.pread(file.number, message.size, 0))
                 elif isinstance(message, Descriptor):
                     self.arrived_fd = fds.steal()
 

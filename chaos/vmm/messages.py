@@ -238,9 +238,12 @@ FROM_SERVER: msgspec.msgpack.Decoder[FromServer] = msgspec.msgpack.Decoder(FromS
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True, tag="state"):
-    """Between agents: the state of every vCPU, in order. Each part is one structure of KVM by name."""
+    """Between agents: the state of every vCPU, in order, is in memory that comes with this message, `size` bytes.
 
-    vcpus: tuple[dict[str, bytes], ...]
+    As a message it could be longer than what a socket holds, and the other end hears it only when it is told to.
+    """
+
+    size: int
 
 
 class Descriptor(msgspec.Struct, frozen=True, kw_only=True, tag="descriptor"):
@@ -252,5 +255,9 @@ class Taken(msgspec.Struct, frozen=True, kw_only=True, tag="taken"):
 
 
 Between = State | Descriptor | Taken
+
+# Of each vCPU in order; each part is one structure of KVM by name.
+VcpuStates = tuple[dict[str, bytes], ...]
+VCPU_STATES: msgspec.msgpack.Decoder[VcpuStates] = msgspec.msgpack.Decoder(VcpuStates)
 
 BETWEEN: msgspec.msgpack.Decoder[Between] = msgspec.msgpack.Decoder(Between)

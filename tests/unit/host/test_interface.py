@@ -38,6 +38,14 @@ def number(direction: int, nr: int, size: int, kind: int = 0xAE) -> int:
         (Ioctl.KVM_GET_VCPU_EVENTS, READ, 0x9F, structs.VcpuEvents),
         (Ioctl.KVM_SET_VCPU_EVENTS, WRITE, 0xA0, structs.VcpuEvents),
         (Ioctl.KVM_GET_DEBUGREGS, READ, 0xA1, structs.DebugRegs),
+        (Ioctl.KVM_SET_DEBUGREGS, WRITE, 0xA2, structs.DebugRegs),
+        (Ioctl.KVM_GET_XSAVE, READ, 0xA4, structs.Xsave),
+        (Ioctl.KVM_SET_XSAVE, WRITE, 0xA5, structs.Xsave),
+        (Ioctl.KVM_GET_XCRS, READ, 0xA6, structs.Xcrs),
+        (Ioctl.KVM_SET_XCRS, WRITE, 0xA7, structs.Xcrs),
+        (Ioctl.KVM_GET_XSAVE2, READ, 0xCF, structs.Xsave),
+        (Ioctl.KVM_GET_LAPIC, READ, 0x8E, structs.Lapic),
+        (Ioctl.KVM_SET_LAPIC, WRITE, 0x8F, structs.Lapic),
         (Ioctl.KVM_ENABLE_CAP, WRITE, 0xA3, structs.EnableCap),
         (Ioctl.KVM_MEMORY_ENCRYPT_REG_REGION, READ, 0xBB, structs.EncRegion),
         (Ioctl.KVM_MEMORY_ENCRYPT_UNREG_REGION, READ, 0xBC, structs.EncRegion),
@@ -53,6 +61,10 @@ def test_numbers_whose_size_is_not_their_structures() -> None:
     assert number(READ | WRITE, 0xBA, 8) == Ioctl.KVM_MEMORY_ENCRYPT_OP
     assert number(READ | WRITE, 0x05, 8) == Ioctl.KVM_GET_SUPPORTED_CPUID
     assert number(WRITE, 0x90, 8) == Ioctl.KVM_SET_CPUID2
+    assert number(READ | WRITE, 0x88, 8) == Ioctl.KVM_GET_MSRS
+    assert number(WRITE, 0x89, 8) == Ioctl.KVM_SET_MSRS
+    assert number(READ | WRITE, 0x02, 4) == Ioctl.KVM_GET_MSR_INDEX_LIST
+    assert number(0, 0x60, 0) == Ioctl.KVM_CREATE_IRQCHIP
     assert number(READ | WRITE, 0, ctypes.sizeof(structs.IssueCmd), ord("S")) == Ioctl.SEV_ISSUE_CMD
 
 
@@ -68,6 +80,9 @@ def test_numbers_whose_size_is_not_their_structures() -> None:
         (structs.EnableCap, "args", 8),
         (structs.Run, "exit_reason", 8),
         (structs.Run, "io", 32),
+        (structs.Msrs, "entries", 8),
+        (structs.MsrEntry, "data", 8),
+        (structs.MsrList, "indices", 4),
         (structs.Regs, "rip", 128),
         (structs.Sregs, "cr0", 224),
         (structs.PlatformStatus, "guest_count", 8),

@@ -127,11 +127,11 @@ def test_state_and_memory_carried_over_the_guest_goes_on_where_it_stopped(make: 
     new.connect(theirs)
     old.runnable.pause()
     stopped = old.sample().ticks
-    old.get_state()
+    assert old.get_state()["vcpus"] == 2
     old.send_fd()
     with new.take_fd() as descriptor:  # the state came first and waits
         assert descriptor.number != old.vm.fd.number
-    new.set_state()
+    assert new.set_state() == {"vcpus": 2, "differs": []}
     assert new.sample().ticks == stopped
     new.runnable.resume(1)
     assert counted(new, 50) >= stopped + 50

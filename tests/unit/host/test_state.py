@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is said of a vCPU that is not what it was given to be."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from chaos.kvm.structs import Regs, Sregs
+from chaos.vmm.state import differences
+
+
+def msrs(**values: int) -> bytes:
+    return b"".join(struct.pack("<IQ", int(name[1:], 16), value) for name, value in values.items())
+
+
+def state(**parts: bytes) -> dict[str, bytes]:
+    whole = {"regs": bytes(Regs(rax=1, rip=0x1000)), "sregs": bytes(Sregs(cr0=1)), "xsave": bytes(4096)}
+    return whole | {"msrs": msrs(x10=1000, x174=7)} | parts
+
+
+def test_what_is_as_it_was_given_differs_in_nothing() -> None:
+    assert list(differences(state(), state())) == []
+
+
+@pytest.mark.parametrize(
+    ("found", "named"),
+    [
+        (state(regs=bytes(Regs(rax=2, rip=0x1000))), ["regs rax"]),
+        (state(regs=bytes(Regs(rax=1, rip=0x1001))), ["regs rip"]),
+        (state(sregs=bytes(Sregs(cr0=1, cr4=1))), ["sregs cr4"]),
+        (state(xsave=bytes(512) + b"\1" + bytes(3583)), ["xsave at 512"]),
+        (state(xsave=bytes(100)), ["xsave at 100"]),
+        (state(msrs=msrs(x10=1000, x174=8)), ["msr 0x174"]),
+        (state(msrs=msrs(x10=1000)), ["msr 0x174"]),
+        (state(msrs=msrs(x10=5000, x174=7)), []),  # time goes on
+        (state(msrs=msrs(x10=999, x174=7)), ["msr 0x10"]),  # and never back
+    ],
+)
+def test_a_difference_is_named(found: dict[str, bytes], named: list[str]) -> None:
+    assert list(differences(state(), found)) == named
+
+
+def test_a_part_that_is_missing_differs() -> None:
+    found = state()
+    del found["xsave"]
+    assert list(differences(state(), found)) == ["xsave at 0"]
