@@ -173,7 +173,7 @@ class Machine:
 
     def get_state(self) -> dict[str, Value]:
         """How much was read of how many vCPUs."""
-        states = tuple(state.take(vcpu, self.host.extent()) for vcpu in self.vcpus)
+        states = tuple(state.take(vcpu, self.host.extent()) for vcpu in self.vcpus[: self.count])
         data = msgspec.msgpack.encode(states)
         with memory_file("state", len(data)) as file:
             if os.pwrite(file.number, data, 0) != len(data):
@@ -182,12 +182,14 @@ class Machine:
         return {"vcpus": len(states), "bytes": len(data)}
 
     def set_state(self) -> dict[str, Value]:
-        """Give the vCPUs what arrived, read them again, and name what differs: `vcpu 1: regs rax`."""
+        """Give the vCPUs what arrived, read them again, and name what differs: `vcpu 1: regs rax`. Not in the guest."""
         self._await(lambda: self.arrived_state is not None, "the state of the vCPUs")
         arrived, self.arrived_state = self.arrived_state, None
         assert arrived is not None
         if len(arrived) > len(self.vcpus):
             raise OSError(EINVAL, f"the state of {len(arrived)} vCPUs does not fit into {len(self.vcpus)}")
+        if len(arrived) < self.count:  # the guest has no more vCPUs than it had: the others are not started
+            self.count, self.team = len(arrived), Team(self.vcpus[: len(arrived)])
         differs: list[int | str] = []
         for number, (vcpu, parts) in enumerate(zip(self.vcpus, arrived, strict=False)):
             state.give(vcpu, parts)

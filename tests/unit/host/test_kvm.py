@@ -139,6 +139,23 @@ def test_state_and_memory_carried_over_the_guest_goes_on_where_it_stopped(make: 
     old.commit()
 
 
+def test_a_destination_with_more_vcpus_starts_those_the_guest_has(make: Make) -> None:
+    old, new, last = make(), make(3), make(4)
+    old.runnable.resume(1)
+    stopped = counted(old, 50)
+    for source, destination, vcpus in ((old, new, 1), (new, last, 1)):
+        ours, theirs = pair()
+        source.connect(ours)
+        destination.connect(theirs)
+        source.runnable.pause()
+        assert source.get_state()["vcpus"] == vcpus
+        assert destination.set_state()["vcpus"] == vcpus
+        destination.runnable.resume(1)
+        assert len(destination.sample().each) == vcpus
+        stopped, before = counted(destination, 20), stopped
+        assert stopped >= before + 20
+
+
 def test_a_source_that_went_on_is_noticed_by_the_guest_itself(make: Make) -> None:
     """Two that run on one memory: what no correct migration lets happen."""
     old, new = make(), make()
