@@ -344,7 +344,15 @@ def _own_files() -> Iterator[tuple[Path, str]]:
 
 
 def _code_key() -> str:
-    return _digest(part for path, name in _own_files() for part in (name, path.read_bytes()))
+    files = [part for path, name in _own_files() for part in (name, path.read_bytes())]
+    return _digest([*files, *(part for pair in _own_metadata() for part in pair)])
+
+
+def _own_metadata() -> Iterator[tuple[str, str]]:
+    """What names our version and entry points. In a checkout it may be an egg-info, which calls the first PKG-INFO."""
+    ours = importlib.metadata.distribution("sevchaos")
+    yield "METADATA", ours.read_text("METADATA") or ours.read_text("PKG-INFO") or ""
+    yield "entry_points.txt", ours.read_text("entry_points.txt") or ""
 
 
 def _write_code(out: BinaryIO) -> None:
@@ -356,11 +364,8 @@ def _write_code(out: BinaryIO) -> None:
         if path.suffix == ".py":
             compiled = Path(target).parent / "__pycache__" / f"{path.stem}.{tag}.pyc"
             archive.add_file(str(compiled), _byte_code(path, target))
-    information = importlib.metadata.distribution("sevchaos")
-    for file in ("METADATA", "entry_points.txt"):
-        text = information.read_text(file)
-        if text is not None:
-            archive.add_file(f"/lab/code/sevchaos-{information.version}.dist-info/{file}", text.encode())
+    for file, text in _own_metadata():
+        archive.add_file(f"/lab/code/sevchaos.dist-info/{file}", text.encode())
     archive.close()
 
 
