@@ -468,3 +468,15 @@ def test_a_vcpu_can_wait_for_a_moment_and_be_stopped_before_it(pipe: tuple[int, 
     assert area[1] == b"\1"  # immediate_exit, until the join
     running.join(WITHIN)
     assert area[1] == b"\0"
+
+
+def test_a_process_may_end_in_the_middle(pipe: tuple[int, int]) -> None:
+    code = f"""
+        from chaos.native import Loop, Program, Step
+        running = Loop((Program((Step({pipe[0]}, 0),), rounds=None),) * 4).start()
+        while min(running.calls()) < 100:
+            running.wait(0.001)
+    """
+    argv = [sys.executable, "-X", "dev", "-c", textwrap.dedent(code)]
+    done = subprocess.run(argv, pass_fds=[pipe[0]], capture_output=True, timeout=WITHIN * 3, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
