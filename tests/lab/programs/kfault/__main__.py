@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import os
 import re
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from typing import Any
 
 from tests.lab.programs.kfault import faults, unload
 
-LIMIT = 60  # seconds for a check
+LIMIT = int(os.environ.get("KFAULT_LIMIT", "60"))  # seconds for a check
 _TROUBLE = re.compile(r"WARNING:|BUG:|Oops|general protection|Call Trace|blocked for more than|rcu.*stall|became less")
 
 

@@ -82,7 +82,7 @@ def _init_again(vms: Vms) -> str:
 
 
 def with_everybody_inside() -> dict[str, Any]:
-    """rmmod while one task is held, one delayed, and threads wait in read, poll and epoll on files that stay open."""
+    """rmmod while one task is held, one delayed, and threads wait in read, poll and epoll on a file that stays open."""
     with Child(_init_again) as held, Child(_init_again) as delayed, Kfault.open() as kfault:
         hold = kfault.hold("misc_cg_try_charge", pid=held.pid)
         wait = kfault.delay("misc_cg_try_charge", microseconds=600_000_000, pid=delayed.pid)
@@ -93,6 +93,8 @@ def with_everybody_inside() -> dict[str, Any]:
         kfault.wait_reached(wait, within=5)
 
         silent = os.open(CONTROL, os.O_RDWR | os.O_CLOEXEC)
+        watched = select.epoll()  # nobody waits in it, so nothing but the module can take the file out of it
+        watched.register(silent, select.EPOLLIN)
         woken: dict[str, str] = {}
         threads = [threading.Thread(target=_wait, args=(woken, name, silent)) for name in ("read", "poll", "epoll")]
         for thread in threads:
@@ -103,6 +105,7 @@ def with_everybody_inside() -> dict[str, Any]:
         assert held.answer(5) == "charged" and delayed.answer(5) == "charged"
         for thread in threads:
             thread.join(5)
+        watched.close()
         os.close(silent)
         insmod()
         try:
