@@ -33,6 +33,8 @@ bench: setup
 	$(bin)/pip install --quiet --requirement bench/requirements.txt
 	$(bin)/python bench/lab_start.py
 	$(bin)/sevchaos lab run --copy bench/psp_round_trip.py -- python3 psp_round_trip.py
+	$(bin)/python bench/moves.py
+	$(bin)/python bench/oracle_programs.py
 
 wheel: setup
 	$(bin)/pip wheel --quiet --no-deps --wheel-dir dist .
