@@ -209,9 +209,9 @@ class Lab:
         self._processes.append(process)
         return process
 
-    async def greet(self, deadline: float) -> None:
-        """Wait for the agent, set its clock."""
-        self.send(protocol.Hello(realtime=time.time_ns(), entropy=secrets.token_bytes(64)))
+    async def greet(self, deadline: float, *, warm: bool = False) -> None:
+        """Wait for the agent, set its clock; `warm` has it import what warm programs need."""
+        self.send(protocol.Hello(realtime=time.time_ns(), entropy=secrets.token_bytes(64), warm=warm))
         answer = await self.receive(deadline, "the agent's first word")
         if not isinstance(answer, protocol.Ready):
             raise LabFailed(f"the agent began with {answer!r}", console=self.console.tail())

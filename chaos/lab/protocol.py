@@ -39,10 +39,12 @@ class _Message(msgspec.Struct, frozen=True, tag=True, tag_field="type"):
 
 
 class Hello(_Message, frozen=True):
-    """`realtime` in nanoseconds since the epoch; `entropy` any bytes."""
+    """`realtime` in nanoseconds since the epoch; `entropy` any bytes. `warm` asks the agent to import first what warm
+    programs need: worth its seconds when the lab is about to be saved."""
 
     realtime: int
     entropy: bytes
+    warm: bool = False
 
 
 class Ping(_Message, frozen=True):

@@ -65,7 +65,7 @@ async def open_lab(wish: Wish, *, say: Say, listener: Callable[[str], None] | No
     async with stopping(Lab(spec, Console(listener))) as lab:
         say(f"booting {spec.kernel.release} with {_described(spec)}")
         await lab.start()
-        await lab.greet(BOOT_DEADLINE)
+        await lab.greet(BOOT_DEADLINE, warm=not wish.cold)
         if not lab.ready.sev:
             raise LabFailed(
                 "the lab came up without /dev/sev: the drivers did not accept the software PSP",

@@ -185,6 +185,8 @@ class Agent:
             case Hello():
                 time.clock_settime_ns(time.CLOCK_REALTIME, message.realtime)
                 Path("/dev/urandom").write_bytes(message.entropy)
+                for name in WARM if message.warm else ():
+                    importlib.import_module(name)
                 version = Path("/proc/version").read_text().strip()
                 sev = Path("/dev/sev").exists()
                 self._say(Ready(release=os.uname().release, version=version, sev=sev))
@@ -344,6 +346,4 @@ def _print_error(error: BaseException) -> None:
 
 
 def main() -> None:
-    for name in WARM:
-        importlib.import_module(name)
     Agent().serve()
