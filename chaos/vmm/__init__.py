@@ -4,7 +4,7 @@
     runner ──── Spawn, Reap ───▶ server.ForkServer ──── fork ───▶ agent.Agent
        │                                                             ▲   │
        └──── client.Vmm: Request, Begun, Reply over `wire` ──────────┘   ├── drive.Driver   a vCPU's thread
-                                                                         └── peer Channel to another agent
+                                                                         └── peer.Peer      the other end of a migration
                                                                              (state and the VM's descriptor)
 
 The fork server is forked from the runner while that has one thread, so that an agent is a copy of a process with

@@ -98,7 +98,7 @@ class Agent:
                 del self.machines[do.vm]
             case m.Connect():
                 machine = self._machine(do.vm)
-                _wrapped(lambda: machine.connect(fds.steal()))
+                _wrapped(lambda: machine.peer.connect(fds.steal()))
             case m.Mirror():
                 mirror = self._machine(do.vm)
                 with mirror.fd_of(do.source, do.vm) as owner:
@@ -187,7 +187,7 @@ def _on_machine(machine: Machine, do: OnMachine) -> dict[str, Value]:  # noqa: P
         case m.SendFd():
             _wrapped(machine.send_fd)
         case m.Commit():
-            _wrapped(machine.commit)
+            _wrapped(machine.peer.commit)
     return {}
 
 

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from errno import EINVAL, EPIPE, ETIMEDOUT
-
-import msgspec
+from errno import EINVAL
 
 from chaos.errors import InternalError
 from chaos.experiment import Kind
@@ -27,11 +24,9 @@ from chaos.kvm.vcpu import Vcpu
 from chaos.kvm.vm import Vm
 from chaos.vmm import guest, state
 from chaos.vmm.drive import Team
-from chaos.vmm.messages import BETWEEN, VCPU_STATES, Between, Descriptor, Sampled, State, Taken, VcpuStates
-from chaos.vmm.wire import Channel, Ended, FdSet, memory_file
+from chaos.vmm.messages import Sampled
+from chaos.vmm.peer import Peer
 
-# How long one end of a migration waits for what the other end was told to send before.
-PEER_WITHIN = 20.0
 RUNNABLE = 0  # KVM_MP_STATE_RUNNABLE
 
 
@@ -68,10 +63,7 @@ class Machine:
     lane: int = 0
     vcpus: list[Vcpu] = field(default_factory=list)
     team: Team | None = None
-    peer: Channel[Between] | None = None
-    arrived_state: VcpuStates | None = None
-    arrived_fd: OwnedFd | None = None
-    receives: bool = False  # whether it is the destination of what it is connected for
+    peer: Peer = field(default_factory=Peer)
 
     @classmethod
     def create(cls, host: Host, kind: Kind, count: int, memory_fd: int, *, vm_type: int = 0, lane: int = 0) -> Machine:
@@ -166,26 +158,14 @@ class Machine:
 
     # -- the hand-over ------------------------------------------------------------------------------------
 
-    def connect(self, connection: OwnedFd) -> None:
-        self.disconnect()
-        self.receives = False
-        self.peer = Channel.adopt(connection, BETWEEN)
-
     def get_state(self) -> dict[str, Value]:
         """How much was read of how many vCPUs."""
         states = tuple(state.take(vcpu, self.host.extent()) for vcpu in self.vcpus[: self.count])
-        data = msgspec.msgpack.encode(states)
-        with memory_file("state", len(data)) as file:
-            if os.pwrite(file.number, data, 0) != len(data):
-                raise InternalError("the state of the vCPUs was not written whole")
-            self._send(State(size=len(data)), file.number)
-        return {"vcpus": len(states), "bytes": len(data)}
+        return {"vcpus": len(states), "bytes": self.peer.send_state(states)}
 
     def set_state(self) -> dict[str, Value]:
         """Give the vCPUs what arrived, read them again, and name what differs: `vcpu 1: regs rax`. Not in the guest."""
-        self._await(lambda: self.arrived_state is not None, "the state of the vCPUs")
-        arrived, self.arrived_state = self.arrived_state, None
-        assert arrived is not None
+        arrived = self.peer.take_state()
         if len(arrived) > len(self.vcpus):
             raise OSError(EINVAL, f"the state of {len(arrived)} vCPUs does not fit into {len(self.vcpus)}")
         if len(arrived) < self.count:  # the guest has no more vCPUs than it had: the others are not started
@@ -198,71 +178,11 @@ class Machine:
         return {"vcpus": len(arrived), "differs": differs}
 
     def send_fd(self) -> None:
-        self._send(Descriptor(), self.vm.fd.number)
-
-    def take_fd(self) -> OwnedFd:
-        """The source's descriptor, as it arrived; the caller's from now on."""
-        self.receives = True
-        self._await(lambda: self.arrived_fd is not None, "the VM's descriptor")
-        arrived, self.arrived_fd = self.arrived_fd, None
-        assert arrived is not None
-        return arrived
+        self.peer.send_fd(self.vm.fd.number)
 
     def fd_of(self, source: str, name: str) -> OwnedFd:
         """The descriptor of `source`, as it arrived. A VM that is told to move into itself (`name`) has a copy."""
-        return OwnedFd(os.dup(self.vm.fd.number)) if source == name else self.take_fd()
-
-    def commit(self) -> None:
-        """The destination says that the guest is its own; the source waits to hear it."""
-        if self.receives:
-            self._send(Taken())
-        else:
-            message, fds = self._hear("its confirmation")
-            fds.close()
-            if not isinstance(message, Taken):
-                raise InternalError(f"the destination said {message!r} where it was to confirm")
-        self.disconnect()
-
-    @property
-    def _channel(self) -> Channel[Between]:
-        if self.peer is None:
-            raise InternalError("the VM is not connected with another")
-        return self.peer
-
-    def _send(self, message: Between, *fds: int) -> None:
-        try:
-            self._channel.send(message, fds)
-        except Ended:
-            raise BrokenPipeError(EPIPE, "the other end of the migration is gone") from None
-
-    def _hear(self, what: str) -> tuple[Between, FdSet]:
-        try:
-            return self._channel.receive(PEER_WITHIN)
-        except Ended:
-            raise BrokenPipeError(EPIPE, f"the other end of the migration ended before it sent {what}") from None
-        except TimeoutError:
-            text = f"the other end of the migration did not send {what} within {PEER_WITHIN:g} s"
-            raise TimeoutError(ETIMEDOUT, text) from None
-
-    def _await(self, arrived: Callable[[], bool], what: str) -> None:
-        while not arrived():
-            message, fds = self._hear(what)
-            with fds:
-                if isinstance(message, State):
-                    with fds.steal() as file:
-                        self.arrived_state = VCPU_STATES.decode(os.pread(file.number, message.size, 0))
-                elif isinstance(message, Descriptor):
-                    self.arrived_fd = fds.steal()
-
-    def disconnect(self) -> None:
-        """Let go of the other end and of what it sent."""
-        if self.peer is not None:
-            self.peer.close()
-            self.peer = None
-        if self.arrived_fd is not None:
-            self.arrived_fd.close()
-            self.arrived_fd = None
-        self.arrived_state = None
+        return OwnedFd(os.dup(self.vm.fd.number)) if source == name else self.peer.take_fd()
 
     # -- the end ------------------------------------------------------------------------------------------
 
@@ -274,7 +194,7 @@ class Machine:
                     self.team.pause()
             if self.team.running:
                 raise TimeoutError("a vCPU is still in the guest")
-        self.disconnect()
+        self.peer.disconnect()
         for vcpu in self.vcpus:
             vcpu.close()
         self.vcpus.clear()

@@ -123,20 +123,20 @@ def test_state_and_memory_carried_over_the_guest_goes_on_where_it_stopped(make: 
     old.runnable.resume(1)
     counted(old, 50)
     ours, theirs = pair()
-    old.connect(ours)
-    new.connect(theirs)
+    old.peer.connect(ours)
+    new.peer.connect(theirs)
     old.runnable.pause()
     stopped = old.sample().ticks
     assert old.get_state()["vcpus"] == 2
     old.send_fd()
-    with new.take_fd() as descriptor:  # the state came first and waits
+    with new.peer.take_fd() as descriptor:  # the state came first and waits
         assert descriptor.number != old.vm.fd.number
     assert new.set_state() == {"vcpus": 2, "differs": []}
     assert new.sample().ticks == stopped
     new.runnable.resume(1)
     assert counted(new, 50) >= stopped + 50
-    new.commit()
-    old.commit()
+    new.peer.commit()
+    old.peer.commit()
 
 
 def test_a_destination_with_more_vcpus_starts_those_the_guest_has(make: Make) -> None:
@@ -145,8 +145,8 @@ def test_a_destination_with_more_vcpus_starts_those_the_guest_has(make: Make) ->
     stopped = counted(old, 50)
     for source, destination, vcpus in ((old, new, 1), (new, last, 1)):
         ours, theirs = pair()
-        source.connect(ours)
-        destination.connect(theirs)
+        source.peer.connect(ours)
+        destination.peer.connect(theirs)
         source.runnable.pause()
         assert source.get_state()["vcpus"] == vcpus
         assert destination.set_state()["vcpus"] == vcpus
