@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""P1: each counter that is wrong is named, and where nobody looked nothing held."""
+
+from __future__ import annotations
+
+import errno
+
+import msgspec
+import pytest
+
+from chaos.checkers import CHECKERS
+from chaos.history import Observation, Record
+from chaos.verdict import Outcome
+from tests.unit.core.build import Builder, shipped
+from tests.unit.core.doctored import KILL_SOURCE, MOVE, charge, check, move_unanswered, without
+
+
+def test_p1_a_source_that_stays_charged() -> None:
+    def both(record: Record) -> Record | None:
+        return charge("after", ".", 2)(charge("after", "source", 1)(record))  # type: ignore[arg-type]
+
+    verdict = check("P1", MOVE, both)
+    assert verdict.outcome is Outcome.DEVIATED
+    assert verdict.signature == "overcharged-after-move:sev"
+    assert "cgroup 'source' read sev 1 where 0 was due" in verdict.reason
+    assert verdict.expected == ". sev 1; source sev 0"
+    assert verdict.seen == ". sev 2; source sev 1"
+
+
+@pytest.mark.parametrize(
+    ("label", "cgroup", "value", "key", "signature"),
+    [
+        ("before", "source", 0, "sev", "undercharged-before-move:sev"),
+        ("after", "destination", 2, "sev", "overcharged-after-move:sev"),
+        ("after", "destination", 1, "sev_es", "overcharged-after-move:sev_es"),
+        ("after", "source", -1, "sev", "below-zero-after-move:sev"),
+        ("end", "source", 1, "sev", "overcharged-after-close:sev"),
+        ("start", "source", 1, "sev", "overcharged-before-move:sev"),
+    ],
+)
+def test_p1_a_wrong_counter(label: str, cgroup: str, value: int, key: str, signature: str) -> None:
+    verdict = check("P1", MOVE, charge(label, cgroup, value, key))
+    assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, signature)
+    assert verdict.records
+
+
+def test_p1_a_counter_wrong_in_the_middle() -> None:
+    verdict = check("P1", KILL_SOURCE, charge("held", "source", 0))
+    assert verdict.signature == "undercharged-in-move:sev"
+
+
+def test_p1_many_wrong_counters_are_summed_up() -> None:
+    def change(record: Record) -> Record:
+        for cgroup in ("source", "destination", "."):
+            record = charge("after", cgroup, 5, "sev_es")(record) or record
+            record = charge("before", cgroup, 5, "sev_es")(record) or record
+        return record
+
+    verdict = check("P1", MOVE, change)
+    assert verdict.reason.endswith("and 3 more")
+    assert verdict.signature == "overcharged-before-move:sev_es"  # where it is first seen
+
+
+def test_p1_a_counter_below_zero_is_printed_without_its_sign() -> None:
+    verdict = check("P1", MOVE, charge("after", "source", (1 << 64) - 1))
+    assert (verdict.signature, verdict.seen) == ("below-zero-after-move:sev", "source sev -1")
+
+
+def test_p1_counters_impossible_together() -> None:
+    verdict = check("P1", KILL_SOURCE, charge("held", "destination", 0))
+    assert verdict.signature == "miscounted-in-move:sev" or "charged-in-move" in verdict.signature
+    assert verdict.outcome is Outcome.DEVIATED
+
+
+@pytest.mark.parametrize("label", ["before", "after"])
+def test_p1_needs_a_charge_on_either_side(label: str) -> None:
+    verdict = check("P1", MOVE, without(Observation, label=label))
+    assert verdict.outcome is Outcome.UNKNOWN
+    assert f"no observation shows a charge {label} the move" in verdict.reason
+
+
+def test_p1_a_cgroup_that_was_not_read_is_no_witness() -> None:
+    def change(record: Record) -> Record:
+        if isinstance(record, Observation) and record.label == "after":
+            misc = {cgroup: files for cgroup, files in record.misc.items() if cgroup != "destination"}
+            return msgspec.structs.replace(record, misc=misc)
+        return record
+
+    assert check("P1", MOVE, change).outcome is Outcome.UNKNOWN
+
+
+def test_p1_a_move_that_never_ended() -> None:
+    verdict = check("P1", MOVE, move_unanswered())
+    assert verdict.outcome is Outcome.UNKNOWN
+    assert "is still under way" in verdict.reason
+
+
+def test_p1_a_ledger_that_is_lost() -> None:
+    b = Builder()
+    b.begin()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.move("nothing", "new", "destination")
+    verdict = CHECKERS["P1"](shipped(MOVE), b.finish())
+    assert verdict.outcome is Outcome.UNKNOWN
+    assert "what must be charged cannot be told: move of new succeeded" in verdict.reason
+    assert "who owns what cannot be told" in CHECKERS["P4"](shipped(MOVE), b.history()).reason
+
+
+def test_p1_a_failure_that_had_happened() -> None:
+    b = Builder()
+    b.begin()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    invoke = b.invoke("move", "destination", vm="new", source="old")
+    b.status("old", "source", error=errno.ENOTTY)
+    b.done(invoke, "fail", error=errno.EBUSY)
+    verdict = CHECKERS["P1"](shipped(MOVE), b.finish())
+    assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, "failed-but-charged:move")
+
+
+def test_p1_without_a_move_in_the_script() -> None:
+    experiment = msgspec.structs.replace(shipped(MOVE), script=())
+    b = Builder()
+    b.begin()
+    b.launch("old", "source", "sev")
+    b.observe("one", {"source": 1})
+    assert CHECKERS["P1"](experiment, b.history()).outcome is Outcome.UNKNOWN
+    b.observe("two", {"source": 1})
+    assert CHECKERS["P1"](experiment, b.history()).outcome is Outcome.HELD

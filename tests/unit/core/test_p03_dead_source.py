@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""P3: whoever answers and should not, or the other way round."""
+
+from __future__ import annotations
+
+import errno
+
+import msgspec
+import pytest
+
+from chaos.checkers import CHECKERS
+from chaos.history import Asked, Record
+from chaos.verdict import Outcome
+from tests.unit.core.build import Builder, shipped
+from tests.unit.core.doctored import (
+    ES,
+    KILL_DESTINATION,
+    KILL_SOURCE,
+    MOVE,
+    begun,
+    chain,
+    check,
+    replaced,
+    verdict_of,
+    without,
+)
+
+
+def test_p3_a_source_that_still_answers() -> None:
+    def change(record: Record) -> Record:
+        if isinstance(record, Asked):
+            first, *rest = record.answers
+            return msgspec.structs.replace(record, answers=(msgspec.structs.replace(first, errno=0), *rest))
+        return record
+
+    verdict = check("P3", MOVE, change)
+    assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, "source-after-move:answered")
+    assert (verdict.expected, verdict.seen) == ("EIO", "1 ok")
+
+
+def test_p3_a_live_source_that_answers_eio() -> None:
+    def change(record: Record) -> Record:
+        if isinstance(record, Asked):
+            *rest, last = record.answers
+            return msgspec.structs.replace(record, answers=(*rest, msgspec.structs.replace(last, errno=errno.EIO)))
+        return record
+
+    verdict = check("P3", KILL_DESTINATION, change)
+    assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, "source-after-failed-move:dead")
+    assert verdict.seen == "2 ok, 1 EIO"
+
+
+def test_p3_an_operation_that_a_dead_source_answers() -> None:
+    b = Builder()
+    b.begin()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.move("old", "new", "destination")
+    b.do("get_state", "source", vm="old", error=errno.EIO)
+    b.ask("old", "source", dead=True)
+    assert CHECKERS["P3"](shipped(MOVE), b.history()).outcome is Outcome.HELD
+    b.do("get_state", "source", vm="old")
+    b.do("launch_measure", "source", vm="old", error=errno.EIO, firmware=3)
+    verdict = CHECKERS["P3"](shipped(MOVE), b.finish())
+    assert verdict.signature == "source-after-move:answered:get_state+source-after-move:answered:launch_measure"
+
+
+def test_p3_a_message_that_did_not_come_is_no_answer_of_the_kernel() -> None:
+    b = Builder()
+    b.begin()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.move("old", "new", "destination")
+    b.done(b.invoke("set_state", "source", vm="old"), "fail", error=errno.EPIPE, value={"call": "the source ended"})
+    b.ask("old", "source", dead=True)
+    assert CHECKERS["P3"](shipped(MOVE), b.history()).outcome is Outcome.HELD
+    b.done(b.invoke("get_state", "source", vm="old"), "fail", error=errno.EINVAL, value={"call": "KVM_GET_REGS"})
+    assert CHECKERS["P3"](shipped(MOVE), b.history()).signature == "source-after-move:answered:get_state"
+
+
+def test_p3_an_operation_that_a_live_source_refuses_as_dead() -> None:
+    b = Builder()
+    b.begin()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.move("old", "new", "destination", error=errno.EBUSY)
+    b.do("get_state", "source", vm="old", error=errno.EIO)
+    b.ask("old", "source", dead=False)
+    verdict = CHECKERS["P3"](shipped(MOVE), b.finish())
+    assert (verdict.signature, verdict.expected) == ("source-after-failed-move:dead:get_state", "no EIO")
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"answers": ()}, "was asked nothing"),
+        ({"agent": "destination"}, "did not create it"),
+    ],
+)
+def test_p3_worthless_answers(values: dict[str, object], reason: str) -> None:
+    verdict = check("P3", MOVE, replaced(Asked, {}, **values))
+    assert verdict.outcome is Outcome.UNKNOWN
+    assert reason in verdict.reason
+
+
+def test_p3_a_control_that_is_dead_too() -> None:
+    def change(record: Record) -> Record:
+        if isinstance(record, Asked):
+            answers = tuple(msgspec.structs.replace(answer, control=errno.EIO) for answer in record.answers)
+            return msgspec.structs.replace(record, answers=answers)
+        return record
+
+    verdict = check("P3", MOVE, change)
+    assert verdict.outcome is Outcome.UNKNOWN
+    assert "EIO means nothing" in verdict.reason
+
+
+def test_p3_all_descriptors_must_be_asked() -> None:
+    def change(record: Record) -> Record:
+        if isinstance(record, Asked):
+            answers = tuple(answer for answer in record.answers if answer.fd != "vcpu 1")
+            return msgspec.structs.replace(record, answers=answers)
+        return record
+
+    verdict = check("P3", ES, change)
+    assert verdict.outcome is Outcome.UNKNOWN
+    assert "not vcpu 1" in verdict.reason
+
+
+def test_p3_a_source_that_was_not_asked() -> None:
+    verdict = check("P3", MOVE, without(Asked))
+    assert verdict.outcome is Outcome.UNKNOWN
+    assert "old was not asked afterwards" in verdict.reason
+
+
+def test_p3_a_source_that_was_asked_before_the_move_only() -> None:
+    b = Builder()
+    b.begin()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.ask("old", "source", dead=False)
+    b.move("old", "new", "destination")
+    assert CHECKERS["P3"](shipped(MOVE), b.finish()).outcome is Outcome.UNKNOWN
+
+
+def test_p3_a_dead_process_cannot_be_asked() -> None:
+    assert check("P3", KILL_SOURCE).reason.startswith("the source process is dead")
+
+
+def test_p3_a_move_that_nobody_can_tell_about() -> None:
+    b = Builder()
+    b.begin()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    invoke = b.invoke("move", "destination", vm="new", source="old")
+    b.kill("destination")
+    b.done(invoke, "info")
+    b.kill("source")
+    for promise in ("P3", "P4", "P5", "P6"):
+        verdict = CHECKERS[promise](shipped(MOVE), b.history())
+        assert verdict.outcome is Outcome.UNKNOWN
+        assert "nobody can say whether it took effect" in verdict.reason
+
+
+def test_p3_each_source_of_a_chain_is_asked() -> None:
+    b = chain()
+    b.ask("b", "destination", dead=True)
+    verdict = CHECKERS["P3"](shipped(MOVE), b.history())
+    assert verdict.outcome is Outcome.UNKNOWN
+    assert "a was not asked" in verdict.reason
+    b.ask("a", "source", dead=True)
+    assert CHECKERS["P3"](shipped(MOVE), b.history()).outcome is Outcome.HELD
+
+
+def test_p3_of_a_source_that_dies_before_its_move() -> None:
+    b = begun()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.do("get_state", "source", vm="old", error=errno.EIO)
+    b.move("old", "new", "destination")
+    b.ask("old", "source", dead=True)
+    assert verdict_of("P3", b.finish()).signature == "source-in-move:eio-before-move"

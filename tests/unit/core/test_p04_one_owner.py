@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""P4: two owners, none, and a firmware that counts otherwise."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from chaos.checkers import CHECKERS
+from chaos.history import Asked, Observation
+from chaos.verdict import Outcome
+from tests.unit.core.build import Builder, shipped
+from tests.unit.core.doctored import (
+    KILL_DESTINATION,
+    MOVE,
+    Change,
+    answered,
+    chain,
+    check,
+    failed,
+    move_unanswered,
+    replaced,
+    without,
+    without_operation,
+)
+
+
+def test_p4_in_a_chain() -> None:
+    b = chain()
+    b.status("a", "source", error=errno.EIO)
+    b.status("b", "destination", error=errno.EIO)
+    verdict = CHECKERS["P4"](shipped(MOVE), b.finish())
+    assert verdict.outcome is Outcome.HELD, verdict.reason
+
+
+def test_p4_nobody_owns_the_context() -> None:
+    verdict = check("P4", MOVE, answered("guest_status", "new", outcome="fail", errno=errno.ENOTTY))
+    assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, "none-owns+part-unknown")
+
+
+def test_p4_two_own_the_context() -> None:
+    b = Builder()
+    b.begin()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.move("old", "new", "destination")
+    b.observe("after", {"destination": 1})
+    b.status("new", "destination")
+    b.status("old", "source")
+    b.ask("old", "source", dead=True)
+    verdict = CHECKERS["P4"](shipped(MOVE), b.finish())
+    assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, "two-own")
+
+
+@pytest.mark.parametrize(("guests", "signature"), [(0, "firmware-counts-fewer"), (2, "firmware-counts-more")])
+def test_p4_the_firmware_disagrees(guests: int, signature: str) -> None:
+    verdict = check("P4", MOVE, replaced(Observation, {"label": "after"}, guests=guests))
+    assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, signature)
+
+
+def test_p4_ebadf_means_owning() -> None:
+    verdict = check("P4", MOVE, answered("guest_status", "new", outcome="fail", errno=errno.EBADF))
+    assert verdict.outcome is Outcome.HELD
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        (MOVE, without_operation("guest_status", "new"), "the owner was not asked"),
+        (KILL_DESTINATION, without_operation("guest_status", "old"), "the owner was not asked"),
+        (MOVE, without(Asked), "old was not asked whether it owns a context as well"),
+        (MOVE, replaced(Observation, {}, guests=None), "guest count was not read"),
+        (MOVE, without(Observation, label="after"), "guest count was not read"),
+    ],
+)
+def test_p4_needs_its_witnesses(name: str, change: Change, reason: str) -> None:
+    verdict = check("P4", name, change)
+    assert verdict.outcome is Outcome.UNKNOWN
+    assert reason in verdict.reason
+
+
+def test_p4_a_destination_that_lives_is_asked_after_a_failed_move() -> None:
+    b = failed()
+    assert "new was not asked" in CHECKERS["P4"](shipped(MOVE), b.history()).reason
+    b.status("new", "destination", error=errno.ENOTTY)
+    assert CHECKERS["P4"](shipped(MOVE), b.history()).outcome is Outcome.HELD
+
+
+def test_p4_a_move_that_never_ended() -> None:
+    verdict = check("P4", MOVE, move_unanswered())
+    assert "who owns the context after it cannot be asked" in verdict.reason

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""P6: what a failed move may not leave behind."""
+
+from __future__ import annotations
+
+import errno
+
+import msgspec
+import pytest
+
+from chaos.checkers import CHECKERS
+from chaos.history import Asked, Counted, Observation, Record
+from chaos.verdict import Outcome, Verdict
+from tests.unit.core.build import Builder, changed, shipped
+from tests.unit.core.doctored import KILL_DESTINATION, MOVE, Change, answered, charge, check, failed, replaced
+
+
+def p6(b: Builder) -> Verdict:
+    return CHECKERS["P6"](shipped(KILL_DESTINATION), b.history())
+
+
+def test_p6_both_are_usable() -> None:
+    b = failed()
+    assert "whether new is still usable was not asked" in p6(b).reason
+    b.status("new", "destination", error=errno.ENOTTY)
+    assert p6(b).outcome is Outcome.HELD
+    b = failed()
+    b.ask("new", "destination", dead=False)
+    assert p6(b).outcome is Outcome.HELD
+    b = failed()
+    b.do("set_state", "destination", vm="new")
+    assert p6(b).outcome is Outcome.HELD
+
+
+@pytest.mark.parametrize(
+    ("missing", "reason"),
+    [
+        ({"ask": False}, "was not asked whether it lives"),
+        ({"count": False}, "not seen to count after"),
+        ({"observe": False}, "no observation shows a charge after"),
+        ({"status_error": -1}, "was not asked for its status afterwards"),
+    ],
+)
+def test_p6_needs_its_witnesses(missing: dict[str, bool], reason: str) -> None:
+    b = failed(**missing)
+    b.status("new", "destination", error=errno.ENOTTY)
+    verdict = p6(b)
+    assert verdict.outcome is Outcome.UNKNOWN
+    assert reason in verdict.reason
+
+
+def test_p6_needs_a_failure() -> None:
+    verdict = check("P6", MOVE)
+    assert verdict.outcome is Outcome.UNKNOWN
+    assert "no move failed" in verdict.reason
+
+
+def test_p6_a_status_that_fails_as_before_is_as_before() -> None:
+    change = answered("guest_status", "old", 0, outcome="fail", errno=errno.EBADF)
+    b = failed(status_error=errno.EBADF)
+    b.status("new", "destination", error=errno.ENOTTY)
+    assert CHECKERS["P6"](shipped(KILL_DESTINATION), changed(b.history(), change)).outcome is Outcome.HELD
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "signature"),
+    [
+        (
+            KILL_DESTINATION,
+            answered("guest_status", "old", outcome="fail", errno=errno.EBADF),
+            "guest_status-after-failed-move:EBADF",
+        ),
+        (KILL_DESTINATION, replaced(Counted, {"ticks": 900}, ticks=1), "counter-stopped-after-failed-move"),
+        (KILL_DESTINATION, replaced(Observation, {"label": "after"}, guests=2), "guests-after-failed-move"),
+        (KILL_DESTINATION, charge("after", "destination", 3), "charge-after-failed-move"),
+    ],
+)
+def test_p6_deviations(name: str, change: Change, signature: str) -> None:
+    verdict = check("P6", name, change)
+    assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, signature)
+
+
+def test_p6_a_source_that_died_though_the_move_failed() -> None:
+    def change(record: Record) -> Record:
+        if isinstance(record, Asked):
+            answers = tuple(msgspec.structs.replace(answer, errno=errno.EIO) for answer in record.answers)
+            return msgspec.structs.replace(record, answers=answers)
+        return record
+
+    assert check("P6", KILL_DESTINATION, change).signature == "source-after-failed-move:dead"
+
+
+def test_p6_a_destination_that_died_though_the_move_failed() -> None:
+    b = failed()
+    b.status("new", "destination", error=errno.EIO)
+    assert p6(b).signature == "destination-after-failed-move:EIO"
+
+
+def test_p6_a_ledger_that_is_lost() -> None:
+    b = failed()
+    b.do("init", "source", vm="old", key="sev")
+    assert "what must be charged cannot be told" in p6(b).reason

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""P12: what the kernel says when something is wrong, and what it says every day."""
+
+from __future__ import annotations
+
+import pytest
+
+from chaos.checkers import CHECKERS
+from chaos.checkers.p12_quiet_kernel import PATTERNS, report
+from chaos.history import Kernel
+from chaos.verdict import Outcome
+from tests.unit.core.build import Builder, shipped
+from tests.unit.core.doctored import MOVE
+
+SPLATS = {
+    "WARNING: CPU: 1 PID: 402 at kernel/cgroup/misc.c:98 misc_cg_cancel_charge+0x58/0x60": "warn:misc_cg_cancel_charge",
+    "WARNING: kernel/cgroup/misc.c:98 at misc_cg_cancel_charge+0x58/0x60, CPU#1: sevchaos/402": (
+        "warn:misc_cg_cancel_charge"
+    ),
+    "WARNING: CPU: 0 PID: 1 at 0xffffffff81000000": "warn:0xffffffff81000000",
+    "WARNING: possible circular locking dependency detected": "lockdep",
+    "WARNING: possible recursive locking detected": "lockdep",
+    "WARNING: inconsistent lock state": "lockdep",
+    "WARNING: suspicious RCU usage": "lockdep",
+    "WARNING: SOFTIRQ-safe -> SOFTIRQ-unsafe lock order detected": "lockdep",
+    "BUG: MAX_LOCKDEP_CHAINS too low!": "lockdep",
+    "BUG: kernel NULL pointer dereference, address: 0000000000000008": "bug:kernel-NULL-pointer-dereference",
+    "BUG: unable to handle page fault for address: ffffc90000e3ffd8": "bug:unable-to-handle-page-fault",
+    "BUG: Bad page state in process sevchaos  pfn:3fe01": "bug:Bad-page-state",
+    "BUG: sleeping function called from invalid context at mm/util.c:1": (
+        "bug:sleeping-function-called-from-invalid-context"
+    ),
+    "BUG: KASAN: slab-use-after-free in sev_migrate_from+0x1c/0x90 [kvm_amd]": "sanitizer:sev_migrate_from",
+    "UBSAN: array-index-out-of-bounds in arch/x86/kvm/svm/sev.c:12:3": "sanitizer:array-index-out-of-bounds",
+    "kernel BUG at arch/x86/kvm/svm/sev.c:1978!": "bug:arch/x86/kvm/svm/sev.c",
+    "list_del corruption. prev->next should be ffff8881, but was 0": "corruption:list_del",
+    "general protection fault, probably for non-canonical address 0xdead000000000100: 0000 [#1] SMP": "gpf",
+    "Oops: general protection fault, maybe for address 0x0: 0000 [#1] PREEMPT SMP NOPTI": "gpf",
+    "invalid opcode: 0000 [#1] PREEMPT SMP": "oops",
+    "Oops: 0002 [#1] PREEMPT SMP": "oops",
+    "watchdog: BUG: soft lockup - CPU#1 stuck for 26s! [sevchaos:402]": "lockup",
+    "NMI watchdog: Watchdog detected hard LOCKUP on cpu 0": "lockup",
+    "INFO: task vcpu:402 blocked for more than 120 seconds.": "hung-task",
+    "rcu: INFO: rcu_preempt self-detected stall on CPU": "stall",
+    "rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:": "stall",
+    "rcu: INFO: rcu_preempt detected expedited stalls on CPUs/tasks: { 1-... }": "stall",
+    "Kernel panic - not syncing: Fatal exception": "panic",
+}
+ORDINARY = [
+    "clocksource: timekeeping watchdog on CPU1: Marking clocksource 'tsc' as unstable because the skew is too large:",
+    "unchecked MSR access error: RDMSR from 0xc0010117 at rIP: 0xffffffff81070f54 (native_read_msr+0x4/0x20)",
+    "ccp 0000:00:05.0: sev command 0x31 timed out, disabling PSP",
+    "kvm_amd: TSC scaling supported",
+    "hrtimer: interrupt took 5104321 ns",
+    "SEV: DF_FLUSH failed, ret=-16, error=0x0",
+    "sevchaos[402]: segfault at 0 ip 0000000000000000 sp 00007ffd error 14",
+]
+
+
+@pytest.mark.parametrize(("text", "signature"), SPLATS.items())
+def test_p12_reports_of_defects(text: str, signature: str) -> None:
+    b = Builder()
+    b.kernel(text)
+    verdict = CHECKERS["P12"](shipped(MOVE), b.end())
+    assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, signature)
+    assert text.split("; ", maxsplit=1)[0] in verdict.reason
+
+
+@pytest.mark.parametrize("text", ORDINARY)
+def test_p12_ordinary_lines(text: str) -> None:
+    assert report(Kernel(t=0, level=3, text=text)) == ""
+
+
+def test_p12_every_pattern_is_tested_and_has_its_reason() -> None:
+    found = [next(pattern for _, pattern, _ in PATTERNS if pattern.search(text)) for text in SPLATS]
+    assert {pattern.pattern for _, pattern, _ in PATTERNS} == {pattern.pattern for pattern in found}
+    assert all(reason for _, _, reason in PATTERNS)
+
+
+def test_p12_what_is_no_warning_does_not_count() -> None:
+    assert report(Kernel(t=0, level=6, text="WARNING: CPU: 1 PID: 402 at a.c:1 b+0x1/0x2")) == ""
+
+
+def test_p12_a_lost_witness() -> None:
+    b = Builder()
+    b.note("the firmware's guest count: /dev/sev could not be opened")
+    assert CHECKERS["P12"](shipped(MOVE), b.history()).outcome is Outcome.HELD
+    for text in ("the kernel's log: /dev/kmsg: Permission denied", "the kernel's log was overwritten", "kmsg is gone"):
+        b.note(text)
+        verdict = CHECKERS["P12"](shipped(MOVE), b.history())
+        assert verdict.outcome is Outcome.UNKNOWN
+        assert text in verdict.reason and "firmware" not in verdict.reason
+    b.kernel("Oops: 0002 [#1] PREEMPT SMP")
+    assert CHECKERS["P12"](shipped(MOVE), b.end()).outcome is Outcome.DEVIATED

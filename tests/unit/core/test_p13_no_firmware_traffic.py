@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""P13: what the firmware was sent, by the word of whoever watched it."""
+
+from __future__ import annotations
+
+from chaos.history import Firmware, History, Invoke
+from tests.unit.core.build import moved
+from tests.unit.core.doctored import DEVIATED, HELD, UNKNOWN, begun, verdict_of
+
+
+def watched(
+    *, in_move: str = "", twice: bool = False, ends: bool = True, gap: int = 0, look: bool = False, before: bool = True
+) -> History:
+    b = begun()
+    order = 0
+
+    def sent(command: str, handle: int | None = None, status: int = 0, move: Invoke | None = None) -> None:
+        nonlocal order
+        op = None if move is None else move.op
+        b.add(Firmware(t=b.tick(), order=order, command=command, status=status, handle=handle, move=op))
+        order += 1
+
+    b.launch("old", "source", "sev")
+    if before:
+        sent("LAUNCH_START", 1)
+    b.launch("new", "destination")
+    order += gap
+    invoke = b.invoke("move", "destination", vm="new", source="old")
+    if look:
+        b.observe("in", {"source": 1})
+    if in_move:
+        sent(in_move, 1 if in_move != "PLATFORM_STATUS" else None, move=invoke)
+    b.done(invoke)
+    sent("PLATFORM_STATUS")
+    for agent in ("source", "destination"):
+        b.exit(agent)
+    for again in range(int(ends) + int(twice)):
+        sent("DECOMMISSION", 1, status=16 if again else 0)
+    sent("PLATFORM_STATUS")
+    return b.finish()
+
+
+def test_p13() -> None:
+    verdict = verdict_of("P13", watched())
+    assert verdict.outcome is HELD and "1 contexts were decommissioned" in verdict.reason
+    assert verdict_of("P13", watched(in_move="DEACTIVATE")).signature == "sent-in-move:DEACTIVATE"
+    assert verdict_of("P13", watched(in_move="PLATFORM_STATUS", look=True)).outcome is HELD
+    assert verdict_of("P13", watched(in_move="PLATFORM_STATUS")).outcome is DEVIATED
+    assert verdict_of("P13", watched(twice=True)).signature == "decommissioned-twice"
+    assert verdict_of("P13", watched(ends=False)).signature == "never-decommissioned"
+
+
+def test_p13_without_its_witness() -> None:
+    assert verdict_of("P13", moved()).reason == "nobody watched what the firmware was sent"
+    assert "missing between" in verdict_of("P13", watched(gap=1)).reason
+    assert "before it" in verdict_of("P13", watched(before=False, ends=False)).reason
+    b = begun()
+    b.add(Firmware(t=b.tick(), order=0, command="LAUNCH_START", status=0, handle=1))
+    assert "no move was tried" in verdict_of("P13", b.end()).reason
+    b = begun()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.add(Firmware(t=b.tick(), order=0, command="LAUNCH_START", status=0, handle=1))
+    invoke = b.invoke("move", "destination", vm="new", source="old")
+    assert "nobody can say" in verdict_of("P13", b.end()).reason
+    b.records.pop()
+    b.status("old", "source")
+    b.add(Firmware(t=b.tick(), order=1, command="GUEST_STATUS", status=0, handle=1, move=invoke.op))
+    b.done(invoke)
+    verdict = verdict_of("P13", b.end())
+    assert verdict.outcome is UNKNOWN and "perhaps by guest_status" in verdict.reason

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One instant of death in a storm of calls, and doctored storms that have none."""
+
+from __future__ import annotations
+
+from errno import EBUSY, EINVAL, EIO
+
+import pytest
+
+from chaos.checkers.storm import Call, instant_of_death
+
+MOVE = Call(100, 200, 0)
+
+
+def storm(death: int = 150, count: int = 5000) -> list[Call]:
+    """Calls of 3 ns, one a nanosecond; each looks in its middle."""
+    calls = [Call(at, at + 3, EIO if at + 1 >= death else 0) for at in range(death - count // 2, death + count // 2)]
+    return calls[::2] + calls[1::2]
+
+
+def test_a_storm_with_one_instant_of_death() -> None:
+    death = instant_of_death(storm(), MOVE)
+    assert death.one_instant
+    assert (death.answered, death.refused) == (2499, 2501)
+    assert (death.after, death.before) == (148, 152)
+
+
+@pytest.mark.parametrize(
+    ("call", "kinds"),
+    [
+        (Call(160, 163, 0), ["answered-after-eio"]),
+        (Call(210, 213, EINVAL), ["answered-after-eio", "answered-after-move"]),
+        (Call(90, 99, EIO), ["answered-after-eio", "eio-before-move"]),
+        (Call(90, 300, EIO), []),
+        (Call(90, 300, 0), []),
+    ],
+)
+def test_a_doctored_storm(call: Call, kinds: list[str]) -> None:
+    death = instant_of_death([*storm(), call], MOVE)
+    assert [found.kind for found in death.contradictions] == kinds
+    assert all(call in (found.first, found.second) for found in death.contradictions)
+
+
+def test_a_move_that_failed_kills_nobody() -> None:
+    failed = MOVE._replace(errno=EBUSY)
+    assert instant_of_death([Call(at, at + 3, 0) for at in range(300)], failed).one_instant
+    assert [c.kind for c in instant_of_death(storm(), failed).contradictions] == ["eio-after-failed-move"]
+    assert instant_of_death([], MOVE).one_instant
