@@ -22,7 +22,7 @@ from chaos.history import Done, Exited, Invoke, Value
 from chaos.kvm.fd import OwnedFd
 from chaos.poll import Loop, TimedOut
 from chaos.recorder import Recorder
-from chaos.vmm.messages import FROM_AGENT, Begun, Exit, FromAgent, Hello, Operation, Question, Reply, Request
+from chaos.vmm.messages import FROM_AGENT, Begun, Exit, FromAgent, Hello, Move, Operation, Question, Reply, Request
 from chaos.vmm.server import ForkServer
 from chaos.vmm.wire import Channel, Ended
 
@@ -41,11 +41,14 @@ class StepFailed(Exception):
 
 @dataclass(slots=True)
 class Pending:
-    """An operation without an answer. `tid` is the agent's thread that makes the system call, 0 if not known."""
+    """An operation without an answer. Thread `tid` of the process `pid`, the VMM `agent`, makes its system call; `tid`
+    is 0 before that, and of an operation that is not made aside."""
 
     op: int
     f: str
     recorded: bool
+    agent: str
+    pid: int = 0
     began: int = 0
     tid: int = 0
     reply: Reply | None = None
@@ -99,7 +102,7 @@ class Fleet:
 
     def spawn(self, name: str, cgroup: Cgroup, *, label: str = "", recorded: bool = True) -> Vmm:
         """Fork a VMM into `cgroup`, which the history knows as `label`. Raises `StepFailed`."""
-        pending = Pending(self._number(), "spawn", recorded, began=self.recorder.now())
+        pending = Pending(self._number(), "spawn", recorded, name, began=self.recorder.now())
         if recorded:
             args: dict[str, Value] = {"cgroup": label}
             self.recorder.write(
@@ -140,12 +143,18 @@ class Fleet:
 
     # -- operations ---------------------------------------------------------------------------------------
 
-    def invoke(self, vmm: Vmm, operation: Operation, *, fds: Sequence[int] = (), phase: str = "") -> Pending:
-        """Hand an operation to its agent and go on. Raises `StepFailed` if there is no such process any more."""
+    def invoke(
+        self, vmm: Vmm, operation: Operation, *, fds: Sequence[int] = (), phase: str = "", aside: bool = False
+    ) -> Pending:
+        """Hand an operation to its agent and go on. Raises `StepFailed` if there is no such process any more.
+
+        One that is made `aside` does not keep the agent from answering, should it be held in the kernel. A move always
+        is.
+        """
         self._expect_alive(vmm)
         args: dict[str, Any] = msgspec.to_builtins(operation)
         f = str(args.pop("f"))
-        pending = Pending(self._number(), f, recorded=vmm.recorded)
+        pending = Pending(self._number(), f, vmm.recorded, vmm.name, vmm.pid)
         if pending.recorded:
             self.recorder.write(
                 Invoke(
@@ -153,7 +162,7 @@ class Fleet:
                     phase=phase, args=args,
                 )
             )  # fmt: skip
-        self._send(vmm, pending, operation, fds)
+        self._send(vmm, pending, Request(id=pending.op, do=operation, aside=aside or isinstance(operation, Move)), fds)
         return pending
 
     def do(
@@ -165,8 +174,8 @@ class Fleet:
     def ask(self, vmm: Vmm, question: Question, within: float = ANSWER_WITHIN) -> Reply:
         """Ask something that is no operation and not recorded as one. Raises `StepFailed` if there is no answer."""
         self._expect_alive(vmm)
-        pending = Pending(self._number(), type(question).__name__.lower(), recorded=False)
-        self._send(vmm, pending, question, ())
+        pending = Pending(self._number(), type(question).__name__.lower(), False, vmm.name, vmm.pid)
+        self._send(vmm, pending, Request(id=pending.op, do=question), ())
         self._await(lambda: pending.over, within, f"{vmm.name} to answer {pending.f}")
         if pending.reply is None:
             raise StepFailed(f"VMM {vmm.name} ended before it answered {pending.f}")
@@ -199,10 +208,10 @@ class Fleet:
         self._next += 1
         return self._next - 1
 
-    def _send(self, vmm: Vmm, pending: Pending, do: Operation | Question, fds: Sequence[int]) -> None:
+    def _send(self, vmm: Vmm, pending: Pending, request: Request, fds: Sequence[int]) -> None:
         vmm.pending[pending.op] = pending
         with contextlib.suppress(Ended):  # its death is on its way to us and will be the answer
-            vmm.channel.send(Request(id=pending.op, do=do), fds)
+            vmm.channel.send(request, fds)
 
     # -- what is heard ------------------------------------------------------------------------------------
 

@@ -12,8 +12,8 @@ import errno as errnos
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,22 +37,26 @@ class KernelError(OSError):
         self.firmware = firmware
 
 
+Around = Callable[[], AbstractContextManager[None]]
+
+
 @dataclass(slots=True)
 class Watch:
-    """CLOCK_MONOTONIC ns before the first and after the last call; 0 if there was none."""
+    """CLOCK_MONOTONIC ns before the first and after the last call; 0 if there was none. Calls are made in `around`."""
 
     began: int = 0
     ended: int = 0
+    around: Around | None = None
 
 
 _watches = threading.local()
 
 
 @contextmanager
-def timed() -> Iterator[Watch]:
-    """Measure the calls that this thread makes inside."""
+def timed(around: Around | None = None) -> Iterator[Watch]:
+    """Measure the calls that this thread makes inside, and make each of them inside `around`."""
     before = getattr(_watches, "watch", None)
-    _watches.watch = watch = Watch()
+    _watches.watch = watch = Watch(around=around)
     try:
         yield watch
     finally:
@@ -67,8 +71,27 @@ def mark(began: int, ended: int) -> None:
         watch.ended = ended
 
 
+@contextmanager
+def outside() -> Iterator[None]:
+    """For what waits in the kernel and is no ioctl: made as those are, inside `timed`'s `around`."""
+    watch: Watch | None = getattr(_watches, "watch", None)
+    if watch is None or watch.around is None:
+        yield
+    else:
+        with watch.around():
+            yield
+
+
 def attempt(fd: int, number: int, argument: Any = None) -> tuple[int, int]:
     """Make the call: its result and 0, or -1 and the errno. `argument` is a number, None or `ctypes.byref`."""
+    watch: Watch | None = getattr(_watches, "watch", None)
+    if watch is None or watch.around is None:
+        return _attempt(fd, number, argument)
+    with watch.around():
+        return _attempt(fd, number, argument)
+
+
+def _attempt(fd: int, number: int, argument: Any) -> tuple[int, int]:
     began = time.monotonic_ns()
     result = _libc.ioctl(fd, number, argument)
     ended = time.monotonic_ns()

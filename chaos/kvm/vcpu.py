@@ -25,7 +25,8 @@ class Vcpu:
 
     @property
     def shared(self) -> Run:
-        """kvm_run. Not to be kept beyond `close`."""
+        """kvm_run. Not to be kept beyond `close`. Raises `InternalError` after it."""
+        assert self._area.start
         return self._run
 
     def data(self, offset: int, length: int) -> bytes:

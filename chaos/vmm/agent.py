@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent: a VMM process, which does what it is told and says how it went.
 
-One operation at a time, in the main thread, except for the move: that may be stopped in the kernel for as long as
-somebody wants it to be, so it is made by a thread of its own. The times in an answer are those of the system calls.
+One operation at a time, in the main thread, except for those that are asked for `aside`: such a one may be stopped in
+the kernel for as long as somebody wants it to be, so it has a thread of its own. All threads take turns, as with
+Python's own lock but longer: a turn lasts from one system call to the next. So no thread finds a VM in the middle of
+what another does to it, and none waits for what is stopped in the kernel. The main thread gives up its turn only when
+it has answered.
+
+The times in an answer are those of the system calls.
 """
 
 from __future__ import annotations
@@ -11,13 +16,13 @@ import errno
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 
 from chaos.errors import InternalError
 from chaos.experiment import Kind
 from chaos.history import Value
-from chaos.kvm.call import KernelError, mark, timed
+from chaos.kvm.call import Around, KernelError, mark, outside, timed
 from chaos.kvm.sev import Sev
 from chaos.kvm.system import System
 from chaos.vmm import messages as m
@@ -40,6 +45,7 @@ class Agent:
         self.channel = channel
         self.machines: dict[str, Machine] = {}
         self._host: Host | None = None
+        self._turn = threading.Lock()
 
     def serve(self) -> int:
         while True:
@@ -47,32 +53,43 @@ class Agent:
                 request, fds = self.channel.receive()
             except Ended:
                 return 0  # the runner is gone; so are we, and our VMs with us
-            with fds:
-                self._answer(request, fds)
+            if request.aside:
+                # The thread is not waited for: if the process ends first, the kernel gives its call up.
+                threading.Thread(target=self._aside, args=(request, fds), name="aside", daemon=True).start()
+                continue
+            with fds, self._turn:
+                self.channel.send(self._reply(request, fds))
             if isinstance(request.do, m.Exit):
                 return 0
 
-    def _answer(self, request: Request, fds: FdSet) -> None:
+    def _reply(self, request: Request, fds: FdSet, around: Around | None = None) -> Reply:
         do = request.do
-        if isinstance(do, m.Move):
-            # The thread is not waited for: if the process ends first, the kernel gives the move up.
-            threading.Thread(target=self._move, args=(request.id, do), name="move", daemon=True).start()
-        elif isinstance(do, m.Sample | m.Ask | m.Fill):
-            self.channel.send(self._question(request.id, do))
-        else:
-            self.channel.send(_measured(request.id, lambda: self._operation(do, fds)))
+        if isinstance(do, m.Sample | m.Ask | m.Fill):
+            return self._question(request.id, do)
+        return _measured(request.id, lambda: self._operation(do, fds), around)
 
-    def _move(self, number: int, do: m.Move) -> None:
-        """The receiving VMM takes the context over. The source's descriptor is closed as soon as the call is over."""
+    def _aside(self, request: Request, fds: FdSet) -> None:
+        """Carry an operation out in this thread, which has a turn whenever it is in no system call."""
+        inside = begun = False
 
-        def body() -> dict[str, Value]:
-            destination = self._machine(do.vm)
-            with destination.fd_of(do.source, do.vm) as source:
-                self.channel.send(m.Begun(id=number, tid=threading.get_native_id()))
-                destination.vm.move_context_from(source.number)
-            return {}
+        @contextmanager
+        def around() -> Iterator[None]:
+            nonlocal inside, begun
+            if inside:
+                yield
+                return
+            if not begun:
+                self.channel.send(m.Begun(id=request.id, tid=threading.get_native_id()))
+            inside = begun = True
+            self._turn.release()
+            try:
+                yield
+            finally:
+                self._turn.acquire()
+                inside = False
 
-        self.channel.send(_measured(number, body))
+        with suppress(Ended), fds, self._turn:
+            self.channel.send(self._reply(request, fds, around))
 
     @property
     def host(self) -> Host:
@@ -94,8 +111,7 @@ class Agent:
             case m.Create():
                 self._create(do, fds)
             case m.Close():
-                _wrapped(self._machine(do.vm).close)
-                del self.machines[do.vm]
+                self._close(do.vm)
             case m.Connect():
                 machine = self._machine(do.vm)
                 _wrapped(lambda: machine.peer.connect(fds.steal()))
@@ -104,10 +120,27 @@ class Agent:
                 with mirror.fd_of(do.source, do.vm) as owner:
                     mirror.become_mirror(owner.number)
             case m.Move():
-                raise InternalError("a move has a thread of its own")
+                self._move(do)
             case _:
                 return _on_machine(self._machine(do.vm), do)
         return {}
+
+    def _move(self, do: m.Move) -> None:
+        """The receiving VMM takes the context over. The source's descriptor is closed as soon as the call is over."""
+        destination = self._machine(do.vm)
+        with destination.fd_of(do.source, do.vm) as source:
+            destination.vm.move_context_from(source.number)
+
+    def _close(self, vm: str) -> None:
+        """Nobody can do anything else to a VM that is being closed, which may take the firmware long."""
+        machine = self._machine(vm)
+        del self.machines[vm]
+        try:
+            with outside():
+                _wrapped(machine.close)
+        except BaseException:
+            self.machines[vm] = machine
+            raise
 
     def _close_all(self) -> None:
         for machine in self.machines.values():
@@ -201,8 +234,8 @@ def _wrapped(body: Callable[[], None]) -> None:
         mark(began, time.monotonic_ns())
 
 
-def _measured(number: int, body: Body) -> Reply:
-    with timed() as watch:
+def _measured(number: int, body: Body, around: Around | None) -> Reply:
+    with timed(around) as watch:
         try:
             value = body()
         except KernelError as error:

@@ -141,10 +141,15 @@ Question = Sample | Ask | Fill
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """`id` names the request; of an operation it is the number under which it is recorded."""
+    """`id` names the request; of an operation it is the number under which it is recorded.
+
+    An operation that is to be carried out `aside` has a thread of its own: it may be held in the kernel, and the agent
+    goes on answering meanwhile.
+    """
 
     id: int
     do: Operation | Question
+    aside: bool = False
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
@@ -155,7 +160,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
 
 
 class Begun(msgspec.Struct, frozen=True, kw_only=True, tag="begun"):
-    """Thread `tid` of the agent is about to make the system call. Sent for a move only, which may be held."""
+    """Thread `tid` of the agent is about to make its first system call. Sent of operations that are made aside."""
 
     id: int
     tid: int
