@@ -23,13 +23,12 @@ _PURPOSE = "to build the lab's two small kernel modules"
 
 
 def build(name: str, *, build_dir: Path, config: Mapping[str, str], label: str, say: cache.Say) -> Path:
-    """The built module `SOURCES/name.c`, from the cache when it is there.
+    """The built module of the folder `SOURCES/name`, from the cache when it is there.
 
     `label` names and identifies the kernel. Raises HostLacks, with what the compiler said.
     """
-    source = SOURCES / f"{name}.c"
-    if not source.is_file():
-        raise InternalError(f"there is no kernel module called {name}: {source} is not a file")
+    if not (SOURCES / name / "Kbuild").is_file():
+        raise InternalError(f"there is no kernel module called {name}: {SOURCES / name} has no Kbuild")
     folder, file = _place(name, label)
     module = cache.entry_path("modules", folder) / f"{file}.ko"
     if module.is_file():
@@ -47,7 +46,7 @@ def build(name: str, *, build_dir: Path, config: Mapping[str, str], label: str, 
         done = _make(name, work, build_dir, config, lock)
         must(
             done,
-            f"building {name}.c for {label}",
+            f"building the module {name} for {label}",
             remedy=f"are the headers in {build_dir} complete (make modules_prepare), and is gcc new enough?",
         )
         (work / "log").write_text(done.output)
@@ -73,15 +72,14 @@ def warnings(module: Path) -> list[str]:
 def _place(name: str, label: str) -> tuple[str, str]:
     """The cache entry, one per kernel, and the file in it, one per state of the sources."""
     digest = hashlib.sha256()
-    for path in (SOURCES / f"{name}.c", *sorted(SOURCES.glob("*.h"))):
+    for path in sorted((SOURCES / name).iterdir()):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return label, f"{name}-{digest.hexdigest()[:12]}"
 
 
 def _make(name: str, work: Path, build_dir: Path, config: Mapping[str, str], lock: cache.Lock) -> Done:
-    for path in (SOURCES / f"{name}.c", *SOURCES.glob("*.h")):
+    for path in (SOURCES / name).iterdir():
         shutil.copy(path, work)
-    (work / "Kbuild").write_text(f"obj-m := {name}.o\n")
     make = tool("make", package="make", purpose=_PURPOSE)
     # Type information for BPF is of no use here, and would take pahole: 6.12's headers have a vmlinux for it.
     flags = ["CONFIG_DEBUG_INFO_BTF_MODULES=", *_compiler(build_dir, config)]

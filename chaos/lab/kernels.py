@@ -86,7 +86,7 @@ def find_busybox(*, say: Say = silent) -> Path:
 
 
 def build_module(kernel: Kernel, name: str, *, say: Say = silent) -> Path:
-    """`modules/NAME.c`, built for this kernel: the path of the .ko. Raises HostLacks."""
+    """The module of the folder `modules/NAME`, built for this kernel: the path of the .ko. Raises HostLacks."""
     return build.build(
         name,
         build_dir=kernel.build,

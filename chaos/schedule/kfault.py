@@ -37,9 +37,9 @@ from chaos.schedule.holds import Sleeper, look
 CONTROL = Path("/proc/kfault")
 EVERY = 0  # as `times`: every call from the nth on
 
-_MAX_NAME = 63  # as in kfault.c
+_MAX_NAME = 63  # as in kfault.h
 _MAX_DELAY_US = (1 << 32) - 1
-_EVENT_BYTES = 4096  # kfault.c wants room for 256
+_EVENT_BYTES = 4096  # the module wants room for 256
 _AT_ONCE = 512  # twice what the module keeps, so that an answer is among them however fast others come
 _REMEDY_LOAD = "load the module: in the lab `insmod /lab/kfault.ko`, on a machine of your own see docs/kfault.md"
 _REFUSALS = {

@@ -36,7 +36,7 @@ def run_checks(kernel: str, *checks: str, module: Path | None = None) -> dict[st
     """What each check said, by its name; of all of them if none is named."""
     argv = ["env", f"KFAULT_MODULE={module.name}"] if module else []
     argv += ["python3", "-m", "tests.lab.programs.kfault", *checks]
-    copied = [TESTS, SOURCES / "kfault_list.h", *([module] if module else [])]
+    copied = [TESTS, SOURCES / "kfault" / "known.h", *([module] if module else [])]
     options = ["--quiet", "--kernel", kernel, *(word for path in copied for word in ("--copy", str(path)))]
     done = subprocess.run(
         command("lab", "run", *options, "--", *argv), capture_output=True, timeout=DEADLINE, check=False
@@ -81,9 +81,7 @@ def test_unloading_waits_for_whoever_is_slow(kernel: str, tmp_path: Path, monkey
 		cpu_relax();
 	return passage;
 """
-    for path in SOURCES.glob("kfault*"):
-        shutil.copy(path, tmp_path)
-    source = tmp_path / "kfault.c"
+    source = shutil.copytree(SOURCES / "kfault", tmp_path / "kfault") / "probe.c"
     end = re.compile(r"\tif \(atomic_dec_and_test\(&slot->inside\)\)\n\t\twake_up\(&all_left\);\n\treturn passage;\n")
     text, places = end.subn(windows, source.read_text())
     assert places == 1

@@ -27,10 +27,12 @@ modules:
 
 @pytest.fixture
 def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "sources"
-    folder.mkdir()
+    """The folder of one module."""
+    folder = tmp_path / "sources" / "shim"
+    folder.mkdir(parents=True)
+    (folder / "Kbuild").write_text("obj-m := shim.o\n")
     (folder / "shim.c").write_text("int shim;\n")
-    monkeypatch.setattr(build, "SOURCES", folder)
+    monkeypatch.setattr(build, "SOURCES", folder.parent)
     monkeypatch.setenv("SEVCHAOS_CACHE", str(tmp_path / "cache"))
     return folder
 
@@ -57,10 +59,10 @@ def test_a_module_is_built_once(sources: Path, kernel: Kernel) -> None:
     assert not any(entry.leftover for entry in cache.entries())
 
 
-@pytest.mark.parametrize("changed", ["shim.c", "shim.h"])
+@pytest.mark.parametrize("changed", ["shim.c", "shim.h", "Kbuild"])
 def test_changed_sources_are_built_again(sources: Path, kernel: Kernel, changed: str) -> None:
     before = build_module(kernel, "shim")
-    (sources / changed).write_text("int other;\n")
+    (sources / changed).write_text("obj-m := shim.o #other\n")
     assert build_module(kernel, "shim") != before
 
 

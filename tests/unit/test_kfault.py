@@ -97,7 +97,7 @@ def test_what_is_no_event(line: bytes) -> None:
 
 
 def test_the_module_has_the_same_words() -> None:
-    source = (SOURCES / "kfault.c").read_text()
+    source = (SOURCES / "kfault" / "proc.c").read_text()
 
     def words(array: str) -> list[str]:
         body = re.search(rf"\b{array}\[\] = {{(.*?)}};", source, re.DOTALL)
@@ -285,7 +285,7 @@ def test_refusals_say_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbe
 
 
 def test_the_manual_has_the_module_s_list() -> None:
-    listed = re.findall(r'{ "(\w+)", ([A-Z| ]+) }', (SOURCES / "kfault_list.h").read_text())
+    listed = re.findall(r'{ "(\w+)", ([A-Z| ]+) }', (SOURCES / "kfault" / "known.h").read_text())
     assert len(listed) > 30
     assert {name: [flag in may for flag in ("SLEEP", "FAIL", "SKIP")] for name, may in listed} == {
         name: row[:3] for name, row in manual_table().items()

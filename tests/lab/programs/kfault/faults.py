@@ -14,7 +14,7 @@ from chaos.schedule.kfault import EVERY, Happening, Kfault, NotReached, Refused
 from tests.lab.programs.kfault.child import Child, Group, Vms
 
 FORCE = Path("/sys/module/kfault/parameters/force")
-LIST = Path("kfault_list.h")  # brought along by the test
+LIST = Path("known.h")  # brought along by the test
 
 
 def _init(vms: Vms) -> str:

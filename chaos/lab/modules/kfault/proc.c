@@ -18,101 +18,38 @@
  * disarmed and their sleepers woken. That includes rmmod, which is why this is a file in /proc and not a device:
  * a device pins its module for as long as it is open, /proc takes an open file back (see kfault_exit).
  *
- * How a call is stopped. A kprobe on the function's entry counts the calls. Its handler must not sleep, so for the
- * calls that are wanted it only sends the task to kfault_trampoline (kfault_x86.h). That runs in the task's own
- * context as if the caller had called it instead: it saves the arguments, lets kfault_call() do what was asked, and
- * then either goes on with the function behind its probed first instruction, or returns to the function's caller.
- * On x86 a kprobe on a function's entry sits on ftrace's call there (the only kind accepted here), so that
- * instruction is known to do nothing and to be five bytes long.
- *
- * How the module's text can go away. slot->inside counts the tasks from the handler to almost the end of
- * kfault_call(); disarming waits for it. What is left are the few instructions after that, in which a task may be
- * preempted, and synchronize_rcu_tasks() waits until no task is: it returns when every task has given up the CPU
- * by itself or been in user space.
+ * This file is what is told and tells; how a call is stopped is in probe.c.
  */
-#include <linux/hrtimer.h>
 #include <linux/kfifo.h>
-#include <linux/kprobes.h>
 #include <linux/module.h>
-#include <linux/pid.h>
 #include <linux/poll.h>
 #include <linux/proc_fs.h>
 #include <linux/rcupdate.h>
-#include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
-#include <asm/ftrace.h>
-#include "kfault_list.h"
-#include "kfault_x86.h"
-
-#define SLOTS	8	/* of one open file */
-#define EVENTS	256	/* not yet read, of one open file; a power of two */
-#define LINE	256	/* of an event, at most */
-#define NAME	64
+#include "kfault.h"
+#include "known.h"
 
 static bool force;
 module_param(force, bool, 0600);
 MODULE_PARM_DESC(force, "take functions that are not on the list, and any value from those that are");
 
-enum action { HOLD, DELAY, RETURN };
 static const char * const action_names[] = { "hold", "delay", "return" };
 static const char * const arguments[] = { " " /* never a word */, "us", "value" };
-
-enum happening { ARMED, REACHED, RELEASED, KILLED, DELAYED, RETURNED, ATOMIC, EXITING, CLEARED, COUNTED };
 static const char * const happening_names[] = {
 	"armed", "reached", "released", "killed", "delayed", "returned", "atomic", "exiting", "cleared",
 	"counted",
-};
-
-struct event {
-	char function[NAME];
-	enum happening what;
-	enum action action;
-	int slot;
-	pid_t pid, tid;
-	u64 call, ns, lost;
-};
-
-struct slot {
-	struct kprobe probe;
-	struct owner *owner;
-	char function[NAME];
-	enum action action;
-	bool used;			/* under `control` */
-	bool armed;			/* the handler may look at the rest */
-	bool over;			/* nobody may begin to sleep any more */
-	unsigned int round;		/* of releases: a sleeper waits for the next one */
-	struct pid *only;		/* the process or thread whose calls count, or NULL: everybody's */
-	struct pid *armer;		/* the process that armed it */
-	s64 nth, times;
-	s64 argument;			/* microseconds of a delay, value of a return */
-	unsigned long resume;		/* where the function goes on */
-	atomic64_t calls;
-	atomic_t inside;
-	wait_queue_head_t sleepers;
-};
-
-struct owner {				/* one open file */
-	struct rcu_head rcu;		/* first: kvfree_rcu() wants it near the beginning */
-	struct list_head list;
-	struct slot slots[SLOTS];
-	spinlock_t lock;		/* events, lost */
-	DECLARE_KFIFO(events, struct event, EVENTS);
-	u64 lost;
-	wait_queue_head_t readers;
 };
 
 static DEFINE_MUTEX(control);		/* owners, and which slots are used; never taken by a sleeper */
 static LIST_HEAD(owners);
 static bool leaving;			/* the module is being unloaded */
 static struct proc_dir_entry *entry;
-/* Not in the slot: who counts `inside` down to zero wakes this after the slot may have been freed. */
-static DECLARE_WAIT_QUEUE_HEAD(all_left);
 
 /* --- events ------------------------------------------------------------------------------------------------- */
 
 /* When nobody reads, later events are lost and counted. Answers to a command make room for themselves. */
-static void tell(struct slot *slot, enum happening what, u64 call)
+void kfault_tell(struct slot *slot, enum happening what, u64 call)
 {
 	bool answer = what == ARMED || what == CLEARED || what == COUNTED;
 	struct owner *owner = slot->owner;
@@ -145,100 +82,9 @@ static bool take(struct owner *owner, struct event *event)
 	return taken;
 }
 
-/* --- in the task that called the function ------------------------------------------------------------------- */
-
-/* Runs with preemption off, perhaps in an interrupt: counts, and sends the calls that are wanted elsewhere. */
-static int at_entry(struct kprobe *probe, struct pt_regs *regs)
-{
-	struct slot *slot = container_of(probe, struct slot, probe);
-	s64 call;
-
-	if (!smp_load_acquire(&slot->armed) || in_nmi())
-		return 0;
-	if (slot->only && slot->only != task_pid(current) && slot->only != task_tgid(current))
-		return 0;
-	call = atomic64_inc_return(&slot->calls);
-	if (call < slot->nth || (slot->times && call - slot->nth >= slot->times))
-		return 0;
-
-	atomic_inc(&slot->inside);
-	regs->ax = (unsigned long)slot;
-	regs->r10 = call;
-	regs->ip = (unsigned long)kfault_trampoline;
-	return 1;
-}
-NOKPROBE_SYMBOL(at_entry);
-
-/* A probe that changes the instruction pointer must have one, see "Changing Execution Path" in trace/kprobes.rst. */
-static void after_entry(struct kprobe *probe, struct pt_regs *regs, unsigned long flags)
-{
-}
-NOKPROBE_SYMBOL(after_entry);
-
-/* Without a count of preemption only interrupts can be told; no function on the list is called under a spinlock. */
-static bool may_sleep(void)
-{
-	if (irqs_disabled() || !in_task() || rcu_preempt_depth())
-		return false;
-	return !IS_ENABLED(CONFIG_PREEMPT_COUNT) || preemptible();
-}
-
-/*
- * A process that ends closes its files one after the other and cannot be killed again. Held on its way out, it
- * would never come to close the file that holds it.
- */
-static bool own_end(struct slot *slot)
-{
-	return current->flags & PF_EXITING && task_tgid(current) == slot->armer;
-}
-
-static enum happening sleep_in(struct slot *slot, unsigned int round)
-{
-	ktime_t until = ktime_add_us(ktime_get(), slot->argument);
-	enum happening what;
-	DEFINE_WAIT(wait);
-
-	for (;;) {
-		prepare_to_wait(&slot->sleepers, &wait, TASK_KILLABLE);
-		what = RELEASED;
-		if (READ_ONCE(slot->round) != round || READ_ONCE(slot->over))
-			break;
-		what = KILLED;
-		if (fatal_signal_pending(current))
-			break;
-		what = DELAYED;
-		if (slot->action == DELAY && ktime_after(ktime_get(), until))
-			break;
-		schedule_hrtimeout(slot->action == DELAY ? &until : NULL, HRTIMER_MODE_ABS);
-	}
-	finish_wait(&slot->sleepers, &wait);
-	return what;
-}
-
-asmlinkage __visible struct passage kfault_call(struct slot *slot, unsigned long call)
-{
-	struct passage passage = { .resume = slot->resume };
-	unsigned int round = READ_ONCE(slot->round);	/* before `reached` is told: a release follows that */
-
-	if (slot->action == RETURN) {
-		passage = (struct passage){ .value = slot->argument };
-		tell(slot, RETURNED, call);
-	} else if (!may_sleep()) {
-		tell(slot, ATOMIC, call);
-	} else if (own_end(slot)) {
-		tell(slot, EXITING, call);
-	} else {
-		tell(slot, REACHED, call);
-		tell(slot, sleep_in(slot, round), call);
-	}
-	if (atomic_dec_and_test(&slot->inside))
-		wake_up(&all_left);
-	return passage;
-}
-
 /* --- arming and disarming, under `control` ------------------------------------------------------------------ */
 
-static int refuse(int error, const char *why, const char *what)
+int kfault_refuse(int error, const char *why, const char *what)
 {
 	pr_info_ratelimited("kfault: %*pE: %s\n", (int)strlen(what), what, why);	/* escaped: it is anybody's */
 	return error;
@@ -257,9 +103,9 @@ static int permitted(struct slot *slot)
 			continue;
 		if (force || known[i].may & need)
 			return 0;
-		return refuse(-EPERM, "not allowed for this function without force=1", slot->function);
+		return kfault_refuse(-EPERM, "not allowed for this function without force=1", slot->function);
 	}
-	return force ? 0 : refuse(-EPERM, "not on the list, and force=1 is not set", slot->function);
+	return force ? 0 : kfault_refuse(-EPERM, "not on the list, and force=1 is not set", slot->function);
 }
 
 static int read_options(struct slot *slot, char *options)
@@ -281,46 +127,18 @@ static int read_options(struct slot *slot, char *options)
 		else if (!strcmp(name, arguments[slot->action]))
 			to = &slot->argument;
 		if (!to || !word || kstrtos64(word, 0, to))
-			return refuse(-EINVAL, "no such option here, or not name=number", name);
+			return kfault_refuse(-EINVAL, "no such option here, or not name=number", name);
 		given |= to == &slot->argument;
 	}
 	if (!given || slot->nth < 1 || slot->times < 0)
-		return refuse(-EINVAL, "delay wants us=, return wants value=, calls count from 1", slot->function);
+		return kfault_refuse(-EINVAL, "delay wants us=, return wants value=, calls count from 1", slot->function);
 	if (slot->action == DELAY && (slot->argument < 0 || slot->argument > U32_MAX))
-		return refuse(-EINVAL, "not a time to wait", slot->function);
+		return kfault_refuse(-EINVAL, "not a time to wait", slot->function);
 	if (pid != S64_MIN) {
 		slot->only = pid == (int)pid ? find_get_pid(pid) : NULL;
 		if (!slot->only)
-			return refuse(-ESRCH, "there is no process or thread of that number", slot->function);
+			return kfault_refuse(-ESRCH, "there is no process or thread of that number", slot->function);
 	}
-	return 0;
-}
-
-/* The bare name first, then with what gcc appends to a function that it has made a variant of. */
-static int set_probe(struct slot *slot, const char *function)
-{
-	static const char * const suffixes[] = { "", ".constprop.0", ".isra.0" };
-	int error = -ENOENT;
-	int i;
-
-	for (i = 0; i < ARRAY_SIZE(suffixes) && error == -ENOENT; i++) {
-		memset(&slot->probe, 0, sizeof(slot->probe));
-		if (snprintf(slot->function, NAME, "%s%s", function, suffixes[i]) >= NAME)
-			break;
-		slot->probe.symbol_name = slot->function;
-		slot->probe.pre_handler = at_entry;
-		slot->probe.post_handler = after_entry;
-		slot->probe.flags = KPROBE_FLAG_DISABLED;	/* until it is known to sit on ftrace's call */
-		error = register_kprobe(&slot->probe);
-	}
-	if (error)
-		return refuse(error, "cannot be probed", function);
-	error = kprobe_ftrace(&slot->probe) ? enable_kprobe(&slot->probe) : -EOPNOTSUPP;
-	if (error) {
-		unregister_kprobe(&slot->probe);
-		return refuse(error, "ftrace has no place in this function, or is in use there", function);
-	}
-	slot->resume = (unsigned long)slot->probe.addr + MCOUNT_INSN_SIZE;
 	return 0;
 }
 
@@ -331,7 +149,7 @@ static int arm(struct owner *owner, enum action action, const char *function, ch
 
 	while (slot->used)
 		if (++slot == owner->slots + SLOTS)
-			return refuse(-ENOSPC, "all slots are in use", function);
+			return kfault_refuse(-ENOSPC, "all slots are in use", function);
 
 	memset(slot, 0, sizeof(*slot));
 	slot->owner = owner;
@@ -341,14 +159,14 @@ static int arm(struct owner *owner, enum action action, const char *function, ch
 	error = strscpy(slot->function, function, NAME) < 0 ? -ENOENT : 0;
 	error = error ?: read_options(slot, options);
 	error = error ?: permitted(slot);
-	error = error ?: set_probe(slot, function);
+	error = error ?: kfault_probe(slot, function);
 	if (error) {
 		put_pid(slot->only);
 		return error;
 	}
 	slot->armer = get_pid(task_tgid(current));
 	slot->used = true;
-	tell(slot, ARMED, 0);	/* first, so that it is read before what happens then */
+	kfault_tell(slot, ARMED, 0);	/* first, so that it is read before what happens then */
 	smp_store_release(&slot->armed, true);
 	return 0;
 }
@@ -357,11 +175,8 @@ static void disarm(struct slot *slot)
 {
 	if (!slot->used)
 		return;
-	unregister_kprobe(&slot->probe);	/* no handler runs any more */
-	WRITE_ONCE(slot->over, true);
-	wake_up_all(&slot->sleepers);
-	wait_event(all_left, !atomic_read(&slot->inside));
-	tell(slot, CLEARED, atomic64_read(&slot->calls));
+	kfault_unprobe(slot);
+	kfault_tell(slot, CLEARED, atomic64_read(&slot->calls));
 	put_pid(slot->only);
 	put_pid(slot->armer);
 	slot->used = false;
@@ -369,16 +184,14 @@ static void disarm(struct slot *slot)
 
 static void release(struct slot *slot)
 {
-	if (!slot->used)
-		return;
-	WRITE_ONCE(slot->round, slot->round + 1);
-	wake_up_all(&slot->sleepers);
+	if (slot->used)
+		kfault_wake(slot);
 }
 
 static void count(struct slot *slot)
 {
 	if (slot->used)
-		tell(slot, COUNTED, atomic64_read(&slot->calls));
+		kfault_tell(slot, COUNTED, atomic64_read(&slot->calls));
 }
 
 static int for_slots(struct owner *owner, const char *which, void (*act)(struct slot *))
@@ -392,7 +205,7 @@ static int for_slots(struct owner *owner, const char *which, void (*act)(struct 
 		return 0;
 	}
 	if (kstrtouint(which, 0, &number) || number >= SLOTS || !owner->slots[number].used)
-		return refuse(-EINVAL, "no such slot is armed", which);
+		return kfault_refuse(-EINVAL, "no such slot is armed", which);
 	act(&owner->slots[number]);
 	return 0;
 }
@@ -404,19 +217,19 @@ static int obey(struct owner *owner, char *line)
 	int i;
 
 	if (!what)
-		return refuse(-EINVAL, "a command is a verb and what it is about", verb);
+		return kfault_refuse(-EINVAL, "a command is a verb and what it is about", verb);
 	for (i = 0; i < ARRAY_SIZE(action_names); i++)
 		if (!strcmp(verb, action_names[i]))
 			return arm(owner, i, what, line);
 	if (line)
-		return refuse(-EINVAL, "no such command, or too many words", verb);
+		return kfault_refuse(-EINVAL, "no such command, or too many words", verb);
 	if (!strcmp(verb, "release"))
 		return for_slots(owner, what, release);
 	if (!strcmp(verb, "clear"))
 		return for_slots(owner, what, disarm);
 	if (!strcmp(verb, "count"))
 		return for_slots(owner, what, count);
-	return refuse(-EINVAL, "no such command", verb);
+	return kfault_refuse(-EINVAL, "no such command", verb);
 }
 
 /* --- /proc/kfault ------------------------------------------------------------------------------------------- */
