@@ -6,7 +6,7 @@
     state, firmware      what the firmware remembers, and its rules      (pure, as are the next two lines)
     certs, sessions, curve      certificates, channels and keys; `cryptography` only when one is needed
     platform_, guest_, transport_commands, model      the commands, and the table of them
-    plan                 failures on purpose
+    plan, failpoints     failures on purpose, and how they are written down
     mailbox              the registers, with the firmware and the plan behind them
     ivshmem, wire, process      the process: QEMU's side, the controller's side, its life
     client               the controller's side of that, for asyncio

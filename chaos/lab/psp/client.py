@@ -84,8 +84,16 @@ class PspControl:
         await self._ask(wire.Load(self._number(), snapshot), deadline)
 
     async def plan(self, plan: Plan, deadline: float = DEADLINE_S) -> None:
-        """Follow `plan` from the next command on; `Plan()` ends all faults but a stall that is on."""
+        """Follow `plan` alone from the next command on; `Plan()` ends all faults but a stall that is on."""
         await self._ask(wire.SetPlan(self._number(), plan), deadline)
+
+    async def add(self, plan: Plan, deadline: float = DEADLINE_S) -> None:
+        """Follow `plan` as well, after the rules there are."""
+        await self._ask(wire.AddPlan(self._number(), plan), deadline)
+
+    async def withdraw(self, name: str, deadline: float = DEADLINE_S) -> None:
+        """End the faults of this name, and a stall of one of them."""
+        await self._ask(wire.Withdraw(self._number(), name), deadline)
 
     async def release(self, deadline: float = DEADLINE_S) -> None:
         """Let the stalled command go on. InternalError if there is none."""

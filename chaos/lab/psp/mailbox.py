@@ -39,14 +39,15 @@ from chaos.lab.psp.numbers import (
     RESPONSE_BIT,
     Status,
 )
-from chaos.lab.psp.plan import Corrupt, Delay, Fail, Firing, Plan, Planner, Stall
+from chaos.lab.psp.plan import Corrupt, Delay, Die, Fail, Firing, Plan, Planner, Reset, Stall
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One command. Times are CLOCK_MONOTONIC nanoseconds, from seeing the command to having answered it.
 
-    `status` is None for a command the host gave up on while it was held back: another one took its place.
-    `rule` is the place in the plan of the rule that fired, None for an honest answer.
+    `status` is None for a command that was never answered: a dead firmware's, or one the host gave up on while it was
+    held back, as another one took its place. `rule` is the place of the rule that fired, None for an honest answer, and
+    `fault` says in the words of `failpoints` what it did, "" for nothing.
     """
 
     sequence: int
@@ -56,18 +57,22 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     start_ns: int
     end_ns: int
     rule: int | None = None
+    fault: str = ""
 
 
 class _Pending(msgspec.Struct):
     """A command that came in. Held back it is until `due_ns`, None: until released.
 
-    `outcome` is there if it was carried out already, `rule` if one fired for it.
+    `outcome` is there if it was carried out already, `rule` if one fired for it, `name` is that rule's, and `fault`
+    what it did.
     """
 
     word: int
     sequence: int
     start_ns: int
     rule: int | None = None
+    name: str = ""
+    fault: str = ""
     due_ns: int | None = None
     outcome: model.Outcome | None = None
 
@@ -106,10 +111,13 @@ class Mailbox:
         self._on_firing = on_firing
         self._planner = Planner(Plan())
         self._pending: _Pending | None = None
+        self.dead = False
         self._words[FEATURE // 4] = FEATURE_SEV
 
     def contents(self) -> bytes:
         """All registers, compressed. ValueError while a command is held back: half a command cannot be kept."""
+        if self.dead:
+            raise ValueError("the firmware is dead")
         if self._pending is not None:
             raise ValueError("a command is held back by the plan: release it first")
         return zlib.compress(bytes(self._bytes), 1)
@@ -122,13 +130,33 @@ class Mailbox:
         self._bytes[:] = data
 
     def plan(self, plan: Plan) -> None:
-        """Follow `plan` from the next command on. Its counters start from nothing."""
+        """Follow `plan`, and it alone, from the next command on. Its counters start from nothing."""
         self._planner = Planner(plan)
+
+    def add(self, plan: Plan) -> None:
+        """Follow `plan` as well."""
+        self._planner.add(plan)
+
+    def withdraw(self, name: str) -> None:
+        """No rule of this name fires any more, and what one of them stalls goes on."""
+        self._planner.withdraw(name)
+        if self.stalled_by == name:
+            self.release()
 
     @property
     def stalled(self) -> bool:
         """Whether a command waits for `release`."""
         return self._pending is not None and self._pending.due_ns is None
+
+    @property
+    def stalled_by(self) -> str | None:
+        """The name of the rule for which a command waits, None if none does."""
+        return self._pending.name if self._pending is not None and self._pending.due_ns is None else None
+
+    @property
+    def stalled_command(self) -> str:
+        """The name of the command that waits for `release`, "" if none does."""
+        return model.name(self._pending.id) if self._pending is not None and self.stalled else ""
 
     @property
     def pending(self) -> bool:
@@ -144,12 +172,14 @@ class Mailbox:
 
     def poll(self) -> bool:
         """Look once; answer what can be answered. True if a command came in or went out."""
+        if self.dead:
+            return False
         word = self._words[CMDRESP // 4]
         if self._pending is not None:
             if word == self._pending.word:
                 return self._resume(self._pending)
             # The host no longer waits for it (the driver was loaded anew): drop it, unanswered.
-            self._record(self._pending, None)
+            self._record(self._pending, None, self._subject(self._pending))
             self._pending = None
         if word == 0 or word & RESPONSE_BIT:
             return False
@@ -161,28 +191,38 @@ class Mailbox:
         command = _Pending(word, self.sequence, self._clock())
         planner = self._planner
         command.rule = planner.choose(model.name(command.id))
-        action = None if command.rule is None else planner.plan.rules[command.rule].action
-        match action:
-            case Fail():
-                handle = self._execute(command).handle if action.carried_out else None
-                self._fire(command, planner)
-                self._answer(command, model.Outcome(Status[action.status], handle))
-            case Delay():
+        rule = None if command.rule is None else planner.rule(command.rule)
+        if rule is not None:
+            command.name, command.fault = rule.name, str(rule.action)
+        match rule.action if rule is not None else None:
+            case Fail() as action:
+                handle = self._execute(command).handle if action.carried_out else self._subject(command)
+                self._fire(command)
+                self._answer(command, model.Outcome(action.code, handle))
+            case Delay() as action:
                 command.due_ns = command.start_ns + action.ns
-                self._hold(command, planner)
-            case Stall():
+                self._hold(command)
+            case Stall() as action:
                 command.outcome = self._execute(command) if action.carried_out else None
-                self._hold(command, planner)
+                self._hold(command)
             case Corrupt():
                 outcome = self._execute(command)
-                self._fire(command, planner, applied=self._corrupt(command, planner))
+                self._fire(command, applied=self._corrupt(command, planner))
                 self._answer(command, outcome)
+            case Die():
+                self.dead = True
+                self._fire(command)
+                self._record(command, None, self._subject(command))
+            case Reset():
+                self.firmware.reset()
+                self._fire(command)
+                self._answer(command, self._execute(command))
             case None:
                 self._answer(command, self._execute(command))
 
-    def _hold(self, command: _Pending, planner: Planner) -> None:
+    def _hold(self, command: _Pending) -> None:
         self._pending = command
-        self._fire(command, planner)
+        self._fire(command)
 
     def _resume(self, command: _Pending) -> bool:
         if command.due_ns is None or self._clock() < command.due_ns:
@@ -197,6 +237,9 @@ class Mailbox:
     def _execute(self, command: _Pending) -> model.Outcome:
         self.executed[model.name(command.id)] += 1
         return model.execute(self.firmware, command.id, self._address())
+
+    def _subject(self, command: _Pending) -> int | None:
+        return model.subject(self.firmware, command.id, self._address())
 
     def _corrupt(self, command: _Pending, planner: Planner) -> bool:
         size = model.buffer_size(command.id)
@@ -213,29 +256,32 @@ class Mailbox:
         if command.word & INTERRUPT_ON_COMPLETION:
             self._words[INTSTS // 4] = COMMAND_COMPLETE
             self._interrupt()
-        self._record(command, outcome)
+        self._record(command, outcome.status, outcome.handle)
 
-    def _record(self, command: _Pending, outcome: model.Outcome | None) -> None:
+    def _record(self, command: _Pending, status: int | None, handle: int | None) -> None:
         self._on_record(
             Record(
                 sequence=command.sequence,
                 command=model.name(command.id),
-                handle=outcome.handle if outcome else None,
-                status=outcome.status if outcome else None,
+                handle=handle,
+                status=status,
                 start_ns=command.start_ns,
                 end_ns=self._clock(),
                 rule=command.rule,
+                fault=command.fault,
             )
         )
 
-    def _fire(self, command: _Pending, planner: Planner, *, applied: bool = True) -> None:
+    def _fire(self, command: _Pending, *, applied: bool = True) -> None:
         assert command.rule is not None
-        rule = planner.plan.rules[command.rule]
+        action = command.fault
+        if not applied:
+            command.fault = ""
         self._on_firing(
             Firing(
                 rule=command.rule,
-                name=rule.name,
-                action=type(rule.action).__name__.lower(),
+                name=command.name,
+                action=action,
                 command=model.name(command.id),
                 sequence=command.sequence,
                 at_ns=self._clock(),

@@ -61,9 +61,10 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """How a command went. `handle` is the guest it was about, where it was about one."""
+    """How a command went. `handle` is the guest it was about, where it was about one. `status` is one of `Status`,
+    unless it was made up."""
 
-    status: Status
+    status: int
     handle: int | None = None
 
 
@@ -144,6 +145,17 @@ def execute(firmware: Firmware, command: int, address: int) -> Outcome:
             firmware.write(address, refusal.reply.pack())
         return Outcome(refusal.status, _handle(request))
     return Outcome(Status.SUCCESS, _handle(reply))
+
+
+def subject(firmware: Firmware, command: int, address: int) -> int | None:
+    """The guest that the command's buffer names as it came, None if it names none."""
+    entry = TABLE.get(command)
+    if entry is None or entry.buffer is None or entry.use is Use.OUT:
+        return None
+    try:
+        return _handle(entry.buffer.unpack(firmware.read(address, entry.buffer.size())))
+    except BadAddress:
+        return None
 
 
 def _handle(buffer: Buffer | None) -> int | None:

@@ -158,6 +158,10 @@ class Server:
             case wire.SetPlan():
                 self._fired.clear()
                 self._mailbox.plan(request.plan)
+            case wire.AddPlan():
+                self._mailbox.add(request.plan)
+            case wire.Withdraw():
+                self._mailbox.withdraw(request.name)
             case wire.Release():
                 if not self._mailbox.release():
                     raise ValueError("no command is stalled")
@@ -206,6 +210,9 @@ class Server:
             sequence=self._mailbox.sequence,
             pending=self._mailbox.pending,
             stalled=self._mailbox.stalled,
+            held=self._mailbox.stalled_command,
+            held_by=self._mailbox.stalled_by or "",
+            dead=self._mailbox.dead,
             fired=tuple(self._fired),
         )
 

@@ -54,6 +54,18 @@ class SetPlan(Request, frozen=True, forbid_unknown_fields=True, tag="plan"):
     plan: Plan
 
 
+class AddPlan(Request, frozen=True, forbid_unknown_fields=True, tag="add"):
+    """Follow this plan as well as those there are, whose counters go on."""
+
+    plan: Plan
+
+
+class Withdraw(Request, frozen=True, forbid_unknown_fields=True, tag="withdraw"):
+    """The rules of this name fire no more, and what one of them stalls goes on."""
+
+    name: str
+
+
 class Release(Request, frozen=True, forbid_unknown_fields=True, tag="release"):
     """Lets a stalled command go on. Fails if none is."""
 
@@ -76,7 +88,7 @@ class Quit(Request, frozen=True, forbid_unknown_fields=True, tag="quit"):
     """Ends the process with exit code 0, after the reply."""
 
 
-AnyRequest = Save | Load | SetPlan | Release | AskStatus | Trace | Wbinvd | Quit
+AnyRequest = Save | Load | SetPlan | AddPlan | Withdraw | Release | AskStatus | Trace | Wbinvd | Quit
 
 
 class Reply(Message, frozen=True, forbid_unknown_fields=True):
@@ -105,6 +117,8 @@ class StatusReply(Reply, frozen=True, forbid_unknown_fields=True, tag="status"):
     executed:     commands carried out, by name
     sequence:     commands seen
     pending:      a command is held back by the plan; `stalled`: until released
+    held:         the name of the command that is held back until released, "" if none is; `held_by`: of the rule
+    dead:         nothing will be answered any more
     fired:        every firing since the plan was set
     """
 
@@ -116,6 +130,9 @@ class StatusReply(Reply, frozen=True, forbid_unknown_fields=True, tag="status"):
     sequence: int
     pending: bool
     stalled: bool
+    held: str
+    held_by: str
+    dead: bool
     fired: tuple[Firing, ...]
 
 

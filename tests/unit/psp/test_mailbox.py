@@ -12,7 +12,7 @@ from chaos.lab.psp.firmware import Firmware
 from chaos.lab.psp.mailbox import Mailbox
 from chaos.lab.psp.memory import Ram
 from chaos.lab.psp.numbers import Command, Status
-from chaos.lab.psp.plan import Corrupt, Delay, Fail, Plan, Planner, Rule, Stall
+from chaos.lab.psp.plan import Corrupt, Delay, Die, Fail, Plan, Planner, Reset, Rule, Stall
 from chaos.lab.psp.state import Config
 from tests.unit.psp.host import BUFFER, CMDRESP, FEATURE, INTSTS, LO, MIB, TMR, Host
 
@@ -153,7 +153,7 @@ def test_fail() -> None:
     assert host.platform()[2] == 1, "a failed command was not carried out"
     assert host.start() == (Status.SUCCESS, 2)
     assert [(f.rule, f.name, f.action, f.command, f.applied) for f in host.firings] == [
-        (0, "second", "fail", "LAUNCH_START", True)
+        (0, "second", "fail:RESOURCE_LIMIT", "LAUNCH_START", True)
     ]
     assert host.firings[0].sequence == host.records[3].sequence
     assert [r.rule for r in host.records[2:]] == [None, 0, None, None]
@@ -225,7 +225,7 @@ def test_stall_until_release(carried_out: bool) -> None:
         host.mailbox.poll()
     assert host.answer() is None
     assert host.mailbox.stalled
-    assert [f.action for f in host.firings] == ["stall"]
+    assert [f.action for f in host.firings] == ["withhold" if carried_out else "stall"]
     assert (host.firmware.guests[handle].asid == 0) == carried_out
     with pytest.raises(ValueError, match="held back"):
         host.mailbox.contents()
@@ -333,7 +333,7 @@ def test_the_first_due_rule_fires_and_all_count() -> None:
 
 
 def test_chance_is_the_seeds() -> None:
-    rules = (Rule(Stall(), probability=0.25), Rule(Stall(), probability=0.5))
+    rules = (Rule(Stall(), percent=25.0), Rule(Stall(), percent=50.0))
     commands = ["NOP"] * 4000
     found = fired(Plan(rules=rules, seed=1), commands)
     assert found == fired(Plan(rules=rules, seed=1), commands)
@@ -343,23 +343,23 @@ def test_chance_is_the_seeds() -> None:
 
 
 def test_chance_at_its_ends() -> None:
-    assert fired(Plan(rules=(Rule(Stall(), probability=0.0),)), ["NOP"] * 50) == [None] * 50
-    assert fired(Plan(rules=(Rule(Stall(), probability=1.0),)), ["NOP"] * 50) == [0] * 50
+    assert fired(Plan(rules=(Rule(Stall(), percent=0.0),)), ["NOP"] * 50) == [None] * 50
+    assert fired(Plan(rules=(Rule(Stall(), percent=100.0),)), ["NOP"] * 50) == [0] * 50
 
 
 def test_luck_does_not_depend_on_the_other_conditions() -> None:
-    free = fired(Plan(rules=(Rule(Stall(), probability=0.3),)), ["NOP"] * 40)
-    bound = fired(Plan(rules=(Rule(Stall(), probability=0.3, every=2),)), ["NOP"] * 40)
+    free = fired(Plan(rules=(Rule(Stall(), percent=30.0),)), ["NOP"] * 40)
+    bound = fired(Plan(rules=(Rule(Stall(), percent=30.0, every=2),)), ["NOP"] * 40)
     assert bound == [index if n % 2 == 0 else None for n, index in enumerate(free, 1)]
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ('{"rules":[{"action":{"type":"fail","status":"NO_SUCH"}}]}', "status 'NO_SUCH' is none of"),
+        ('{"rules":[{"action":{"type":"fail","status":"NO_SUCH"}}]}', "status 'NO_SUCH' is no number up to 65535 and none of"),
         ('{"rules":[{"action":{"type":"stall"},"command":"INTI"}]}', "command 'INTI' is none of"),
         ('{"rules":[{"action":{"type":"stall"},"nth":0}]}', "nth must be at least 1"),
-        ('{"rules":[{"action":{"type":"stall"},"probability":1.5}]}', "probability must be 0 to 1"),
+        ('{"rules":[{"action":{"type":"stall"},"percent":101}]}', "percent must be 0 to 100"),
         ('{"rules":[{"action":{"type":"delay","ns":-1}}]}', "ns must not be negative"),
         ('{"rules":[{"action":{"type":"explode"}}]}', "Invalid value 'explode'"),
         ('{"rules":[{"action":{"type":"stall"},"nht":1}]}', "unknown field `nht`"),
@@ -374,3 +374,107 @@ def test_a_plan_is_data() -> None:
     text = b'{"rules":[{"action":{"type":"fail","status":"ACTIVE"},"command":"INIT","every":2}],"seed":4}'
     rule = Rule(Fail("ACTIVE"), command="INIT", every=2)
     assert msgspec.json.decode(text, type=Plan) == Plan(rules=(rule,), seed=4)
+
+
+# -- death, resets and lies
+
+
+def test_the_dead_answer_nothing_any_more() -> None:
+    host = Host()
+    host.init()
+    handle = host.running(4)
+    plan(host, Rule(Die(), command="DEACTIVATE"))
+    host.poke(BUFFER, struct.pack("<I", handle))
+    host.submit(Command.DEACTIVATE, BUFFER)
+    assert host.mailbox.poll()
+    assert host.mailbox.dead
+    assert (host.records[-1].command, host.records[-1].handle, host.records[-1].status) == ("DEACTIVATE", handle, None)
+    assert host.records[-1].fault == "dead"
+    plan(host)
+    assert not host.mailbox.release()
+    host.submit(Command.NOP)
+    assert not host.mailbox.poll()
+    assert host.answer() is None
+    with pytest.raises(ValueError, match="dead"):
+        host.mailbox.contents()
+
+
+def test_a_reset_loses_every_guest() -> None:
+    host = Host()
+    host.init()
+    handle = host.running(4)
+    plan(host, Rule(Reset(), command="GUEST_STATUS", nth=2))
+    assert host.on(Command.GUEST_STATUS, handle) is Status.SUCCESS
+    assert host.on(Command.GUEST_STATUS, handle) is Status.INVALID_PLATFORM_STATE, "the first command after it"
+    assert host.platform()[0] == 0
+    assert host.firings[0].action == host.records[-2].fault == "reset"
+    host.init()
+    assert host.start() == (Status.SUCCESS, 1)
+
+
+def test_what_is_skipped_was_not_done() -> None:
+    host = Host()
+    host.init()
+    handle = host.running(4)
+    plan(host, Rule(Fail("SUCCESS"), command="DEACTIVATE"))
+    assert host.on(Command.DEACTIVATE, handle) is Status.SUCCESS
+    assert host.firmware.guests[handle].asid == 4
+    assert (host.records[-1].fault, host.records[-1].handle) == ("skip", handle)
+
+
+def test_a_status_without_a_name() -> None:
+    host = Host()
+    plan(host, Rule(Fail("4711"), command="NOP"))
+    host.submit(Command.NOP)
+    host.mailbox.poll()
+    assert host.register(CMDRESP) == 1 << 31 | 4711
+    assert (host.records[-1].status, host.records[-1].fault) == (4711, "fail:4711")
+
+
+def test_a_failed_command_is_about_the_guest_that_it_names() -> None:
+    host = Host()
+    host.init()
+    handle = host.running(4)
+    plan(host, Rule(Fail("HWERROR_PLATFORM"), command="DECOMMISSION"))
+    host.on(Command.DECOMMISSION, handle)
+    assert (host.records[-1].handle, host.records[-1].fault) == (handle, "fail:HWERROR_PLATFORM")
+
+
+def test_nothing_was_done_where_there_was_nothing_to_corrupt() -> None:
+    host = Host()
+    plan(host, Rule(Corrupt()))
+    host.call(Command.NOP)
+    assert (host.records[-1].fault, host.firings[-1].action) == ("", "garbage")
+
+
+# -- plans beside each other
+
+
+def test_plans_are_added_and_taken_back_by_name() -> None:
+    """The counters of those that stay go on, and so do their places."""
+    host = Host()
+    plan(host, Rule(Fail("ACTIVE"), command="NOP", nth=3, name="a"))
+    host.call(Command.NOP)
+    host.mailbox.add(Plan(rules=(Rule(Fail("INACTIVE"), command="NOP", nth=1, name="b"),)))
+    assert host.call(Command.NOP)[0] is Status.INACTIVE
+    assert host.call(Command.NOP)[0] is Status.ACTIVE
+    assert [(f.rule, f.name) for f in host.firings] == [(1, "b"), (0, "a")]
+    host.mailbox.add(Plan(rules=(Rule(Fail("UNSUPPORTED"), command="NOP", name="c"),)))
+    host.mailbox.withdraw("a")
+    host.mailbox.withdraw("c")
+    assert host.call(Command.NOP)[0] is Status.SUCCESS
+
+
+def test_withdrawing_a_rule_lets_go_what_it_stalls() -> None:
+    host = Host()
+    plan(host, Rule(Stall(), command="NOP", name="hold"), Rule(Stall(), command="INIT", name="other"))
+    host.submit(Command.NOP)
+    host.mailbox.poll()
+    assert (host.mailbox.stalled_by, host.mailbox.stalled_command) == ("hold", "NOP")
+    host.mailbox.withdraw("other")
+    host.mailbox.poll()
+    assert host.answer() is None
+    host.mailbox.withdraw("hold")
+    host.mailbox.poll()
+    assert host.answer() is Status.SUCCESS
+    assert (host.mailbox.stalled_by, host.mailbox.stalled_command) == (None, "")

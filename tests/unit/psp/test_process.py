@@ -144,7 +144,7 @@ def test_a_plan_and_its_proof() -> None:
             assert machine.call(Command.ACTIVATE, "II", handle, 4)[0] is Status.INVALID_ASID
             assert machine.call(Command.ACTIVATE, "II", handle, 4)[0] is Status.SUCCESS
             first = await control.next_firing()
-            assert (first.name, first.command, first.action) == ("no asid", "ACTIVATE", "fail")
+            assert (first.name, first.command, first.action) == ("no asid", "ACTIVATE", "fail:INVALID_ASID")
 
             machine.submit(Command.DEACTIVATE, handle.to_bytes(4, "little"))
             assert (await control.next_firing()).name == "hold"
