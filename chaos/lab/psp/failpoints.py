@@ -54,7 +54,9 @@ def write(rules: tuple[Rule, ...]) -> str:
 def _failpoint(text: str) -> Rule:
     place, equals, action = text.partition("=")
     if not equals:
-        raise ValueError(f"{text[:80]!r} is no failpoint: give COMMAND=ACTION, as in LAUNCH_START#2=fail:RESOURCE_LIMIT")
+        raise ValueError(
+            f"{text[:80]!r} is no failpoint: give COMMAND=ACTION, as in LAUNCH_START#2=fail:RESOURCE_LIMIT"
+        )
     try:
         return _rule(place, _action(action))
     except ValueError as error:

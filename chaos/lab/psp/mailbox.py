@@ -37,7 +37,6 @@ from chaos.lab.psp.numbers import (
     INTERRUPT_ON_COMPLETION,
     INTSTS,
     RESPONSE_BIT,
-    Status,
 )
 from chaos.lab.psp.plan import Corrupt, Delay, Die, Fail, Firing, Plan, Planner, Reset, Stall
 

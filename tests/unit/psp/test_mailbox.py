@@ -356,7 +356,10 @@ def test_luck_does_not_depend_on_the_other_conditions() -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ('{"rules":[{"action":{"type":"fail","status":"NO_SUCH"}}]}', "status 'NO_SUCH' is no number up to 65535 and none of"),
+        (
+            '{"rules":[{"action":{"type":"fail","status":"NO_SUCH"}}]}',
+            "status 'NO_SUCH' is no number",
+        ),
         ('{"rules":[{"action":{"type":"stall"},"command":"INTI"}]}', "command 'INTI' is none of"),
         ('{"rules":[{"action":{"type":"stall"},"nth":0}]}', "nth must be at least 1"),
         ('{"rules":[{"action":{"type":"stall"},"percent":101}]}', "percent must be 0 to 100"),
