@@ -7,7 +7,7 @@ steps. A VM belongs to one VMM; VMs that share a `memory` are the two ends of a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,11 +17,14 @@ import yaml
 
 from chaos import fault
 from chaos.errors import UsageError
+from chaos.fault import Target
+from chaos.steps import VCPU_RUNNING, Arm, Hold, Launch, Name, Part, Release, Run, Step, Strike, Undo, walk
 from chaos.verdict import PROMISES
 
-Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9-]{0,40}$", description="lower case, digits, dashes")]
-Seconds = Annotated[float, msgspec.Meta(gt=0, le=600)]
-Ticks = Annotated[int, msgspec.Meta(gt=0, le=1_000_000)]
+_LEVEL = r"[a-z][a-z0-9-]{0,40}"
+GroupPath = Annotated[
+    str, msgspec.Meta(pattern=rf"^{_LEVEL}(/{_LEVEL}){{0,15}}$", description="a cgroup below the run's: a or a/b")
+]
 
 
 class Kind(StrEnum):
@@ -48,21 +51,23 @@ class Kind(StrEnum):
 TYPES = {Kind.SEV: 2, Kind.SEV_ES: 3}
 
 
-class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
+class Group(Part, frozen=True, kw_only=True):
+    """A cgroup. `max` is what its misc.max is set to, by key, before anything lives in it. With `misc` off the cgroups
+    below it have no misc controller, so that they all are this one to it."""
+
+    max: dict[Literal["sev", "sev_es"], Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]] = msgspec.field(
+        default_factory=dict
+    )
+    misc: bool = True
 
 
-class _Step(_Part, frozen=True, kw_only=True, tag_field="do"):
-    pass
+class Vmm(Part, frozen=True, kw_only=True):
+    """A VMM process, in this cgroup below the run's."""
+
+    cgroup: GroupPath
 
 
-class Vmm(_Part, frozen=True, kw_only=True):
-    """A VMM process, in the cgroup of this name."""
-
-    cgroup: Name
-
-
-class Vm(_Part, frozen=True, kw_only=True):
+class Vm(Part, frozen=True, kw_only=True):
     """A VM of `vmm`. `memory` names the guest memory that it maps. `type` is what it is created as: 0 is given its
     kind by KVM_SEV_INIT or ES_INIT; 2 (SEV) and 3 (SEV-ES), since 6.10, by KVM_SEV_INIT2. A context moves between
     VMs of one type only."""
@@ -74,126 +79,10 @@ class Vm(_Part, frozen=True, kw_only=True):
     type: Literal[0, 2, 3] = 0
 
 
-class Launch(_Step, frozen=True, kw_only=True, tag="launch"):
-    """Create the VM with its vCPUs, and unless it is plain, take it through INIT, START, UPDATE, MEASURE, FINISH.
-
-    With `finish` off the last two wait for `finish`: the registers of a SEV-ES mirror can be encrypted until then.
-    """
-
-    vm: Name
-    finish: bool = True
-
-
-class Finish(_Step, frozen=True, kw_only=True, tag="finish"):
-    """Measure and finish a launch that was left open."""
-
-    vm: Name
-
-
-class Mirror(_Step, frozen=True, kw_only=True, tag="mirror"):
-    """Make `vm` a mirror of `source`: it shares the context, and gets its vCPUs after that. Creates it, unless it was
-    launched as something else, which the kernel then refuses."""
-
-    source: Name
-    vm: Name
-
-
-class Run(_Step, frozen=True, kw_only=True, tag="run"):
-    """Let the vCPUs run. The guest leaves to its VMM every `every` ticks (a power of two), or never if 0."""
-
-    vm: Name
-    every: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)] = 1
-
-
-class Count(_Step, frozen=True, kw_only=True, tag="count"):
-    """Wait until the guest has counted `ticks` further, and record its counter."""
-
-    vm: Name
-    ticks: Ticks
-    within: Seconds = 60.0
-
-
-class Pause(_Step, frozen=True, kw_only=True, tag="pause"):
-    """Bring the vCPUs out of the guest."""
-
-    vm: Name
-
-
-class Migrate(_Step, frozen=True, kw_only=True, tag="migrate"):
-    """The full hand-over of a VMM upgrade: connect, pause, send state, send the VM fd, move, load state, resume,
-    commit."""
-
-    source: Name
-    destination: Name
-
-
-class Move(_Step, frozen=True, kw_only=True, tag="move"):
-    """The move alone. With `wait` off the script goes on while it is under way, until `join`."""
-
-    source: Name
-    destination: Name
-    wait: bool = True
-
-
-class Join(_Step, frozen=True, kw_only=True, tag="join"):
-    """Wait for the move into `destination` that is under way."""
-
-    destination: Name
-    within: Seconds = 30.0
-
-
-class Hold(_Step, frozen=True, kw_only=True, tag="hold"):
-    """Wait until the move into `destination` sleeps inside the kernel at `at`, and show where it does.
-
-    vcpu-running: a vCPU inside KVM_RUN keeps its mutex. The move has charged its cgroup and moved nothing.
-    """
-
-    destination: Name
-    at: Annotated[str, msgspec.Meta(pattern="^vcpu-running$")] = "vcpu-running"
-    within: Seconds = 30.0
-
-
-class Ask(_Step, frozen=True, kw_only=True, tag="ask"):
-    """Ask every file descriptor of the VM, in its own process and beside a live VM, whether it is dead."""
-
-    vm: Name
-
-
-class Status(_Step, frozen=True, kw_only=True, tag="status"):
-    """GUEST_STATUS of the VM's context: handle, policy and state, or the errno."""
-
-    vm: Name
-
-
-class Observe(_Step, frozen=True, kw_only=True, tag="observe"):
-    """Read the counters of every cgroup and the firmware's guest count."""
-
-    label: Name
-
-
-class Strike(_Step, frozen=True, kw_only=True, tag="fault"):
-    """Apply a fault to a VMM. `options` are the fault's own and checked by it at load."""
-
-    fault: Name
-    vmm: Name
-    options: dict[str, str | int | float | bool] = {}
-
-
-class Close(_Step, frozen=True, kw_only=True, tag="close"):
-    """Close every file descriptor of the VM."""
-
-    vm: Name
-
-
-Step = (
-    Launch | Finish | Mirror | Run | Count | Pause | Migrate | Move | Join | Hold | Ask | Status | Observe | Strike
-    | Close
-)  # fmt: skip
-
-
-class Experiment(_Part, frozen=True, kw_only=True):
+class Experiment(Part, frozen=True, kw_only=True):
     """`why` says in two sentences why anyone should care. `promises` are those it puts to the test. `unaskable`
-    names promises whose question this experiment cannot ask, each with the reason; they end unknown all the same."""
+    names promises whose question this experiment cannot ask, each with the reason; they end unknown all the same.
+    `cgroups` says more of some; there are also those that a VMM lives in, and all above them."""
 
     name: Name
     why: str
@@ -201,7 +90,8 @@ class Experiment(_Part, frozen=True, kw_only=True):
     vmms: dict[Name, Vmm]
     vms: dict[Name, Vm]
     script: tuple[Step, ...]
-    unaskable: dict[str, str] = {}
+    unaskable: dict[str, str] = msgspec.field(default_factory=dict)
+    cgroups: dict[GroupPath, Group] = msgspec.field(default_factory=dict)
 
     @property
     def keys(self) -> frozenset[str]:
@@ -209,12 +99,31 @@ class Experiment(_Part, frozen=True, kw_only=True):
         return frozenset(vm.kind.key for vm in self.vms.values() if vm.kind.owns)
 
     @property
+    def groups(self) -> dict[str, Group]:
+        """Every cgroup below the run's, parents before children."""
+        paths = {*self.cgroups, *(vmm.cgroup for vmm in self.vmms.values())}
+        above = {path.rsplit("/", depth)[0] for path in paths for depth in range(path.count("/") + 1)}
+        return {path: self.cgroups.get(path, Group()) for path in sorted(above)}
+
+    def names(self, target: Target) -> frozenset[str]:
+        """What a fault of this target can be applied to. The run's own cgroup is "."; the host has no name."""
+        match target:
+            case "vmm":
+                return frozenset(self.vmms)
+            case "vm":
+                return frozenset(self.vms)
+            case "cgroup":
+                return frozenset({".", *self.groups})
+            case "host":
+                return frozenset({""})
+
+    @property
     def types(self) -> frozenset[int]:
         """Types of VM that it needs the kernel to know."""
         return frozenset(vm.type for vm in self.vms.values())
 
 
-class Order(_Part, frozen=True, kw_only=True):
+class Order(Part, frozen=True, kw_only=True):
     """What a runner reads, one JSON object a line: carry this out. `seed` is the run's only source of chance."""
 
     experiment: Experiment
@@ -291,25 +200,65 @@ def _problems(experiment: Experiment) -> Iterator[tuple[str, str, str]]:
         fits = TYPES.get(vm.kind, vm.type)
         if vm.type not in (0, fits):
             yield f"vms.{name}.type", f"a {vm.kind.value} guest cannot have type {vm.type}", f"give {fits}, or 0"
-    for number, step in enumerate(experiment.script):
-        for field, problem, remedy in _step_problems(experiment, step):
+    for path in sorted(experiment.groups):
+        lived_in = [name for name, vmm in experiment.vmms.items() if vmm.cgroup == path]
+        below = [other for other in experiment.groups if other.startswith(f"{path}/")]
+        if lived_in and below and experiment.groups[path].misc:
+            problem = f"{lived_in[0]} cannot live in {path!r}, whose children ({below[0]}) have the misc controller"
+            yield f"vmms.{lived_in[0]}.cgroup", problem, f"put it below, or give cgroup {path!r} misc: false"
+    armed: set[str] = {VCPU_RUNNING}
+    for number, step in walk(experiment.script):
+        for field, problem, remedy in _step_problems(experiment, step, armed):
             yield f"script[{number}].{field}", problem, remedy
+        if isinstance(step, Arm):
+            armed.add(step.hold)
 
 
-def _step_problems(experiment: Experiment, step: Step) -> Iterator[tuple[str, str, str]]:
+def _step_problems(experiment: Experiment, step: Step, armed: Collection[str]) -> Iterator[tuple[str, str, str]]:
     """The same of a step. Yields key, problem, remedy."""
+    yield from _references(experiment, step)
+    match step:
+        case Strike():
+            yield from _fault_problems(experiment, step)
+        case Undo():
+            strikes = (other for _, other in walk(experiment.script) if isinstance(other, Strike))
+            if all((strike.fault, strike.target) != (step.fault, step.target) for strike in strikes):
+                yield "fault", f"no step applies the fault {step.fault!r} to {step.target!r}", "name another"
+        case Launch() if step.vm in experiment.vms and experiment.vms[step.vm].kind is Kind.MIRROR:
+            yield "vm", f"{step.vm} is a mirror, which is not launched", "use the step `mirror`"
+        case Run() if step.every & (step.every - 1):
+            yield "every", f"{step.every} is no power of two", "give 1, 2, 4, … or 0 for never"
+        case Arm():
+            places = [name for name in ("kernel", "firmware", "page") if getattr(step, name) is not None]
+            if len(places) != 1:
+                yield "hold", f"{len(places)} places are given", "give one of kernel, firmware and page"
+            for place in places:
+                for field, problem, remedy in _references(experiment, getattr(step, place)):
+                    yield f"{place}.{field}", problem, remedy
+        case Hold() if step.at not in armed:
+            yield "at", f"no hold {step.at!r} is armed before", f"arm it, or give one of {', '.join(sorted(armed))}"
+        case Release() if step.hold not in armed:
+            yield "hold", f"no hold {step.hold!r} is armed before", "arm it with the step `arm`"
+
+
+def _references(experiment: Experiment, part: Part) -> Iterator[tuple[str, str, str]]:
+    """VMs and VMMs that are named and are not there."""
     vmms, vms = ", ".join(experiment.vmms), ", ".join(experiment.vms)
     for field in ("vm", "source", "destination", "vmm"):
-        value = getattr(step, field, None)
+        value = getattr(part, field, None)
         allowed, kind = (vmms, "VMM") if field == "vmm" else (vms, "VM")
         if value is not None and value not in (experiment.vmms if field == "vmm" else experiment.vms):
             yield field, f"there is no {kind} {value!r}", f"the {kind}s are {allowed}"
-    if isinstance(step, Strike):
-        try:
-            fault.find(step.fault, step.options)
-        except UsageError as error:
-            yield "fault", error.message, error.remedy
-    if isinstance(step, Launch) and step.vm in experiment.vms and experiment.vms[step.vm].kind is Kind.MIRROR:
-        yield "vm", f"{step.vm} is a mirror, which is not launched", "use the step `mirror`"
-    if isinstance(step, Run) and step.every & (step.every - 1):
-        yield "every", f"{step.every} is no power of two", "give 1, 2, 4, … or 0 for never"
+
+
+def _fault_problems(experiment: Experiment, step: Strike) -> Iterator[tuple[str, str, str]]:
+    try:
+        target = fault.find(step.fault, step.options).TARGET
+    except UsageError as error:
+        yield "fault", error.message, error.remedy
+        return
+    allowed = experiment.names(target)
+    if step.target not in allowed:
+        what = {"vmm": "a VMM", "vm": "a VM", "cgroup": "a cgroup", "host": "the host, which has no name"}[target]
+        given = repr(step.target) if step.target else "nothing"
+        yield "target", f"{step.fault} strikes {what}, not {given}", f"give one of {', '.join(sorted(allowed))}"

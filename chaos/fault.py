@@ -1,32 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a fault is, and where faults come from.
 
-A fault is three verbs on one victim, a VMM process:
+A fault is three verbs, given the scene that it strikes and the name of what it is to strike there:
 
     apply     break it
-    undo      make it whole again, if that can be; registered before `apply`, always called, may be called alone
-    evidence  did it strike? A run in which a planned fault left no evidence says nothing
+    evidence  did it strike? Asked right after `apply`, and if the answer is "not yet", again before `undo`. A run in
+              which a planned fault left no evidence says nothing
+    undo      make it whole again, if that can be; registered before `apply`, always called, and alone if that failed
 
-The options of a fault are its fields, so that a file is checked against them before anything runs. Faults register
-themselves under the entry point group `sevchaos.faults`; the engine knows none by name.
+A fault is a dataclass. Its fields are its options, so that a file is checked against them before anything runs; what
+it has to remember between the verbs are fields that are not `init`. A new object is made for every strike. Faults
+register themselves under the entry point group `sevchaos.faults`; the engine knows none by name.
 """
 
 from __future__ import annotations
 
+import abc
+import dataclasses
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import msgspec
 
 from chaos.errors import UsageError
 
+if TYPE_CHECKING:
+    from chaos.cgroup.group import Cgroup
+    from chaos.history import Done
+    from chaos.schedule.kfault import Kfault
+
 GROUP = "sevchaos.faults"
+Target = Literal["vmm", "vm", "cgroup", "host"]
 
 
 class Victim(Protocol):
-    """The VMM process that a fault strikes, as the runner sees it."""
+    """A VMM process, as the runner sees it."""
 
     @property
     def name(self) -> str: ...
@@ -46,36 +56,77 @@ class Victim(Protocol):
         """Whether it ended within so many seconds. It is reaped then."""
 
 
+class Scene(Protocol):
+    """What there is to strike. Raises `Unsupported` where the host has no such thing."""
+
+    def vmm(self, name: str) -> Victim: ...
+
+    def vmm_of(self, vm: str) -> Victim:
+        """The VMM that a VM belongs to."""
+
+    def cgroup(self, name: str) -> Cgroup:
+        """By its path below the run's own, which is "."."""
+
+    def enter(self, vmm: str, cgroup: str) -> Done:
+        """Put the whole process into another cgroup, and record it."""
+
+    def kfault(self) -> Kfault:
+        """The kernel's functions, held, delayed or made to fail; loads the module in the lab."""
+
+    def wait(self, happened: Callable[[], bool], within: float, what: str) -> bool:
+        """Whether it happened within so many seconds; the run goes on meanwhile."""
+
+
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    struck: bool
+    """`struck` is None for "not yet": it is asked again before the fault is undone, and counts as no by then."""
+
+    struck: bool | None
     detail: str
 
 
-class Fault(Protocol):
-    """A msgspec Struct, whose fields are the options. Every verb may raise OSError."""
+class Fault(abc.ABC):
+    """Inherit, be a dataclass, say what TARGET is: `target` names one. Verbs may raise OSError."""
 
-    def apply(self, victim: Victim) -> None: ...
+    TARGET: ClassVar[Target]
 
-    def undo(self, victim: Victim) -> str:
+    def require(self, scene: Scene, target: str) -> None:  # noqa: B027 - most need nothing
+        """Raises `Unsupported` if this host cannot do it. Asked before anything is done; there are no VMMs yet."""
+
+    @abc.abstractmethod
+    def apply(self, scene: Scene, target: str) -> None: ...
+
+    @abc.abstractmethod
+    def evidence(self, scene: Scene, target: str) -> Evidence: ...
+
+    @abc.abstractmethod
+    def undo(self, scene: Scene, target: str) -> str:
         """What was done, in a few words."""
-
-    def evidence(self, victim: Victim) -> Evidence: ...
 
 
 def names() -> tuple[str, ...]:
     return tuple(sorted(point.name for point in importlib.metadata.entry_points(group=GROUP)))
 
 
-def find(name: str, options: Mapping[str, object]) -> Fault:
-    """The fault of this name with these options. Raises `UsageError`."""
+def load(name: str) -> type[Fault]:
+    """The class of the fault of this name. Raises `UsageError`."""
     points = tuple(importlib.metadata.entry_points(group=GROUP, name=name))
     if not points:
         raise UsageError(f"there is no fault {name!r}", remedy=f"the faults are {', '.join(names()) or '(none)'}")
-    kind = points[0].load()
+    kind: type[Fault] = points[0].load()
+    return kind
+
+
+def find(name: str, options: Mapping[str, object]) -> Fault:
+    """The fault of this name with these options. Raises `UsageError`."""
+    kind = load(name)
+    allowed = [field.name for field in dataclasses.fields(kind) if field.init]  # type: ignore[arg-type]
+    remedy = f"its options are {', '.join(allowed) or '(none)'}"
+    unknown = [option for option in options if option not in allowed]
+    if unknown:
+        raise UsageError(f"fault {name!r} has no option {unknown[0]!r}", remedy=remedy)
     try:
-        fault: Fault = msgspec.convert(dict(options), kind)
-    except msgspec.ValidationError as error:
-        allowed = ", ".join(field.name for field in msgspec.structs.fields(kind)) or "(none)"
-        raise UsageError(f"fault {name!r}: {error}", remedy=f"its options are {allowed}") from error
+        fault = msgspec.convert(dict(options), kind)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise UsageError(f"fault {name!r}: {error}", remedy=remedy) from error
     return fault

@@ -13,6 +13,7 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from errno import EIO
 from typing import Any
 
 import msgspec
@@ -120,6 +121,21 @@ class Fleet:
             why = os.strerror(done.errno) if done.errno else "it died"
             raise StepFailed(f"VMM {name} could not be put into its cgroup: {why}")
         return vmm
+
+    def enter(self, vmm: Vmm, cgroup: Cgroup, *, label: str) -> Done:
+        """Put the process, all of it, into `cgroup`, which the history knows as `label`."""
+        op, began, number = self._number(), self.recorder.now(), 0
+        args: dict[str, Value] = {"cgroup": label}
+        self.recorder.write(Invoke(t=began, op=op, f="enter", agent=vmm.name, pid=vmm.pid, step=self.step, args=args))
+        try:
+            with OwnedFd(cgroup.open_procs()) as procs:
+                os.write(procs.number, str(vmm.pid).encode())
+        except OSError as error:
+            number = error.errno or EIO
+        now = self.recorder.now()
+        done = Done(t=now, op=op, outcome="fail" if number else "ok", errno=number, began=began, ended=now)
+        self.recorder.write(done)
+        return done
 
     def end(self, vmm: Vmm) -> None:
         """End a VMM in good order, or if it will not, by force. Raises `StepFailed` in the second case."""

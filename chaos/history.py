@@ -153,7 +153,9 @@ class Filled(_Record, frozen=True, kw_only=True):
 
 
 class Held(_Record, frozen=True, kw_only=True):
-    """A hold: where the operation sleeps, seen from outside. `reached` is false if its deadline passed first."""
+    """A hold: where the operation sleeps, seen from outside. `reached` is false if its deadline passed first; the rest
+    then says where it was instead. `function` names the kernel function whose entry was armed, "" if it is a hold of
+    another kind."""
 
     op: Int
     step: Int
@@ -161,10 +163,13 @@ class Held(_Record, frozen=True, kw_only=True):
     reached: bool
     state: str  # the task's state letter
     sleeping: str  # the kernel function it sleeps in, "" if the host does not tell
+    function: str = ""
+    stack: tuple[str, ...] = ()  # the functions on its way there, innermost first
 
 
 class Fault(_Record, frozen=True, kw_only=True):
-    """A fault's life. For `evidence`, `struck` says whether it did what it was meant to."""
+    """A fault's life. `target` is what it strikes, "" for the host. For `evidence`, `struck` says whether it did what
+    it was meant to; that may be known at the end only."""
 
     fault: str
     event: Literal["apply", "evidence", "undo"]

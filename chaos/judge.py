@@ -15,9 +15,10 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from chaos.checkers import CHECKERS
-from chaos.experiment import Experiment, Hold, Strike
+from chaos.experiment import Experiment
 from chaos.findings import Finding, matching
 from chaos.history import Fault, Held, History, Invoke, Note
+from chaos.steps import Hold, Strike, walk
 from chaos.verdict import Outcome, RunVerdict, Verdict, worst
 
 
@@ -65,11 +66,13 @@ def shortcomings(experiment: Experiment, history: History) -> Iterator[str]:
     if history.header is not None and history.header.experiment != experiment.name:
         yield f"the history is of another experiment, {history.header.experiment}"
     evidence = [r for r in history.records if isinstance(r, Fault) and r.event == "evidence" and r.struck]
-    reached = {r.step for r in history.records if isinstance(r, Held) and r.reached}
-    for number, step in enumerate(experiment.script):
-        if isinstance(step, Strike) and (number, step.fault) not in {(fault.step, fault.fault) for fault in evidence}:
-            yield f"the run is void: nothing shows that the fault {step.fault!r} of step {number} struck {step.vmm}"
-        elif isinstance(step, Hold) and number not in reached:
+    struck = {(fault.step, fault.fault, fault.target) for fault in evidence}
+    reached = {(r.step, r.hold) for r in history.records if isinstance(r, Held) and r.reached}
+    for number, step in walk(experiment.script):
+        if isinstance(step, Strike) and (number, step.fault, step.target) not in struck:
+            what = step.target or "the host"
+            yield f"the run is void: nothing shows that the fault {step.fault!r} of step {number} struck {what}"
+        elif isinstance(step, Hold) and (number, step.at) not in reached:
             yield f"the run is void: the hold {step.at!r} of step {number} was not reached"
 
 

@@ -37,11 +37,11 @@ from typing import Literal
 
 import msgspec
 
-from chaos import cleanup, fault
+from chaos import cleanup
 from chaos.cgroup.group import Cgroup
 from chaos.cleanup import Claim, Warden
 from chaos.errors import ExitCode, HostLacks, SevchaosError, Unsupported
-from chaos.experiment import Order, Strike
+from chaos.experiment import Order
 from chaos.fleet import Fleet, StepFailed
 from chaos.history import End, Filled, Header, Kernel
 from chaos.kmsg import KernelLog, Lost
@@ -49,7 +49,9 @@ from chaos.kvm.sev import Platform
 from chaos.observe import Observer
 from chaos.poll import LOOK_AGAIN, Loop, TimedOut
 from chaos.recorder import OutsideGone, Recorder
-from chaos.script import Actor
+from chaos.scene import Scene
+from chaos.script import perform, require_all
+from chaos.script.actor import Actor
 from chaos.stage import Stage
 from chaos.survey import Paths, Surveyed, allowance, foreign_guests, hierarchy, require, survey
 from chaos.vmm.messages import Fill
@@ -153,9 +155,6 @@ class Run:
 
     def _in_cgroup(self, host: Surveyed, root: Cgroup, stack: ExitStack) -> None:
         """Everything between Header and End."""
-        for step in self.order.experiment.script:
-            if isinstance(step, Strike):
-                fault.find(step.fault, step.options)  # now, not in the middle
         require(host, self.paths, self.order.experiment.keys, self.order.experiment.types)
         platform = self._platform(stack)
         foreign = 0 if host.is_lab else foreign_guests(root, platform)
@@ -168,7 +167,7 @@ class Run:
         fleet = Fleet(self.server, self.loop, self.recorder)
         try:
             self._limit(host, root, claimed.cgroup)
-            self._measured(host, fleet, claimed, platform)
+            self._measured(host, fleet, claimed, platform, stack)
         finally:
             fleet.kill_all()
             with self._going_on():
@@ -189,37 +188,54 @@ class Run:
             text = f"of {host.asids[key]} {key} ASIDs the run may take {number}; the others are left to the host"
             self.recorder.note("progress", text)
 
-    def _measured(self, host: Surveyed, fleet: Fleet, claimed: Claim, platform: Platform | None) -> None:
+    def _measured(
+        self, host: Surveyed, fleet: Fleet, claimed: Claim, platform: Platform | None, stack: ExitStack
+    ) -> None:
         """The run between its two fillings and its two observations."""
         group = claimed.cgroup
         observer = Observer(group, platform, lambda lost: self.recorder.note("witness", lost))
         length = len(self.order.experiment.script)
-        self._fill("start", host, fleet, group)
-        names = sorted({vmm.cgroup for vmm in self.order.experiment.vmms.values()})
-        groups = {name: group.create(name) for name in names}
-        observer.observe(self.recorder, "start", -1)
         stage = Stage(self.order.experiment, fleet, host.executes_es)
+        scene = Scene(stage, group, stack)
+        require_all(scene)  # now, not in the middle
+        self._fill("start", host, fleet, group)
+        scene.groups |= self._groups(group)
+        observer.observe(self.recorder, "start", -1)
         with self._going_on(), ExitStack() as undo:
             undo.callback(stage.strike_memories)
             undo.callback(self._tear_down, stage)
             try:
                 with self._going_on():
-                    self._perform(stage, groups, observer, undo)
+                    self._perform(scene, observer, undo)
             finally:
                 fleet.step = length
         with self._going_on():
             observer.observe(self.recorder, "end", length)
-            for below in groups.values():
+            for below in group.children():
                 below.destroy()
             self._fill("end", host, fleet, group)
 
-    def _perform(self, stage: Stage, groups: dict[str, Cgroup], observer: Observer, undo: ExitStack) -> None:
+    def _perform(self, scene: Scene, observer: Observer, undo: ExitStack) -> None:
+        stage = scene.stage
         vmms = {
-            name: stage.fleet.spawn(name, groups[vmm.cgroup], label=vmm.cgroup)
+            name: stage.fleet.spawn(name, scene.cgroup(vmm.cgroup), label=vmm.cgroup)
             for name, vmm in stage.experiment.vmms.items()
         }
         stage.people(vmms)
-        Actor(stage, observer, undo).perform()
+        perform(Actor(stage, observer, undo, scene))
+
+    def _groups(self, group: Cgroup) -> dict[str, Cgroup]:
+        """Make the cgroups of the experiment, parents first: each by its path. Raises OSError."""
+        groups: dict[str, Cgroup] = {}
+        wanted = self.order.experiment.groups
+        for path, spec in wanted.items():
+            above, _, name = path.rpartition("/")
+            groups[path] = (groups[above] if above else group).create(name)
+            for key, number in spec.max.items():
+                groups[path].limit(key, number)
+            if spec.misc and any(other.startswith(f"{path}/") for other in wanted):
+                groups[path].enable("misc")
+        return groups
 
     def _fill(self, label: str, host: Surveyed, fleet: Fleet, group: Cgroup) -> None:
         """Take every context that can be had, from within the run's cgroup, and give all back."""
@@ -242,7 +258,7 @@ class Run:
 
     def _tear_down(self, stage: Stage) -> None:
         """Close every VM and end every VMM, as far as they are still there."""
-        for pending in stage.moves.values():
+        for pending in stage.under_way.values():
             if not pending.over:
                 for vm in stage.guests.values():
                     if vm.running:

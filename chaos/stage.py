@@ -13,7 +13,7 @@ from chaos.fleet import Fleet, Pending, StepFailed, Vmm
 from chaos.history import Done
 from chaos.kvm.fd import OwnedFd
 from chaos.vmm import guest
-from chaos.vmm.messages import Close, Operation, Pause, Run
+from chaos.vmm.messages import Close, Create, Operation, Pause, Run
 from chaos.vmm.wire import memory_file
 
 
@@ -35,8 +35,8 @@ class Guest:
 
 @dataclass(slots=True)
 class Stage:
-    """`moves` are those under way that the script does not wait for, by their destination. `lanes` is how many vCPUs
-    count in each memory, a page each."""
+    """`under_way` are operations that the script has not waited for, by the VM that they are on. `lanes` is how many
+    vCPUs count in each memory, a page each."""
 
     experiment: Experiment
     fleet: Fleet
@@ -44,7 +44,7 @@ class Stage:
     guests: dict[str, Guest] = field(default_factory=dict)
     memories: dict[str, OwnedFd] = field(default_factory=dict)
     lanes: dict[str, int] = field(default_factory=dict)
-    moves: dict[str, Pending] = field(default_factory=dict)
+    under_way: dict[str, Pending] = field(default_factory=dict)
 
     def people(self, vmms: Mapping[str, Vmm]) -> None:
         """Put the experiment's VMs, not yet created, and their memory on the stage."""
@@ -68,6 +68,15 @@ class Stage:
         if not found.created:
             raise StepFailed(f"VM {name} was not launched")
         return found
+
+    def create(self, guest: Guest) -> None:
+        """Raises `StepFailed`."""
+        spec = guest.spec
+        create = Create(
+            vm=guest.name, kind=spec.kind.value, vcpus=spec.vcpus, memory=spec.memory, type=spec.type, lane=guest.lane
+        )
+        self.must(guest, create, fds=(self.memories[spec.memory].number,))
+        guest.created = True
 
     def do(self, guest: Guest, operation: Operation, *, phase: str = "", fds: tuple[int, ...] = ()) -> Done:
         return self.fleet.do(guest.vmm, operation, phase=phase, fds=fds)

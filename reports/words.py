@@ -7,6 +7,7 @@ import errno
 from collections.abc import Iterable, Iterator, Sequence
 
 from chaos import experiment as e
+from chaos import steps as s
 from chaos.findings import Finding
 from chaos.history import Asked, Counted, Done, Fault, Held, History, Invoke, Note
 from chaos.verdict import PROMISES, Outcome, RunVerdict, Verdict
@@ -50,39 +51,59 @@ def step(experiment: e.Experiment, number: int) -> str:  # noqa: PLR0911, PLR091
     """A step of the script as a sentence."""
     do = experiment.script[number]
     match do:
-        case e.Launch():
+        case s.Launch():
             return _launch(experiment, do.vm)
-        case e.Run():
+        case s.Run():
             how = f"reporting every {do.every} ticks" if do.every > 1 else "reporting every tick"
             return f"let {do.vm} run, {how if do.every else 'without ever leaving the guest'}"
-        case e.Count():
+        case s.Count():
             return f"wait until {do.vm} has counted {do.ticks} further, and read its counter"
-        case e.Pause():
+        case s.Pause():
             return f"bring the vCPUs of {do.vm} out of the guest"
-        case e.Finish():
+        case s.Finish():
             return f"finish the launch of {do.vm}"
-        case e.Mirror():
+        case s.Mirror():
             return f"make {do.vm} a mirror of {do.source}, which shares its context"
-        case e.Migrate():
+        case s.Migrate():
             return f"hand {do.source} over to {do.destination}: state, descriptor, move, resume"
-        case e.Move():
+        case s.Move():
             waiting = "" if do.wait else ", and go on while it is under way"
             return f"move the context of {do.source} into {do.destination}{waiting}"
-        case e.Join():
-            return f"wait for the move into {do.destination} to end"
-        case e.Hold():
-            return f"wait until the move into {do.destination} sleeps in the kernel ({do.at})"
-        case e.Ask():
+        case s.Join():
+            return f"wait for the operation on {do.vm} to end"
+        case s.Hold():
+            return f"wait until the operation on {do.vm} is stopped in the kernel ({do.at})"
+        case s.Ask():
             return f"ask every descriptor of {do.vm}, in its own process, whether it is dead"
-        case e.Status():
+        case s.Status():
             return f"ask the firmware for the status of {do.vm}'s context"
-        case e.Observe():
+        case s.Observe():
             return f"read every counter, as {do.label!r}"
-        case e.Strike():
+        case s.Strike():
             options = "".join(f" {key}={value}" for key, value in do.options.items())
-            return f"apply the fault {do.fault}{options} to the VMM {do.vmm}"
-        case e.Close():
+            return f"apply the fault {do.fault}{options} to {do.target or 'the host'}"
+        case s.Undo():
+            return f"undo the fault {do.fault} of {do.target or 'the host'}"
+        case s.Create():
+            return f"create {do.vm}, and nothing more"
+        case s.Call():
+            return f"{do.operation} of {do.vm}" + ("" if do.wait else ", and go on while it is under way")
+        case s.Arm():
+            return f"prepare the hold {do.hold}: {_place(do)}"
+        case s.Release():
+            return f"let what is stopped at {do.hold} go on"
+        case s.Close():
             return f"close every descriptor of {do.vm}"
+
+
+def _place(arm: s.Arm) -> str:
+    if arm.kernel is not None:
+        whose = f" of {arm.kernel.vmm}" if arm.kernel.vmm else ""
+        return f"call {arm.kernel.nth}{whose} of the kernel's {arm.kernel.function}"
+    if arm.firmware is not None:
+        return f"{arm.firmware.command} number {arm.firmware.nth} is not answered"
+    assert arm.page is not None
+    return f"the arguments of the next SEV command on {arm.page.vm} are not there"
 
 
 def _launch(experiment: e.Experiment, name: str) -> str:

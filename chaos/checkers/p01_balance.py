@@ -8,9 +8,10 @@ another after it: counters that read zero throughout fit a ledger that nobody pu
 from __future__ import annotations
 
 from chaos.checkers.evidence import Evidence, deviated, held, unknown
-from chaos.experiment import Experiment, Migrate, Move
+from chaos.experiment import Experiment
 from chaos.history import History, Observation
 from chaos.ledger import Entry, Mismatch, charged
+from chaos.steps import Migrate, Move, walk
 from chaos.verdict import Verdict
 
 PROMISE = "P1"
@@ -25,7 +26,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
     if evidence.ledger.lost:
         return unknown(PROMISE, f"what must be charged cannot be told: {evidence.ledger.lost}")
     charged = [entry for entry in evidence.observations if shows_charge(entry)]
-    if any(isinstance(step, Move | Migrate) for step in experiment.script):
+    if any(isinstance(step, Move | Migrate) for _, step in walk(experiment.script)):
         if not evidence.moves:
             return unknown(PROMISE, "no move was tried, so no charge had to follow one")
         if evidence.settled is None:

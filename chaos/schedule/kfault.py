@@ -30,7 +30,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from chaos.errors import ExitCode, HostLacks, InternalError, SevchaosError, UsageError
+from chaos.errors import ExitCode, HostLacks, InternalError, SevchaosError, Unsupported, UsageError
 from chaos.kvm.fd import OwnedFd
 from chaos.schedule.holds import Sleeper, look
 
@@ -235,6 +235,16 @@ class Kfault:
             raise HostLacks(f"{path} may not be opened", remedy="become root") from None
 
     # -- arming -------------------------------------------------------------------------------------------
+
+    def require(self, function: str) -> None:
+        """Raises `Unsupported` if this kernel has no such function to be stopped at."""
+        with (self._proc / "kallsyms").open() as lines:
+            there = any(line.split()[2] == function for line in lines if function in line)
+        if not there and len(self._variants(function)) != 1:
+            raise Unsupported(
+                f"this kernel has no function {function} to be stopped at: it was inlined, or is another version's",
+                remedy="docs/kfault.md says which functions which kernel has",
+            )
 
     def hold(self, function: str, *, nth: int = 1, times: int = 1, pid: int | None = None) -> Slot:
         """Stop a call at the function's entry until it is released, or its thread is killed. Raises `Refused`."""

@@ -131,7 +131,7 @@ def test_a_migration_whose_move_is_refused_is_taken_back(carry_out: Carry) -> No
     run = carry_out(
         PAIR, "launch, vm: old", "launch, vm: new", "run, vm: old, every: 1", "count, vm: old, ticks: 20",
         "migrate, source: old, destination: new", "count, vm: old, ticks: 20",
-        "fault, fault: kill, vmm: b, options: {signal: SEGV}", "status, vm: old",
+        "fault, fault: kill, target: b, options: {signal: SEGV}", "status, vm: old",
     )  # fmt: skip
     assert run.end.complete, run.end.reason
     assert run.answers("move") == [EINVAL]

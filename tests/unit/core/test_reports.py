@@ -192,9 +192,13 @@ EVERY_STEP = b"""{"name": "all", "why": "w", "promises": ["P1"], "vmms": {"m": {
  {"do": "launch", "vm": "v"}, {"do": "launch", "vm": "w"}, {"do": "run", "vm": "v", "every": 0},
  {"do": "run", "vm": "v", "every": 8}, {"do": "count", "vm": "v", "ticks": 1}, {"do": "pause", "vm": "v"},
  {"do": "migrate", "source": "v", "destination": "w"}, {"do": "move", "source": "v", "destination": "w"},
- {"do": "join", "destination": "w"}, {"do": "hold", "destination": "w"}, {"do": "ask", "vm": "v"},
+ {"do": "join", "vm": "w"}, {"do": "hold", "vm": "w"}, {"do": "ask", "vm": "v"},
  {"do": "status", "vm": "v"}, {"do": "observe", "label": "l"},
- {"do": "fault", "fault": "kill", "vmm": "m", "options": {"signal": 9}}, {"do": "close", "vm": "v"}]}"""
+ {"do": "fault", "fault": "kill", "target": "m", "options": {"signal": 9}}, {"do": "close", "vm": "v"},
+ {"do": "create", "vm": "v"}, {"do": "call", "vm": "v", "operation": "init"}, {"do": "undo", "fault": "kill",
+ "target": "m"}, {"do": "arm", "hold": "h", "kernel": {"function": "f", "vmm": "m", "nth": 2}},
+ {"do": "arm", "hold": "i", "firmware": {"command": "GUEST_STATUS"}}, {"do": "arm", "hold": "j", "page": {"vm": "v"}},
+ {"do": "release", "hold": "h"}]}"""
 
 
 def everything() -> Experiment:
@@ -207,7 +211,7 @@ def test_every_step_has_its_words() -> None:
     assert len(set(said)) == len(experiment.script)
     assert "an empty VM with 2 vCPUs" in said[1]
     assert said[2:4] == ["let v run, without ever leaving the guest", "let v run, reporting every 8 ticks"]
-    assert said[13] == "apply the fault kill signal=9 to the VMM m"
+    assert said[13] == "apply the fault kill signal=9 to m"
     assert decode(encode(experiment)) == experiment
 
 

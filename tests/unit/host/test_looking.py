@@ -205,7 +205,7 @@ def test_a_fault_is_found_with_its_options() -> None:
     [
         ("typo", {}, "no fault 'typo'", "kill"),
         ("kill", {"signal": "HUP"}, "Invalid enum value 'HUP'", "signal"),
-        ("kill", {"sig": "KILL"}, "unknown field `sig`", "signal"),
+        ("kill", {"sig": "KILL"}, "has no option 'sig'", "signal"),
         ("kill", {"signal": 9}, "signal", "signal"),
     ],
 )

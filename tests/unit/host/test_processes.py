@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ from chaos.history import Done, Exited, Invoke, Record
 from chaos.kvm.fd import OwnedFd
 from chaos.poll import Loop
 from chaos.recorder import Recorder
+from chaos.scene import Scene
+from chaos.stage import Stage
 from chaos.vmm.messages import FROM_AGENT, Exit, FromAgent, Hello, Move, Reply, Request, Sample, Status
 from chaos.vmm.server import ForkServer
 from chaos.vmm.wire import Channel, Ended
@@ -200,14 +203,19 @@ def test_spawning_and_ending_are_recorded(fleet: Fleet, outside: Outside) -> Non
     assert isinstance(exited, Exited) and exited.status == 0
 
 
+def scene_of(fleet: Fleet) -> Scene:
+    return Scene(Stage(None, fleet, True), cgroup(), ExitStack())  # type: ignore[arg-type]
+
+
 def test_a_killed_vmm_leaves_info_and_an_exit(fleet: Fleet, outside: Outside) -> None:
     vmm = fleet.spawn("source", cgroup())
     outside.records()
     os.kill(vmm.pid, signal.SIGSTOP)  # so that the operation is under way when it dies
     pending = fleet.invoke(vmm, Status(vm="old"), phase="move")
     fault = Kill()
-    fault.apply(vmm)
-    assert fault.evidence(vmm).struck and vmm.status == -9
+    scene = scene_of(fleet)
+    fault.apply(scene, "source")
+    assert fault.evidence(scene, "source").struck and vmm.status == -9
     assert fleet.wait(pending, SECONDS).outcome == "info"
     invoked, done, exited = outside.records()
     assert isinstance(invoked, Invoke) and invoked.phase == "move"
@@ -230,16 +238,16 @@ def test_an_answer_given_before_death_counts(fleet: Fleet, outside: Outside) -> 
 def test_a_signal_that_does_not_end_it_is_no_evidence(fleet: Fleet) -> None:
     vmm = fleet.spawn("source", cgroup())
     fleet.end(vmm)
-    assert not Kill().evidence(vmm).struck
-    assert Kill().undo(vmm) == "the dead stay dead"
+    assert not Kill().evidence(scene_of(fleet), "source").struck
+    assert Kill().undo(scene_of(fleet), "source") == "the dead stay dead"
 
 
 @pytest.mark.parametrize("name", ["TERM", "ABRT", "SEGV"])
 def test_the_signals_that_a_fault_may_choose_end_an_agent(fleet: Fleet, name: str) -> None:
-    vmm = fleet.spawn("source", cgroup())
+    fleet.spawn("source", cgroup())
     fault = Kill(signal=name)  # type: ignore[arg-type]
-    fault.apply(vmm)
-    evidence = fault.evidence(vmm)
+    fault.apply(scene_of(fleet), "source")
+    evidence = fault.evidence(scene_of(fleet), "source")
     assert evidence.struck, evidence.detail
 
 

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a fault is given to strike: the run as `chaos.fault.Scene` describes it."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from chaos.cgroup.group import Cgroup
+from chaos.errors import HostLacks, Unsupported
+from chaos.fleet import Vmm
+from chaos.history import Done
+from chaos.poll import LOOK_AGAIN, TimedOut
+from chaos.schedule.kfault import Kfault
+from chaos.stage import Stage
+
+# Where the lab has the module; on a machine of somebody's own it is theirs to load.
+MODULE = Path("/lab/kfault.ko")
+
+
+@dataclass(slots=True)
+class Scene:
+    """`group` is the run's cgroup, `groups` those below it by path, once they are made. What is opened for faults and
+    holds is closed when `stack` is."""
+
+    stage: Stage
+    group: Cgroup
+    stack: ExitStack
+    groups: dict[str, Cgroup] = field(default_factory=dict)
+    _kfault: Kfault | None = None
+
+    def vmm(self, name: str) -> Vmm:
+        return self.stage.fleet.vmms[name]
+
+    def vmm_of(self, vm: str) -> Vmm:
+        return self.stage.guests[vm].vmm
+
+    def cgroup(self, name: str) -> Cgroup:
+        return self.group if name == "." else self.groups[name]
+
+    def enter(self, vmm: str, cgroup: str) -> Done:
+        return self.stage.fleet.enter(self.vmm(vmm), self.cgroup(cgroup), label=cgroup)
+
+    def kfault(self) -> Kfault:
+        if self._kfault is None:
+            self._kfault = _open_kfault()
+            self.stack.callback(self._kfault.close)
+        return self._kfault
+
+    def wait(self, happened: Callable[[], bool], within: float, what: str) -> bool:
+        try:
+            self.stage.fleet.loop.wait(happened, within, what, look=LOOK_AGAIN)
+        except TimedOut:
+            return False
+        return True
+
+
+def _open_kfault() -> Kfault:
+    try:
+        return Kfault.open()
+    except HostLacks as lacking:
+        if not MODULE.exists():
+            raise Unsupported(lacking.message, remedy=lacking.remedy) from lacking
+    loaded = subprocess.run(["insmod", str(MODULE)], capture_output=True, text=True, check=False)
+    if loaded.returncode:
+        raise HostLacks(f"{MODULE} cannot be loaded: {loaded.stderr.strip()}", remedy="see the kernel's log")
+    return Kfault.open()

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Places at which an operation can be stopped inside the kernel, and how to see that it is.
+
+Each kind of hold is a class here or beside: it arms a place, sees whether a thread is stopped there, and lets it go.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from chaos.schedule import holds
+from chaos.schedule.holds import Sleeper
+from chaos.schedule.kfault import Happening, Kfault, Slot
+
+
+class Place(Protocol):
+    """`function` is the kernel function that is not entered, or not left, while something is stopped here; "" if it
+    has no name."""
+
+    @property
+    def function(self) -> str: ...
+
+    def stops(self, sleeper: Sleeper, tid: int) -> bool:
+        """Whether this thread, as it is now, is stopped here."""
+
+    def release(self) -> None:
+        """Let go whatever is stopped here, and stop nothing any more. Once."""
+
+
+@dataclass(slots=True)
+class VcpuRunning:
+    """A vCPU inside KVM_RUN keeps its mutex, and a move waits for it. Ends when the vCPU comes out."""
+
+    function: str = ""
+
+    def stops(self, sleeper: Sleeper, tid: int) -> bool:
+        return holds.holds(sleeper, "vcpu-running")
+
+    def release(self) -> None:
+        """Whoever runs the vCPU lets go of it."""
+
+
+@dataclass(slots=True)
+class KernelEntry:
+    """The entry of a kernel function, held by kfault."""
+
+    kfault: Kfault
+    slot: Slot
+    _reached: set[int]
+
+    @classmethod
+    def arm(cls, kfault: Kfault, function: str, *, nth: int, pid: int | None) -> KernelEntry:
+        """Raises `Refused`."""
+        return cls(kfault, kfault.hold(function, nth=nth, pid=pid), set())
+
+    @property
+    def function(self) -> str:
+        return holds.base_name(self.slot.function)
+
+    def stops(self, sleeper: Sleeper, tid: int) -> bool:
+        """The module says that the thread came here, and the kernel that it sleeps in the module."""
+        while (event := self.kfault.wait(self.slot, Happening.REACHED, within=0)) is not None:
+            self._reached.add(event.tid)
+        return tid in self._reached and sleeper.state == "D"
+
+    def release(self) -> None:
+        self.kfault.clear(self.slot)

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Carrying out a script, step by step.
+
+A step is a function of the actor; the table below says which is whose. Operations that the kernel refuses are answers,
+and the script goes on: what they mean is for the checkers. What makes the rest of a script meaningless (a launch that
+fails, a guest that does not count, a hold that is not reached) raises `StepFailed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from chaos import fault as faults
+from chaos import steps as s
+from chaos.fleet import StepFailed
+from chaos.scene import Scene
+from chaos.script import guests, holding, launching, looking, moving, striking
+from chaos.script.actor import Actor
+
+_STEPS: dict[type, Callable[[Actor, Any], None]] = {
+    s.Launch: launching.launch,
+    s.Create: launching.create,
+    s.Call: launching.call,
+    s.Finish: launching.finish,
+    s.Mirror: launching.mirror,
+    s.Close: launching.close,
+    s.Run: guests.run,
+    s.Count: guests.count,
+    s.Pause: guests.pause,
+    s.Migrate: moving.migrate,
+    s.Move: moving.move,
+    s.Join: moving.join,
+    s.Arm: holding.arm,
+    s.Hold: holding.hold,
+    s.Release: holding.release,
+    s.Ask: looking.ask,
+    s.Status: looking.status,
+    s.Observe: looking.observe,
+    s.Strike: striking.strike,
+    s.Undo: striking.undo,
+}
+
+
+def perform(actor: Actor) -> None:
+    """Carry the experiment's script out. Raises `StepFailed`, having said which step it was."""
+    script = actor.stage.experiment.script
+    for number, step in enumerate(script):
+        actor.stage.fleet.step = number
+        try:
+            carry_out(actor, step)
+        except StepFailed as failed:
+            name = step.__struct_config__.tag
+            raise StepFailed(f"step {number} ({name}): {failed}", step=number) from failed
+    actor.stage.fleet.step = len(script)
+
+
+def require_all(scene: Scene) -> None:
+    """Whether the host can do what the script's faults and holds want. Raises `Unsupported`, `UsageError`."""
+    for _, step in s.walk(scene.stage.experiment.script):
+        if isinstance(step, s.Strike):
+            faults.find(step.fault, step.options).require(scene, step.target)
+        elif isinstance(step, s.Arm):
+            holding.require(scene, step)
+
+
+def carry_out(actor: Actor, step: s.Step) -> None:
+    """One step, also one inside another. Raises `StepFailed`, and what a fault or a hold cannot do here."""
+    _STEPS[type(step)](actor, step)

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who carries a script out, and what the steps have in common."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from chaos.fleet import ANSWER_WITHIN, Pending, StepFailed
+from chaos.history import Asked, Counted, Fault, Held
+from chaos.observe import Observer
+from chaos.poll import TimedOut
+from chaos.scene import Scene
+from chaos.schedule import holds
+from chaos.schedule.places import Place
+from chaos.script.struck import Struck
+from chaos.stage import Guest, Stage
+from chaos.vmm.messages import Operation
+
+
+@dataclass(slots=True)
+class Actor:
+    """What has to be undone afterwards is put on `undo`. `armed` are the holds by name, `struck` the faults that were
+    applied, the latest last."""
+
+    stage: Stage
+    observer: Observer
+    undo: ExitStack
+    scene: Scene
+    armed: dict[str, Place] = field(default_factory=dict)
+    struck: list[Struck] = field(default_factory=list)
+
+    # -- operations that may be left under way ------------------------------------------------------------
+
+    def begin(self, vm: Guest, operation: Operation, *, wait: bool, within: float = ANSWER_WITHIN) -> None:
+        """Hand an operation over in a thread of its own, and wait for it, or leave it under way."""
+        self.free(vm)
+        self.stage.under_way[vm.name] = self.stage.fleet.invoke(vm.vmm, operation, aside=True)
+        if wait:
+            self.join(vm, within)
+
+    def free(self, vm: Guest) -> None:
+        pending = self.stage.under_way.get(vm.name)
+        if pending is not None:
+            raise StepFailed(f"{pending.f} of {vm.name} is under way")
+
+    def join(self, vm: Guest, within: float) -> None:
+        """Wait for the operation on `vm`. Raises `StepFailed`, and says where it is instead."""
+        pending = self.under_way(vm.name)
+        try:
+            self.stage.fleet.wait(pending, within)
+        except TimedOut as late:
+            raise StepFailed(f"{late}; its thread: {holds.look(vm.vmm.pid, pending.tid) or 'gone'}") from late
+        del self.stage.under_way[vm.name]
+
+    def under_way(self, vm: str) -> Pending:
+        """Raises `StepFailed` if there is none."""
+        pending = self.stage.under_way.get(vm)
+        if pending is None:
+            raise StepFailed(f"no operation on {vm} is under way")
+        return pending
+
+    def none_under_way(self, why: str) -> None:
+        names = [name for name, pending in self.stage.under_way.items() if not pending.over]
+        if names:
+            raise StepFailed(f"an operation on {', '.join(names)} is under way: {why}")
+
+    # -- in short -----------------------------------------------------------------------------------------
+
+    @property
+    def step(self) -> int:
+        return self.stage.fleet.step
+
+    def now(self) -> int:
+        return self.stage.fleet.recorder.now()
+
+    def write(self, record: Counted | Held | Asked | Fault) -> None:
+        self.stage.fleet.recorder.write(record)
+
+    def note(self, topic: Any, text: str) -> None:
+        self.stage.fleet.recorder.note(topic, text, self.step)

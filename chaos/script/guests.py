@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Steps that let a guest run and see how far it has come."""
+
+from __future__ import annotations
+
+from chaos import steps as s
+from chaos.fleet import StepFailed
+from chaos.history import Counted
+from chaos.poll import LOOK_AGAIN, TimedOut
+from chaos.script.actor import Actor
+from chaos.stage import Guest
+from chaos.vmm import messages as m
+
+
+def run(actor: Actor, step: s.Run) -> None:
+    vm = actor.stage.guest(step.vm)
+    if _may_run(actor, vm, "run"):
+        actor.stage.enter(vm, step.every)
+
+
+def pause(actor: Actor, step: s.Pause) -> None:
+    actor.stage.leave(actor.stage.guest(step.vm))
+
+
+def count(actor: Actor, step: s.Count) -> None:
+    """Of a guest that never leaves, the vCPU has to be taken out to read its counter: not while a move waits.
+
+    A guest that stops by itself is an answer like a refused operation, and the script goes on.
+    """
+    vm = actor.stage.guest(step.vm)
+    if not _may_run(actor, vm, "count"):
+        return
+    if not vm.running:
+        raise StepFailed(f"{vm.name} does not run")
+    if vm.every == 0:
+        actor.none_under_way("counting would take its vCPU out of the guest")
+    first = latest = _sample(actor, vm)
+
+    def counted() -> bool:
+        nonlocal latest
+        latest = _sample(actor, vm)
+        further = (now - then for now, then in zip(latest.each, first.each, strict=True))
+        return min(further) >= step.ticks or bool(latest.ended)
+
+    failure = ""
+    try:
+        actor.stage.fleet.loop.wait(counted, step.within, f"{vm.name} to count {step.ticks}", look=LOOK_AGAIN)
+    except TimedOut as late:
+        failure = str(late)
+    actor.write(
+        Counted(
+            t=actor.now(), vm=vm.name, agent=vm.vmm.name, step=actor.step, where=latest.where,
+            ticks=latest.ticks, stale=latest.stale, ended=latest.ended,
+            each=latest.each if len(latest.each) > 1 else (),
+        )
+    )  # fmt: skip
+    if failure:
+        raise StepFailed(failure)
+
+
+def _may_run(actor: Actor, vm: Guest, what: str) -> bool:
+    able = actor.stage.may_run(vm)
+    if not able:
+        actor.note("skipped", f"SEV-ES guests cannot be entered on this host: {vm.name} does not {what}")
+    return able
+
+
+def _sample(actor: Actor, vm: Guest) -> m.Sampled:
+    sampled = actor.stage.fleet.ask(vm.vmm, m.Sample(vm=vm.name)).sampled
+    assert sampled is not None
+    return sampled

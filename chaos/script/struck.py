@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A fault from its application to its undoing, as it stands in the history."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from chaos.fault import Evidence, Fault, Scene
+from chaos.history import Fault as Record
+from chaos.recorder import Recorder
+
+Event = Literal["apply", "evidence", "undo"]
+
+
+@dataclass(slots=True, eq=False)
+class Struck:
+    """`target` is what it strikes. `asked` and `undone` once its evidence was given, and once it was undone."""
+
+    name: str
+    fault: Fault
+    target: str
+    step: int
+    scene: Scene
+    recorder: Recorder
+    asked: bool = False
+    undone: bool = False
+
+    def apply(self) -> None:
+        """Raises OSError, `Unsupported`."""
+        self._write("apply")
+        self.fault.apply(self.scene, self.target)
+        self._ask(self.fault.evidence(self.scene, self.target), final=False)
+
+    def undo(self) -> None:
+        """Ask for the evidence if it was not there yet, and make whole. Once. Raises OSError."""
+        if self.undone:
+            return
+        self.undone = True
+        try:
+            if not self.asked:
+                self._ask(self.fault.evidence(self.scene, self.target), final=True)
+        finally:
+            self._write("undo", detail=self.fault.undo(self.scene, self.target))
+
+    def _ask(self, evidence: Evidence, *, final: bool) -> None:
+        if evidence.struck is None and not final:
+            return
+        self.asked = True
+        self._write("evidence", struck=bool(evidence.struck), detail=evidence.detail)
+
+    def _write(self, event: Event, *, struck: bool | None = None, detail: str = "") -> None:
+        self.recorder.write(
+            Record(
+                t=self.recorder.now(), fault=self.name, event=event, step=self.step, target=self.target, struck=struck,
+                detail=detail,
+            )
+        )  # fmt: skip

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The steps of a script, as data. docs/experiments.md says the same to those who write experiments.
+
+A step with `wait` may be left under way (`wait: false`): the script goes on while it is, until `join`. One operation a
+VM can be under way; it goes by the name of the VM that it is an operation on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+import msgspec
+
+Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9-]{0,40}$", description="lower case, digits, dashes")]
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=600)]
+Ticks = Annotated[int, msgspec.Meta(gt=0, le=1_000_000)]
+Nth = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+
+Phase = Literal["connect", "pause", "send-state", "send-fd", "move", "load-state", "resume", "commit"]
+
+VCPU_RUNNING = "vcpu-running"
+"""The hold that needs no arming: a vCPU inside KVM_RUN keeps its mutex, for which a move waits."""
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class _Step(Part, frozen=True, kw_only=True, tag_field="do"):
+    pass
+
+
+# -- VMs --------------------------------------------------------------------------------------------------
+
+
+class Launch(_Step, frozen=True, kw_only=True, tag="launch"):
+    """Create the VM with its vCPUs, and unless it is plain, take it through INIT, START, UPDATE, MEASURE, FINISH.
+
+    With `finish` off the last two wait for `finish`: the registers of a SEV-ES mirror can be encrypted until then.
+    """
+
+    vm: Name
+    finish: bool = True
+
+
+class Create(_Step, frozen=True, kw_only=True, tag="create"):
+    """Create the VM, with its vCPUs if it is plain, and nothing more: what `launch` begins with."""
+
+    vm: Name
+
+
+class Call(_Step, frozen=True, kw_only=True, tag="call"):
+    """One operation on the VM, by itself: what `launch` is made of, in any order. What the kernel refuses is an answer.
+
+    INIT, COPY and MOVE are what charges and discharges; they have steps of their own where they take two VMs.
+    """
+
+    vm: Name
+    operation: Literal[
+        "init", "launch_start", "launch_update_data", "launch_update_vmsa", "launch_measure", "launch_finish",
+        "guest_status",
+    ]  # fmt: skip
+    wait: bool = True
+
+
+class Finish(_Step, frozen=True, kw_only=True, tag="finish"):
+    """Measure and finish a launch that was left open."""
+
+    vm: Name
+
+
+class Mirror(_Step, frozen=True, kw_only=True, tag="mirror"):
+    """Make `vm` a mirror of `source`: it shares the context, and gets its vCPUs after that. Creates it, unless it was
+    launched as something else, which the kernel then refuses."""
+
+    source: Name
+    vm: Name
+
+
+class Close(_Step, frozen=True, kw_only=True, tag="close"):
+    """Close every file descriptor of the VM."""
+
+    vm: Name
+
+
+# -- the guest --------------------------------------------------------------------------------------------
+
+
+class Run(_Step, frozen=True, kw_only=True, tag="run"):
+    """Let the vCPUs run. The guest leaves to its VMM every `every` ticks (a power of two), or never if 0."""
+
+    vm: Name
+    every: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)] = 1
+
+
+class Count(_Step, frozen=True, kw_only=True, tag="count"):
+    """Wait until the guest has counted `ticks` further, and record its counter."""
+
+    vm: Name
+    ticks: Ticks
+    within: Seconds = 60.0
+
+
+class Pause(_Step, frozen=True, kw_only=True, tag="pause"):
+    """Bring the vCPUs out of the guest."""
+
+    vm: Name
+
+
+# -- moves ------------------------------------------------------------------------------------------------
+
+
+class Migrate(_Step, frozen=True, kw_only=True, tag="migrate"):
+    """The full hand-over of a VMM upgrade: connect, pause, send state, send the VM fd, move, load state, resume,
+    commit. The steps of `before` are carried out just before the phase they are named for."""
+
+    source: Name
+    destination: Name
+    before: dict[Phase, tuple[Step, ...]] = {}
+
+
+class Move(_Step, frozen=True, kw_only=True, tag="move"):
+    """The move alone. It is an operation on its destination, which makes the call."""
+
+    source: Name
+    destination: Name
+    wait: bool = True
+
+
+class Join(_Step, frozen=True, kw_only=True, tag="join"):
+    """Wait for the operation on `vm` that is under way."""
+
+    vm: Name
+    within: Seconds = 30.0
+
+
+# -- holds ------------------------------------------------------------------------------------------------
+
+
+class KernelPlace(Part, frozen=True, kw_only=True):
+    """The entry of a kernel function (docs/kfault.md has the list): the `nth` call that the VMM makes, or anybody if
+    none is named."""
+
+    function: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_.]{0,62}$")]
+    vmm: Name | None = None
+    nth: Nth = 1
+
+
+class FirmwarePlace(Part, frozen=True, kw_only=True):
+    """The `nth` command of this name that the firmware gets: it is not answered until it is released."""
+
+    command: Annotated[str, msgspec.Meta(pattern=r"^[A-Z][A-Z_0-9]{0,40}$")]
+    nth: Nth = 1
+
+
+class PagePlace(Part, frozen=True, kw_only=True):
+    """The page from which the next SEV command on the VM reads its arguments: it is not there until it is released."""
+
+    vm: Name
+
+
+class Arm(_Step, frozen=True, kw_only=True, tag="arm"):
+    """Prepare a hold, to be known by this name: an operation that comes to the place is stopped there. Exactly one
+    place is given."""
+
+    hold: Name
+    kernel: KernelPlace | None = None
+    firmware: FirmwarePlace | None = None
+    page: PagePlace | None = None
+
+
+class Hold(_Step, frozen=True, kw_only=True, tag="hold"):
+    """Wait until the operation on `vm` that is under way is stopped inside the kernel at `at`, and show where.
+
+    vcpu-running needs no arming: a vCPU inside KVM_RUN keeps its mutex. The move has charged its cgroup and moved
+    nothing.
+    """
+
+    vm: Name
+    at: Name = VCPU_RUNNING
+    within: Seconds = 30.0
+
+
+class Release(_Step, frozen=True, kw_only=True, tag="release"):
+    """Let what is stopped at this hold go on, and stop nothing there any more."""
+
+    hold: Name
+
+
+# -- looking ----------------------------------------------------------------------------------------------
+
+
+class Ask(_Step, frozen=True, kw_only=True, tag="ask"):
+    """Ask every file descriptor of the VM, in its own process and beside a live VM, whether it is dead."""
+
+    vm: Name
+
+
+class Status(_Step, frozen=True, kw_only=True, tag="status"):
+    """GUEST_STATUS of the VM's context: handle, policy and state, or the errno."""
+
+    vm: Name
+
+
+class Observe(_Step, frozen=True, kw_only=True, tag="observe"):
+    """Read the counters of every cgroup and the firmware's guest count."""
+
+    label: Name
+
+
+# -- faults -----------------------------------------------------------------------------------------------
+
+
+class Strike(_Step, frozen=True, kw_only=True, tag="fault"):
+    """Break something. `target` names what the fault strikes: a VMM, a VM or a cgroup, as the fault wants it.
+    `options` are the fault's own and checked by it at load."""
+
+    fault: Name
+    target: str = ""
+    options: dict[str, str | int | float | bool] = {}
+
+
+class Undo(_Step, frozen=True, kw_only=True, tag="undo"):
+    """Make whole again what the latest such fault on `target` broke. What is not undone by a step is at the end."""
+
+    fault: Name
+    target: str = ""
+
+
+Step = (
+    Launch | Create | Call | Finish | Mirror | Close | Run | Count | Pause | Migrate | Move | Join
+    | Arm | Hold | Release | Ask | Status | Observe | Strike | Undo
+)  # fmt: skip
+
+
+def walk(script: tuple[Step, ...]) -> Iterator[tuple[int, Step]]:
+    """Each step with its number in the script. Those inside a migration have the migration's."""
+    for number, step in enumerate(script):
+        yield number, step
+        if isinstance(step, Migrate):
+            for inner in step.before.values():
+                for _, below in walk(inner):
+                    yield number, below
