@@ -21,6 +21,7 @@ import msgspec
 from chaos.cgroup.group import Cgroup
 from chaos.history import Done, Exited, Invoke, Value
 from chaos.kvm.fd import OwnedFd
+from chaos.netns.space import Namespace
 from chaos.poll import Loop, TimedOut
 from chaos.recorder import Recorder
 from chaos.vmm.messages import FROM_AGENT, Begun, Exit, FromAgent, Hello, Move, Operation, Question, Reply, Request
@@ -101,8 +102,10 @@ class Fleet:
 
     # -- processes ----------------------------------------------------------------------------------------
 
-    def spawn(self, name: str, cgroup: Cgroup, *, label: str = "", recorded: bool = True) -> Vmm:
-        """Fork a VMM into `cgroup`, which the history knows as `label`. Raises `StepFailed`."""
+    def spawn(
+        self, name: str, cgroup: Cgroup, *, network: Namespace | None = None, label: str = "", recorded: bool = True
+    ) -> Vmm:
+        """Fork a VMM into `cgroup`, which the history knows as `label`, and into `network`. Raises `StepFailed`."""
         pending = Pending(self._number(), "spawn", recorded, name, began=self.recorder.now())
         if recorded:
             args: dict[str, Value] = {"cgroup": label}
@@ -110,7 +113,7 @@ class Fleet:
                 Invoke(t=pending.began, op=pending.op, f="spawn", agent=name, pid=0, step=self.step, args=args)
             )
         with OwnedFd(cgroup.open_procs()) as procs:
-            pid, pidfd, connection = self._server.spawn(name, procs.number)
+            pid, pidfd, connection = self._server.spawn(name, procs.number, network.fd if network else None)
         vmm = Vmm(name, self, pid, pidfd, Channel.adopt(connection, FROM_AGENT), recorded=recorded)
         vmm.pending[pending.op] = pending
         self.loop.watch(vmm.channel.fileno(), lambda: self._hear(vmm))
@@ -119,7 +122,7 @@ class Fleet:
         done = self._await_done(pending, ANSWER_WITHIN)
         if done.outcome != "ok":
             why = os.strerror(done.errno) if done.errno else "it died"
-            raise StepFailed(f"VMM {name} could not be put into its cgroup: {why}")
+            raise StepFailed(f"VMM {name} could not be put into its cgroup and its network: {why}")
         return vmm
 
     def enter(self, vmm: Vmm, cgroup: Cgroup, *, label: str) -> Done:
@@ -257,6 +260,8 @@ class Fleet:
         (pending,) = vmm.pending.values()
         vmm.pending.clear()
         value: dict[str, Value] = {} if hello.errno else {"pid": hello.pid}
+        if hello.network:
+            value["network"] = hello.network
         reply = Reply(id=pending.op, errno=hello.errno, began=pending.began, ended=self.recorder.now(), value=value)
         self._close(pending, reply)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface
 from typing import Any
@@ -66,18 +66,7 @@ def connect(left: End, right: End, *, within: float = WITHIN) -> None:
 
     Raises `HostLacks` (root, or a kernel without veth) or OSError: EEXIST if a name is taken, EINVAL if it is no name.
     """
-    right_fd = right.space.fd
-
-    def add(route: Any) -> None:
-        peer = {"ifname": right.link, "net_ns_fd": right_fd}
-        route.link("add", ifname=left.link, kind="veth", peer=peer)
-
-    try:
-        inside(left.space.fd, add, what=f"make a veth pair {left.link}, {right.link}", within=within)
-    except OSError as error:
-        if error.errno != errno.EOPNOTSUPP:
-            raise
-        raise HostLacks("the kernel has no veth", remedy="modprobe veth, or a kernel with CONFIG_VETH") from error
+    _make(left, right, lambda route: _add(route, left, right), within)
     try:
         for end in (left, right):
             quieten(end, within=within)
@@ -87,17 +76,57 @@ def connect(left: End, right: End, *, within: float = WITHIN) -> None:
         raise
 
 
+def lay(left: End, right: End, addresses: tuple[Interface, Interface], *, within: float = WITHIN) -> None:
+    """Make a veth pair with addresses, over which packets pass when this returns. Undo and errors as of `connect`.
+
+    Each namespace is gone into once, which is most of what this takes. Where it fails a part of it may be left.
+    """
+    mine, others = addresses
+
+    def here(route: Any) -> None:
+        _add(route, left, right)
+        _ready(route, left, mine)
+
+    _make(left, right, here, within)
+    inside(right.space.fd, lambda route: _ready(route, right, others), what=f"set up {right}", within=within)
+    wait_running(left, within=within)
+
+
+def _make(left: End, right: End, body: Callable[[Any], None], within: float) -> None:
+    try:
+        inside(left.space.fd, body, what=f"make a veth pair {left}, {right}", within=within)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        raise HostLacks("the kernel has no veth", remedy="modprobe veth, or a kernel with CONFIG_VETH") from error
+
+
+def _add(route: Any, left: End, right: End) -> None:
+    route.link("add", ifname=left.link, kind="veth", peer={"ifname": right.link, "net_ns_fd": right.space.fd})
+
+
+def _ready(route: Any, end: End, address: Interface) -> None:
+    index = index_of(route, end.link)
+    _quieten(route, index)
+    _assign(route, index, address)
+    route.link("set", index=index, state="up")
+
+
 def quieten(end: End, *, within: float = WITHIN) -> None:
     """Let the link have no IPv6 address that nobody gave it; before it is up. Raises `HostLacks` or OSError."""
+    inside(
+        end.space.fd, lambda route: _quieten(route, index_of(route, end.link)), what=f"keep {end} quiet", within=within
+    )
+
+
+def _quieten(route: Any, index: int) -> None:
+    from pyroute2.netlink.exceptions import NetlinkError
+
     mode = {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", IN6_ADDR_GEN_MODE_NONE)]})]}
-
-    def set_mode(route: Any) -> None:
-        route.link("set", index=index_of(route, end.link), IFLA_AF_SPEC=mode)
-
     try:
-        inside(end.space.fd, set_mode, what=f"keep {end} quiet", within=within)
-    except OSError as error:
-        if error.errno != errno.EAFNOSUPPORT:  # a kernel without IPv6 is quiet anyway
+        route.link("set", index=index, IFLA_AF_SPEC=mode)
+    except NetlinkError as error:
+        if error.code != errno.EAFNOSUPPORT:  # a kernel without IPv6 is quiet anyway
             raise
 
 
@@ -121,12 +150,17 @@ def assign(end: End, address: Interface, *, within: float = WITHIN) -> None:
     stays.
     """
 
-    def add(route: Any) -> None:
-        flags = IFA_F_NODAD if address.version == 6 else 0
-        prefix = address.network.prefixlen
-        route.addr("add", index=index_of(route, end.link), address=str(address.ip), prefixlen=prefix, flags=flags)
+    inside(
+        end.space.fd,
+        lambda route: _assign(route, index_of(route, end.link), address),
+        what=f"give {end} the address {address}",
+        within=within,
+    )
 
-    inside(end.space.fd, add, what=f"give {end} the address {address}", within=within)
+
+def _assign(route: Any, index: int, address: Interface) -> None:
+    flags = IFA_F_NODAD if address.version == 6 else 0
+    route.addr("add", index=index, address=str(address.ip), prefixlen=address.network.prefixlen, flags=flags)
 
 
 def set_up(end: End, up: bool, *, within: float = WITHIN) -> None:

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from chaos.errors import CleanupFailed, HostLacks
-from chaos.netns.link import End, Interface, assign, connect, set_up, wait_running
+from chaos.netns.link import End, Interface, lay, set_up
 from chaos.netns.netlink import GROUP_NSID, Listener, departed, inside
 from chaos.netns.space import WITHIN, Namespace, residents
 
@@ -53,12 +53,9 @@ class Pair:
                 undo.callback(space.close)
                 ends.append(End(space, name))
             left, right = ends
-            connect(left, right, within=within)
-            for end, address in zip(ends, addresses, strict=True):
-                assign(end, address, within=within)
+            for end in ends:
                 set_up(End(end.space, "lo"), True, within=within)
-                set_up(end, True, within=within)
-            wait_running(left, within=within)
+            lay(left, right, addresses, within=within)
             undo.pop_all()
         return cls(left, right, addresses)
 

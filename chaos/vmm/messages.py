@@ -153,10 +153,12 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
-    """The agent's first message: it is in its cgroup, or could not get there."""
+    """The agent's first message: it is in its cgroup and its network namespace, or could not get there. `network` is
+    the inode number of the namespace that it was to enter and finds itself in, 0 if there was none."""
 
     pid: int
     errno: int = 0
+    network: int = 0
 
 
 class Begun(msgspec.Struct, frozen=True, kw_only=True, tag="begun"):
@@ -208,9 +210,11 @@ FROM_AGENT: msgspec.msgpack.Decoder[FromAgent] = msgspec.msgpack.Decoder(FromAge
 
 
 class Spawn(msgspec.Struct, frozen=True, kw_only=True, tag="spawn"):
-    """Brings the agent's end of a socket, and its cgroup's open cgroup.procs."""
+    """Brings the agent's end of a socket, its cgroup's open cgroup.procs, and if it is to have a `network`, the
+    namespace of that."""
 
     name: str
+    network: bool = False
 
 
 class Reap(msgspec.Struct, frozen=True, kw_only=True, tag="reap"):

@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from pathlib import Path
 
-from chaos.errors import InternalError
+from chaos.errors import HostLacks, InternalError
 from chaos.kvm.fd import OwnedFd
+from chaos.netns import space
 from chaos.vmm import agent, drive, process
 from chaos.vmm.messages import (
     FROM_SERVER,
@@ -44,15 +46,17 @@ class ForkServer:
         theirs.close()
         self._channel: Channel[FromServer] = Channel.adopt(ours, FROM_SERVER)
 
-    def spawn(self, name: str, procs: int) -> tuple[int, OwnedFd, OwnedFd]:
-        """Fork an agent into the cgroup whose cgroup.procs is open as `procs`.
+    def spawn(self, name: str, procs: int, network: int | None = None) -> tuple[int, OwnedFd, OwnedFd]:
+        """Fork an agent into the cgroup whose cgroup.procs is open as `procs`, and into a network namespace, if one is
+        open as `network`.
 
         Returns its pid, its pidfd and a socket to it, on which it says Hello first. Raises OSError.
         """
         ours, theirs = pair()
         with theirs:
             try:
-                self._channel.send(Spawn(name=name), (theirs.number, procs))
+                places = (procs,) if network is None else (procs, network)
+                self._channel.send(Spawn(name=name, network=network is not None), (theirs.number, *places))
                 answer, fds = self._receive()
             except BaseException:
                 ours.close()
@@ -107,38 +111,48 @@ def _serve(parent: int, connection: OwnedFd) -> int:
 
 
 def _spawn(channel: Channel[ToServer], message: Spawn, fds: FdSet, children: set[int]) -> None:
-    connection, procs = fds.steal(0), fds.steal(1)
     server = os.getpid()
     try:
-        pid = process.fork(lambda: _be_agent(server, message.name, connection, procs))
+        pid = process.fork(lambda: _be_agent(server, message, fds))
     except OSError as error:
         channel.send(Spawned(pid=0, errno=error.errno or errno.EAGAIN))
         return
     finally:
-        connection.close()
-        procs.close()
+        fds.close()
     children.add(pid)
     with OwnedFd(os.pidfd_open(pid)) as pidfd:
         channel.send(Spawned(pid=pid), (pidfd.number,))
 
 
-def _be_agent(server: int, name: str, connection: OwnedFd, procs: OwnedFd) -> int:
+def _be_agent(server: int, message: Spawn, fds: FdSet) -> int:
     process.die_with(server)
+    connection = fds.steal(0)
     try:
-        os.write(procs.number, b"0")  # before anything that could be charged to anybody
+        _take_place(message, fds)
         number = 0
+    except HostLacks:
+        number = errno.EPERM
     except OSError as error:
         number = error.errno or errno.EIO
-    procs.close()
     process.keep_only((connection.number,))
     process.be_mortal()
     process.allow_many_files()
     drive.install_signal()
     channel: Channel[Request] = Channel.adopt(connection, REQUESTS)
-    channel.send(Hello(pid=os.getpid(), errno=number))
+    network = Path("/proc/self/ns/net").stat().st_ino if message.network else 0
+    channel.send(Hello(pid=os.getpid(), errno=number, network=network))
     if number:
         return 1
-    return agent.serve(name, channel)
+    return agent.serve(message.name, channel)
+
+
+def _take_place(message: Spawn, fds: FdSet) -> None:
+    """Go where the agent belongs, before anything that could be charged to anybody. Raises OSError, `HostLacks`."""
+    with fds.steal(1) as procs:
+        os.write(procs.number, b"0")
+    if message.network:
+        with fds.steal(2) as network:
+            space.enter(network.number)
 
 
 def _reap(message: Reap, children: set[int]) -> Reaped:
