@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """P7, errors: each refusal has its documented errno, in the documented order of checks.
 
-Every move, mirror, INIT and launch command that a kernel has answered is held against the oracle. The promise is about
-refusals, so a run in which nothing was refused shows nothing.
+Every move, mirror, INIT, launch command and GUEST_STATUS that a kernel has answered is held against the oracle. What
+GUEST_STATUS says where a context was moved to is left to P5, which has something to compare it with. The promise is
+about refusals, so a run in which nothing was refused shows nothing.
 """
 
 from __future__ import annotations
@@ -13,27 +14,25 @@ from chaos.checkers.contract import Contract, Judged
 from chaos.checkers.evidence import Evidence, combine, deviated, errname, held, unknown
 from chaos.experiment import Experiment
 from chaos.history import History, Kernel
-from chaos.ledger import WATCHED
 from chaos.oracle import Answer
 from chaos.verdict import Verdict
 from chaos.world import argument
 
 PROMISE = "P7"
-JUDGED = WATCHED - {"guest_status"}  # what a status may answer is the question of P4 and P5
 TIMED_OUT = "timed out, disabling PSP"  # drivers/crypto/ccp/sev-dev.c
 _ASKS_NO_FIRMWARE = frozenset({"move", "mirror"})
 
 
 def check(experiment: Experiment, history: History) -> Verdict:
-    contract = Contract(Evidence(history))
+    evidence = Evidence(history)
+    contract = Contract(evidence)
     if contract.gap:
         return unknown(PROMISE, contract.gap)
     silent = any(isinstance(record, Kernel) and TIMED_OUT in record.text for record in history.records)
-    judged = [each for each in contract.judged() if each.invoke.f in JUDGED]
-    parts = [
-        _judged(each) for each in judged if not _as_allowed(each, silent=silent) or (each.gap and each.answer.errno)
-    ]
-    refused = [each for each in judged if each.answer.errno and not each.gap and _as_allowed(each, silent=silent)]
+    judged = [each for each in contract.judged() if not _is_left_to_p5(evidence, each)]
+    wrong = [each for each in judged if not _as_allowed(each, silent=silent) or (each.gap and each.answer.errno)]
+    parts = [_judged(evidence, each) for each in wrong]
+    refused = [each for each in judged if each.answer.errno and each not in wrong]
     if refused:
         told = ", ".join(f"{_named(each)}: {errname(each.answer.errno)}" for each in refused[:3])
         more = f", and {len(refused) - 3} more" if len(refused) > 3 else ""
@@ -49,16 +48,26 @@ def _as_allowed(each: Judged, *, silent: bool) -> bool:
     return each.fits or unheard
 
 
-def _judged(each: Judged) -> Verdict:
+def _is_left_to_p5(evidence: Evidence, each: Judged) -> bool:
+    vm = argument(each.invoke, "vm")
+    moved_to = (move.destination == vm and move.invoke.seq < each.invoke.seq for move in evidence.moves)
+    return each.invoke.f == "guest_status" and any(moved_to)
+
+
+def _judged(evidence: Evidence, each: Judged) -> Verdict:
     records = (each.invoke, each.done)
     if each.gap:
         return unknown(PROMISE, f"{_named(each)} answered {errname(each.answer.errno)}: {each.gap}", records)
+    # A mirror has refusals of its own kind, and no finding about them may excuse those of other VMs.
+    worlds = evidence.ledger.during.get(each.invoke.op, frozenset())
+    mirror = all(world.mirror(argument(each.invoke, "vm")) for world in worlds)
+    kind = f"{each.invoke.f}-of-mirror" if mirror else each.invoke.f
     seen, due = _said(each.answer), sorted({_said(answer) for answer in each.allowed})
     return deviated(
         PROMISE,
         f"{_named(each)} answered {seen} where {' or '.join(due)} was due",
         records,
-        signature=f"{each.invoke.f}:{seen}-for-{'-or-'.join(due)}".replace(" ", "-"),
+        signature=f"{kind}:{seen}-for-{'-or-'.join(due)}".replace(" ", "-"),
         expected=" or ".join(due),
         seen=seen,
     )

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from errno import EBUSY, EINVAL, EIO, ENOTTY, ETIMEDOUT
+from errno import EBADF, EBUSY, EINVAL, EIO, ENOTTY, ETIMEDOUT
 
 import msgspec
 import pytest
@@ -100,3 +100,31 @@ def test_p7_without_its_witness() -> None:
     b.do("mirror", "source", vm="second", source="none")
     b.do("mirror", "source", vm="second", source="none", error=EINVAL)
     assert "succeeded at record" in verdict_of("P7", b.finish()).reason
+
+
+def mirror_asked(f: str, *, error: int, moved: bool = False) -> History:
+    """A mirror in another process than its owner's, which is moved back there perhaps; then it is asked something."""
+    b = begun()
+    b.launch("owner", "source", "sev_es" if f == "launch_update_vmsa" else "sev")
+    b.do("create", "destination", vm="mirror", kind="mirror", vcpus=1, memory="guest")
+    b.do("send_fd", "source", vm="owner", to="destination")
+    b.do("mirror", "destination", vm="mirror", source="owner")
+    if moved:
+        b.launch("new", "source")
+        b.do("send_fd", "destination", vm="mirror", to="source")
+        b.move("mirror", "new", "source")
+    vm, agent = ("new", "source") if moved else ("mirror", "destination")
+    b.do(f, agent, vm=vm, error=error)
+    return b.finish()
+
+
+@pytest.mark.parametrize("f", ["launch_update_vmsa", "guest_status"])
+def test_p7_of_a_mirror_says_that_it_is_one(f: str) -> None:
+    verdict = verdict_of("P7", mirror_asked(f, error=EBADF))
+    assert (verdict.outcome, verdict.signature) == (DEVIATED, f"{f}-of-mirror:EBADF-for-EIO-of-the-firmware-or-ok")
+    assert verdict_of("P7", mirror_asked(f, error=0)).outcome is UNKNOWN
+
+
+def test_p7_leaves_the_status_after_a_move_to_p5() -> None:
+    verdict = verdict_of("P7", mirror_asked("guest_status", error=EBADF, moved=True))
+    assert (verdict.outcome, verdict.reason.partition(",")[0]) == (UNKNOWN, "none of 7 operations was refused")
