@@ -21,6 +21,7 @@ import msgspec
 from chaos.cgroup.group import Cgroup
 from chaos.history import Done, Exited, Invoke, Value
 from chaos.kvm.fd import OwnedFd
+from chaos.native import VcpuThread, read_vcpu
 from chaos.netns.space import Namespace
 from chaos.poll import Loop, TimedOut
 from chaos.recorder import Recorder
@@ -63,7 +64,10 @@ class Pending:
 
 @dataclass(slots=True, eq=False)
 class Vmm:
-    """A VMM process as the runner holds it; what a fault is given as its victim."""
+    """A VMM process as the runner holds it; what a fault is given as its victim.
+
+    `boards` are the memory files of vCPUs that are in the guest, by VM.
+    """
 
     name: str
     fleet: Fleet
@@ -73,6 +77,17 @@ class Vmm:
     recorded: bool = True
     status: int | None = None
     pending: dict[int, Pending] = field(default_factory=dict)
+    boards: dict[str, tuple[OwnedFd, ...]] = field(default_factory=dict)
+
+    def watch(self, vm: str, vcpus: int) -> tuple[int, ...]:
+        """Memory files for a stay of this VM's vCPUs in the guest; what they say last is read if the process ends."""
+        self.unwatch(vm)
+        self.boards[vm] = tuple(VcpuThread.memory() for _ in range(vcpus))
+        return tuple(board.number for board in self.boards[vm])
+
+    def unwatch(self, vm: str) -> None:
+        for board in self.boards.pop(vm, ()):
+            board.close()
 
     @property
     def alive(self) -> bool:
@@ -295,5 +310,10 @@ class Fleet:
         for pending in left.values():
             self._close(pending, None)
         vmm.status = self._server.reap(vmm.pid)
+        last = {vm: tuple(read_vcpu(board.number).last_tick for board in boards) for vm, boards in vmm.boards.items()}
+        for vm in last:
+            vmm.unwatch(vm)
         if vmm.recorded:
-            self.recorder.write(Exited(t=self.recorder.now(), agent=vmm.name, pid=vmm.pid, status=vmm.status))
+            self.recorder.write(
+                Exited(t=self.recorder.now(), agent=vmm.name, pid=vmm.pid, status=vmm.status, last_ticks=last)
+            )

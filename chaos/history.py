@@ -16,7 +16,8 @@ Operations, by `f`, with their arguments and, after the arrow, what `value` hold
     launch_start {vm, policy}           → {handle}
     launch_update_data {vm, lanes}, launch_update_vmsa {vm}, launch_measure {vm} → {measure}, launch_finish {vm}
     guest_status {vm}                   → {handle, policy, state}
-    run {vm, every}, pause {vm}         vCPUs in and out of the guest
+    run {vm, every}                     vCPUs into the guest
+    pause {vm}                          and out of it → {last_ticks}: when each last ticked, 0 for never
     get_state {vm}                      the state of every vCPU, read at the source → {vcpus, bytes}
     set_state {vm}                      and given at the destination, which reads it again → {vcpus, differs}: what is
                                         not as it was given, as "vcpu 1: msr 0x174"
@@ -132,7 +133,11 @@ class Observation(_Record, frozen=True, kw_only=True):
 class Counted(_Record, frozen=True, kw_only=True):
     """The guest's own counter, read at `where`. `stale` counts ticks at which its memory did not hold what its
     registers said. `ended` is why it stopped by itself, "" if it did not: how KVM_RUN failed, or its exit reason.
-    Of several vCPUs each has a counter (`each`), and `ticks` is the least."""
+    Of several vCPUs each has a counter (`each`), and `ticks` is the least.
+
+    `first_ticks` and `last_ticks` are when each vCPU told its counter first and last in this stay in the guest, read
+    right after it came out with it; 0 if it has not. From the last tick at the source to the first at the destination
+    the guest stood still."""
 
     vm: str
     agent: str
@@ -142,6 +147,8 @@ class Counted(_Record, frozen=True, kw_only=True):
     stale: Int = 0
     ended: str = ""
     each: tuple[Int, ...] = ()
+    first_ticks: tuple[Int, ...] = ()
+    last_ticks: tuple[Int, ...] = ()
 
 
 class Filled(_Record, frozen=True, kw_only=True):
@@ -180,11 +187,13 @@ class Fault(_Record, frozen=True, kw_only=True):
 
 
 class Exited(_Record, frozen=True, kw_only=True):
-    """A VMM process is gone and reaped. `status` is its exit code, or minus the signal that ended it."""
+    """A VMM process is gone and reaped. `status` is its exit code, or minus the signal that ended it. Of the VMs that
+    were in the guest then, `last_ticks` has by VM when each vCPU last ticked, 0 for never."""
 
     agent: str
     pid: Int
     status: Int
+    last_ticks: dict[str, tuple[Int, ...]] = {}
 
 
 class Firmware(_Record, frozen=True, kw_only=True):

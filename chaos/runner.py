@@ -46,6 +46,7 @@ from chaos.fleet import Fleet, StepFailed
 from chaos.history import End, Filled, Header, Kernel
 from chaos.kmsg import KernelLog, Lost
 from chaos.kvm.sev import Platform
+from chaos.native import library
 from chaos.observe import Observer
 from chaos.poll import LOOK_AGAIN, Loop, TimedOut
 from chaos.recorder import OutsideGone, Recorder
@@ -155,6 +156,7 @@ class Run:
 
     def _in_cgroup(self, host: Surveyed, root: Cgroup, stack: ExitStack) -> None:
         """Everything between Header and End."""
+        library.load()
         require(host, self.paths, self.order.experiment.keys, self.order.experiment.types)
         platform = self._platform(stack)
         foreign = 0 if host.is_lab else foreign_guests(root, platform)
@@ -311,6 +313,8 @@ def main(argv: Sequence[str]) -> int:
         signal.signal(number, _interrupt)
     try:
         with ExitStack() as stack:
+            with contextlib.suppress(HostLacks):  # told when a run needs it
+                library.load()
             # The runner has one thread here, and nothing open that its children should not have.
             warden = Warden()
             stack.callback(warden.dismiss)

@@ -89,7 +89,8 @@ class Stage:
         return done
 
     def enter(self, guest: Guest, every: int, *, phase: str = "") -> Done:
-        done = self.do(guest, Run(vm=guest.name, every=every), phase=phase)
+        boards = guest.vmm.watch(guest.name, guest.spec.vcpus)
+        done = self.do(guest, Run(vm=guest.name, every=every), phase=phase, fds=boards)
         if done.outcome == "ok":
             guest.every = every
         return done
@@ -97,12 +98,14 @@ class Stage:
     def leave(self, guest: Guest, *, phase: str = "") -> Done:
         done = self.do(guest, Pause(vm=guest.name), phase=phase)
         guest.every = None
+        guest.vmm.unwatch(guest.name)
         return done
 
     def close(self, guest: Guest) -> Done:
         done = self.do(guest, Close(vm=guest.name))
         guest.created = done.outcome != "ok"
         guest.every = None
+        guest.vmm.unwatch(guest.name)
         return done
 
     def may_run(self, guest: Guest) -> bool:

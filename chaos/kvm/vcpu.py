@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 from collections.abc import Mapping as Pairs
 from collections.abc import Sequence
 from typing import TypeVar
 
-from chaos.kvm.call import KernelError, attempt, ioctl
+from chaos.kvm.call import attempt, ioctl
 from chaos.kvm.fd import Mapping, OwnedFd
 from chaos.kvm.numbers import Ioctl
 from chaos.kvm.structs import Cpuid, DebugRegs, Fpu, Lapic, MpState, Msrs, Regs, Run, Sregs, VcpuEvents, Xcrs, Xsave
@@ -29,26 +28,9 @@ class Vcpu:
         assert self._area.start
         return self._run
 
-    def data(self, offset: int, length: int) -> bytes:
-        """Bytes of the shared area, where KVM_EXIT_IO puts what the guest wrote."""
-        return self._area.read(offset, length)
-
     def run(self) -> int:
         """Enter the guest until it leaves to the VMM: 0, or the errno (EINTR: a signal or `immediate_exit`)."""
         return attempt(self.fd.number, Ioctl.KVM_RUN)[1]
-
-    def complete(self) -> None:
-        """Finish the instruction the guest left with, without entering it; before this its registers are not whole.
-
-        Raises `KernelError` if the kernel says anything but EINTR, which is how it says "done".
-        """
-        self._run.immediate_exit = 1
-        try:
-            error = self.run()
-        finally:
-            self._run.immediate_exit = 0
-        if error not in (0, errno.EINTR):
-            raise KernelError(error, "KVM_RUN")
 
     def set_cpuid(self, cpuid: Cpuid) -> None:
         ioctl(self.fd.number, Ioctl.KVM_SET_CPUID2, ctypes.byref(cpuid))

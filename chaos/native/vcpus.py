@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import os
 from dataclasses import dataclass, field
 
 from chaos.kvm.fd import OwnedFd
@@ -46,8 +45,7 @@ class Left:
         """Why it ended by itself; "" if it was stopped."""
         match self.why:
             case Why.FAILED:
-                name = errno.errorcode.get(self.detail, str(self.detail))
-                return f"KVM_RUN: {name}: {os.strerror(self.detail)}"
+                return f"KVM_RUN: {errno.errorcode.get(self.detail, self.detail)}"
             case Why.EXITED:
                 return exit_name(self.detail)
             case Why.PORT:
@@ -66,7 +64,8 @@ class VcpuThread:
     stale_port: int
     ticks: int = 0
 
-    def memory(self) -> OwnedFd:
+    @staticmethod
+    def memory() -> OwnedFd:
         """A memory file for one start, which another process can read with `read_vcpu` if this one is killed."""
         return new_memory((0,))
 
@@ -110,6 +109,13 @@ class RunningVcpu:
     def join(self, within: float) -> Left:
         """Wait at most `within` seconds for the vCPU to leave. Raises TimeoutError; it may be joined again then."""
         self._crew.join(within, lambda: f"thread {self.tid} is in KVM_RUN")
+        return self._left()
+
+    def left(self) -> Left | None:
+        """How it left, None while it has not."""
+        return self._left() if self.wait(0) else None
+
+    def _left(self) -> Left:
         report = self._report()
         return Left(_seen(report), Why(report.why), report.detail)
 

@@ -3,7 +3,7 @@
 
     runner ──── Spawn, Reap ───▶ server.ForkServer ──── fork ───▶ agent.Agent
        │                                                             ▲   │
-       └──── client.Vmm: Request, Begun, Reply over `wire` ──────────┘   ├── drive.Driver   a vCPU's thread
+       └──── client.Vmm: Request, Begun, Reply over `wire` ──────────┘   ├── drive.Driver   a vCPU, on a native thread
                                                                          └── peer.Peer      the other end of a migration
                                                                              (state and the VM's descriptor)
 

@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from typing import TypeVar
 
 from chaos.errors import InternalError
 from chaos.experiment import Kind
@@ -31,6 +32,7 @@ from chaos.vmm.machine import Host, Machine
 from chaos.vmm.messages import Operation, Question, Reply, Request
 from chaos.vmm.wire import Channel, Ended, FdSet
 
+T = TypeVar("T")
 Body = Callable[[], dict[str, Value]]
 
 
@@ -115,6 +117,9 @@ class Agent:
             case m.Connect():
                 machine = self._machine(do.vm)
                 _wrapped(lambda: machine.peer.connect(fds.steal()))
+            case m.Run():
+                team = self._machine(do.vm).runnable
+                _wrapped(lambda: team.resume(do.every, fds.numbers))
             case m.Mirror():
                 mirror = self._machine(do.vm)
                 with mirror.fd_of(do.source, do.vm) as owner:
@@ -189,11 +194,11 @@ class Agent:
 
 OnMachine = (
     m.Init | m.LaunchStart | m.LaunchUpdateData | m.LaunchUpdateVmsa | m.LaunchMeasure | m.LaunchFinish | m.Status
-    | m.Run | m.Pause | m.GetState | m.SetState | m.SendFd | m.Commit
+    | m.Pause | m.GetState | m.SetState | m.SendFd | m.Commit
 )  # fmt: skip
 
 
-def _on_machine(machine: Machine, do: OnMachine) -> dict[str, Value]:  # noqa: PLR0912 - a table
+def _on_machine(machine: Machine, do: OnMachine) -> dict[str, Value]:  # noqa: PLR0911 - a table
     match do:
         case m.Init():
             machine.init(do.key)
@@ -209,10 +214,8 @@ def _on_machine(machine: Machine, do: OnMachine) -> dict[str, Value]:  # noqa: P
             machine.sev.launch_finish()
         case m.Status():
             return machine.guest_status()
-        case m.Run():
-            _wrapped(lambda: machine.runnable.resume(do.every))
         case m.Pause():
-            _wrapped(machine.runnable.pause)
+            return _wrapped(machine.pause)
         case m.GetState():
             return machine.get_state()
         case m.SetState():
@@ -224,12 +227,12 @@ def _on_machine(machine: Machine, do: OnMachine) -> dict[str, Value]:  # noqa: P
     return {}
 
 
-def _wrapped(body: Callable[[], None]) -> None:
+def _wrapped(body: Callable[[], T]) -> T:
     """An operation that is no single system call: what is measured is all of it."""
     began = time.monotonic_ns()
     mark(began, began)
     try:
-        body()
+        return body()
     finally:
         mark(began, time.monotonic_ns())
 

@@ -154,7 +154,15 @@ class Machine:
     def sample(self) -> Sampled:
         team = self.runnable
         each, where = team.sample()
-        return Sampled(ticks=min(each), each=each, stale=team.stale, where=where, ended=team.ended)
+        return Sampled(
+            ticks=min(each), each=each, stale=team.stale, where=where, ended=team.ended,
+            first_ticks=tuple(seen.first_tick for seen in team.seen), last_ticks=team.last_ticks,
+        )  # fmt: skip
+
+    def pause(self) -> dict[str, Value]:
+        """When each vCPU last ticked."""
+        self.runnable.pause()
+        return {"last_ticks": list(self.runnable.last_ticks)}
 
     # -- the hand-over ------------------------------------------------------------------------------------
 

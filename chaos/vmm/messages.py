@@ -61,6 +61,8 @@ class Status(_Operation, frozen=True, kw_only=True, tag="guest_status"):
 
 
 class Run(_Operation, frozen=True, kw_only=True, tag="run"):
+    """May bring a memory file for each vCPU (`chaos.native`), so that what the guest says can be read elsewhere."""
+
     vm: str
     every: int
 
@@ -170,13 +172,16 @@ class Begun(msgspec.Struct, frozen=True, kw_only=True, tag="begun"):
 
 class Sampled(msgspec.Struct, frozen=True, kw_only=True):
     """`each` vCPU's ticks since the guest's start, and the least of them; `where` is "exit" (they said so) or
-    "registers"; `ended` why one runs no more."""
+    "registers"; `ended` why one runs no more. `first_ticks` and `last_ticks` are when each vCPU said its first and its
+    last of this stay in the guest (CLOCK_MONOTONIC ns, 0: none yet), or of the one before if it is out."""
 
     ticks: int
     each: tuple[int, ...]
     stale: int
     where: str
     ended: str = ""
+    first_ticks: tuple[int, ...] = ()
+    last_ticks: tuple[int, ...] = ()
 
 
 class Filled(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ from pathlib import Path
 from chaos.errors import HostLacks, InternalError
 from chaos.kvm.fd import OwnedFd
 from chaos.netns import space
-from chaos.vmm import agent, drive, process
+from chaos.vmm import agent, process
 from chaos.vmm.messages import (
     FROM_SERVER,
     REQUESTS,
@@ -137,7 +137,6 @@ def _be_agent(server: int, message: Spawn, fds: FdSet) -> int:
     process.keep_only((connection.number,))
     process.be_mortal()
     process.allow_many_files()
-    drive.install_signal()
     channel: Channel[Request] = Channel.adopt(connection, REQUESTS)
     network = Path("/proc/self/ns/net").stat().st_ino if message.network else 0
     channel.send(Hello(pid=os.getpid(), errno=number, network=network))

@@ -36,6 +36,11 @@ class FdSet:
     def __len__(self) -> int:
         return sum(fd.is_open for fd in self._fds)
 
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Of those that were not stolen, in order."""
+        return tuple(fd.number for fd in self._fds if fd.is_open)
+
     def steal(self, index: int = 0) -> OwnedFd:
         """Take one out; the caller owns it. Raises `InternalError` if it did not come or was taken already."""
         if index >= len(self._fds):

@@ -454,7 +454,7 @@ def test_a_vcpu_that_cannot_run_says_so(pipe: tuple[int, int]) -> None:
         left = vcpu.start(memory=memory.number).join(WITHIN)
         assert read_vcpu(memory.number) == left.seen
     assert (left.why, left.detail) == (Why.FAILED, errno.ENOTTY)
-    assert left.reason == "KVM_RUN: ENOTTY: Inappropriate ioctl for device"
+    assert left.reason == "KVM_RUN: ENOTTY"
     assert (left.seen.ticks, left.seen.exits, left.seen.first_tick) == (7, 0, 0)
 
 
@@ -464,9 +464,11 @@ def test_a_vcpu_can_wait_for_a_moment_and_be_stopped_before_it(pipe: tuple[int, 
     running = vcpu.start(at=time.monotonic_ns() + 3600_000_000_000)
     with pytest.raises(TimeoutError, match=f"thread {running.tid} is in KVM_RUN"):
         running.join(0)
+    assert running.left() is None
     running.stop()
     assert area[1] == b"\1"  # immediate_exit, until the join
-    running.join(WITHIN)
+    assert running.wait(WITHIN)
+    assert running.left() == running.join(WITHIN) == running.left()
     assert area[1] == b"\0"
 
 

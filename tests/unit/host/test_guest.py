@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chaos.vmm import guest
-from chaos.vmm.drive import unwrapped
 from tests.unit.host.interpreter import Cpu
 
 LANE = 3
@@ -152,8 +151,3 @@ def test_the_listing_is_what_a_disassembler_says(tmp_path: Path) -> None:
     mnemonics = [line.split("\t")[2].split()[0] for line in said.splitlines() if line.count("\t") >= 2]
     ours = [re.findall(r"[a-z]+", line.split(";")[0][31:].split(":")[-1])[0] for line in guest.listing().splitlines()]
     assert [{"jnz": "jne"}.get(name, name) for name in ours] == mnemonics
-
-
-@given(st.integers(0, 1 << 40), st.integers(0, 0xFFFFFFFE))
-def test_a_low_half_is_unwrapped(before: int, further: int) -> None:
-    assert unwrapped(before, (before + further) % (1 << 32)) == before + further

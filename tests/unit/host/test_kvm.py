@@ -12,6 +12,7 @@ from chaos.experiment import Kind
 from chaos.kvm import sev
 from chaos.kvm.call import KernelError
 from chaos.kvm.system import API_VERSION, System
+from chaos.native import VcpuThread, read_vcpu
 from chaos.vmm import drive, guest
 from chaos.vmm.ask import VCPU_QUESTIONS, VM_QUESTIONS, ask
 from chaos.vmm.machine import Host, Machine
@@ -29,7 +30,6 @@ def host() -> Iterator[Host]:
         system = System.open()
     except OSError as error:
         pytest.skip(f"no KVM here: {error}")
-    drive.install_signal()
     yield Host(system)
     system.close()
 
@@ -109,6 +109,46 @@ def test_a_page_that_was_lost_is_noticed_by_the_vcpu_whose_it_is(make: Make) -> 
     deadline = time.monotonic() + SECONDS
     while not machine.sample().stale:
         assert time.monotonic() < deadline
+
+
+def test_the_counter_goes_on_when_its_low_half_wraps(make: Make) -> None:
+    machine = make()
+    near = (1 << 32) - 200
+    registers = machine.vcpus[0].regs()
+    registers.rbx = near
+    machine.vcpus[0].set_regs(registers)
+    machine.memory.write(guest.LANES_AT, guest.pattern(near))
+    machine.runnable.resume(4)
+    assert counted(machine, 400) > 1 << 32
+    machine.runnable.pause()
+    assert machine.sample().ticks > 1 << 32
+
+
+def test_the_first_and_the_last_tick_of_a_stay_are_told_and_can_be_read_elsewhere(make: Make) -> None:
+    machine = make(2)
+    began = time.monotonic_ns()
+    for _ in range(2):
+        with VcpuThread.memory() as one, VcpuThread.memory() as other:
+            machine.runnable.resume(1, (one.number, other.number))
+            counted(machine, 10)
+            sampled = machine.sample()
+            value = machine.pause()
+            ended = time.monotonic_ns()
+            read = [read_vcpu(board.number) for board in (one, other)]
+        out = machine.sample()
+        assert out.first_ticks == sampled.first_ticks == tuple(seen.first_tick for seen in read)
+        assert value == {"last_ticks": list(out.last_ticks)} == {"last_ticks": [seen.last_tick for seen in read]}
+        for first, early, last in zip(out.first_ticks, sampled.last_ticks, out.last_ticks, strict=True):
+            assert began < first <= early <= last < ended
+        began = ended
+
+
+def test_a_guest_that_never_leaves_tells_no_tick(make: Make) -> None:
+    machine = make()
+    machine.runnable.resume(0)
+    counted(machine, 100)
+    assert machine.pause() == {"last_ticks": [0]}
+    assert machine.sample().first_ticks == (0,)
 
 
 def test_stopping_right_after_starting_loses_no_signal(make: Make) -> None:
