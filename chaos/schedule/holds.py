@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chaos.kvm.numbers import Ioctl
+from chaos.symbols import base_name
 
 SYS_IOCTL = 16  # x86-64
 
@@ -94,8 +95,3 @@ def parse_syscall(text: str) -> tuple[int, ...]:
     if len(fields) < 7 or fields[0] == "-1":
         return ()
     return tuple(int(field, 0) for field in fields[:7])
-
-
-def base_name(function: str) -> str:
-    """Without what a compiler appended: `f.constprop.0` is f."""
-    return function.split(".", 1)[0]

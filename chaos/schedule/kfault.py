@@ -30,6 +30,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from chaos import symbols
 from chaos.errors import ExitCode, HostLacks, InternalError, SevchaosError, Unsupported, UsageError
 from chaos.kvm.fd import OwnedFd
 from chaos.schedule.holds import Sleeper, look
@@ -206,14 +207,6 @@ def arming(action: Action, function: str, *, argument: int | None, nth: int, tim
     return " ".join(words)
 
 
-def variants(function: str, kallsyms: Iterable[str]) -> tuple[str, ...]:
-    """The names under which a compiler has put whole copies of `function`, from lines of /proc/kallsyms. Parts of one
-    (`.cold`, `.part.0`) have no entry of their own that a caller could be stopped at."""
-    wanted = re.compile(re.escape(function) + r"(\.(constprop|isra|llvm)\.\d+)+")
-    names = (line.split()[2] for line in kallsyms if function in line)
-    return tuple(sorted({name for name in names if wanted.fullmatch(name)}))
-
-
 class Kfault:
     """One open /proc/kfault. `log` keeps every event that was read, in order."""
 
@@ -238,9 +231,8 @@ class Kfault:
 
     def require(self, function: str) -> None:
         """Raises `Unsupported` if this kernel has no such function to be stopped at."""
-        with (self._proc / "kallsyms").open() as lines:
-            there = any(line.split()[2] == function for line in lines if function in line)
-        if not there and len(self._variants(function)) != 1:
+        found = self._copies(function)
+        if function not in found and len(found) != 1:
             raise Unsupported(
                 f"this kernel has no function {function} to be stopped at: it was inlined, or is another version's",
                 remedy="docs/kfault.md says which functions which kernel has",
@@ -263,8 +255,8 @@ class Kfault:
         try:
             self._write(command)
         except OSError as error:
-            found = self._variants(function) if error.errno == errno.ENOENT else ()
-            if len(found) != 1:
+            found = self._copies(function) if error.errno == errno.ENOENT else ()
+            if len(found) != 1 or function in found:
                 raise Refused(f"{action} {function}", error.errno or 0) from None
             return self._arm(action, found[0], argument, nth, times, pid)
         # Only arming makes this event, and every earlier one has been claimed here.
@@ -276,9 +268,8 @@ class Kfault:
         self._armed[slot.number] = slot
         return slot
 
-    def _variants(self, function: str) -> tuple[str, ...]:
-        with (self._proc / "kallsyms").open() as lines:
-            return variants(function, lines)
+    def _copies(self, function: str) -> tuple[str, ...]:
+        return symbols.copies(function, symbols.kallsyms(self._proc))
 
     # -- what is armed ------------------------------------------------------------------------------------
 

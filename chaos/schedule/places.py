@@ -12,6 +12,7 @@ from typing import Protocol
 from chaos.schedule import holds
 from chaos.schedule.holds import Sleeper
 from chaos.schedule.kfault import Happening, Kfault, Slot
+from chaos.symbols import base_name
 
 
 class Place(Protocol):
@@ -56,7 +57,7 @@ class KernelEntry:
 
     @property
     def function(self) -> str:
-        return holds.base_name(self.slot.function)
+        return base_name(self.slot.function)
 
     def stops(self, sleeper: Sleeper, tid: int) -> bool:
         """The module says that the thread came here, and the kernel that it sleeps in the module."""

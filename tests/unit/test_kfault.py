@@ -28,9 +28,9 @@ from chaos.schedule.kfault import (
     Refused,
     arming,
     parse_event,
-    variants,
     whereabouts,
 )
+from chaos.symbols import copies
 from tests.kfault_manual import manual_table
 
 LINE = b"event=reached slot=3 action=hold function=sev_x.isra.0 pid=71 tid=72 call=4 ns=5312345678 lost=0\n"
@@ -153,7 +153,7 @@ def test_what_nobody_can_arm(function: str, argument: int | None, nth: int, time
         arming(Action.DELAY, function, argument=argument, nth=nth, times=times, pid=pid)
 
 
-def test_variants_are_whole_copies() -> None:
+def test_copies_are_whole() -> None:
     kallsyms = """\
 ffffffffc0001000 t sev_f.constprop.0\t[kvm_amd]
 ffffffffc0001100 t sev_f.isra.0.constprop.1\t[kvm_amd]
@@ -164,8 +164,9 @@ ffffffffc0001500 t __pfx_sev_f.constprop.0\t[kvm_amd]
 ffffffffc0001600 t sev_fun.constprop.0\t[kvm_amd]
 ffffffffc0001700 t sev_f.constprop.0\t[other]
 """
-    assert variants("sev_f", kallsyms.splitlines()) == ("sev_f.constprop.0", "sev_f.isra.0.constprop.1")
-    assert variants("sev_", kallsyms.splitlines()) == ()
+    assert copies("sev_f", kallsyms) == ("sev_f.constprop.0", "sev_f.isra.0.constprop.1")
+    assert copies("sev_fun.constprop", kallsyms) == copies("sev_", kallsyms) == ()
+    assert copies("g", f"{kallsyms}ffffffffc0001800 T g\nffffffffc0001900 t g.isra.1\n") == ("g", "g.isra.1")
 
 
 # -- the client, against a module made of a socket -------------------------------------------------------------
