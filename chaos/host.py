@@ -3,7 +3,8 @@
 
     async with host.open(console) as session:        what the machine lacks is said here, before a run begins
         await session.carry_out(order, record=…, timeout=…)
-        await session.carry_out(another, …)           on the same kernel, which may remember the first
+        if not session.spent:
+            await session.carry_out(another, …)       on the same kernel, which may remember the first
 
 The records are written down by the caller as they come, outside the lab: a kernel that panics costs the run, never
 its record.
@@ -22,10 +23,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from chaos import history
+from chaos import history, outside
 from chaos.errors import HostLacks, LabFailed, LabHung, SevchaosError
 from chaos.experiment import Order
 from chaos.history import End, Note, Record
+from chaos.outside import Answer, Question, Refused
 from chaos.store import Host as Description
 
 if TYPE_CHECKING:
@@ -36,10 +38,15 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 Write = Callable[[Record], None]
+Answerer = Callable[[Question], Awaitable[Answer]]
 RUNNER = "chaos.runner"
 
 
 class Session(Protocol):
+    @property
+    def spent(self) -> str:
+        """Why no further order should be given, "" if one may: a fault that nothing undoes is left in the host."""
+
     async def carry_out(self, order: Order, *, record: Write, timeout: float) -> None:
         """Carry out one order; `record` gets each record as it comes.
 
@@ -57,22 +64,27 @@ class Host(Protocol):
         """
 
 
-class _Conversation:
-    """One runner: orders in on its stdin, records out on its stdout, what went wrong on its stderr."""
+class Conversation:
+    """One runner: orders and answers in on its stdin, records and questions out on its stdout, what went wrong on its
+    stderr."""
 
     def __init__(self) -> None:
-        self._orders: asyncio.Queue[bytes] = asyncio.Queue()
+        self._input: asyncio.Queue[bytes] = asyncio.Queue()
         self._rest = b""
         self._record: Write = lambda entry: None
+        self._answer: Answerer = not_ours
         self._end: asyncio.Future[End] | None = None
         self.words = ""
 
     async def stdin(self) -> bytes:
-        return await self._orders.get()
+        return await self._input.get()
 
     async def stdout(self, data: bytes) -> None:
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
+            if outside.is_question(line):
+                self._input.put_nowait(outside.encode(await self._answer(outside.decode(line))))
+                continue
             entry = history.decode(line)
             if isinstance(entry, End) and self._end is not None:
                 self._end.set_result(entry)
@@ -82,11 +94,18 @@ class _Conversation:
     async def stderr(self, data: bytes) -> None:
         self.words = (self.words + data.decode(errors="replace"))[-4000:]
 
-    async def ask(self, order: Order, record: Write, runner: asyncio.Task[int], timeout: float) -> End:
-        """The End of the order, which is not given to `record`: others may have something to say before it."""
+    def listen(self, record: Write, answer: Answerer) -> None:
+        """Give records to the one, and questions to the other."""
         self._record = record
+        self._answer = answer
+
+    async def ask(
+        self, order: Order, record: Write, runner: asyncio.Task[int], timeout: float, *, answer: Answerer
+    ) -> End:
+        """The End of the order, which is not given to `record`: others may have something to say before it."""
+        self.listen(record, answer)
         self._end = asyncio.get_running_loop().create_future()
-        self._orders.put_nowait(msgspec.json.encode(order) + b"\n")
+        self._input.put_nowait(msgspec.json.encode(order) + b"\n")
         both: set[asyncio.Future[Any]] = {self._end, runner}
         await asyncio.wait(both, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         if self._end.done():
@@ -97,6 +116,11 @@ class _Conversation:
         raise SevchaosError(
             f"the runner ended with {code}:\n{self.words.strip()}", remedy="this is a bug of ours; please report it"
         )
+
+
+async def not_ours(question: Question) -> Answer:
+    """What is answered where the firmware is a real one."""
+    return Refused(number=question.number, reason="this machine's firmware is not ours to break; a lab's is")
 
 
 class LabHost:
@@ -123,7 +147,7 @@ class LabHost:
         from chaos.lab.session import execute, open_lab
         from chaos.lab.witness import compare_clocks
 
-        talk = _Conversation()
+        talk = Conversation()
         async with open_lab(self._wish, say=self._say, listener=console) as lab:
             clock = await compare_clocks(lab)
             runner = execute(lab, [RUNNER], stdin=talk.stdin, stdout=talk.stdout, stderr=talk.stderr, warm=True)
@@ -146,11 +170,13 @@ async def _under_way(work: Coroutine[object, object, int]) -> AsyncIterator[asyn
 
 
 class _LabSession:
-    def __init__(self, lab: Lab, clock: Clock, talk: _Conversation, runner: asyncio.Task[int]) -> None:
+    def __init__(self, lab: Lab, clock: Clock, talk: Conversation, runner: asyncio.Task[int]) -> None:
         self._lab, self._clock, self._talk, self._runner = lab, clock, talk, runner
+        self.spent = ""
 
     async def carry_out(self, order: Order, *, record: Write, timeout: float) -> None:
         """The records of the runner, and before the last of them what the firmware saw."""
+        from chaos.lab.outside import Firmware
         from chaos.lab.witness import firmware_records
 
         told: list[Record] = []
@@ -161,12 +187,17 @@ class _LabSession:
 
         psp = self._lab.psp
         psp.records.clear()
+        firmware = Firmware(psp, self._clock)
+        await firmware.begin()
         await psp.trace(True)
         try:
-            end = await self._talk.ask(order, keep, self._runner, timeout)
+            end = await self._talk.ask(order, keep, self._runner, timeout, answer=firmware.answer)
         except LabHung as hung:
             hung.console = self._lab.console.tail()
             raise
+        finally:
+            with contextlib.suppress(LabFailed):  # then there is no firmware any more
+                self.spent = await firmware.settle()
         await psp.trace(False)  # and with it comes everything that was traced
         if psp.lost:
             record(Note(t=end.t, topic="witness", text=f"the firmware: {psp.lost} commands were not recorded"))
@@ -192,7 +223,7 @@ class LocalHost:
             sys.executable, "-m", RUNNER, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
-        talk = _Conversation()
+        talk = Conversation()
         try:
             async with _under_way(_converse(process, talk)) as task:
                 yield _LocalSession(talk, task)
@@ -204,14 +235,15 @@ class LocalHost:
 
 
 class _LocalSession:
-    def __init__(self, talk: _Conversation, runner: asyncio.Task[int]) -> None:
+    def __init__(self, talk: Conversation, runner: asyncio.Task[int]) -> None:
         self._talk, self._runner = talk, runner
+        self.spent = ""
 
     async def carry_out(self, order: Order, *, record: Write, timeout: float) -> None:
-        record(await self._talk.ask(order, record, self._runner, timeout))
+        record(await self._talk.ask(order, record, self._runner, timeout, answer=not_ours))
 
 
-async def _converse(process: asyncio.subprocess.Process, talk: _Conversation) -> int:
+async def _converse(process: asyncio.subprocess.Process, talk: Conversation) -> int:
     """Carry bytes to and fro until the process ends; returns its exit code."""
     assert process.stdin is not None and process.stdout is not None and process.stderr is not None
     stdin = process.stdin

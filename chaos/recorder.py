@@ -27,9 +27,13 @@ class Recorder:
 
     def write(self, record: Record) -> None:
         """Raises `OutsideGone`, once; after that the run only cleans up, and what it says is dropped."""
+        self.send(history.encode(record))
+
+    def send(self, line: bytes) -> None:
+        """A line that may be no record; the same otherwise."""
         if self._gone:
             return
-        data = memoryview(history.encode(record))
+        data = memoryview(line)
         try:
             while data:
                 data = data[os.write(self._fd, data) :]

@@ -2,8 +2,9 @@
 """The runner: carries out experiments on the host it runs on.
 
 It reads orders from standard input, one JSON object a line (`chaos.experiment.Order`), and writes each run's history
-to standard output, a record a line, flushed before the next thing happens. Nothing else is ever written there. After
-the End of one run the next order is read; at the end of the input the runner ends. In the lab and on a real host it is
+to standard output, a record a line, flushed before the next thing happens. Nothing else is ever written there but the
+questions of `chaos.outside`, whose answers come on standard input. After the End of one run the next order is read; at
+the end of the input the runner ends. In the lab and on a real host it is
 the same program.
 
 A run, in its order:
@@ -48,6 +49,7 @@ from chaos.kmsg import KernelLog, Lost
 from chaos.kvm.sev import Platform
 from chaos.native import library
 from chaos.observe import Observer
+from chaos.outside import Outside
 from chaos.poll import LOOK_AGAIN, Loop, TimedOut
 from chaos.recorder import OutsideGone, Recorder
 from chaos.scene import Scene
@@ -78,6 +80,7 @@ class Run:
     server: ForkServer
     warden: Warden
     recorder: Recorder
+    outside: Outside
     paths: Paths = field(default_factory=Paths)
     loop: Loop = field(default_factory=Loop)
     reasons: list[str] = field(default_factory=list)
@@ -320,7 +323,7 @@ def main(argv: Sequence[str]) -> int:
             stack.callback(warden.dismiss)
             server = ForkServer()
             stack.callback(server.close)
-            return _serve(server, warden, recorder)
+            return _serve(server, warden, recorder, Outside(recorder, sys.stdin.fileno()))
     except Interrupted as why:
         sys.stderr.write(f"interrupted by {why}\n")
         return ExitCode.INTERRUPTED
@@ -331,17 +334,15 @@ def main(argv: Sequence[str]) -> int:
         return ExitCode.INTERNAL
 
 
-def _serve(server: ForkServer, warden: Warden, recorder: Recorder) -> int:
-    for line in sys.stdin.buffer:
-        if not line.strip():
-            continue
+def _serve(server: ForkServer, warden: Warden, recorder: Recorder, outside: Outside) -> int:
+    for line in outside.orders():
         try:
             order = _decoder.decode(line)
         except msgspec.DecodeError as error:
             sys.stderr.write(f"this is no order: {error}\n")
             return ExitCode.USAGE
         try:
-            Run(order, server, warden, recorder).carry_out()
+            Run(order, server, warden, recorder, outside).carry_out()
         except Interrupted as why:
             recorder.write(End(t=recorder.now(), complete=False, reason=f"interrupted by {why}"))
             raise

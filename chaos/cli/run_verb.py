@@ -138,7 +138,7 @@ async def _all(hosts: Sequence[Host], wanted: Sequence[Experiment], plan: _Plan,
                         seed = plan.seed + plan.repeat - left
                         done.append(await _one(host, session, console, experiment, seed, plan, tell))
                         left -= 1
-                        if done[-1].broken is not None:
+                        if done[-1].broken is not None or session.spent:
                             break  # the session went with it; the next run gets a new one
     return done
 

@@ -70,6 +70,7 @@ def firmware_records(trace: Sequence[Command], records: Sequence[Record], clock:
             handle=command.handle,
             move=next(during, None),
             began=began,
+            fault=command.fault,
         )
 
 

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The outside of a lab: it answers what a run asks (`chaos.outside`), and has the software PSP do it.
+
+One of these is made for each run and settled at its end, when it also says whether the lab is as it was before: a
+firmware that died, was reset, or has a context that nobody will ever take from it is not given to the next run.
+"""
+
+from __future__ import annotations
+
+from chaos import outside
+from chaos.errors import SevchaosError
+from chaos.lab.psp import failpoints
+from chaos.lab.psp.client import PspControl
+from chaos.lab.psp.plan import Firing, Plan
+from chaos.lab.psp.wire import StatusReply
+from chaos.lab.witness import Clock
+from chaos.outside import Answer, Arm, Failed, Fired, Granted, Look, Looked, Question, Withdraw
+
+LATEST = 1000
+"""So many strikes are told of at most, the latest ones."""
+
+
+class Firmware:
+    """The firmware of one lab, for the length of one run."""
+
+    def __init__(self, psp: PspControl, clock: Clock) -> None:
+        self._psp = psp
+        self._clock = clock
+        self._before: StatusReply | None = None
+
+    async def begin(self) -> None:
+        self._before = await self._psp.status()
+
+    async def answer(self, question: Question) -> Answer:
+        try:
+            answer = await self._answer(question)
+        except (SevchaosError, ValueError) as error:
+            answer = Failed(reason=f"the firmware: {error}")
+        return outside.numbered(answer, question.number)
+
+    async def _answer(self, question: Question) -> Answer:
+        match question:
+            case Arm():
+                rules = failpoints.named(failpoints.parse(question.failpoints), question.name)
+                await self._psp.add(Plan(rules=rules, seed=question.seed))
+            case Withdraw():
+                await self._psp.withdraw(question.name)
+            case Look():
+                return self._looked(question.name, await self._psp.status())
+        return Granted()
+
+    def _looked(self, name: str, status: StatusReply) -> Looked:
+        fired = [firing for firing in status.fired if firing.name == name and firing.applied]
+        stalled = status.held if status.held_by == name else ""
+        return Looked(count=len(fired), fired=tuple(map(self._fired, fired[-LATEST:])), stalled=stalled)
+
+    def _fired(self, firing: Firing) -> Fired:
+        return Fired(t=firing.at_ns + self._clock.ahead, command=firing.command, action=firing.action)
+
+    async def settle(self) -> str:
+        """Take everything back, and say why the lab is of no use to another run, "" if it is."""
+        await self._psp.plan(Plan())
+        after = await self._psp.status()
+        if after.stalled:
+            await self._psp.release()
+        if after.dead:
+            return "its firmware is dead"
+        if self._before is None:
+            return ""
+        for what, was, now in (
+            ("platform", self._before.platform, after.platform),
+            ("guest contexts", self._before.guest_count, after.guest_count),
+            ("ASIDs in use", self._before.owned, after.owned),
+        ):
+            if was != now:
+                return f"its firmware is not as it was: {what} {now}, before {was}"
+        return ""

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Questions of a runner: lines among the records, answers among the orders, each for what asked."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from chaos import history, outside
+from chaos.errors import InternalError, Unsupported
+from chaos.history import Note
+from chaos.host import Conversation, not_ours
+from chaos.lab.outside import Firmware as LabFirmware
+from chaos.lab.psp.numbers import Command, Status
+from chaos.lab.witness import Clock
+from chaos.outside import Answer, Arm, Failed, Granted, Look, Looked, Outside, Question, Refused, Withdraw
+from chaos.poll import TimedOut
+from chaos.recorder import OutsideGone, Recorder
+from chaos.schedule.firmware import Firmware
+from tests.unit.psp.machine import Machine
+
+LOOK = Look(name="a")
+
+
+class Ends:
+    """Two pipes: a runner's standard input and output, and the outside's ends of them."""
+
+    def __init__(self) -> None:
+        self.stdin, self.to_runner = os.pipe()
+        self.from_runner, self.stdout = os.pipe()
+        self.recorder = Recorder(self.stdout)
+        self.runner = Outside(self.recorder, self.stdin)
+
+    def say(self, data: bytes) -> None:
+        os.write(self.to_runner, data)
+
+    def close(self) -> None:
+        for fd in (self.stdin, self.to_runner, self.from_runner, self.stdout):
+            try:
+                os.close(fd)
+            except OSError:
+                continue  # a test hung up
+
+    def answering(self, answer: Callable[[Question], bytes]) -> threading.Thread:
+        """Answer the next question with these bytes."""
+
+        def serve() -> None:
+            data = b""
+            while not data.endswith(b"\n"):
+                data += os.read(self.from_runner, 4096)
+            line = data.splitlines()[-1]
+            assert outside.is_question(line)
+            self.say(answer(outside.decode(line)))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        return thread
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    made = Ends()
+    yield made
+    made.close()
+
+
+def encoded(answer: Answer, number: int) -> bytes:
+    return outside.encode(outside.numbered(answer, number))
+
+
+def test_an_answer_is_that_to_the_question(ends: Ends) -> None:
+    looked = Looked(count=1, fired=(outside.Fired(t=5, command="NOP", action="skip"),), stalled="")
+    thread = ends.answering(lambda question: encoded(looked, question.number))
+    assert ends.runner.ask(LOOK) == outside.numbered(looked, 1)
+    thread.join()
+
+
+def test_orders_and_answers_are_kept_apart(ends: Ends) -> None:
+    """However the bytes come: the order behind an answer is still there afterwards, and so is its second half."""
+    orders = ends.runner.orders()
+    ends.say(b'{"first":1}\n')
+    assert next(orders) == b'{"first":1}'
+    thread = ends.answering(lambda q: encoded(Granted(), q.number) + b'\n{"second":')
+    assert isinstance(ends.runner.ask(LOOK), Granted)
+    thread.join()
+    ends.say(b"2}\n")
+    assert next(orders) == b'{"second":2}'
+    os.close(ends.to_runner)
+    assert list(orders) == []
+
+
+def test_an_answer_that_comes_too_late_is_not_the_next_ones(ends: Ends) -> None:
+    with pytest.raises(TimedOut, match=r"waited 0\.01 s for the outside to answer look"):
+        ends.runner.ask(LOOK, within=0.01)
+    late = encoded(Failed(reason="an old story"), 1)
+    thread = ends.answering(lambda q: late + encoded(Granted(), q.number))
+    assert ends.runner.ask(Withdraw(name="a")).number == 2
+    thread.join()
+    with pytest.raises(TimedOut):
+        ends.runner.ask(LOOK, within=0.01)
+    ends.say(encoded(Granted(), 3) + b"{}\n")
+    assert next(ends.runner.orders()) == b"{}", "nor is it an order"
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"), [(Refused(reason="not ours"), Unsupported), (Failed(reason="it broke"), InternalError)]
+)
+def test_a_no_is_an_error_with_its_reason(ends: Ends, answer: Refused | Failed, error: type[Exception]) -> None:
+    thread = ends.answering(lambda q: encoded(answer, q.number))
+    with pytest.raises(error, match=answer.reason):
+        ends.runner.ask(LOOK)
+    thread.join()
+
+
+def test_nobody_is_there(ends: Ends) -> None:
+    os.close(ends.to_runner)
+    with pytest.raises(OutsideGone):
+        ends.runner.ask(LOOK)
+    os.close(ends.from_runner)
+    with pytest.raises(OutsideGone):
+        ends.runner.ask(LOOK)
+
+
+def test_what_is_no_answer_is_a_bug(ends: Ends) -> None:
+    thread = ends.answering(lambda q: b'{"answer":"perhaps"}\n')
+    with pytest.raises(InternalError, match="perhaps"):
+        ends.runner.ask(LOOK)
+    thread.join()
+
+
+def test_a_conversation_answers_questions_and_hands_records_on() -> None:
+    """A line at a time, wherever the bytes are cut."""
+
+    async def main() -> None:
+        asked: list[Question] = []
+
+        async def answer(question: Question) -> Answer:
+            asked.append(question)
+            return outside.numbered(Granted(), question.number)
+
+        talk = Conversation()
+        told: list[history.Record] = []
+        talk.listen(told.append, answer)
+        note = history.encode(Note(t=1, topic="progress", text='{"ask": nothing}'))
+        question = outside.encode(Arm(number=7, name="a", failpoints="NOP=skip", seed=1))
+        for byte in note + question + note:
+            await talk.stdout(bytes([byte]))
+        assert [type(record) for record in told] == [Note, Note]
+        assert asked == [Arm(number=7, name="a", failpoints="NOP=skip", seed=1)]
+        assert await talk.stdin() == outside.encode(Granted(number=7))
+
+    asyncio.run(main())
+
+
+def test_the_firmware_of_this_machine_is_not_ours() -> None:
+    answer = asyncio.run(not_ours(Look(number=3, name="a")))
+    assert isinstance(answer, Refused) and answer.number == 3 and "not ours to break" in answer.reason
+
+
+def test_a_run_breaks_its_firmware_and_it_is_whole_afterwards() -> None:
+    """All ends joined but for QEMU's: failpoints armed in a runner fire in the software PSP, and are taken back."""
+
+    async def main() -> None:
+        with Machine() as machine:
+            control = await machine.control()
+            await control.ready()
+            machine.plug_in()
+            machine.init()
+            lab = LabFirmware(control, Clock(ahead=1_000, doubt=0))
+            await lab.begin()
+            assert await lab.answer(Arm(number=1, name="f", failpoints="ACTIVATE*1=fail:INVALID_ASID", seed=1)) == (
+                Granted(number=1)
+            )
+            refused = await lab.answer(Arm(number=2, name="f", failpoints="NOPE=skip", seed=1))
+            assert isinstance(refused, Failed) and "there is no command 'NOPE'" in refused.reason
+            handle = machine.start()
+            assert machine.call(Command.ACTIVATE, "II", handle, 4)[0] is Status.INVALID_ASID
+            looked = await lab.answer(Look(number=3, name="f"))
+            assert isinstance(looked, Looked) and looked.count == 1
+            assert (looked.fired[0].command, looked.fired[0].action) == ("ACTIVATE", "fail:INVALID_ASID")
+            fired = (await control.status()).fired[0]
+            assert looked.fired[0].t == fired.at_ns + 1_000, "in the lab's time"
+
+            await lab.answer(Arm(number=4, name="hold", failpoints="DECOMMISSION=stall", seed=1))
+            machine.submit(Command.DECOMMISSION, handle.to_bytes(4, "little"))
+            await control.next_firing()
+            await control.next_firing()
+            looked = await lab.answer(Look(number=5, name="hold"))
+            assert isinstance(looked, Looked) and looked.stalled == "DECOMMISSION"
+            assert machine.answer(0.05) is None
+            assert await lab.settle() == "its firmware is not as it was: platform WORKING, before INIT"
+            assert machine.answer() is Status.SUCCESS, "what was stalled goes on"
+            assert machine.call(Command.ACTIVATE, "II", handle, 4)[0] is Status.INVALID_PLATFORM_STATE, "no plan is left"
+            assert await lab.settle() == ""
+            await lab.answer(Arm(number=6, name="end", failpoints="NOP=dead", seed=1))
+            machine.submit(Command.NOP)
+            await control.next_firing()
+            assert await lab.settle() == "its firmware is dead"
+            await control.quit()
+
+    asyncio.run(main())
+
+
+def test_a_run_has_one_source_of_chance(ends: Ends) -> None:
+    """Each name has luck of its own, and the same seed the same."""
+
+    def seed_of(run: int, name: str) -> int:
+        asked: list[Question] = []
+
+        def answer(question: Question) -> bytes:
+            asked.append(question)
+            return encoded(Granted(), question.number)
+
+        thread = ends.answering(answer)
+        Firmware(ends.runner, run).arm(name, "*%10=skip")
+        thread.join()
+        assert isinstance(asked[0], Arm)
+        return asked[0].seed
+
+    assert seed_of(1, "a") == seed_of(1, "a")
+    assert len({seed_of(1, "a"), seed_of(1, "b"), seed_of(2, "a")}) == 3
