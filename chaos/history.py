@@ -200,10 +200,10 @@ class Firmware(_Record, frozen=True, kw_only=True):
     """A command that the PSP was sent, by the word of whoever stands between it and the driver.
 
     `order` is that witness's own count of commands from 0, without holes, so that a lost record shows. `status` is the
-    firmware's, -1 if it never answered. `move` is the operation number of the move that was under way when the command came, None if none was;
-    `began` is CLOCK_MONOTONIC of the host, 0 if the witness has another clock. `handle` names the guest that the
-    command is about, None if it is about none. `fault` says what was done to the command on purpose, in the words of
-    docs/firmware.md ("fail:RESOURCE_LIMIT", "stall"), "" for nothing.
+    firmware's, -1 if it never answered. `move` is the operation number of the move that was under way when the command
+    came, None if none was; `began` is CLOCK_MONOTONIC of the host, 0 if the witness has another clock. `handle` names
+    the guest that the command is about, None if it is about none. `fault` says what was done to the command on purpose,
+    in the words of docs/firmware.md ("fail:RESOURCE_LIMIT", "stall"), "" for nothing.
     """
 
     order: Int
