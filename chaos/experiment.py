@@ -18,7 +18,7 @@ import yaml
 from chaos import fault
 from chaos.errors import UsageError
 from chaos.fault import Target
-from chaos.steps import VCPU_RUNNING, Arm, Hold, Launch, Name, Part, Release, Run, Step, Strike, Undo, walk
+from chaos.steps import VCPU_RUNNING, Arm, Hold, Launch, Migrate, Name, Part, Release, Run, Step, Strike, Undo, walk
 from chaos.verdict import PROMISES
 
 _LEVEL = r"[a-z][a-z0-9-]{0,40}"
@@ -97,6 +97,12 @@ class Experiment(Part, frozen=True, kw_only=True):
     def keys(self) -> frozenset[str]:
         """Keys of the misc controller that it needs capacity of."""
         return frozenset(vm.kind.key for vm in self.vms.values() if vm.kind.owns)
+
+    @property
+    def handovers(self) -> tuple[tuple[str, str], ...]:
+        """From which VMM to which a guest is handed over, in the order of the script."""
+        migrations = (step for _, step in walk(self.script) if isinstance(step, Migrate))
+        return tuple((self.vms[step.source].vmm, self.vms[step.destination].vmm) for step in migrations)
 
     @property
     def groups(self) -> dict[str, Group]:
@@ -220,6 +226,8 @@ def _step_problems(experiment: Experiment, step: Step, armed: Collection[str]) -
     match step:
         case Strike():
             yield from _fault_problems(experiment, step)
+        case Migrate():
+            yield from _migration_problems(experiment, step)
         case Undo():
             strikes = (other for _, other in walk(experiment.script) if isinstance(other, Strike))
             if all((strike.fault, strike.target) != (step.fault, step.target) for strike in strikes):
@@ -239,6 +247,12 @@ def _step_problems(experiment: Experiment, step: Step, armed: Collection[str]) -
             yield "at", f"no hold {step.at!r} is armed before", f"arm it, or give one of {', '.join(sorted(armed))}"
         case Release() if step.hold not in armed:
             yield "hold", f"no hold {step.hold!r} is armed before", "arm it with the step `arm`"
+
+
+def _migration_problems(experiment: Experiment, step: Migrate) -> Iterator[tuple[str, str, str]]:
+    if len({vm.vmm for name, vm in experiment.vms.items() if name in (step.source, step.destination)}) == 1:
+        problem = f"{step.source} and {step.destination} belong to one VMM, which hands nothing over to itself"
+        yield "destination", problem, "name a VM of another VMM, or use the step `move`"
 
 
 def _references(experiment: Experiment, part: Part) -> Iterator[tuple[str, str, str]]:

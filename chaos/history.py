@@ -8,7 +8,8 @@ call. All are CLOCK_MONOTONIC of the host in nanoseconds, so they compare with e
 
 Operations, by `f`, with their arguments and, after the arrow, what `value` holds when they are ok:
 
-    spawn {cgroup}                      a VMM process, in its cgroup before it does anything → {pid}
+    spawn {cgroup}                      a VMM process, in its cgroup before it does anything, and in the network
+                                        namespace of this inode number, if it takes part in a migration → {pid, network}
     create {vm, kind, vcpus, memory, type, lane}
                                         KVM_CREATE_VM of this type (0, 2 or 3), memory slots; vCPUs (of one that is not
                                         plain they come with `init` or `mirror`), which count from page `lane` on

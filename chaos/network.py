@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from ipaddress import IPv4Interface, IPv4Network
 
-from chaos.errors import UsageError
+from chaos.errors import HostLacks, Unsupported, UsageError
 from chaos.netns import link, pair
 from chaos.netns.link import End
 from chaos.netns.space import WITHIN, Namespace
@@ -42,7 +42,7 @@ class Network:
 
     @classmethod
     def lay(cls, routes: Collection[Route]) -> Network:
-        """Over which packets pass. Of no routes it is empty. Raises `HostLacks`, OSError, `UsageError`."""
+        """Over which packets pass. Of no routes it is empty. Raises `Unsupported`, OSError, `UsageError`."""
         if len(routes) > len(ADDRESSES):
             raise UsageError(
                 f"{len(routes)} pairs of VMMs migrate, and there are addresses for {len(ADDRESSES)}",
@@ -50,11 +50,14 @@ class Network:
             )
         network = cls()
         with ExitStack() as undo:
-            for vmm in dict.fromkeys(vmm for route in routes for vmm in route):
-                space = network.spaces[vmm] = Namespace.create()
-                undo.callback(space.close)
-            for number, (route, subnet) in enumerate(zip(routes, ADDRESSES, strict=False)):
-                network._link(number, route, subnet)
+            try:
+                for vmm in dict.fromkeys(vmm for route in routes for vmm in route):
+                    space = network.spaces[vmm] = Namespace.create()
+                    undo.callback(space.close)
+                for number, (route, subnet) in enumerate(zip(routes, ADDRESSES, strict=False)):
+                    network._link(number, route, subnet)
+            except HostLacks as lacking:
+                raise Unsupported(f"VMMs cannot migrate here: {lacking.message}", remedy=lacking.remedy) from lacking
             undo.pop_all()
         return network
 

@@ -48,6 +48,7 @@ from chaos.history import End, Filled, Header, Kernel
 from chaos.kmsg import KernelLog, Lost
 from chaos.kvm.sev import Platform
 from chaos.native import library
+from chaos.network import Network, between
 from chaos.observe import Observer
 from chaos.outside import Outside
 from chaos.poll import LOOK_AGAIN, Loop, TimedOut
@@ -204,10 +205,10 @@ class Run:
         scene = Scene(stage, group, stack)
         require_all(scene)  # now, not in the middle
         self._fill("start", host, fleet, group)
-        scene.groups |= self._groups(group)
+        stage.groups |= self._groups(group)
         observer.observe(self.recorder, "start", -1)
         with self._going_on(), ExitStack() as undo:
-            undo.callback(stage.strike_memories)
+            undo.callback(stage.clear)
             undo.callback(self._tear_down, stage)
             try:
                 with self._going_on():
@@ -222,11 +223,8 @@ class Run:
 
     def _perform(self, scene: Scene, observer: Observer, undo: ExitStack) -> None:
         stage = scene.stage
-        vmms = {
-            name: stage.fleet.spawn(name, scene.cgroup(vmm.cgroup), label=vmm.cgroup)
-            for name, vmm in stage.experiment.vmms.items()
-        }
-        stage.people(vmms)
+        stage.network = Network.lay(between(stage.experiment.handovers))
+        stage.people()
         perform(Actor(stage, observer, undo, scene))
 
     def _groups(self, group: Cgroup) -> dict[str, Cgroup]:

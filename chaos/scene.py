@@ -6,7 +6,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from chaos.cgroup.group import Cgroup
@@ -23,13 +23,11 @@ MODULE = Path("/lab/kfault.ko")
 
 @dataclass(slots=True)
 class Scene:
-    """`group` is the run's cgroup, `groups` those below it by path, once they are made. What is opened for faults and
-    holds is closed when `stack` is."""
+    """`group` is the run's cgroup. What is opened for faults and holds is closed when `stack` is."""
 
     stage: Stage
     group: Cgroup
     stack: ExitStack
-    groups: dict[str, Cgroup] = field(default_factory=dict)
     _kfault: Kfault | None = None
 
     def vmm(self, name: str) -> Vmm:
@@ -39,7 +37,7 @@ class Scene:
         return self.stage.guests[vm].vmm
 
     def cgroup(self, name: str) -> Cgroup:
-        return self.group if name == "." else self.groups[name]
+        return self.group if name == "." else self.stage.groups[name]
 
     def enter(self, vmm: str, cgroup: str) -> Done:
         return self.stage.fleet.enter(self.vmm(vmm), self.cgroup(cgroup), label=cgroup)

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from chaos.cgroup.group import Cgroup
 from chaos.experiment import Experiment, Kind, Vm
 from chaos.fleet import Fleet, Pending, StepFailed, Vmm
 from chaos.history import Done
 from chaos.kvm.fd import OwnedFd
+from chaos.network import Network
 from chaos.vmm import guest
 from chaos.vmm.messages import Close, Create, Operation, Pause, Run
 from chaos.vmm.wire import memory_file
@@ -35,19 +36,28 @@ class Guest:
 
 @dataclass(slots=True)
 class Stage:
-    """`under_way` are operations that the script has not waited for, by the VM that they are on. `lanes` is how many
-    vCPUs count in each memory, a page each."""
+    """`groups` are the cgroups below the run's by path, `network` is what VMMs hand guests over on; both are there once
+    they are made. `under_way` are operations that the script has not waited for, by the VM that they are on. `lanes` is
+    how many vCPUs count in each memory, a page each."""
 
     experiment: Experiment
     fleet: Fleet
     executes_es: bool
+    groups: dict[str, Cgroup] = field(default_factory=dict)
+    network: Network = field(default_factory=Network)
     guests: dict[str, Guest] = field(default_factory=dict)
     memories: dict[str, OwnedFd] = field(default_factory=dict)
     lanes: dict[str, int] = field(default_factory=dict)
     under_way: dict[str, Pending] = field(default_factory=dict)
 
-    def people(self, vmms: Mapping[str, Vmm]) -> None:
-        """Put the experiment's VMs, not yet created, and their memory on the stage."""
+    def spawn(self, name: str) -> Vmm:
+        """Start a VMM where the experiment wants it. Raises `StepFailed`."""
+        cgroup = self.experiment.vmms[name].cgroup
+        return self.fleet.spawn(name, self.groups[cgroup], network=self.network.space(name), label=cgroup)
+
+    def people(self) -> None:
+        """Start the experiment's VMMs; put its VMs, not yet created, and their memory on the stage."""
+        vmms = {name: self.spawn(name) for name in self.experiment.vmms}
         for name, spec in self.experiment.vms.items():
             self.guests[name] = Guest(name, spec, vmms[spec.vmm])
             if spec.memory not in self.memories:
@@ -117,10 +127,12 @@ class Stage:
         kinds = {vm.kind for vm in self.experiment.vms.values() if vm.memory == guest.spec.memory}
         return Kind.SEV_ES in kinds
 
-    def strike_memories(self) -> None:
+    def clear(self) -> None:
+        """Give up what is not the VMMs' own, once they have ended. Raises `CleanupFailed`."""
         for memory in self.memories.values():
             memory.close()
         self.memories.clear()
+        self.network.give_up()
 
 
 def operation_name(operation: Operation) -> str:

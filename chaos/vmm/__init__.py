@@ -8,9 +8,9 @@
                                                                              (state and the VM's descriptor)
 
 The fork server is forked from the runner while that has one thread, so that an agent is a copy of a process with
-nothing under way. An agent writes itself into its cgroup before it does anything else: what it takes is charged there
-from the first. Agents die with the fork server and that with the runner, by PR_SET_PDEATHSIG and by the end of their
-sockets.
+nothing under way. An agent goes into its cgroup and its network namespace before it does anything else: what it takes
+is charged there from the first. Agents die with the fork server and that with the runner, by PR_SET_PDEATHSIG and by
+the end of their sockets.
 
 Descriptors travel with SCM_RIGHTS and have one owner at a time (`wire.FdSet`). A VM's descriptor goes straight from
 one agent to the other: if the runner stood between, its copy would keep a VM alive that both VMMs had given up.

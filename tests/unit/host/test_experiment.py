@@ -48,3 +48,9 @@ def test_a_mirror_is_made_and_not_launched_and_needs_no_capacity_of_its_own(tmp_
         load(tmp_path, vms, "launch, vm: m")
     with pytest.raises(UsageError, match=r"script\[0\]\.source: there is no VM 'y'"):
         load(tmp_path, vms, "mirror, source: y, vm: m")
+
+
+def test_a_guest_is_handed_over_between_two_vmms(tmp_path: Path) -> None:
+    vms = "{x: {vmm: a, kind: sev}, y: {vmm: a, kind: plain}}"
+    with pytest.raises(UsageError, match=r"script\[0\]\.destination: x and y belong to one VMM"):
+        load(tmp_path, vms, "migrate, source: x, destination: y")
