@@ -29,6 +29,7 @@ from chaos.errors import UsageError
 if TYPE_CHECKING:
     from chaos.cgroup.group import Cgroup
     from chaos.history import Done
+    from chaos.schedule.firmware import Firmware
     from chaos.schedule.kfault import Kfault
 
 GROUP = "sevchaos.faults"
@@ -72,6 +73,10 @@ class Scene(Protocol):
 
     def kfault(self) -> Kfault:
         """The kernel's functions, held, delayed or made to fail; loads the module in the lab."""
+
+    @property
+    def firmware(self) -> Firmware:
+        """The firmware's commands, made to fail, to be late or to be stalled; in the lab only."""
 
     def wait(self, happened: Callable[[], bool], within: float, what: str) -> bool:
         """Whether it happened within so many seconds; the run goes on meanwhile."""

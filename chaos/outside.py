@@ -52,12 +52,13 @@ class Look(_Question, frozen=True, kw_only=True, forbid_unknown_fields=True, tag
     name: str
 
 
-class Fired(msgspec.Struct, frozen=True, kw_only=True):
-    """A failpoint struck. `t` is CLOCK_MONOTONIC of the host, in nanoseconds; `action` what was done to `command`."""
+class Point(msgspec.Struct, frozen=True, kw_only=True):
+    """One failpoint: how often it has struck, and when it first and last did, CLOCK_MONOTONIC of the host."""
 
-    t: int
-    command: str
-    action: str
+    failpoint: str
+    count: int
+    first: int = 0
+    last: int = 0
 
 
 class _Answer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="answer"):
@@ -81,10 +82,9 @@ class Failed(_Answer, frozen=True, kw_only=True, forbid_unknown_fields=True, tag
 
 
 class Looked(_Answer, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="looked"):
-    """`stalled` is the command that is not answered now, "" if none is. `fired` are the latest strikes, of `count`."""
+    """Each failpoint, in order. `stalled` is the command that one of them keeps without an answer, "" if none does."""
 
-    count: int
-    fired: tuple[Fired, ...]
+    points: tuple[Point, ...]
     stalled: str
 
 

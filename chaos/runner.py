@@ -54,6 +54,7 @@ from chaos.outside import Outside
 from chaos.poll import LOOK_AGAIN, Loop, TimedOut
 from chaos.recorder import OutsideGone, Recorder
 from chaos.scene import Scene
+from chaos.schedule.firmware import Firmware
 from chaos.script import perform, require_all
 from chaos.script.actor import Actor
 from chaos.stage import Stage
@@ -202,7 +203,7 @@ class Run:
         observer = Observer(group, platform, lambda lost: self.recorder.note("witness", lost))
         length = len(self.order.experiment.script)
         stage = Stage(self.order.experiment, fleet, host.executes_es)
-        scene = Scene(stage, group, stack)
+        scene = Scene(stage, group, stack, Firmware(self.outside, self.order.seed, platform))
         require_all(scene)  # now, not in the middle
         self._fill("start", host, fleet, group)
         stage.groups |= self._groups(group)

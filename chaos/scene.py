@@ -14,6 +14,7 @@ from chaos.errors import HostLacks, Unsupported
 from chaos.fleet import Vmm
 from chaos.history import Done
 from chaos.poll import LOOK_AGAIN, TimedOut
+from chaos.schedule.firmware import Firmware
 from chaos.schedule.kfault import Kfault
 from chaos.stage import Stage
 
@@ -28,6 +29,7 @@ class Scene:
     stage: Stage
     group: Cgroup
     stack: ExitStack
+    firmware: Firmware
     _kfault: Kfault | None = None
 
     def vmm(self, name: str) -> Vmm:

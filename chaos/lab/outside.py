@@ -7,17 +7,16 @@ firmware that died, was reset, or has a context that nobody will ever take from 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from chaos import outside
 from chaos.errors import SevchaosError
 from chaos.lab.psp import failpoints
 from chaos.lab.psp.client import PspControl
-from chaos.lab.psp.plan import Firing, Plan
+from chaos.lab.psp.plan import Firing, Plan, Rule
 from chaos.lab.psp.wire import StatusReply
 from chaos.lab.witness import Clock
-from chaos.outside import Answer, Arm, Failed, Fired, Granted, Look, Looked, Question, Withdraw
-
-LATEST = 1000
-"""So many strikes are told of at most, the latest ones."""
+from chaos.outside import Answer, Arm, Failed, Granted, Look, Looked, Point, Question, Withdraw
 
 
 class Firmware:
@@ -26,9 +25,14 @@ class Firmware:
     def __init__(self, psp: PspControl, clock: Clock) -> None:
         self._psp = psp
         self._clock = clock
+        self._armed: dict[str, tuple[Rule, ...]] = {}
+        self._places: dict[str, int] = {}
+        self._count = 0
         self._before: StatusReply | None = None
 
     async def begin(self) -> None:
+        """Before anything of the run is done."""
+        await self._psp.plan(Plan())
         self._before = await self._psp.status()
 
     async def answer(self, question: Question) -> Answer:
@@ -41,21 +45,33 @@ class Firmware:
     async def _answer(self, question: Question) -> Answer:
         match question:
             case Arm():
-                rules = failpoints.named(failpoints.parse(question.failpoints), question.name)
-                await self._psp.add(Plan(rules=rules, seed=question.seed))
+                await self._arm(question)
             case Withdraw():
                 await self._psp.withdraw(question.name)
             case Look():
                 return self._looked(question.name, await self._psp.status())
         return Granted()
 
-    def _looked(self, name: str, status: StatusReply) -> Looked:
-        fired = [firing for firing in status.fired if firing.name == name and firing.applied]
-        stalled = status.held if status.held_by == name else ""
-        return Looked(count=len(fired), fired=tuple(map(self._fired, fired[-LATEST:])), stalled=stalled)
+    async def _arm(self, question: Arm) -> None:
+        if question.name in self._armed:
+            raise ValueError(f"{question.name!r} is armed already")
+        rules = failpoints.named(failpoints.parse(question.failpoints), question.name)
+        await self._psp.add(Plan(rules=rules, seed=question.seed))
+        self._armed[question.name] = rules
+        self._places[question.name] = self._count
+        self._count += len(rules)
 
-    def _fired(self, firing: Firing) -> Fired:
-        return Fired(t=firing.at_ns + self._clock.ahead, command=firing.command, action=firing.action)
+    def _looked(self, name: str, status: StatusReply) -> Looked:
+        first = self._places.get(name, 0)
+        points = [
+            self._point(rule, [firing for firing in status.fired if firing.rule == place and firing.applied])
+            for place, rule in enumerate(self._armed.get(name, ()), start=first)
+        ]
+        return Looked(points=tuple(points), stalled=status.held if status.held_by == name else "")
+
+    def _point(self, rule: Rule, fired: Sequence[Firing]) -> Point:
+        at = [firing.at_ns + self._clock.ahead for firing in fired]
+        return Point(failpoint=str(rule), count=len(at), first=at[0] if at else 0, last=at[-1] if at else 0)
 
     async def settle(self) -> str:
         """Take everything back, and say why the lab is of no use to another run, "" if it is."""

@@ -14,6 +14,7 @@ it takes the firmware for dead, for good.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
 from chaos.errors import InternalError
@@ -29,28 +30,83 @@ PLACES = frozenset({"sev_wait_cmd_ioc", "__sev_do_cmd_locked"})
 
 
 class Firmware:
-    """`seed` is the run's. Failpoints are known by names, which are the run's own."""
+    """`seed` is the run's. `platform` is /dev/sev, None if it cannot be opened."""
 
-    def __init__(self, outside: Outside, seed: int) -> None:
+    def __init__(self, outside: Outside, seed: int, platform: Platform | None, patience: Path = PATIENCE) -> None:
         self._outside = outside
         self._seed = seed
+        self._platform = platform
+        self._patience = patience
+        self._count = 0
 
-    def arm(self, name: str, failpoints: str) -> None:
+    def require(self) -> None:
+        """Raises `Unsupported` if it is not ours to break."""
+        self.look("")
+
+    def arm(self, failpoints: str) -> Armed:
         """Follow these failpoints (docs/firmware.md) from now on. Raises what `Outside.ask` does."""
-        # Of the run's seed and the name, so that two plans of one run have luck of their own.
+        self._count += 1
+        name = f"plan-{self._count}"
+        # Of the run's seed and a number, so that two plans of one run have luck of their own.
         seed = hashlib.sha256(f"{self._seed}/{name}".encode()).digest()[:8]
         self._outside.ask(Arm(name=name, failpoints=failpoints, seed=int.from_bytes(seed, "little") >> 1))
+        return Armed(self, name)
 
     def withdraw(self, name: str) -> None:
-        """Follow them no more, and let the command go that one of them stalls. May be called twice."""
         self._outside.ask(Withdraw(name=name))
 
     def look(self, name: str) -> Looked:
-        """What they have done so far."""
         answer = self._outside.ask(Look(name=name))
         if not isinstance(answer, Looked):
             raise InternalError(f"the outside answered {answer!r} to look")
         return answer
+
+    def set_patience(self, seconds: int) -> int:
+        """Have the driver wait so many seconds for an answer; returns how many it did. Raises OSError.
+
+        It looks at the parameter only when a command was answered, so one is sent: how the platform is.
+        """
+        before = int(self._patience.read_text())
+        self._patience.write_text(f"{seconds}\n")
+        if self._platform is not None:
+            self._platform.status()
+        return before
+
+
+@dataclass(frozen=True, slots=True)
+class Armed:
+    """Failpoints that are followed."""
+
+    firmware: Firmware
+    name: str
+
+    def look(self) -> Looked:
+        """What they have done so far."""
+        return self.firmware.look(self.name)
+
+    def withdraw(self) -> None:
+        """Follow them no more, and let the command go that one of them stalls. May be called twice."""
+        self.firmware.withdraw(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class FirmwareStall:
+    """A hold: the `nth` command of that name is not answered until it is released."""
+
+    armed: Armed
+    command: str
+    function: str = ""
+
+    @classmethod
+    def arm(cls, firmware: Firmware, command: str, *, nth: int) -> FirmwareStall:
+        return cls(firmware.arm(f"{command}#{nth}=stall"), command)
+
+    def stops(self, sleeper: Sleeper, tid: int) -> bool:
+        """The kernel says that the thread waits for the firmware, and the firmware that it does not answer."""
+        return waits_for_answer(sleeper) and self.armed.look().stalled == self.command
+
+    def release(self) -> None:
+        self.armed.withdraw()
 
 
 def waits_for_answer(sleeper: Sleeper) -> bool:
@@ -58,14 +114,3 @@ def waits_for_answer(sleeper: Sleeper) -> bool:
     in_ioctl = sleeper.call[:1] == (SYS_IOCTL,)
     on_vm = sleeper.call[2:3] == (Ioctl.KVM_MEMORY_ENCRYPT_OP,)
     return sleeper.state == "D" and sleeper.sleeping in PLACES and (on_vm or not in_ioctl)
-
-
-def set_patience(seconds: int, platform: Platform, parameter: Path = PATIENCE) -> int:
-    """Have the driver wait so many seconds for an answer; returns how many it did.
-
-    It looks at the parameter only when a command was answered, so one is sent: how the platform is.
-    """
-    before = int(parameter.read_text())
-    parameter.write_text(f"{seconds}\n")
-    platform.status()
-    return before

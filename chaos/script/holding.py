@@ -9,6 +9,7 @@ from chaos.history import Held
 from chaos.poll import LOOK_AGAIN, TimedOut
 from chaos.scene import Scene
 from chaos.schedule import holds
+from chaos.schedule.firmware import FirmwareStall
 from chaos.schedule.places import KernelEntry, Place, VcpuRunning
 from chaos.script.actor import Actor
 
@@ -17,6 +18,8 @@ def require(scene: Scene, step: s.Arm) -> None:
     """Raises `Unsupported` if the host has no such place."""
     if step.kernel is not None:
         scene.kfault().require(step.kernel.function)
+    if step.firmware is not None:
+        scene.firmware.require()
 
 
 def arm(actor: Actor, step: s.Arm) -> None:
@@ -31,6 +34,8 @@ def _arm(actor: Actor, step: s.Arm) -> Place:
     if step.kernel is not None:
         pid = actor.scene.vmm(step.kernel.vmm).pid if step.kernel.vmm is not None else None
         return KernelEntry.arm(actor.scene.kfault(), step.kernel.function, nth=step.kernel.nth, pid=pid)
+    if step.firmware is not None:
+        return FirmwareStall.arm(actor.scene.firmware, step.firmware.command, nth=step.firmware.nth)
     raise StepFailed(f"the hold {step.hold} has no place")
 
 

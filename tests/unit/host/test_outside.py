@@ -17,7 +17,7 @@ from chaos.host import Conversation, not_ours
 from chaos.lab.outside import Firmware as LabFirmware
 from chaos.lab.psp.numbers import Command, Status
 from chaos.lab.witness import Clock
-from chaos.outside import Answer, Arm, Failed, Granted, Look, Looked, Outside, Question, Refused, Withdraw
+from chaos.outside import Answer, Arm, Failed, Granted, Look, Looked, Outside, Point, Question, Refused, Withdraw
 from chaos.poll import TimedOut
 from chaos.recorder import OutsideGone, Recorder
 from chaos.schedule.firmware import Firmware
@@ -77,7 +77,7 @@ def encoded(answer: Answer, number: int) -> bytes:
 
 
 def test_an_answer_is_that_to_the_question(ends: Ends) -> None:
-    looked = Looked(count=1, fired=(outside.Fired(t=5, command="NOP", action="skip"),), stalled="")
+    looked = Looked(points=(outside.Point(failpoint="NOP=skip", count=1, first=5, last=5),), stalled="")
     thread = ends.answering(lambda question: encoded(looked, question.number))
     assert ends.runner.ask(LOOK) == outside.numbered(looked, 1)
     thread.join()
@@ -177,18 +177,21 @@ def test_a_run_breaks_its_firmware_and_it_is_whole_afterwards() -> None:
             machine.init()
             lab = LabFirmware(control, Clock(ahead=1_000, doubt=0))
             await lab.begin()
-            assert await lab.answer(Arm(number=1, name="f", failpoints="ACTIVATE*1=fail:INVALID_ASID", seed=1)) == (
-                Granted(number=1)
-            )
-            refused = await lab.answer(Arm(number=2, name="f", failpoints="NOPE=skip", seed=1))
+            arm = Arm(number=1, name="f", failpoints="ACTIVATE*1=fail:INVALID_ASID; NOP=skip", seed=1)
+            assert await lab.answer(Arm(number=9, name="other", failpoints="INIT=skip", seed=1)) == Granted(number=9)
+            assert await lab.answer(arm) == Granted(number=1)
+            again = await lab.answer(arm)
+            assert isinstance(again, Failed) and "'f' is armed already" in again.reason
+            refused = await lab.answer(Arm(number=2, name="g", failpoints="NOPE=skip", seed=1))
             assert isinstance(refused, Failed) and "there is no command 'NOPE'" in refused.reason
             handle = machine.start()
             assert machine.call(Command.ACTIVATE, "II", handle, 4)[0] is Status.INVALID_ASID
             looked = await lab.answer(Look(number=3, name="f"))
-            assert isinstance(looked, Looked) and looked.count == 1
-            assert (looked.fired[0].command, looked.fired[0].action) == ("ACTIVATE", "fail:INVALID_ASID")
-            fired = (await control.status()).fired[0]
-            assert looked.fired[0].t == fired.at_ns + 1_000, "in the lab's time"
+            at = (await control.status()).fired[0].at_ns + 1_000  # in the lab's time
+            assert isinstance(looked, Looked) and looked.points == (
+                Point(failpoint="ACTIVATE*1=fail:INVALID_ASID", count=1, first=at, last=at),
+                Point(failpoint="NOP=skip", count=0),
+            )
 
             await lab.answer(Arm(number=4, name="hold", failpoints="DECOMMISSION=stall", seed=1))
             machine.submit(Command.DECOMMISSION, handle.to_bytes(4, "little"))
@@ -212,20 +215,21 @@ def test_a_run_breaks_its_firmware_and_it_is_whole_afterwards() -> None:
 
 
 def test_a_run_has_one_source_of_chance(ends: Ends) -> None:
-    """Each name has luck of its own, and the same seed the same."""
+    """Each plan has luck of its own, and the same seed the same."""
 
-    def seed_of(run: int, name: str) -> int:
+    def seeds_of(run: int) -> tuple[int, ...]:
         asked: list[Question] = []
 
         def answer(question: Question) -> bytes:
             asked.append(question)
             return encoded(Granted(), question.number)
 
-        thread = ends.answering(answer)
-        Firmware(ends.runner, run).arm(name, "*%10=skip")
-        thread.join()
-        assert isinstance(asked[0], Arm)
-        return asked[0].seed
+        firmware = Firmware(ends.runner, run, None)
+        for _ in range(2):
+            thread = ends.answering(answer)
+            firmware.arm("*%10=skip")
+            thread.join()
+        return tuple(question.seed for question in asked if isinstance(question, Arm))
 
-    assert seed_of(1, "a") == seed_of(1, "a")
-    assert len({seed_of(1, "a"), seed_of(1, "b"), seed_of(2, "a")}) == 3
+    assert seeds_of(1) == seeds_of(1)
+    assert len({*seeds_of(1), *seeds_of(2)}) == 4

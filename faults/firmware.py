@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Faults of the firmware: commands that fail, come late, are never answered or answered with garbage, and its death.
+
+Only a lab's firmware can be broken. Elsewhere a run with one of these is skipped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from chaos.fault import Evidence, Fault, Scene, Target
+from chaos.lab.psp import failpoints
+from chaos.lab.psp.plan import Die
+from chaos.outside import Point
+from chaos.schedule.firmware import Armed
+
+# Of the driver, with a firmware that will never answer: somebody waits for it.
+PATIENCE_WITH_THE_DEAD = 2
+NS = 1_000_000_000
+
+
+@dataclass(kw_only=True, slots=True)
+class Firmware(Fault):
+    """Follow the failpoints of `plan` (docs/firmware.md) until it is undone. Each of them must strike.
+
+    `patience` is how many seconds the driver waits for an answer before it takes the firmware for dead, for good; 0
+    leaves that as it is, 100 on a stock kernel, unless the plan has the firmware die.
+    """
+
+    TARGET: ClassVar[Target] = "host"
+
+    plan: str
+    patience: int = 0
+    _armed: Armed | None = field(init=False, default=None)
+    _patience_before: int | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        rules = failpoints.parse(self.plan)
+        if not 0 <= self.patience <= 600:
+            raise ValueError(f"patience is 0 to 600 seconds, not {self.patience}")
+        if not self.patience and any(isinstance(rule.action, Die) for rule in rules):
+            self.patience = PATIENCE_WITH_THE_DEAD
+
+    def require(self, scene: Scene, target: str) -> None:
+        scene.firmware.require()
+
+    def apply(self, scene: Scene, target: str) -> None:
+        if self.patience:
+            self._patience_before = scene.firmware.set_patience(self.patience)
+        self._armed = scene.firmware.arm(self.plan)
+
+    def evidence(self, scene: Scene, target: str) -> Evidence:
+        if self._armed is None:
+            return Evidence(False, "the plan was not followed")
+        points = self._armed.look().points
+        missed = any(not point.count for point in points)
+        return Evidence(None if missed else True, "; ".join(map(_told, points)))
+
+    def undo(self, scene: Scene, target: str) -> str:
+        if self._armed is not None:
+            self._armed.withdraw()
+        if self._patience_before is not None:
+            with contextlib.suppress(OSError):  # a firmware that is dead is not asked any more
+                scene.firmware.set_patience(self._patience_before)
+        return "the plan is followed no more"
+
+
+def _told(point: Point) -> str:
+    """With the time at which it struck first and last, in seconds by the host's clock."""
+    if not point.count:
+        return f"{point.failpoint} did not strike"
+    when = f"at {point.first / NS:.6f}"
+    if point.count > 1:
+        when = f"{point.count} times, from {point.first / NS:.6f} to {point.last / NS:.6f}"
+    return f"{point.failpoint} struck {when}"
