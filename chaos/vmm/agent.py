@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures.thread import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TypeVar
 
@@ -32,6 +33,7 @@ from chaos.vmm.machine import Host, Machine
 from chaos.vmm.messages import Operation, Question, Reply, Request
 from chaos.vmm.wire import Channel, Ended, FdSet
 
+CLOSERS = 32  # threads that close what a host was filled with
 T = TypeVar("T")
 Body = Callable[[], dict[str, Value]]
 
@@ -176,12 +178,13 @@ class Agent:
             return Reply(id=number, bug=traceback.format_exc(limit=6))
 
     def _fill(self, key: str) -> m.Filled:
-        """Take contexts until the next one is refused. All are given back before the answer."""
-        with ExitStack() as stack:
+        """Take contexts until the next one is refused. All are given back before the answer, side by side: each waits
+        for grace periods of RCU, and a host may have a thousand."""
+        with ThreadPoolExecutor(CLOSERS) as closers, ExitStack() as stack:
             for count in range(1 << 16):
                 try:
                     vm = self.host.system.create_vm()
-                    stack.callback(vm.close)
+                    stack.callback(closers.submit, vm.close)
                     sev = Sev(vm.fd.number, self.host.sev_fd())
                     if key == Kind.SEV_ES.key:
                         sev.es_init()
