@@ -17,6 +17,7 @@ from pathlib import Path
 from chaos.kvm.fd import OwnedFd
 
 RECORD_LIMIT = 1 << 13
+TAINT_WARN = 1 << 9
 PATH = Path("/dev/kmsg")
 SIGNATURE = "sevchaos: the reader of this log is at work"
 
@@ -90,3 +91,17 @@ class KernelLog:
 
     def close(self) -> None:
         self.fd.close()
+
+
+def rearm(tainted: Path = Path("/proc/sys/kernel/tainted"), debug: Path = Path("/sys/kernel/debug")) -> str:
+    """Let the kernel give each warning again that it gives once a boot (WARN_ONCE): an earlier run may have used it up.
+
+    Returns why a warning may be missing all the same, "" if none can be.
+    """
+    try:
+        if not int(tainted.read_text()) & TAINT_WARN:
+            return ""  # it has not warned since it was booted
+        (debug / "clear_warn_once").write_text("1")
+    except (OSError, ValueError) as error:
+        return f"this kernel has warned before, and what it warns of once a boot cannot be armed again: {error}"
+    return ""

@@ -45,7 +45,7 @@ from chaos.errors import ExitCode, HostLacks, SevchaosError, Unsupported
 from chaos.experiment import Order
 from chaos.fleet import Fleet, StepFailed
 from chaos.history import End, Filled, Header, Kernel
-from chaos.kmsg import KernelLog, Lost
+from chaos.kmsg import KernelLog, Lost, rearm
 from chaos.kvm.sev import Platform
 from chaos.native import library
 from chaos.network import Network, between
@@ -137,6 +137,9 @@ class Run:
             self.recorder.note("witness", f"the kernel's log: {self.paths.kmsg}: {error.strerror}")
             return None
         stack.callback(log.close)
+        unarmed = rearm(self.paths.proc / "sys" / "kernel" / "tainted", self.paths.debug)
+        if unarmed:
+            self.recorder.note("witness", f"the kernel's log: {unarmed}")
         self.loop.watch(log.fd.number, lambda: self._read_log(log))
         return log
 

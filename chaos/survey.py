@@ -36,6 +36,7 @@ class Paths:
     kmsg: Path = Path("/dev/kmsg")
     proc: Path = Path("/proc")
     modules: Path = Path("/sys/module")
+    debug: Path = Path("/sys/kernel/debug")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import pytest
 from chaos import fault
 from chaos.cgroup.group import Cgroup
 from chaos.errors import HostLacks, UsageError
-from chaos.kmsg import KernelLog, Lost, parse
+from chaos.kmsg import KernelLog, Lost, parse, rearm
 from chaos.poll import Loop, TimedOut
 from chaos.schedule import holds
 from chaos.schedule.holds import Sleeper
@@ -113,6 +113,15 @@ def test_the_log_reader_hears_only_its_own_signature(tmp_path: Path) -> None:
             list(log.lines(lambda lost: None))
         assert (log.signed, log.heard) == (1, heard)
     log.close()
+
+
+def test_what_the_kernel_warns_of_once_is_armed_again(tmp_path: Path) -> None:
+    tainted = tmp_path / "tainted"
+    tainted.write_text("12288\n")  # out of tree and unsigned modules: it has not warned
+    assert rearm(tainted, tmp_path / "none") == ""
+    tainted.write_text("512\n")
+    assert "cannot be armed again" in rearm(tainted, tmp_path / "none")
+    assert rearm(tainted, tmp_path) == "" and (tmp_path / "clear_warn_once").read_text() == "1"
 
 
 def test_what_processes_write_is_not_the_kernels() -> None:
