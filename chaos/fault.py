@@ -91,9 +91,15 @@ class Evidence:
 
 
 class Fault(abc.ABC):
-    """Inherit, be a dataclass, say what TARGET is: `target` names one. Verbs may raise OSError."""
+    """Inherit, be a dataclass, say what TARGET is: `target` names one. Verbs may raise OSError.
+
+    The docstring, WHERE (it may strike), NEEDS (what a host must have) and PROOF are what `sevchaos explain` says.
+    """
 
     TARGET: ClassVar[Target]
+    WHERE: ClassVar[str] = "at any step, before any phase of a migration, in any hold"
+    NEEDS: ClassVar[str] = "nothing that a run does not need anyway"
+    PROOF: ClassVar[str]
 
     def require(self, scene: Scene, target: str) -> None:  # noqa: B027 - most need nothing
         """Raises `Unsupported` if this host cannot do it. Asked before anything is done; there are no VMMs yet."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from chaos import experiment
 from chaos.errors import UsageError
 from chaos.experiment import Experiment
+from chaos.fault import load
 
 _HERE = Path(__file__).parent
 
@@ -21,6 +22,31 @@ _HERE = Path(__file__).parent
 def catalogue() -> dict[str, Path]:
     """Name → file of every experiment that comes with this package, in order of kind and name."""
     return {path.stem: path for path in sorted(_HERE.rglob("*.yaml"))}
+
+
+def select(expression: str | None) -> dict[str, Path]:
+    """Those of the catalogue of which the expression is true, all if there is none. Raises `UsageError`."""
+    from experiments.choosing import matches, tags
+
+    found = catalogue()
+    if expression is None:
+        return found
+    loaded = {name: (path, experiment.load(path)) for name, path in found.items()}
+    chosen = {
+        name: path for name, (path, one) in loaded.items() if matches(expression, name, tags(path.parent.name, one))
+    }
+    if not chosen:
+        raise UsageError(f"no experiment is selected by {expression!r}", remedy="`sevchaos list` names all")
+    return chosen
+
+
+def scaffold(name: str, *, kind: str, fault: str) -> str:
+    """The text of a commented experiment of this name to start from, that applies `fault` at its end."""
+    import jinja2
+
+    target = {"vmm": "source", "vm": "old", "cgroup": "source", "host": ""}[load(fault).TARGET]
+    template = jinja2.Template((_HERE / "scaffold.yaml.j2").read_text(), undefined=jinja2.StrictUndefined)
+    return f"{template.render(name=name, kind=kind, fault=fault, target=target)}\n"
 
 
 def find(name: str) -> Experiment:

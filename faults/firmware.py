@@ -30,6 +30,8 @@ class Firmware(Fault):
     """
 
     TARGET: ClassVar[Target] = "host"
+    NEEDS: ClassVar[str] = "a lab: no other machine's firmware is ours to break"
+    PROOF: ClassVar[str] = "the firmware says of each failpoint when it struck and how often; each must have"
 
     plan: str
     patience: int = 0

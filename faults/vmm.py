@@ -18,6 +18,7 @@ class Kill(Fault):
     """End the process with a signal. What it owned goes with it, and what it was doing is never answered."""
 
     TARGET: ClassVar[Target] = "vmm"
+    PROOF: ClassVar[str] = "the process was reaped, ended by just this signal"
 
     signal: Literal["KILL", "TERM", "ABRT", "SEGV"] = "KILL"
 

@@ -13,7 +13,11 @@ from chaos.errors import ExitCode, SevchaosError
 # verb → (module, one line of help); the module has a click command of the same name.
 VERBS = {
     "run": "run experiments and judge them",
-    "list": "name the experiments there are",
+    "plan": "print what a run would do, without doing it",
+    "list": "name the experiments there are, or the faults",
+    "explain": "say what a fault does, where it may strike, what it needs and what proves it",
+    "validate": "check experiment files",
+    "new": "write an experiment to start from",
     "check": "judge a stored run again",
     "doctor": "say what this machine can do, what it lacks, and what to do about it",
     "lab": "a SEV host without SEV hardware: run programs in it, manage what it keeps",

@@ -39,7 +39,14 @@ Tell = Callable[[str, str], None]  # which run, and what it is doing
 
 
 @click.command("run")
-@click.argument("names", nargs=-1, required=True, metavar="NAME…")
+@click.argument("names", nargs=-1, metavar="NAME…")
+@click.option("--all", "everything", is_flag=True, help="The whole catalogue.")
+@click.option(
+    "--select",
+    "expression",
+    metavar="EXPR",
+    help="What of the catalogue this is true of: words (a fault, a kind, a promise, part of a name) with and, or, not.",
+)
 @click.option(
     "--host",
     type=click.Choice(["lab", "local"]),
@@ -93,14 +100,17 @@ Tell = Callable[[str, str], None]  # which run, and what it is doing
 def run_(
     *, names: tuple[str, ...], host: str, kernels: tuple[str, ...], seed: int | None, form: str | None, as_json: bool,
     accept_known: bool, runs: Path, timeout: float, asids: tuple[int, int], cpus: int, memory: int,
-    cold: bool, quiet: bool, repeat: int,
+    cold: bool, quiet: bool, repeat: int, everything: bool, expression: str | None,
 ) -> int:  # fmt: skip
-    """Carry out experiments, by name or by file, and say which promises the kernel kept.
+    """Carry out experiments, by name, by file or by selection, and say which promises the kernel kept.
 
     Exits 0 if all held, 1 if any deviated, 2 if any is unknown.
     """
     form = chosen(form, as_json)
-    wanted = [experiments.find(name) for name in names]  # all are checked before anything starts
+    selected = experiments.select(expression) if everything or expression is not None else {}
+    wanted = [experiments.find(name) for name in dict.fromkeys((*names, *selected))]  # checked before anything starts
+    if not wanted:
+        raise UsageError("nothing to run", remedy="name experiments, or give --select EXPR or --all")
     voice = silent if quiet else say
     hosts: list[Host]
     if host == "local":

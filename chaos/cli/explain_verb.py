@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`sevchaos explain`: a fault, or an experiment, for whoever has not met it."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import textwrap
+from collections.abc import Iterator
+from typing import Any, get_args, get_type_hints
+
+import click
+
+import experiments
+from chaos import experiment, fault
+from chaos.errors import UsageError
+
+_TARGETS = {"vmm": "a VMM", "vm": "a VM", "cgroup": "a cgroup", "host": "the host"}
+_WIDTH = 96
+
+
+@click.command("explain")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def explain_(*, name: str, as_json: bool) -> None:
+    """Say what a fault does, where it may strike, what it needs and what proves it; of an experiment, its why."""
+    if name in fault.names():
+        told = describe(name)
+        if as_json:
+            import msgspec
+
+            click.echo(msgspec.json.encode(told))
+            return
+        click.echo("\n".join(_lines(told)))
+        return
+    if name not in experiments.catalogue():
+        raise UsageError(
+            f"there is neither a fault nor an experiment {name!r}", remedy="`sevchaos list` and `sevchaos list faults`"
+        )
+    from chaos.cli.plan_verb import show
+
+    show(experiment.load(experiments.catalogue()[name]), as_json=as_json)
+
+
+def describe(name: str) -> dict[str, Any]:
+    """What there is to know of the fault of this name. Raises `UsageError`."""
+    kind = fault.load(name)
+    return {
+        "name": name,
+        "does": inspect.cleandoc(kind.__doc__ or ""),
+        "target": kind.TARGET,
+        "options": list(_options(kind)),
+        "where": kind.WHERE,
+        "needs": kind.NEEDS,
+        "proof": kind.PROOF,
+    }
+
+
+def _options(kind: type[fault.Fault]) -> Iterator[dict[str, str]]:
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if not field.init:
+            continue
+        choices = get_args(hints[field.name])
+        allowed = ", ".join(map(str, choices)) if choices else getattr(hints[field.name], "__name__", "")
+        default = "must be given" if field.default is dataclasses.MISSING else repr(field.default)
+        yield {"name": field.name, "allowed": allowed, "default": default}
+
+
+def _lines(told: dict[str, Any]) -> Iterator[str]:
+    yield f"{click.style(told['name'], bold=True)}  (strikes {_TARGETS[told['target']]})"
+    for paragraph in told["does"].split("\n\n"):
+        yield textwrap.fill(" ".join(paragraph.split()), width=_WIDTH, initial_indent="  ", subsequent_indent="  ")
+    for title in ("where", "needs", "proof"):
+        yield textwrap.fill(told[title], width=_WIDTH, initial_indent=f"  {title + ':':<8}", subsequent_indent=" " * 10)
+    for option in told["options"]:
+        yield f"  option {option['name']}: {option['allowed']} (default: {option['default']})"
+    target = "" if told["target"] == "host" else f", target: NAME OF {_TARGETS[told['target']].upper()}"
+    yield f"  in a script: - {{do: fault, fault: {told['name']}{target}, options: {{…}}}}"
