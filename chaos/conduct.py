@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TextIO
 
 from chaos import history
-from chaos.errors import KernelPanicked, SevchaosError
+from chaos.console import Heard, unsaid
+from chaos.errors import SevchaosError
 from chaos.experiment import Experiment, Order
 from chaos.findings import Finding
-from chaos.history import End, History, Kernel, Record
+from chaos.history import End, Header, History, Kernel, Record
 from chaos.host import Session, last_words
 from chaos.judge import judge
 from chaos.store import Host as Description
@@ -50,21 +51,15 @@ async def conduct(
     writer = history.Writer(directory.history)
     broken: SevchaosError | None = None
     with (directory.path / "dmesg.log").open("w") as dmesg, console.into(directory.path / "console.log"):
-
-        def record(entry: Record) -> None:
-            written = writer.write(entry)
-            if isinstance(written, Kernel):
-                dmesg.write(f"<{written.level}>[{written.t / 1e9:12.6f}] {written.text}\n")
-            watch(written)
-
+        book = _Book(writer, dmesg, console, watch)
         try:
             order = Order(experiment=experiment, seed=seed, host=where.host)
-            await session.carry_out(order, record=record, timeout=timeout)
+            await session.carry_out(order, record=book.record, timeout=timeout)
         except SevchaosError as error:
             broken = error
-            _close(error, writer, record)
+            book.close(last_words(error))
         except asyncio.CancelledError:
-            record(End(t=_last(writer), complete=False, reason="interrupted"))
+            book.close("interrupted")
             raise
         finally:
             writer.close()
@@ -75,29 +70,56 @@ async def conduct(
 
 
 class Console:
-    """The serial console of a host that outlives a run: its lines go to the log of the run that is on."""
+    """The serial console of a host that outlives a run: its lines go to the log of the run that is on.
+
+    `heard` are those of this run, each with the time of the record before it.
+    """
 
     def __init__(self) -> None:
+        self.heard: list[Heard] = []
+        self.after = 0
         self._file: TextIO | None = None
 
     def line(self, text: str) -> None:
         if self._file is not None:
             self._file.write(f"{text}\n")
+            self.heard.append(Heard(text, self.after))
 
     @contextlib.contextmanager
     def into(self, path: Path) -> Iterator[None]:
-        with path.open("w") as self._file:
+        self.heard, self.after = [], 0
+        with path.open("w", buffering=1) as self._file:
             yield
         self._file = None
 
 
-def _last(writer: history.Writer) -> int:
-    return writer.records[-1].t if writer.records else 0
+@dataclass(slots=True)
+class _Book:
+    """What is written down of a run while it goes on. `ahead` is `log_ahead` of its header."""
 
+    writer: history.Writer
+    dmesg: TextIO
+    console: Console
+    watch: Callable[[Record], None]
+    ahead: int = 0
 
-def _close(error: SevchaosError, writer: history.Writer, record: Callable[[Record], None]) -> None:
-    """The runner could not say how it ended, so it is said from outside, at the time of its last record."""
-    if isinstance(error, KernelPanicked):
-        record(Kernel(t=_last(writer), level=0, text=f"Kernel panic - not syncing: {error.message}"))
-    if not (writer.records and isinstance(writer.records[-1], End)):
-        record(End(t=_last(writer), complete=False, reason=last_words(error)))
+    def record(self, entry: Record) -> None:
+        """Before the End comes what only the console has said."""
+        if isinstance(entry, Header):
+            self.ahead = entry.log_ahead or 0
+        if isinstance(entry, End):
+            for line in unsaid(self.console.heard, self.writer.records):
+                self._write(line)
+        self._write(entry)
+
+    def _write(self, entry: Record) -> None:
+        written = self.writer.write(entry)
+        self.console.after = written.t
+        if isinstance(written, Kernel):
+            self.dmesg.write(f"<{written.level}>[{(written.t - self.ahead) / 1e9:12.6f}] {written.text}\n")
+        self.watch(written)
+
+    def close(self, reason: str) -> None:
+        """The runner could not say how it ended, so it is said from outside, at the time of its last record."""
+        if not (self.writer.records and isinstance(self.writer.records[-1], End)):
+            self.record(End(t=self.console.after, complete=False, reason=reason))

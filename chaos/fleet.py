@@ -284,14 +284,14 @@ class Fleet:
         pending.reply = reply
         now = self.recorder.now()
         if reply is None:
-            done = Done(t=now, op=pending.op, outcome="info")
+            done = Done(t=now, op=pending.op, outcome="info", tid=pending.tid)
         else:
             value = dict(reply.value)
             if reply.call:
                 value["call"] = reply.call
             done = Done(
                 t=now, op=pending.op, outcome="fail" if reply.errno or reply.bug else "ok", errno=reply.errno,
-                firmware=reply.firmware, began=reply.began, ended=reply.ended, value=value,
+                firmware=reply.firmware, began=reply.began, ended=reply.ended, tid=pending.tid, value=value,
             )  # fmt: skip
         pending.done = done
         if pending.recorded:

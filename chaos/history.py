@@ -60,7 +60,8 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True, tag=True, tag_field="ty
 
 
 class Header(_Record, frozen=True, kw_only=True):
-    """The first record. `kernel` is the full x.y.z, `release` what uname says; `host` is local or lab."""
+    """The first record. `kernel` is the full x.y.z, `release` what uname says; `host` is local or lab. `log_ahead` is
+    how many nanoseconds CLOCK_MONOTONIC is ahead of the clock of the kernel's log, None if nobody could say."""
 
     format: Int = FORMAT
     experiment: str
@@ -70,6 +71,7 @@ class Header(_Record, frozen=True, kw_only=True):
     release: str
     executes_es: bool  # whether SEV-ES guests can be entered on this host; not in the lab
     asids: dict[str, Int]  # capacity by key of the misc controller
+    log_ahead: Int | None = None
 
 
 class Invoke(_Record, frozen=True, kw_only=True):
@@ -86,7 +88,8 @@ class Invoke(_Record, frozen=True, kw_only=True):
 
 
 class Done(_Record, frozen=True, kw_only=True):
-    """`errno` and `firmware` (the PSP's status) are 0 unless the outcome is fail."""
+    """`errno` and `firmware` (the PSP's status) are 0 unless the outcome is fail. `tid` is the thread that made the
+    system calls, 0 if it was the process's first, or is not known."""
 
     op: Int
     outcome: Literal["ok", "fail", "info"]
@@ -94,6 +97,7 @@ class Done(_Record, frozen=True, kw_only=True):
     firmware: Int = 0
     began: Int = 0
     ended: Int = 0
+    tid: Int = 0
     value: dict[str, Value] = {}
 
 
@@ -216,10 +220,31 @@ class Firmware(_Record, frozen=True, kw_only=True):
     fault: str = ""
 
 
+class Traced(_Record, frozen=True, kw_only=True):
+    """The thread `tid` entered a function of the kernel, or left it, by the word of the kernel's own tracer.
+
+    `t` is to the microsecond. `function` is without what a compiler appended. `values` holds on leaving what it
+    `returned`, and of a charge on entering its `key`, its `amount`, and the `cgroup` that was named: one of the run's,
+    as in Observation; of others nothing is said.
+    """
+
+    event: Literal["enter", "leave"]
+    function: str
+    tid: Int
+    values: dict[str, Value] = {}
+
+
 class Kernel(_Record, frozen=True, kw_only=True):
-    """A line of the kernel's log, `level` 0 to 7, at the kernel's own time."""
+    """A line of the kernel's log, `level` 0 to 7, at the kernel's own time (see `log_ahead` of the header)."""
 
     level: Int
+    text: str
+
+
+class Console(_Record, frozen=True, kw_only=True):
+    """A line of the serial console that the kernel's log, as it was read, does not have: above all a kernel's last
+    words. `t` is the kernel's own time if the line has one, else that of the record that was the last when it came."""
+
     text: str
 
 
@@ -250,7 +275,9 @@ Record = (
     | Fault
     | Exited
     | Firmware
+    | Traced
     | Kernel
+    | Console
     | Note
     | End
 )

@@ -30,7 +30,7 @@ import contextlib
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import FrameType
@@ -91,9 +91,12 @@ class Run:
         """Raises `OutsideGone` and `Interrupted`, having removed everything."""
         root, lacking = _hierarchy(self.paths)
         host = survey(self.order.host, self.paths, root)
-        self._header(host)
+        lost: list[str] = []
         with ExitStack() as stack:
-            log = self._open_log(stack)
+            log = self._open_log(stack, lost.append)
+            self._header(host, log.ahead if log is not None else None)
+            for said in lost:
+                self.recorder.note("witness", said)
             try:
                 if root is None:
                     raise lacking
@@ -104,11 +107,12 @@ class Run:
                 self._close_log(log)
         self.recorder.write(End(t=self.recorder.now(), complete=not self.reasons, reason="; ".join(self.reasons)))
 
-    def _header(self, host: Surveyed) -> None:
+    def _header(self, host: Surveyed, log_ahead: int | None) -> None:
         self.recorder.write(
             Header(
                 t=self.recorder.now(), experiment=self.order.experiment.name, seed=self.order.seed, host=host.name,
                 kernel=host.kernel, release=host.release, executes_es=host.executes_es, asids=dict(host.asids),
+                log_ahead=log_ahead,
             )
         )  # fmt: skip
 
@@ -129,35 +133,39 @@ class Run:
 
     # -- the kernel's log ---------------------------------------------------------------------------------
 
-    def _open_log(self, stack: ExitStack) -> KernelLog | None:
+    def _open_log(self, stack: ExitStack, lost: Callable[[str], None]) -> KernelLog | None:
         try:
             log = KernelLog(self.paths.kmsg)
-            log.sign()
+            stack.callback(log.close)
+            log.compare(lost)
         except OSError as error:
-            self.recorder.note("witness", f"the kernel's log: {self.paths.kmsg}: {error.strerror}")
+            lost(f"the kernel's log: {self.paths.kmsg}: {error.strerror}")
             return None
-        stack.callback(log.close)
+        except Lost as error:
+            lost(f"the kernel's log: {error}")
+            return None
         unarmed = rearm(self.paths.proc / "sys" / "kernel" / "tainted", self.paths.debug)
         if unarmed:
-            self.recorder.note("witness", f"the kernel's log: {unarmed}")
+            lost(f"the kernel's log: {unarmed}")
         self.loop.watch(log.fd.number, lambda: self._read_log(log))
         return log
 
     def _read_log(self, log: KernelLog) -> None:
         try:
             for line in log.lines(lambda lost: self.recorder.note("witness", lost)):
-                self.recorder.write(Kernel(t=line.t, level=line.level, text=line.text))
+                self.recorder.write(Kernel(t=line.t + (log.ahead or 0), level=line.level, text=line.text))
         except Lost as lost:
             self.loop.forget(log.fd.number)
             self.recorder.note("witness", f"the kernel's log: {lost}")
 
     def _close_log(self, log: KernelLog) -> None:
         """Read what is left, up to a line of our own."""
+        signed = log.signed
         with contextlib.suppress(OSError):  # then it is not heard either
             log.sign()
         self.loop.turn(0)
         self._read_log(log)
-        if log.heard < 2:
+        if log.heard <= signed:
             self.recorder.note("witness", "the kernel's log: what was written into it was not read back")
 
     # -- the run ------------------------------------------------------------------------------------------

@@ -4,7 +4,8 @@
 The kernel reports its own defects in fixed words, given below with where they come from. An ordinary warning
 (a clock marked unstable, a device that answers late, "unchecked MSR access", a firmware command that timed out) is a
 message to an administrator and does not count. Only levels 0 to 4 (KERN_WARNING) do: what userspace brings upon
-itself, a SIGSEGV for one, is logged at 6.
+itself, a SIGSEGV for one, is logged at 6. Of the serial console only what the log does not have is looked at; it shows
+those levels and no others.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from __future__ import annotations
 import re
 
 from chaos.checkers.evidence import combine, deviated, held, unknown
+from chaos.during import During, named
 from chaos.experiment import Experiment
-from chaos.history import History, Kernel, Note
+from chaos.history import Console, History, Kernel, Note
 from chaos.verdict import Verdict
 
 PROMISE = "P12"
@@ -69,16 +71,19 @@ PATTERNS: tuple[tuple[str, re.Pattern[str], str], ...] = (
 
 def check(experiment: Experiment, history: History) -> Verdict:
     lost = [r for r in history.records if isinstance(r, Note) and r.topic == "witness" and LOG_WITNESS.search(r.text)]
-    lines = [record for record in history.records if isinstance(record, Kernel)]
+    lines = [record for record in history.records if isinstance(record, Kernel | Console)]
+    during = During(history)
     parts = [unknown(PROMISE, f"a witness was lost: {note.text}", (note,)) for note in lost]
     for line in lines:
         name = report(line)
         if name:
+            under_way = during.at(line.t)
+            when = f" (during {', '.join(map(named, under_way))})" if under_way else ""
             parts.append(
                 deviated(
                     PROMISE,
-                    f"the kernel said: {line.text}",
-                    (line,),
+                    f"the kernel said: {line.text}{when}",
+                    (line, *under_way),
                     signature=name,
                     expected="a quiet kernel",
                     seen=line.text,
@@ -89,9 +94,9 @@ def check(experiment: Experiment, history: History) -> Verdict:
     return combine(PROMISE, parts)
 
 
-def report(line: Kernel) -> str:
+def report(line: Kernel | Console) -> str:
     """What kind of defect the line reports, like "warn:misc_cg_cancel_charge", "" if none."""
-    if line.level > WARNING:
+    if isinstance(line, Kernel) and line.level > WARNING:
         return ""
     for name, pattern, _ in PATTERNS:
         found = pattern.search(line.text)

@@ -15,6 +15,7 @@ from chaos.experiment import Experiment, load
 from chaos.history import (
     Answer,
     Asked,
+    Console,
     Counted,
     Done,
     End,
@@ -29,6 +30,7 @@ from chaos.history import (
     Note,
     Observation,
     Record,
+    Traced,
     Value,
     damage_of,
 )
@@ -191,6 +193,15 @@ class Builder:
 
     def kernel(self, text: str, level: int = 4) -> Kernel:
         return self.add(Kernel(t=self.tick(), level=level, text=text))
+
+    def console(self, text: str) -> Console:
+        return self.add(Console(t=self.tick(), text=text))
+
+    def traced(
+        self, tid: int, function: str, event: Literal["enter", "leave"] = "enter", *, t: int = 0, **values: Value
+    ) -> Traced:
+        """At `t`, or now; events are often recorded late."""
+        return self.add(Traced(t=t or self.tick(), event=event, function=function, tid=tid, values=values))
 
     def note(self, text: str) -> Note:
         return self.add(Note(t=self.tick(), topic="witness", text=text))

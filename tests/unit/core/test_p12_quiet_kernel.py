@@ -7,7 +7,7 @@ import pytest
 
 from chaos.checkers import CHECKERS
 from chaos.checkers.p12_quiet_kernel import PATTERNS, report
-from chaos.history import Kernel
+from chaos.history import Console, Kernel
 from chaos.verdict import Outcome
 from tests.unit.core.build import Builder, shipped
 from tests.unit.core.doctored import MOVE
@@ -79,6 +79,22 @@ def test_p12_every_pattern_is_tested_and_has_its_reason() -> None:
 
 def test_p12_what_is_no_warning_does_not_count() -> None:
     assert report(Kernel(t=0, level=6, text="WARNING: CPU: 1 PID: 402 at a.c:1 b+0x1/0x2")) == ""
+
+
+def test_p12_a_kernels_last_words_come_from_the_console_and_name_what_was_under_way() -> None:
+    b = Builder()
+    b.spawn("destination")
+    invoke = b.invoke("move", "destination", vm="new", source="old")
+    last = b.console("[    7.406251] Kernel panic - not syncing: Fatal exception")
+    verdict = CHECKERS["P12"](shipped(MOVE), b.history())
+    assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, "panic")
+    assert verdict.reason == f"the kernel said: {last.text} (during move of new)"
+    assert verdict.records == (invoke.seq, last.seq)
+
+
+@pytest.mark.parametrize("text", ORDINARY)
+def test_p12_ordinary_lines_of_the_console(text: str) -> None:
+    assert report(Console(t=0, text=f"[    1.000000] {text}")) == ""
 
 
 def test_p12_a_lost_witness() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -101,17 +102,35 @@ def test_the_log_reader_hears_only_its_own_signature(tmp_path: Path) -> None:
     path.write_text("")
     log = KernelLog(path)
     log.sign()
-    written = path.read_text()
-    assert str(os.getpid()) in written
+    written = path.read_text().removeprefix("<15>")  # facility user, level debug: no console shows it
+    assert str(os.getpid()) in written and not written.startswith("<")
     # As the kernel would give it back, between a line of its own and a signature of somebody else's reader.
     other = written.replace(f"({os.getpid()}.", "(1.")
-    for record, heard in ((f"12,1,1,-;{other}", 0), ("4,2,2,-;kernel\n", 0), (f"12,3,3,-;{written}", 1)):
+    for record, heard in ((f"12,1,1,-;{other}", 0), ("4,2,2,-;kernel\n", 0), (f"15,3,3,-;{written}", 1)):
         path.write_text("")
         os.lseek(log.fd.number, 0, os.SEEK_SET)
         path.write_text(record)
         with pytest.raises(Lost):  # a plain file ends, which the log never does
             list(log.lines(lambda lost: None))
         assert (log.signed, log.heard) == (1, heard)
+        assert (log.ahead is None) == (heard == 0)
+    log.close()
+
+
+def test_how_far_the_logs_clock_is_behind_is_told_by_its_own_lines(tmp_path: Path) -> None:
+    """The line was written between two looks at the clock, and that is as well as it can be told."""
+    path = tmp_path / "kmsg"
+    path.write_text("")
+    log = KernelLog(path)
+    before = time.monotonic_ns()
+    log.sign()
+    after = time.monotonic_ns()
+    signature = path.read_text().removeprefix("<15>")
+    path.write_text(f"15,1,5000000,-;{signature}")
+    os.lseek(log.fd.number, 0, os.SEEK_SET)
+    with pytest.raises(Lost):
+        list(log.lines(lambda lost: None))
+    assert log.ahead is not None and before <= log.ahead + 5_000_000_000 <= after
     log.close()
 
 
