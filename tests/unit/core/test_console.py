@@ -72,6 +72,8 @@ def test_what_was_said_before_the_run_and_shown_late_is_not_the_runs() -> None:
 class Panics:
     """A session that tells the first records of a whole run, and then its kernel's last words on the console."""
 
+    spent = ""
+
     def __init__(self, console: Console, told: History) -> None:
         self._console, self._told = console, told
 
