@@ -18,7 +18,7 @@ import yaml
 from chaos import fault
 from chaos.errors import UsageError
 from chaos.fault import Target
-from chaos.steps import VCPU_RUNNING, Arm, Hold, Launch, Migrate, Name, Part, Release, Run, Step, Strike, Undo, walk
+from chaos.steps import UNARMED, Arm, Hold, Launch, Migrate, Name, Part, Release, Run, Step, Strike, Undo, walk
 from chaos.verdict import PROMISES
 
 _LEVEL = r"[a-z][a-z0-9-]{0,40}"
@@ -212,7 +212,7 @@ def _problems(experiment: Experiment) -> Iterator[tuple[str, str, str]]:
         if lived_in and below and experiment.groups[path].misc:
             problem = f"{lived_in[0]} cannot live in {path!r}, whose children ({below[0]}) have the misc controller"
             yield f"vmms.{lived_in[0]}.cgroup", problem, f"put it below, or give cgroup {path!r} misc: false"
-    armed: set[str] = {VCPU_RUNNING}
+    armed: set[str] = {*UNARMED}
     for number, step in walk(experiment.script):
         for field, problem, remedy in _step_problems(experiment, step, armed):
             yield f"script[{number}].{field}", problem, remedy

@@ -16,10 +16,18 @@ from chaos.recorder import Recorder
 
 
 class Observer:
-    """`group` is the run's cgroup. `lost` is told, once, that the firmware cannot be asked."""
+    """`group` is the run's cgroup. `lost` is told, once, that the firmware cannot be asked. It is not asked at all
+    while `reticent`, as when a command may be stalled, behind which the question would wait."""
 
-    def __init__(self, group: Cgroup, platform: Platform | None, lost: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        group: Cgroup,
+        platform: Platform | None,
+        lost: Callable[[str], None],
+        reticent: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._group = group
+        self._reticent = reticent
         self._platform = platform
         self._lost: Callable[[str], None] | None = lost
 
@@ -38,6 +46,8 @@ class Observer:
         return str(group.path.relative_to(self._group.path))
 
     def _guests(self) -> int | None:
+        if self._reticent():
+            return None
         reason = "/dev/sev could not be opened"
         if self._platform is not None:
             try:

@@ -211,10 +211,13 @@ class Run:
     ) -> None:
         """The run between its two fillings and its two observations."""
         group = claimed.cgroup
-        observer = Observer(group, platform, lambda lost: self.recorder.note("witness", lost))
+        firmware = Firmware(self.outside, self.order.seed, platform)
+        observer = Observer(
+            group, platform, lambda lost: self.recorder.note("witness", lost), lambda: firmware.may_stall
+        )
         length = len(self.order.experiment.script)
         stage = Stage(self.order.experiment, fleet, host.executes_es)
-        scene = Scene(stage, group, stack, Firmware(self.outside, self.order.seed, platform))
+        scene = Scene(stage, group, stack, firmware)
         require_all(scene)  # now, not in the middle
         self._fill("start", host, fleet, group)
         stage.groups |= self._groups(group)

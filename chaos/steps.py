@@ -20,7 +20,10 @@ Nth = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Phase = Literal["connect", "pause", "send-state", "send-fd", "move", "load-state", "resume", "commit"]
 
 VCPU_RUNNING = "vcpu-running"
-"""The hold that needs no arming: a vCPU inside KVM_RUN keeps its mutex, for which a move waits."""
+VM_LOCKED = "vm-locked"
+UNARMED = (VCPU_RUNNING, VM_LOCKED)
+"""Holds that need no arming, since a move comes to them by itself: a vCPU inside KVM_RUN keeps its mutex, and a call on
+one of the VMs that does not come back keeps that VM's lock."""
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -173,8 +176,8 @@ class Arm(_Step, frozen=True, kw_only=True, tag="arm"):
 class Hold(_Step, frozen=True, kw_only=True, tag="hold"):
     """Wait until the operation on `vm` that is under way is stopped inside the kernel at `at`, and show where.
 
-    vcpu-running needs no arming: a vCPU inside KVM_RUN keeps its mutex. The move has charged its cgroup and moved
-    nothing.
+    Two need no arming. vcpu-running: a vCPU inside KVM_RUN keeps its mutex; the move has charged its cgroup and moved
+    nothing. vm-locked: another call on the source or the destination is held; the move has done nothing yet.
     """
 
     vm: Name

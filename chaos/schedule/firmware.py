@@ -20,6 +20,8 @@ from pathlib import Path
 from chaos.errors import InternalError
 from chaos.kvm.numbers import Ioctl
 from chaos.kvm.sev import Platform
+from chaos.lab.psp.failpoints import parse
+from chaos.lab.psp.plan import Stall
 from chaos.outside import Arm, Look, Looked, Outside, Withdraw
 from chaos.schedule.holds import SYS_IOCTL, Sleeper
 
@@ -38,22 +40,32 @@ class Firmware:
         self._platform = platform
         self._patience = patience
         self._count = 0
+        self._stalling: set[str] = set()
 
     def require(self) -> None:
         """Raises `Unsupported` if it is not ours to break."""
         self.look("")
 
     def arm(self, failpoints: str) -> Armed:
-        """Follow these failpoints (docs/firmware.md) from now on. Raises what `Outside.ask` does."""
+        """Follow these failpoints (docs/firmware.md) from now on. Raises what `Outside.ask` does, and ValueError."""
+        rules = parse(failpoints)
         self._count += 1
         name = f"plan-{self._count}"
         # Of the run's seed and a number, so that two plans of one run have luck of their own.
         seed = hashlib.sha256(f"{self._seed}/{name}".encode()).digest()[:8]
         self._outside.ask(Arm(name=name, failpoints=failpoints, seed=int.from_bytes(seed, "little") >> 1))
+        if any(isinstance(rule.action, Stall) for rule in rules):
+            self._stalling.add(name)
         return Armed(self, name)
+
+    @property
+    def may_stall(self) -> bool:
+        """Whether a command may be stalled, now or at any moment. Who asks the firmware then waits for a release."""
+        return bool(self._stalling)
 
     def withdraw(self, name: str) -> None:
         self._outside.ask(Withdraw(name=name))
+        self._stalling.discard(name)
 
     def look(self, name: str) -> Looked:
         answer = self._outside.ask(Look(name=name))

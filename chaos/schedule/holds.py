@@ -17,10 +17,11 @@ from chaos.symbols import base_name
 
 SYS_IOCTL = 16  # x86-64
 
-# The functions in which a move waits for the vCPUs of either VM, once it has charged its cgroup: up to 6.15, from
-# 6.16, and where a compiler has put the former into its caller.
+# The functions in which a move waits. For the vCPUs of either VM, once it has charged its cgroup: up to 6.15, from
+# 6.16, and where a compiler has put the former into its caller. For the lock of either VM, before it has done anything.
 PLACES: dict[str, frozenset[str]] = {
     "vcpu-running": frozenset({"sev_lock_vcpus_for_migration", "kvm_lock_all_vcpus", "sev_vm_move_enc_context_from"}),
+    "vm-locked": frozenset({"sev_lock_two_vms"}),
 }
 
 

@@ -30,16 +30,17 @@ class Place(Protocol):
 
 
 @dataclass(slots=True)
-class VcpuRunning:
-    """A vCPU inside KVM_RUN keeps its mutex, and a move waits for it. Ends when the vCPU comes out."""
+class Unarmed:
+    """What a move comes to by itself: `at` is one of `chaos.steps.UNARMED`."""
 
+    at: str
     function: str = ""
 
     def stops(self, sleeper: Sleeper, tid: int) -> bool:
-        return holds.holds(sleeper, "vcpu-running")
+        return holds.holds(sleeper, self.at)
 
     def release(self) -> None:
-        """Whoever runs the vCPU lets go of it."""
+        """Whoever keeps the move waiting lets go of it."""
 
 
 @dataclass(slots=True)

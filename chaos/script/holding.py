@@ -10,7 +10,7 @@ from chaos.poll import LOOK_AGAIN, TimedOut
 from chaos.scene import Scene
 from chaos.schedule import holds
 from chaos.schedule.firmware import FirmwareStall
-from chaos.schedule.places import KernelEntry, Place, VcpuRunning
+from chaos.schedule.places import KernelEntry, Place, Unarmed
 from chaos.script.actor import Actor
 
 
@@ -42,7 +42,7 @@ def _arm(actor: Actor, step: s.Arm) -> Place:
 def hold(actor: Actor, step: s.Hold) -> None:
     pending = actor.under_way(step.vm)
     pid = actor.stage.guests[step.vm].vmm.pid
-    place = actor.armed.get(step.at) or VcpuRunning()
+    place = actor.armed.get(step.at) or Unarmed(step.at)
     sleeper: holds.Sleeper | None = None
     reached = False
 
