@@ -24,7 +24,20 @@ from functools import partial
 from typing import Literal
 
 from chaos.history import Asked, Counted, Done, Exited, Fault, Held, History, Invoke, Observation
-from chaos.world import EFFECTS, World, argument, begin, die, drop, effect, forget, give_back, halfway, took_effect
+from chaos.world import (
+    EFFECTS,
+    ON_CGROUPS,
+    World,
+    argument,
+    begin,
+    die,
+    drop,
+    effect,
+    forget,
+    give_back,
+    halfway,
+    took_effect,
+)
 
 Kind = Literal["charge", "guests", "owner", "answer"]
 Witness = Observation | Done | Asked
@@ -206,7 +219,8 @@ class _Replay:
     def _begin(self, invoke: Invoke) -> None:
         if invoke.f == "create":
             self.owners[argument(invoke, "vm")] = invoke.agent
-        self.stopped.clear()
+        if invoke.f not in ON_CGROUPS:
+            self.stopped.clear()
         if invoke.f in EFFECTS:
             self.pending[invoke.op] = invoke
         self._become(begin(world, invoke) for world in self.worlds)
@@ -221,7 +235,8 @@ class _Replay:
                 self._status(invoke, done, window)
         if invoke.op not in self.pending:
             return
-        self.stopped.clear()
+        if invoke.f not in ON_CGROUPS:
+            self.stopped.clear()
         if done.outcome == "info":
             self._become(self.worlds)  # settled when its process is reaped: only then can it not happen any more
             return

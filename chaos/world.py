@@ -28,6 +28,12 @@ from chaos.history import Done, Invoke
 ON_ITS_WAY = ""
 """Holder of a descriptor that has left its process and has not been used yet by whoever received it."""
 
+GONE = " (removed)"
+"""In the name of a cgroup that was removed, or whose misc controller was; no living one has it."""
+
+ON_CGROUPS = frozenset({"add_cgroup", "remove_cgroup", "limit", "disable_misc", "enable_misc"})
+"""Operations on cgroups. Nobody living has to make them, and they let nothing go that is stopped in the kernel."""
+
 FIRST_CALL = {"init": "KVM_MEMORY_ENCRYPT_OP", "mirror": "KVM_ENABLE_CAP"}
 """Of the operations that are several system calls, the one after which they have happened."""
 
@@ -94,7 +100,8 @@ class Advance:
 @dataclass(frozen=True, slots=True)
 class World:
     """`homes` are the live processes, each with its cgroup. `dead` are the VMs a context was moved away from.
-    `happened` are those operations that have taken effect without having answered."""
+    `happened` are those operations that have taken effect without having answered. `undivided` are the cgroups whose
+    children have no misc controller: to it, whoever lives below one is in it."""
 
     homes: frozenset[tuple[str, str]] = frozenset()
     references: frozenset[Reference] = frozenset()
@@ -104,10 +111,15 @@ class World:
     dead: frozenset[str] = frozenset()
     advances: frozenset[Advance] = frozenset()
     happened: frozenset[int] = frozenset()
+    undivided: frozenset[str] = frozenset()
 
     def home(self, agent: str) -> str | None:
-        """The cgroup of the process, None if it does not live."""
-        return next((cgroup for name, cgroup in self.homes if name == agent), None)
+        """The cgroup that pays for what the process takes, None if it does not live."""
+        return next((self.payer(cgroup) for name, cgroup in self.homes if name == agent), None)
+
+    def payer(self, cgroup: str) -> str:
+        """The cgroup that is charged for those who live in this one."""
+        return next((level for level in levels(cgroup) if level in self.undivided), cgroup)
 
     def context(self, vm: str) -> Context | None:
         return next((context for context in self.contexts if context.owner == vm), None)
@@ -162,7 +174,7 @@ def levels(cgroup: str) -> tuple[str, ...]:
 
 def effect(world: World, invoke: Invoke) -> World | None:
     """The world after the operation, None if it cannot happen in this one."""
-    if invoke.f != "spawn" and world.home(invoke.agent) is None:
+    if invoke.f not in ON_CGROUPS and invoke.f != "spawn" and world.home(invoke.agent) is None:
         return None
     rule = EFFECTS.get(invoke.f)
     return world if rule is None else rule(world, invoke)
@@ -264,6 +276,42 @@ def _enter(world: World, invoke: Invoke) -> World | None:
     """The process goes; what it is charged for stays where it is charged (P11)."""
     homes = frozenset((name, cgroup) for name, cgroup in world.homes if name != invoke.agent)
     return replace(world, homes=homes | {(invoke.agent, argument(invoke, "cgroup"))})
+
+
+def gone(cgroup: str, name: str, op: int) -> str:
+    """What `cgroup` is called after operation `op` has removed `name`: the same, unless it is that or below it."""
+    at = levels(name)
+    return f"{name}{GONE}{op}{cgroup[len(name) :]}" if levels(cgroup)[: len(at)] == at else cgroup
+
+
+def _remove_cgroup(world: World, invoke: Invoke) -> World | None:
+    """Charges stay with the removed cgroup, and its ancestors go on counting them."""
+    name = argument(invoke, "cgroup")
+    return _charged_to(world, lambda cgroup: gone(cgroup, name, invoke.op))
+
+
+def _disable_misc(world: World, invoke: Invoke) -> World | None:
+    """The children's charges stay where they are, as if they had been removed; what comes now is charged here."""
+    above = argument(invoke, "cgroup")
+
+    def now(cgroup: str) -> str:
+        path, depth = levels(cgroup), len(levels(above))
+        return gone(cgroup, path[depth], invoke.op) if path[:depth] == levels(above) != path else cgroup
+
+    return replace(_charged_to(world, now), undivided=world.undivided | {above})
+
+
+def _enable_misc(world: World, invoke: Invoke) -> World | None:
+    return replace(world, undivided=world.undivided - {argument(invoke, "cgroup")})
+
+
+def _charged_to(world: World, now: Callable[[str], str]) -> World:
+    """The world with every charge under another name of its cgroup."""
+    return replace(
+        world,
+        contexts=frozenset(replace(context, payer=now(context.payer)) for context in world.contexts),
+        advances=frozenset(replace(advance, cgroup=now(advance.cgroup)) for advance in world.advances),
+    )
 
 
 def _create(world: World, invoke: Invoke) -> World | None:
@@ -409,6 +457,9 @@ def _close(world: World, invoke: Invoke) -> World | None:
 EFFECTS: dict[str, Callable[[World, Invoke], World | None]] = {
     "spawn": _spawn,
     "enter": _enter,
+    "remove_cgroup": _remove_cgroup,
+    "disable_misc": _disable_misc,
+    "enable_misc": _enable_misc,
     "create": _create,
     "create_vcpu": _create_vcpu,
     "init": _init,

@@ -17,7 +17,7 @@ from chaos.errors import UsageError
 from chaos.history import Done, Filled, Invoke, Observation
 from chaos.ledger import KEYS, WATCHED
 from chaos.oracle import OK, Answer, Rules, State
-from chaos.world import took_effect
+from chaos.world import ON_CGROUPS, argument, levels, took_effect
 
 Limits = frozenset[tuple[str, str, int]]
 START = "start"
@@ -44,6 +44,16 @@ class Judged:
     def limits(self) -> frozenset[str]:
         """The cgroups one of whose limits may have been in the way."""
         return frozenset(answer.at for answer in self.allowed if answer.at)
+
+    @property
+    def in_the_way(self) -> str:
+        """What those limits are, in words."""
+        told = {
+            f"the host's capacity, taken below {answer.at!r}," if answer.full else f"the limit of {answer.at}"
+            for answer in self.allowed
+            if answer.at
+        }
+        return " or ".join(sorted(told))
 
 
 class Contract:
@@ -101,10 +111,10 @@ class Contract:
         if ledger.lost_at is not None and invoke.seq > ledger.lost_at:
             return Judged(invoke, done, answer, frozenset(), ledger.lost)
         capacity, foreign = self._capacity
-        around = [limits for limits in self._limits(invoke.seq, done.seq) if limits is not None]
+        around = self._limits(invoke.seq, done.seq)
         allowed: set[Answer] = set()
         for world in ledger.during.get(invoke.op, ()):
-            for limits in around or [frozenset()]:
+            for limits in around or {frozenset()}:
                 state = State(
                     rules=self.rules,
                     world=world,
@@ -118,17 +128,62 @@ class Contract:
             gap = f"the limits were not read, which {invoke.f} may have met"
         return Judged(invoke, done, answer, frozenset(allowed), gap)
 
-    def _limits(self, begun: int, over: int) -> Iterator[Limits | None]:
-        """What misc.max read before and after, None where it was not read."""
-        before = [r for r in self.observations if r.seq < begun]
-        after = [r for r in self.observations if r.seq > over]
-        for observation in (*before[-1:], *after[:1]):
-            yield limits_of(observation)
+    def _limits(self, begun: int, over: int) -> frozenset[Limits]:
+        """The limits that may have been in force from record `begun` to record `over`: as they were read before, with
+        what was changed since. What was read afterwards tells of changes that were not recorded."""
+        before = next((r for r in reversed(self.observations) if r.seq < begun), None)
+        after = next((r for r in self.observations if r.seq > over), None)
+        limits = None if before is None else limits_of(before)
+        found: set[Limits] = set()
+        if before is not None and limits is not None:
+            for invoke, done in self.changes:
+                if not before.seq < done.seq or invoke.seq > over:
+                    continue
+                if done.seq > begun:
+                    found.add(limits)
+                limits = changed(limits, invoke)
+            found.add(limits)
+        read = None if after is None else limits_of(after)
+        if after is not None and read is not None and not self._explained(limits, read, over, after.seq):
+            found.add(read)
+        return frozenset(found)
+
+    @cached_property
+    def changes(self) -> tuple[tuple[Invoke, Done], ...]:
+        """The operations that changed a limit, or with the cgroup or its controller did away with one."""
+        return tuple(
+            (invoke, done)
+            for invoke, done in self.evidence.operations
+            if invoke.f in ON_CGROUPS and done is not None and done.outcome == "ok"
+        )
+
+    def _explained(self, limits: Limits | None, read: Limits, over: int, seen: int) -> bool:
+        """Whether the recorded changes from record `over` on make these limits what was read at record `seen`."""
+        for invoke, done in self.changes:
+            if limits is not None and over < invoke.seq and done.seq < seen:
+                limits = changed(limits, invoke)
+        return limits == read
+
+
+def changed(limits: Limits, change: Invoke) -> Limits:
+    """The limits after an operation on cgroups."""
+    name = argument(change, "cgroup")
+    match change.f:
+        case "limit":
+            key, number = argument(change, "key"), change.args.get("max")
+            others = frozenset(limit for limit in limits if limit[:2] != (name, key))
+            return others | {(name, key, number)} if isinstance(number, int) else others
+        case "add_cgroup" | "remove_cgroup":
+            return frozenset(limit for limit in limits if name not in levels(limit[0]))
+        case "disable_misc":
+            return frozenset(limit for limit in limits if name not in levels(limit[0])[:-1])
+    return limits
 
 
 def limits_of(observation: Observation) -> Limits | None:
-    """Every misc.max that was read and is no "max". None if that of some cgroup was not read."""
-    if not observation.misc or any("max" not in files for name, files in observation.misc.items() if name != "."):
+    """Every misc.max that was read and is no "max". None if that of some cgroup was not read. One without the
+    controller has no files."""
+    if not observation.misc or any(files and "max" not in files for n, files in observation.misc.items() if n != "."):
         return None
     return frozenset(
         (cgroup, key, limit)

@@ -13,6 +13,7 @@ from chaos.history import History, Observation
 from chaos.ledger import Entry, Mismatch, charged
 from chaos.steps import Migrate, Move, walk
 from chaos.verdict import Verdict
+from chaos.world import GONE
 
 PROMISE = "P1"
 _WHEN = ("before-move", "in-move", "after-move", "after-mirror-move", "after-close")
@@ -46,12 +47,15 @@ def check(experiment: Experiment, history: History) -> Verdict:
 
 
 def shows_charge(entry: Entry) -> bool:
-    """Whether the observation read every counter of every cgroup that had to be charged, and one had to be."""
+    """Whether the observation read every counter of every cgroup that had to be charged, and one had to be. One that
+    was removed has no counters, but those above it count on."""
     record = entry.record
     if not isinstance(record, Observation):
         return False
     read = {cgroup for cgroup, files in record.misc.items() if "current" in files}
-    return all(world.contexts and {cgroup for cgroup, _ in world.charges} <= read for world in entry.fits)
+    return all(
+        world.contexts and {cgroup for cgroup, _ in world.charges if GONE not in cgroup} <= read for world in entry.fits
+    )
 
 
 def paid(entry: Entry) -> str:

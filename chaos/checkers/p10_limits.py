@@ -33,7 +33,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
     judged = [each for each in contract.judged() if each.invoke.f in CHARGING]
     parts = [part for each in judged for part in _stopped(each)]
     for before, after in pairwise(contract.observations):
-        parts += _events(evidence, judged, before, after)
+        parts += _events(contract, judged, before, after)
     met = [each for each in judged if each.limits and not each.gap]
     if not met:
         parts.append(unknown(PROMISE, "no limit was in the way of a charge"))
@@ -53,13 +53,12 @@ def _stopped(each: Judged) -> Iterator[Verdict]:
         yield unknown(PROMISE, f"{each.invoke.f} of {vm}: {each.gap}", records)
     if each.gap or not each.limits:
         return
-    where = " or ".join(sorted(each.limits))
     if each.answer.errno == EBUSY:
-        yield held(PROMISE, f"the limit of {where} stopped {each.invoke.f} of {vm}", records)
+        yield held(PROMISE, f"{each.in_the_way} stopped {each.invoke.f} of {vm}", records)
     elif OK not in each.allowed and each.answer == OK:
         yield deviated(
             PROMISE,
-            f"{each.invoke.f} of {vm} succeeded over the limit of {where}",
+            f"{each.invoke.f} of {vm} succeeded over {each.in_the_way}",
             records,
             signature=f"over-limit:{each.invoke.f}",
             expected="EBUSY",
@@ -67,15 +66,23 @@ def _stopped(each: Judged) -> Iterator[Verdict]:
         )
 
 
-def _events(evidence: Evidence, judged: Sequence[Judged], before: Observation, after: Observation) -> Iterator[Verdict]:
+def _events(contract: Contract, judged: Sequence[Judged], before: Observation, after: Observation) -> Iterator[Verdict]:
     """Between two observations every counter of events has grown by what was refused there."""
+    evidence = contract.evidence
     unclear = any(each.gap for each in judged if _between(each.invoke.seq, each.done.seq, before, after))
     unclear |= any(
         done is None or done.outcome == "info"
         for invoke, done in evidence.operations
         if invoke.f in CHARGING and invoke.seq < after.seq and (done is None or done.seq > before.seq)
     )
+    anew = {
+        argument(invoke, "cgroup")
+        for invoke, done in contract.changes
+        if invoke.f != "limit" and _between(invoke.seq, done.seq, before, after)
+    }
     for cgroup in sorted(after.misc.keys() & before.misc.keys()):
+        if anew & set(levels(cgroup)):
+            continue  # its counters began anew
         for key in KEYS:
             first, last = events_of(before, cgroup, key), events_of(after, cgroup, key)
             low, high = _due(evidence, judged, before, after, cgroup, key)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """P11, charges stay: a task that changes its cgroup leaves its charges where they are; only a move takes them along.
 
-The witness is an observation after the process went, while a context lives that was charged before it did.
+The witness is an observation after the process went, while a context lives that was charged before it did. A process
+that had none leaves nothing behind, and one that is put back after the script is not asked about.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from chaos.experiment import Experiment
 from chaos.history import Done, History, Invoke
 from chaos.ledger import Entry, Mismatch
 from chaos.verdict import Verdict
-from chaos.world import argument
+from chaos.world import World, argument
 
 PROMISE = "P11"
 
@@ -24,7 +25,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
     went = [
         (invoke, done)
         for invoke, done in evidence.operations
-        if invoke.f == "enter" and done is not None and done.outcome == "ok"
+        if invoke.f == "enter" and done is not None and done.outcome == "ok" and invoke.step < len(experiment.script)
     ]
     if not went:
         return unknown(PROMISE, "no process changed its cgroup, so no charge could follow one")
@@ -38,8 +39,11 @@ def _went(evidence: Evidence, invoke: Invoke, done: Done) -> Iterator[Verdict]:
     into = argument(invoke, "cgroup")
     later = (i.seq for i, _ in evidence.operations if i.f == "enter" and i.agent == invoke.agent and i.seq > done.seq)
     again = next(later, len(evidence.history.records))
-    for entry in evidence.observations:
-        if not done.seq < entry.record.seq < again or not _left_behind(evidence, entry, invoke.agent, into):
+    seen = [entry for entry in evidence.observations if done.seq < entry.record.seq < again]
+    if seen and not any(_paid_by(evidence, world, invoke.agent) for entry in seen for world in entry.fits):
+        return
+    for entry in seen:
+        if not _left_behind(evidence, entry, invoke.agent, into):
             continue
         wrong = _followed(entry.mismatches, into)
         if wrong is not None:
@@ -65,12 +69,13 @@ def _went(evidence: Evidence, invoke: Invoke, done: Done) -> Iterator[Verdict]:
 def _left_behind(evidence: Evidence, entry: Entry, agent: str, into: str) -> bool:
     """A context lives that a VM of the process was charged for elsewhere, and every counter was read."""
     return shows_charge(entry) and all(
-        any(
-            context.payer != into and evidence.agent(context.owner) == agent
-            for context in world.contexts
-        )
-        for world in entry.fits
+        _paid_by(evidence, world, agent) - {world.payer(into)} for world in entry.fits
     )  # fmt: skip
+
+
+def _paid_by(evidence: Evidence, world: World, agent: str) -> frozenset[str]:
+    """The cgroups that pay for the contexts of the process's VMs."""
+    return frozenset(context.payer for context in world.contexts if evidence.agent(context.owner) == agent)
 
 
 def _followed(mismatches: tuple[Mismatch, ...], into: str) -> Mismatch | None:

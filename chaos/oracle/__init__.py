@@ -7,10 +7,8 @@ promise and never what a kernel happened to answer; where kernels differ, it is 
 `chaos.world`, which the ledger uses too; `rules.CHECKS` says when an operation is refused.
 
 An operation is an `Invoke`, as in a history, so that a history can be held against the oracle as it is. Beside those of
-`chaos.history` it knows some that no VMM makes itself:
+`chaos.history` it knows some that are not recorded so:
 
-    add_cgroup {cgroup}, remove_cgroup {cgroup}
-    limit {cgroup, key, max}            misc.max, a number or "max"
     create_vcpu {vm}
     kill {}                             the process `agent` is killed
     psp_dies {}                         the firmware stops answering, for good
@@ -27,9 +25,9 @@ from errno import ETIMEDOUT
 
 from chaos.history import Invoke
 from chaos.oracle.rules import CHECKS
-from chaos.oracle.state import GONE, OK, Answer, State, charges, events
+from chaos.oracle.state import OK, Answer, State, charges, events
 from chaos.oracle.versions import DIFFERENCES, Difference, Rules, rules
-from chaos.world import ON_ITS_WAY, World, argument, begin, die, effect, forget, halfway
+from chaos.world import ON_CGROUPS, ON_ITS_WAY, World, argument, begin, die, effect, forget, gone, halfway, levels
 
 __all__ = [
     "DIFFERENCES", "OK", "Answer", "Difference", "Rules", "State", "after", "allowed", "charges", "events", "new",
@@ -37,7 +35,7 @@ __all__ = [
 ]  # fmt: skip
 
 # Those that nobody living has to make: a process to be, and what is done from outside.
-_FROM_OUTSIDE = frozenset({"spawn", "add_cgroup", "remove_cgroup", "limit", "psp_dies"})
+_FROM_OUTSIDE = ON_CGROUPS | {"spawn", "psp_dies"}
 
 
 def new(kernel: str, capacity: Mapping[str, int], foreign: Mapping[str, int] | None = None) -> State:
@@ -119,25 +117,27 @@ def _add_cgroup(state: State, operation: Invoke) -> State:
 
 
 def _remove_cgroup(state: State, operation: Invoke) -> State:
-    """Charges stay with the removed cgroup, and its ancestors go on counting them."""
-    name, ghost = argument(operation, "cgroup"), f"{argument(operation, 'cgroup')}{GONE}{state.removed}"
+    name = argument(operation, "cgroup")
+    return replace(_without_misc(state, operation, {name}), cgroups=state.cgroups - {name})
 
-    def now(cgroup: str) -> str:
-        below = cgroup == name or cgroup.startswith(name + "/")
-        return ghost + cgroup[len(name) :] if below else cgroup
 
-    world = replace(
-        state.world,
-        contexts=frozenset(replace(context, payer=now(context.payer)) for context in state.world.contexts),
-        advances=frozenset(replace(advance, cgroup=now(advance.cgroup)) for advance in state.world.advances),
-    )
+def _disable_misc(state: State, operation: Invoke) -> State:
+    name = argument(operation, "cgroup")
+    return _without_misc(state, operation, {cgroup for cgroup in state.cgroups if levels(cgroup)[-2:-1] == (name,)})
+
+
+def _without_misc(state: State, operation: Invoke, cgroups: set[str]) -> State:
+    """These, with which go all below them, lose their limits. What they have refused stays counted above them."""
+    world = effect(state.world, operation)
+    assert world is not None
+    blocked = list(state.blocked)
+    for name in cgroups:
+        blocked = [(gone(cgroup, name, operation.op), key) for cgroup, key in blocked]
     return replace(
         state,
         world=world,
-        cgroups=state.cgroups - {name},
-        limits=frozenset(limit for limit in state.limits if limit[0] != name),
-        blocked=tuple((now(cgroup), key) for cgroup, key in state.blocked),
-        removed=state.removed + 1,
+        limits=frozenset(limit for limit in state.limits if not cgroups & set(levels(limit[0]))),
+        blocked=tuple(blocked),
     )
 
 
@@ -157,6 +157,7 @@ _BESIDE_THE_WORLD = {
     "exit": _die,
     "add_cgroup": _add_cgroup,
     "remove_cgroup": _remove_cgroup,
+    "disable_misc": _disable_misc,
     "limit": _limit,
     "psp_dies": _psp_dies,
 }

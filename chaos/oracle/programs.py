@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from chaos.history import Invoke, Value
 from chaos.oracle import Answer, State, after, allowed, under_way
-from chaos.world import argument
+from chaos.world import ON_CGROUPS, argument
 
 AGENTS = ("p0", "p1", "p2")
 VMS = ("v0", "v1", "v2", "v3", "v4")
@@ -25,8 +25,8 @@ WIDTH = 4
 _WEIGHTS = {
     "spawn": 4, "create": 12, "init": 12, "launch_start": 6, "launch_update_vmsa": 5, "create_vcpu": 5,
     "send_fd": 9, "move": 16, "mirror": 9, "close": 4, "kill": 1, "enter": 3, "limit": 3, "add_cgroup": 4,
-    "remove_cgroup": 3, "guest_status": 2, "launch_update_data": 1, "launch_measure": 1, "launch_finish": 1,
-    "finish": 8, "psp_dies": 1,
+    "remove_cgroup": 3, "disable_misc": 2, "enable_misc": 2, "guest_status": 2, "launch_update_data": 1,
+    "launch_measure": 1, "launch_finish": 1, "finish": 8, "psp_dies": 1,
 }  # fmt: skip
 _DRAWN = tuple(f for f, weight in _WEIGHTS.items() for _ in range(weight))
 _RARELY = 31  # of a byte: one time in eight
@@ -115,7 +115,7 @@ def _operation(state: State, op: int, f: str, on: int, with_: int) -> Invoke:
     if owner is not None and with_ % 8:
         agent = owner.agent
     args: dict[str, Value] = {}
-    if f in ("spawn", "enter", "add_cgroup", "remove_cgroup"):
+    if f in ("spawn", "enter") or f in ON_CGROUPS - {"limit"}:
         args = {"cgroup": CGROUPS[on % len(CGROUPS)]}
     elif f == "limit":
         where = (".", *CGROUPS)[on % (len(CGROUPS) + 1)]

@@ -278,6 +278,25 @@ def _in_use(state: State, op: Invoke) -> Refusal | None:
     return _sure(EBUSY, when=name == "." or inside or any(home == name for _, home in state.world.homes))
 
 
+def _divided_below(state: State, op: Invoke) -> Refusal | None:
+    """A child whose own children have the controller keeps it."""
+    name = argument(op, "cgroup")
+    children = {cgroup for cgroup in state.cgroups if levels(cgroup)[-2:-1] == (name,)}
+    above = {levels(cgroup)[-2] for cgroup in state.cgroups if cgroup != "."}
+    return _sure(EBUSY, when=bool(children & above - state.world.undivided))
+
+
+def _lived_in(state: State, op: Invoke) -> Refusal | None:
+    """Who lives in a cgroup must not share its resources with its children."""
+    name = argument(op, "cgroup")
+    return _sure(EBUSY, when=name != "." and any(home == name for _, home in state.world.homes))
+
+
+def _without_misc(state: State, op: Invoke) -> Refusal | None:
+    name = argument(op, "cgroup")
+    return _sure(ENOENT, when=state.world.payer(name) != name)
+
+
 def _no_limit(state: State, op: Invoke) -> Refusal | None:
     """misc.max takes "max" or a number, and only for a key that the host has capacity of."""
     limit = op.args.get("max")
@@ -307,7 +326,9 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "kill": (),
     "add_cgroup": (_there_already, _no_parent),
     "remove_cgroup": (_no_cgroup, _in_use),
-    "limit": (_no_cgroup, _no_limit),
+    "limit": (_no_cgroup, _without_misc, _no_limit),
+    "disable_misc": (_no_cgroup, _without_misc, _divided_below),
+    "enable_misc": (_no_cgroup, _without_misc, _lived_in),
     "create": (_no_types,),
     "create_vcpu": _IOCTL,
     "close": (_not_open,),

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the oracle knows: a world (`chaos.world`), the cgroups with their limits, the ASIDs, and the firmware.
 
-Cgroups are those with the misc controller enabled, by path below the run's own, which is ".". One without it shares
-the counters of the nearest that has it, and is not named here. A cgroup that was removed while something was charged to
-it lives on under a name that no living cgroup has, so that its ancestors go on counting.
+Cgroups go by their path below the run's own, which is ".". One without the misc controller shares the counters of the
+nearest above it that has it (`World.payer`). A cgroup that was removed while something was charged to it lives on under
+a name that no living cgroup has, so that its ancestors go on counting.
 """
 
 from __future__ import annotations
@@ -17,20 +17,19 @@ from typing import Literal
 from chaos.oracle.versions import Rules
 from chaos.world import World, levels
 
-GONE = " (removed)"
-"""In the name of a cgroup that was removed; no living one has it."""
-
 
 @dataclass(frozen=True, slots=True, order=True)
 class Answer:
     """How an operation ends: `errno`, 0 for success. `firmware` if a status of the firmware's comes with it.
 
-    `at` is the cgroup whose limit it was, which counts an event there; "" if it was none of ours.
+    `at` is the cgroup whose limit it was, which counts an event there; "" if it was none of ours. `full` if that limit
+    is no misc.max but the host's capacity, all of which is taken below it.
     """
 
     errno: int = 0
     firmware: bool = False
     at: str = ""
+    full: bool = False
 
 
 OK = Answer()
@@ -48,8 +47,8 @@ class Refusal:
 class State:
     """`capacity` is how many contexts of each key the host can have, `foreign` how many of them are not this run's.
     `limits` are (cgroup, key, misc.max), without those that are "max". `blocked` are the charges that were refused, by
-    the cgroup whose limit it was, in order. `removed` counts cgroups that were. The firmware is `stalled` once it stops
-    answering, and `dead` once the driver has noticed."""
+    the cgroup whose limit it was, in order. The firmware is `stalled` once it stops answering, and `dead` once the
+    driver has noticed."""
 
     rules: Rules
     world: World = field(default_factory=World)
@@ -58,7 +57,6 @@ class State:
     foreign: frozenset[tuple[str, int]] = frozenset()
     limits: frozenset[tuple[str, str, int]] = frozenset()
     blocked: tuple[tuple[str, str], ...] = ()
-    removed: int = 0
     psp: Literal["well", "stalled", "dead"] = "well"
 
     def capacity_of(self, key: str) -> int:
@@ -95,7 +93,7 @@ def charge(state: State, cgroup: str, key: str) -> Answer:
     for level in reversed(levels(cgroup)):
         limit = state.limit(level, key)
         if used[level, key] + 1 > min(capacity, capacity if limit is None else limit):
-            return Answer(EBUSY, at=level)
+            return Answer(EBUSY, at=level, full=limit is None or limit >= capacity)
     return OK if used[".", key] + _of(state.foreign, key) + 1 <= capacity else Answer(EBUSY)
 
 

@@ -199,7 +199,7 @@ def test_a_full_host_has_no_room_for_a_move() -> None:
     state = with_descriptor(state, "old", "d")
     assert allowed(state, op("move", "d", **MOVE)) == {Answer(EBUSY)}  # the host's own level counts no event of ours
     full = replace(state, foreign=frozenset({("sev", 0)}), capacity=frozenset({("sev", 1)}))
-    assert allowed(full, op("move", "d", **MOVE)) == {Answer(EBUSY, at=".")}
+    assert allowed(full, op("move", "d", **MOVE)) == {Answer(EBUSY, at=".", full=True)}
     none = replace(state, capacity=frozenset())
     assert errnos(none, "move", "d", **MOVE) == {EINVAL}
 
@@ -319,7 +319,7 @@ def test_init_until_the_host_is_full() -> None:
     state = after(state, init, Answer(EBUSY, at="source"))
     assert dict(events(state)) == {("source", "sev"): 1, (".", "sev"): 1}
     state = does(launched(state, "third", "d"), "create", "d", vm="fourth", kind="sev", vcpus=1)
-    assert allowed(state, op("init", "d", vm="fourth", key="sev")) == {Answer(EBUSY, at=".")}
+    assert allowed(state, op("init", "d", vm="fourth", key="sev")) == {Answer(EBUSY, at=".", full=True)}
     lowered = does(state, "limit", cgroup="destination", key="sev", max=0)
     assert charges(lowered)["destination", "sev"] == 1
 
@@ -388,6 +388,20 @@ def test_processes_and_cgroups() -> None:
 def test_a_task_that_goes_leaves_its_charges() -> None:
     state = does(launched(host()), "enter", "s", cgroup="destination")
     assert dict(charges(state)) == {(".", "sev"): 1, ("source", "sev"): 1}
+
+
+def test_without_the_controller_below_it_a_cgroup_pays_for_all() -> None:
+    state = does(launched(host(), "v", "d"), "limit", cgroup="destination/inner", key="sev", max=0)
+    assert errnos(state, "disable_misc", "", cgroup=".") == {EBUSY}
+    assert errnos(state, "enable_misc", "", cgroup="destination/inner") == {EBUSY}
+    state = does(state, "disable_misc", cgroup="destination")
+    assert errnos(state, "limit", "", cgroup="destination/inner", key="sev", max=0) == {ENOENT}
+    assert (charges(state)["destination", "sev"], charges(state)["destination/inner", "sev"]) == (1, 0)
+    state = launched(state, "w", "d")  # the limit went with the controller
+    assert {context.payer for context in state.world.contexts} >= {"destination"}
+    state = does(does(state, "enable_misc", cgroup="destination"), "enter", "d", cgroup="destination/inner")
+    assert (charges(state)["destination", "sev"], charges(state)["destination/inner", "sev"]) == (2, 0)
+    assert charges(does(does(state, "close", "d", vm="v"), "close", "d", vm="w"))[".", "sev"] == 0
 
 
 def test_a_removed_cgroup_is_charged_on() -> None:

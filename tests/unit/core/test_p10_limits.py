@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from errno import EBUSY
+from errno import EBUSY, EINVAL
 
 import msgspec
 
 from chaos.history import History, Observation, Record
-from tests.unit.core.build import changed, moved
+from tests.unit.core.build import Builder, changed, moved
 from tests.unit.core.doctored import HELD, UNKNOWN, begun, see, verdict_of
 
 
@@ -57,3 +57,66 @@ def test_p10_without_its_witness() -> None:
         return msgspec.structs.replace(record, misc={}) if isinstance(record, Observation) else record
 
     assert "limits were not read" in verdict_of("P10", changed(limited(), no_limits)).reason
+
+
+def lowered(*, error: int = EBUSY, undone: bool = False, recorded: bool = True) -> History:
+    """The destination's limit is set to 0 in the middle, which nobody reads, and perhaps taken back in time."""
+    b = begun()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.do("send_fd", "source", vm="old", to="destination")
+    see(b, "before", {"source": 1})
+    for number in (0, "max") if undone else (0,):
+        if recorded:
+            b.do("limit", "", cgroup="destination", key="sev", max=number)
+    b.move("old", "new", "destination", error=error)
+    limits = {} if undone else {"destination": 0}
+    events = {"destination": 1, ".": 1} if error else {}
+    see(b, "after", {"source" if error else "destination": 1}, limits=limits, events=events)
+    return b.end()
+
+
+def test_a_limit_counts_from_the_moment_it_was_set() -> None:
+    assert verdict_of("P10", lowered()).outcome is HELD
+    assert verdict_of("P10", lowered(error=0)).signature == "over-limit:move"
+    assert verdict_of("P7", lowered(undone=True)).signature == "move:EBUSY-for-EBADF-or-ok"
+    # A change that nobody recorded may have come before the move or after it.
+    for error in (0, EBUSY):
+        assert not verdict_of("P10", lowered(error=error, recorded=False)).signature
+
+
+def full(*, error: int) -> History:
+    """The destination has 7 of 8 ASIDs when the move comes."""
+    b = begun()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    for number in range(7):
+        b.launch(f"other-{number}", "destination", "sev")
+    b.do("send_fd", "source", vm="old", to="destination")
+    see(b, "before", {"source": 1, "destination": 7})
+    b.move("old", "new", "destination", error=error)
+    see(b, "after", {"source": 1, "destination": 7}, events={".": 1})
+    return b.end()
+
+
+def test_capacity_is_told_from_a_limit() -> None:
+    verdict = verdict_of("P10", full(error=EBUSY))
+    assert verdict.outcome is HELD, verdict.reason
+    assert "the host's capacity, taken below '.', stopped move of new" in verdict.reason
+    assert verdict_of("P10", full(error=EINVAL)).outcome is not HELD
+
+
+def test_events_of_a_cgroup_that_was_made_anew_are_not_compared() -> None:
+    def history(*, made_anew: bool) -> History:
+        b = Builder()
+        b.begin()
+        b.launch("old", "source", "sev")
+        see(b, "before", {"source": 1}, limits={"destination": 0}, events={"destination": 3, ".": 3})
+        if made_anew:
+            for f in ("remove_cgroup", "add_cgroup"):
+                b.do(f, "", cgroup="destination")
+        see(b, "after", {"source": 1}, limits={} if made_anew else {"destination": 0}, events={".": 3})
+        return b.end()
+
+    assert verdict_of("P10", history(made_anew=True)).outcome is UNKNOWN
+    assert verdict_of("P10", history(made_anew=False)).signature.startswith("event-missing:sev")

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from chaos.history import History
-from tests.unit.core.build import moved
-from tests.unit.core.doctored import DEVIATED, HELD, UNKNOWN, begun, verdict_of
+from tests.unit.core.build import Builder, moved, shipped
+from tests.unit.core.doctored import DEVIATED, HELD, MOVE, UNKNOWN, begun, verdict_of
 
 
 def went(charges: dict[str, int], *, look: bool = True) -> History:
@@ -28,3 +28,67 @@ def test_p11() -> None:
     b.do("enter", "source", cgroup="elsewhere")
     b.do("init", "source", vm="none", key="sev")
     assert "cannot be told" in verdict_of("P11", b.finish()).reason
+
+
+def test_who_has_no_charge_leaves_none_behind() -> None:
+    b = begun()
+    b.launch("old", "source", "sev")
+    b.do("enter", "destination", cgroup="elsewhere")
+    b.observe("went", {"source": 1})
+    verdict = verdict_of("P11", b.finish())
+    assert verdict.outcome is UNKNOWN and verdict.reason == "nothing was asked"
+
+
+def test_who_is_put_back_after_the_script_is_not_asked_about() -> None:
+    b = begun()
+    b.launch("old", "source", "sev")
+    b.do("enter", "source", cgroup="elsewhere")
+    b.observe("went", {"source": 1})
+    b.do("enter", "source", step=len(shipped(MOVE).script), cgroup="source")
+    assert verdict_of("P11", b.finish()).outcome is HELD
+
+
+def removed(left: dict[str, int]) -> History:
+    """The charged cgroup is removed once its process has gone elsewhere, and the context is moved out of it."""
+    b = begun()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.do("enter", "source", cgroup="elsewhere")
+    b.do("remove_cgroup", "", cgroup="source")
+    b.observe("removed", {"source": 0, "elsewhere": 0, ".": 1, **left}, guests=1)
+    b.do("send_fd", "source", vm="old", to="destination")
+    b.move("old", "new", "destination")
+    b.observe("moved", {"destination": 1})
+    return b.finish()
+
+
+def test_a_removed_cgroup_keeps_its_charge_until_the_context_is_moved() -> None:
+    for promise in ("P1", "P11"):
+        verdict = verdict_of(promise, removed({}))
+        assert verdict.outcome is HELD, verdict.reason
+    assert verdict_of("P11", removed({"elsewhere": 1})).signature == "charge-followed-task:sev"
+    assert verdict_of("P1", removed({".": 0})).signature.startswith("undercharged-before-move")
+
+
+def test_without_the_controller_two_cgroups_are_one() -> None:
+    """A move between them charges nothing, and who goes from one to the other stays where it is."""
+
+    def history(*, middle: int) -> History:
+        b = Builder()
+        b.fill("start")
+        b.do("disable_misc", "", cgroup="tenant")
+        for agent in ("source", "destination"):
+            b.spawn(agent, f"tenant/{agent}")
+        b.launch("old", "source", "sev")
+        b.launch("new", "destination")
+        b.do("send_fd", "source", vm="old", to="destination")
+        b.observe("before", {"tenant": 1})
+        move = b.invoke("move", "destination", vm="new", source="old")
+        b.hold(move)
+        b.observe("held", {"tenant": middle}, guests=1)
+        b.done(move)
+        b.observe("after", {"tenant": 1})
+        return b.end()
+
+    assert verdict_of("P1", history(middle=1)).outcome is HELD
+    assert verdict_of("P1", history(middle=2)).signature == "overcharged-in-move:sev"
