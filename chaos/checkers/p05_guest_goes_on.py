@@ -2,11 +2,12 @@
 """P5, the guest goes on: at the destination where it stopped, and what could be asked of its context before the move
 can be asked after it.
 
-Two questions. The context: GUEST_STATUS at the destination gives handle, policy and state as the source gave them.
-The guest: its own counter goes on from where the source left it, and its memory holds what its registers say
-(`Counted.stale` is 0). A guest that cannot be entered any more does not go on, whatever its registers say. Where the
-move failed the same is asked of the source. A host that cannot enter SEV-ES guests (`Header.executes_es`) skips the
-second question.
+Three questions. The context: GUEST_STATUS at the destination gives handle, policy and state as the source gave them.
+The registers: the destination takes what it is given of them, and has it when it is read again. The guest: its own
+counter goes on from where the source left it, and its memory holds what its registers say (`Counted.stale` is 0). A
+guest that cannot be entered any more does not go on, whatever its registers say; one that was not given its registers
+cannot. Where the move failed the first and the last are asked of the source. A host that cannot enter SEV-ES guests
+(`Header.executes_es`) skips the last.
 """
 
 from __future__ import annotations
@@ -14,7 +15,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from chaos.checkers.evidence import Evidence, Move, combine, deviated, errname, held, skipped, unknown
+from chaos.checkers.evidence import (
+    Evidence,
+    Move,
+    combine,
+    deviated,
+    errname,
+    held,
+    ioctl_answered,
+    skipped,
+    unknown,
+)
 from chaos.experiment import Experiment
 from chaos.history import Counted, Done, History
 from chaos.verdict import Verdict
@@ -37,6 +48,9 @@ def _move(evidence: Evidence, move: Move) -> Iterator[Verdict]:
     before, after = statuses(evidence, move)
     if move.happened or (before is not None and after is not None):
         yield _context(move, before, after)
+    given = _given(evidence, move)
+    if given is not None:
+        yield _registers(move, given)
     yield goes_on(evidence, move, PROMISE)
 
 
@@ -101,6 +115,46 @@ def _context(move: Move, before: Done | None, after: Done | None) -> Verdict:
     return held(PROMISE, f"{move}; GUEST_STATUS of {move.survivor} gives {told} as before", records)
 
 
+def _given(evidence: Evidence, move: Move) -> Done | None:
+    """The destination's answer when it was given the registers, before the context left it again."""
+    if not move.happened or move.over is None:
+        return None
+    later = evidence.next_move(move.destination, move.over)
+    end = later.invoke.seq if later is not None else len(evidence.history.records)
+    answers = (d for i, d in evidence.done(move.destination, "set_state") if move.over < i.seq < end)
+    return next(answers, None)
+
+
+def _registers(move: Move, given: Done) -> Verdict:
+    records = (*move.records, given)
+    if given.outcome != "ok" and not ioctl_answered(given):
+        return unknown(PROMISE, f"{move}; its registers did not arrive: {given.value.get('call')}", records)
+    if given.outcome != "ok":
+        call, name = given.value.get("call") or "set_state", errname(given.errno)
+        return deviated(
+            PROMISE,
+            f"{move}; {move.destination} does not take the registers it is given: {call} fails with {name}",
+            records,
+            signature=f"state-refused-after-move:{str(call).replace(' ', '-')}:{name}",
+            expected="ok",
+            seen=name,
+        )
+    differs = given.value.get("differs")
+    if not isinstance(differs, list):
+        return unknown(PROMISE, f"{move}; the registers of {move.destination} were not read again", records)
+    if differs:
+        parts = sorted({str(text).partition(": ")[2] for text in differs})
+        return deviated(
+            PROMISE,
+            f"{move}; {move.destination} has other registers than it was given: {', '.join(map(str, differs))}",
+            records,
+            signature=f"state-differs-after-move:{'+'.join(parts).replace(' ', '-')}",
+            expected="as they were given",
+            seen=", ".join(parts),
+        )
+    return held(PROMISE, f"{move}; the registers of {given.value.get('vcpus')} vCPUs are as they were given", records)
+
+
 def goes_on(evidence: Evidence, move: Move, promise: str) -> Verdict:
     """Whether the guest's counter went on after the move, wherever it had to, as a verdict on `promise`."""
     header = evidence.history.header
@@ -118,6 +172,12 @@ def goes_on(evidence: Evidence, move: Move, promise: str) -> Verdict:
     if not before or not after:
         side = "before" if not before else "after"
         return unknown(promise, f"whether the guest itself goes on: it was not seen to count {side} the move")
+    given = _given(evidence, move)
+    late = given is None or given.seq > after[0].seq
+    if move.happened and after[0].vm == move.destination and late:
+        return unknown(
+            promise, f"whether the guest itself goes on: {after[0].vm} was not given its registers", after[:1]
+        )
     return _compared(promise, before[-1], after[0], move)
 
 

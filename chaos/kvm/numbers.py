@@ -51,6 +51,8 @@ class Ioctl(IntEnum):
     KVM_SET_XSAVE = 0x5000AEA5
     KVM_GET_XCRS = 0x8188AEA6
     KVM_SET_XCRS = 0x4188AEA7
+    KVM_SET_DEVICE_ATTR = 0x4018AEE1
+    KVM_GET_DEVICE_ATTR = 0x4018AEE2
     KVM_GET_XSAVE2 = 0x9000AECF  # as much as KVM_CAP_XSAVE2 says, which may be more than the size in it
     # no ioctl of any kernel; a live VM says ENOTTY, a live vCPU EINVAL, a dead one of either EIO
     KVM_UNKNOWN = 0xAEFE
@@ -59,6 +61,7 @@ class Ioctl(IntEnum):
 
 
 class Cap(IntEnum):
+    VCPU_ATTRIBUTES = 127
     COPY_ENC_CONTEXT_FROM = 197
     MOVE_ENC_CONTEXT_FROM = 206  # answers 1 on every x86 KVM: proves nothing about SEV
     XSAVE2 = 208

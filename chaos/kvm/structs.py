@@ -109,6 +109,12 @@ class DebugRegs(ctypes.Structure):
     _fields_ = [("bytes", c_uint8 * 128)]
 
 
+class DeviceAttr(ctypes.Structure):
+    """kvm_device_attr: `addr` is where the value is."""
+
+    _fields_ = [("flags", c_uint32), ("group", c_uint32), ("attr", c_uint64), ("addr", c_uint64)]
+
+
 class Clock(ctypes.Structure):
     _fields_ = [("bytes", c_uint8 * 48)]
 
@@ -258,6 +264,7 @@ SIZES: dict[type[ctypes.Structure], int] = {
     Msrs: 8 + 16 * MSR_ENTRIES,
     MsrList: 4 + 4 * MSR_ENTRIES,
     DebugRegs: 128,
+    DeviceAttr: 24,
     Clock: 48,
     MemoryRegion: 32,
     DirtyLog: 16,

@@ -11,7 +11,21 @@ from typing import TypeVar
 from chaos.kvm.call import attempt, ioctl
 from chaos.kvm.fd import Mapping, OwnedFd
 from chaos.kvm.numbers import Ioctl
-from chaos.kvm.structs import Cpuid, DebugRegs, Fpu, Lapic, MpState, Msrs, Regs, Run, Sregs, VcpuEvents, Xcrs, Xsave
+from chaos.kvm.structs import (
+    Cpuid,
+    DebugRegs,
+    DeviceAttr,
+    Fpu,
+    Lapic,
+    MpState,
+    Msrs,
+    Regs,
+    Run,
+    Sregs,
+    VcpuEvents,
+    Xcrs,
+    Xsave,
+)
 
 S = TypeVar("S", bound=ctypes.Structure)
 
@@ -94,6 +108,19 @@ class Vcpu:
 
     def set_lapic(self, lapic: Lapic) -> None:
         ioctl(self.fd.number, Ioctl.KVM_SET_LAPIC, ctypes.byref(lapic))
+
+    def tsc_offset(self) -> int:
+        """How far the guest's time-stamp counter is ahead of the host's, in 64 bits without a sign."""
+        value = ctypes.c_uint64()
+        self._tsc_offset(Ioctl.KVM_GET_DEVICE_ATTR, value)
+        return value.value
+
+    def set_tsc_offset(self, offset: int) -> None:
+        self._tsc_offset(Ioctl.KVM_SET_DEVICE_ATTR, ctypes.c_uint64(offset))
+
+    def _tsc_offset(self, number: Ioctl, value: ctypes.c_uint64) -> None:
+        """KVM_VCPU_TSC_OFFSET of KVM_VCPU_TSC_CTRL, which are 0 both."""
+        ioctl(self.fd.number, number, ctypes.byref(DeviceAttr(addr=ctypes.addressof(value))))
 
     def msrs(self, indices: Sequence[int]) -> dict[int, int]:
         """Those of the MSRs that can be read. The call stops at the first that cannot, and is made again behind it."""

@@ -42,7 +42,8 @@ class Host:
         """What there is to carry of a vCPU here. Raises `KernelError`."""
         if self._extent is None:
             size = self.system.check_extension(Cap.XSAVE2)
-            self._extent = state.Extent(self.system.msr_indices(), xsave=size, lapic=True)
+            tsc = self.system.check_extension(Cap.VCPU_ATTRIBUTES) > 0
+            self._extent = state.Extent(self.system.msr_indices(), xsave=size, lapic=True, tsc_offset=tsc)
         return self._extent
 
     def sev_fd(self) -> int:

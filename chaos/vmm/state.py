@@ -4,7 +4,12 @@
 Only a plain SEV guest has state outside of its memory that a VMM can carry; that of a SEV-ES guest is in the encrypted
 page which the move hands over. It is carried as a VMM has to: everything KVM knows of, in an order in which what
 decides about the rest comes first. Then the destination is read again. Whatever is not what it was given is a
-difference, and is named, never repaired.
+difference, and is named, never repaired. What moves by itself differs if it has moved in a way that it cannot.
+
+The time-stamp counter is carried by its offset from the host's, which both sides share, so that it goes on as if
+nothing had happened. Written as an MSR it would not arrive: KVM takes a value that is less than a second off for an
+attempt to bring vCPUs into step, and gives the vCPU the counter of the one that was written before it, on 6.1 also
+that of the VM's creation (kvm_synchronize_tsc). The guest would see its clock go back.
 
 There is no local APIC among it unless the VM has interrupt controllers in the kernel.
 """
@@ -19,19 +24,23 @@ from dataclasses import dataclass
 from chaos.kvm.structs import DebugRegs, Fpu, Lapic, MpState, Regs, Sregs, VcpuEvents, Xcrs, from_bytes
 from chaos.kvm.vcpu import Vcpu
 
-# Time goes on between the two readings: the first must not be above the second.
-CLOCKS = frozenset({0x10})  # TSC
+TSC = 0x10
+TSC_DEADLINE = 0x6E0
+# KVM writes how much is left of the APIC's timer into the page at each reading.
+TIMER_COUNT = slice(0x390, 0x394)
 # Hyper-V's: some of them are clocks, and no guest of ours is told that it runs on Hyper-V.
 LEFT_OUT = range(0x4000_0000, 0x4000_0200)
 
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """What there is to carry on this host. `xsave` is the size of the extended state, 0 for the old one's."""
+    """What there is to carry on this host. `xsave` is the size of the extended state, 0 for the old one's;
+    `tsc_offset` whether KVM says how far the counter is ahead of the host's."""
 
     msrs: Sequence[int] = ()
     xsave: int = 0
     lapic: bool = False
+    tsc_offset: bool = False
 
 
 LITTLE = Extent()  # of a VM without a local APIC, and no MSRs: what a guest like ours can notice
@@ -52,6 +61,8 @@ def take(vcpu: Vcpu, extent: Extent = LITTLE) -> dict[str, bytes]:
     }
     if extent.lapic:
         state["lapic"] = bytes(vcpu.lapic())
+    if extent.tsc_offset:
+        state["tsc_offset"] = struct.pack("<Q", vcpu.tsc_offset())
     return state
 
 
@@ -65,9 +76,13 @@ def give(vcpu: Vcpu, state: dict[str, bytes]) -> None:
     vcpu.set_fpu(from_bytes(Fpu, state["fpu"]))
     vcpu.set_xcrs(from_bytes(Xcrs, state["xcrs"]))
     vcpu.set_xsave(state["xsave"])
-    vcpu.set_msrs(_unpacked(state["msrs"]))
-    if "lapic" in state:
+    msrs = _unpacked(state["msrs"])
+    if "tsc_offset" in state:
+        msrs.pop(TSC, None)
+        vcpu.set_tsc_offset(*struct.unpack("<Q", state["tsc_offset"]))
+    if "lapic" in state:  # before the MSRs: TSC_DEADLINE is taken only by an APIC whose timer goes by it
         vcpu.set_lapic(from_bytes(Lapic, state["lapic"]))
+    vcpu.set_msrs(msrs)
     vcpu.set_events(from_bytes(VcpuEvents, state["events"]))
     vcpu.set_debug_regs(from_bytes(DebugRegs, state["debug"]))
     vcpu.set_mp_state(from_bytes(MpState, state["mp_state"]))
@@ -75,8 +90,8 @@ def give(vcpu: Vcpu, state: dict[str, bytes]) -> None:
 
 def differences(given: dict[str, bytes], found: dict[str, bytes]) -> Iterator[str]:
     """What is not as it was given: the parts by name, of registers which, of an area where it begins."""
-    for part, was in given.items():
-        now = found.get(part, b"")
+    for part, data in given.items():
+        was, now = _still(part, data), _still(part, found.get(part, b""))
         if part == "msrs":
             yield from _other_msrs(_unpacked(was), _unpacked(now))
         elif part in ("regs", "sregs"):
@@ -89,8 +104,22 @@ def differences(given: dict[str, bytes], found: dict[str, bytes]) -> Iterator[st
 def _other_msrs(was: dict[int, int], now: dict[int, int]) -> Iterator[str]:
     for index, value in was.items():
         found = now.get(index)
-        if found is None or (found < value if index in CLOCKS else found != value):
+        if found is None or not _may_become(index, value, found):
             yield f"msr {index:#x}"
+
+
+def _may_become(index: int, was: int, now: int) -> bool:
+    """Whether an MSR that was `was` may be `now` a moment later, with its vCPU out of the guest."""
+    if index == TSC:
+        return now >= was
+    return now == was or (index == TSC_DEADLINE and now == 0)  # when it has passed
+
+
+def _still(part: str, data: bytes) -> bytes:
+    """The part without what moves by itself and may have any value."""
+    if part != "lapic" or len(data) < TIMER_COUNT.stop:
+        return data
+    return data[: TIMER_COUNT.start] + bytes(4) + data[TIMER_COUNT.stop :]
 
 
 def _other_fields(part: str, structure: type[ctypes.Structure], was: bytes, now: bytes) -> Iterator[str]:

@@ -131,6 +131,11 @@ class Builder:
     def move(self, source: str, destination: str, agent: str, *, step: int = -1, error: int = 0) -> Done:
         return self.do("move", agent, step=step, error=error, vm=destination, source=source)
 
+    def give_state(self, vm: str, agent: str, *differs: str, step: int = -1) -> Done:
+        """The registers arrive, and are as they were given but for `differs`."""
+        invoke = self.invoke("set_state", agent, step=step, vm=vm)
+        return self.done(invoke, value={"vcpus": 1, "differs": list(differs)})
+
     def observe(
         self, label: str, charges: dict[str, int] | None = None, *, key: str = "sev", guests: int | None = None,
         step: int = -1, dying: int = 0,
@@ -255,7 +260,7 @@ def _migrate(b: Builder, *, step: int) -> None:
     b.do("get_state", "source", step=step, vm="old")
     b.do("send_fd", "source", step=step, vm="old", to="destination")
     b.move("old", "new", "destination", step=step)
-    b.do("set_state", "destination", step=step, vm="new")
+    b.give_state("new", "destination", step=step)
     b.do("run", "destination", step=step, vm="new", every=1)
     b.do("commit", "destination", step=step, vm="new")
 

@@ -8,9 +8,9 @@ import errno
 import pytest
 
 from chaos.checkers import CHECKERS
-from chaos.history import Counted, Record
+from chaos.history import Counted, Record, Value
 from chaos.verdict import Outcome
-from tests.unit.core.build import shipped
+from tests.unit.core.build import Builder, changed, shipped
 from tests.unit.core.doctored import (
     ES,
     KILL_DESTINATION,
@@ -98,3 +98,88 @@ def test_p5_compares_the_context_after_a_failed_move_too() -> None:
     assert CHECKERS["P5"](shipped(MOVE), b.history()).outcome is Outcome.HELD
     b = failed(status_error=errno.EBADF)
     assert CHECKERS["P5"](shipped(MOVE), b.history()).signature == "guest_status-after-failed-move:EBADF"
+
+
+def given(*, outcome: str = "ok", errno: int = 0, **value: Value) -> Change:
+    """Another answer of the destination when it is given the registers."""
+    return answered("set_state", "new", outcome=outcome, errno=errno, value=value)
+
+
+@pytest.mark.parametrize(
+    ("change", "signature"),
+    [
+        (given(differs=["vcpu 0: msr 0x174"]), "state-differs-after-move:msr-0x174"),
+        (
+            given(differs=["vcpu 1: regs rax", "vcpu 0: lapic at 896", "vcpu 0: regs rax"]),
+            "state-differs-after-move:lapic-at-896+regs-rax",
+        ),
+        (
+            given(outcome="fail", errno=errno.EINVAL, call="KVM_SET_SREGS"),
+            "state-refused-after-move:KVM_SET_SREGS:EINVAL",
+        ),
+    ],
+)
+def test_p5_registers_that_the_destination_does_not_keep(change: Change, signature: str) -> None:
+    verdict = check("P5", MOVE, change)
+    assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, signature)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (without_operation("set_state", "new"), "new was not given its registers"),
+        (given(vcpus=1), "were not read again"),
+        (given(outcome="fail", errno=errno.EPIPE, call="the other end"), "its registers did not arrive: the other end"),
+    ],
+)
+def test_p5_registers_that_nobody_can_tell_about(change: Change, reason: str) -> None:
+    verdict = check("P5", MOVE, change)
+    assert verdict.outcome is Outcome.UNKNOWN
+    assert reason in verdict.reason
+
+
+def moved_twice(*, silent: str) -> Builder:
+    """From a to b to c; `silent` are those of them that do not answer for their context."""
+    b = Builder()
+    b.begin()
+    b.launch("a", "source", "sev")
+    b.launch("b", "destination")
+    b.launch("c", "source")
+    for number, (vm, agent) in enumerate((("a", "source"), ("b", "destination"), ("c", "source"))):
+        if number:
+            b.move("abc"[number - 1], vm, agent)
+            b.give_state(vm, agent)
+        b.status(vm, agent, error=errno.EBADF if vm in silent else 0)
+        b.count(vm, agent, 10 + 10 * number)
+    return b
+
+
+def test_p5_compares_with_the_last_answer_that_was_had_of_the_context() -> None:
+    """b has lost the way to the firmware; c, to which it was moved on, is measured against a."""
+    verdict = CHECKERS["P5"](shipped(MOVE), moved_twice(silent="bc").history())
+    assert verdict.signature == "guest_status-after-move:EBADF"
+    assert verdict.reason.count("GUEST_STATUS succeeded before and fails with EBADF") == 2
+    verdict = CHECKERS["P5"](shipped(MOVE), moved_twice(silent="b").history())
+    assert "GUEST_STATUS of c gives handle 1, policy 0, state 3 as before" in verdict.reason
+    verdict = CHECKERS["P5"](shipped(MOVE), moved_twice(silent="abc").history())
+    assert verdict.outcome is Outcome.UNKNOWN
+    assert "GUEST_STATUS of b was not had before the move" in verdict.reason
+
+
+def test_p5_a_failed_move_after_which_the_status_fails_as_before() -> None:
+    change = answered("guest_status", "old", outcome="fail", errno=errno.EBADF, value={})
+    history = changed(failed(status_error=errno.EBADF).history(), change)
+    verdict = CHECKERS["P5"](shipped(MOVE), history)
+    assert verdict.outcome is Outcome.HELD
+    assert "fails with EBADF as before" in verdict.reason
+
+
+def test_p5_each_vcpu_goes_on() -> None:
+    def each(*ticks: int) -> Change:
+        was = replaced(Counted, {"vm": "old"}, each=(100, 200))
+        now = replaced(Counted, {"vm": "new"}, ticks=min(ticks), each=ticks)
+        return lambda record: now(was(record) or record)
+
+    assert check("P5", MOVE, each(101, 201)).outcome is Outcome.HELD
+    verdict = check("P5", MOVE, each(300, 200))
+    assert (verdict.signature, verdict.expected) == ("counter-stopped-after-move", "more than 200 ticks")

@@ -46,6 +46,8 @@ def number(direction: int, nr: int, size: int, kind: int = 0xAE) -> int:
         (Ioctl.KVM_GET_XSAVE2, READ, 0xCF, structs.Xsave),
         (Ioctl.KVM_GET_LAPIC, READ, 0x8E, structs.Lapic),
         (Ioctl.KVM_SET_LAPIC, WRITE, 0x8F, structs.Lapic),
+        (Ioctl.KVM_SET_DEVICE_ATTR, WRITE, 0xE1, structs.DeviceAttr),
+        (Ioctl.KVM_GET_DEVICE_ATTR, WRITE, 0xE2, structs.DeviceAttr),  # so it is in kvm.h
         (Ioctl.KVM_ENABLE_CAP, WRITE, 0xA3, structs.EnableCap),
         (Ioctl.KVM_MEMORY_ENCRYPT_REG_REGION, READ, 0xBB, structs.EncRegion),
         (Ioctl.KVM_MEMORY_ENCRYPT_UNREG_REGION, READ, 0xBC, structs.EncRegion),
@@ -77,6 +79,7 @@ def test_numbers_whose_size_is_not_their_structures() -> None:
         (structs.LaunchStart, "session_uaddr", 24),
         (structs.AddressLength, "len", 8),
         (structs.GuestStatus, "state", 8),
+        (structs.DeviceAttr, "addr", 16),
         (structs.EnableCap, "args", 8),
         (structs.Run, "exit_reason", 8),
         (structs.Run, "io", 32),

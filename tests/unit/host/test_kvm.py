@@ -11,9 +11,10 @@ import pytest
 from chaos.experiment import Kind
 from chaos.kvm import sev
 from chaos.kvm.call import KernelError
+from chaos.kvm.structs import Lapic, from_bytes
 from chaos.kvm.system import API_VERSION, System
 from chaos.native import VcpuThread, read_vcpu
-from chaos.vmm import drive, guest
+from chaos.vmm import drive, guest, state
 from chaos.vmm.ask import VCPU_QUESTIONS, VM_QUESTIONS, ask
 from chaos.vmm.machine import Host, Machine
 from chaos.vmm.wire import memory_file, pair
@@ -177,6 +178,43 @@ def test_state_and_memory_carried_over_the_guest_goes_on_where_it_stopped(make: 
     assert counted(new, 50) >= stopped + 50
     new.peer.commit()
     old.peer.commit()
+
+
+def carried(host: Host, old: Machine, new: Machine) -> list[str]:
+    """What differs of the vCPUs after the state of each was carried over."""
+    differs: list[str] = []
+    for one, other in zip(old.vcpus, new.vcpus, strict=True):
+        given = state.take(one, host.extent())
+        state.give(other, given)
+        differs += state.differences(given, state.take(other, host.extent()))
+    return differs
+
+
+def test_the_time_stamp_counter_goes_on_as_if_nothing_had_happened(host: Host, make: Make) -> None:
+    """Written as an MSR it would be taken for an attempt to bring the vCPUs into step."""
+    old, new = make(3), make(3)
+    for number, vcpu in enumerate(old.vcpus):
+        vcpu.set_tsc_offset(-1_000_000 * number % (1 << 64))
+    assert carried(host, old, new) == []
+    if old.vcpus[2].tsc_offset() == old.vcpus[0].tsc_offset():
+        pytest.skip("this host's KVM gives its guests the host's counter, whatever it is told")
+    assert [vcpu.tsc_offset() for vcpu in new.vcpus] == [vcpu.tsc_offset() for vcpu in old.vcpus]
+
+
+def test_the_timer_of_a_guest_that_sleeps_is_carried_over(host: Host, make: Make) -> None:
+    """An APIC takes a deadline only once its timer goes by one."""
+    old, new = make(), make()
+    (vcpu,) = old.vcpus
+    page = bytearray(bytes(vcpu.lapic()))
+    page[0xF0:0xF4] = (0x1FF).to_bytes(4, "little")  # on
+    page[0x320:0x324] = (0x40031).to_bytes(4, "little")  # its timer goes by TSC_DEADLINE
+    vcpu.set_lapic(from_bytes(Lapic, bytes(page)))
+    deadline = vcpu.msrs([state.TSC])[state.TSC] + (1 << 42)
+    assert vcpu.set_msrs({state.TSC_DEADLINE: deadline}) == ()
+    if not vcpu.msrs([state.TSC_DEADLINE])[state.TSC_DEADLINE]:
+        pytest.skip("this host's KVM offers no such timer")
+    assert carried(host, old, new) == []
+    assert new.vcpus[0].msrs([state.TSC_DEADLINE]) == {state.TSC_DEADLINE: deadline}
 
 
 def test_a_destination_with_more_vcpus_starts_those_the_guest_has(make: Make) -> None:
