@@ -166,8 +166,12 @@ class Filled(_Record, frozen=True, kw_only=True):
 
 class Held(_Record, frozen=True, kw_only=True):
     """A hold: where the operation sleeps, seen from outside. `reached` is false if its deadline passed first; the rest
-    then says where it was instead. `function` names the kernel function whose entry was armed, "" if it is a hold of
-    another kind."""
+    then says where it was instead.
+
+    `place` says what stops it, "" if that was not written down. vcpu: a vCPU inside KVM_RUN, on `side` of the move, ""
+    if that cannot be told. lock: another operation keeps the VM's lock. kernel: the entry of `function`. page: a page
+    of its arguments that is not there. firmware: `command` is not answered.
+    """
 
     op: Int
     step: Int
@@ -175,7 +179,11 @@ class Held(_Record, frozen=True, kw_only=True):
     reached: bool
     state: str  # the task's state letter
     sleeping: str  # the kernel function it sleeps in, "" if the host does not tell
+    place: Literal["", "vcpu", "lock", "kernel", "page", "firmware"] = ""
+    side: Literal["", "source", "destination"] = ""
     function: str = ""
+    command: str = ""
+    call: str = ""  # the system call it is in, "" if it is in none or the host does not tell
     stack: tuple[str, ...] = ()  # the functions on its way there, innermost first
 
 

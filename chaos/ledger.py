@@ -12,7 +12,8 @@ written down later than it was given. An observation takes time, and reads its c
 change meanwhile, each counter is compared by itself with every value that was possible, and nothing is concluded from
 it. An answer of one system call is of one moment, so it always tells something.
 
-A hold that was reached stops its operation: until something is done again it cannot take effect.
+A hold that was reached stops its operation at a stage that `chaos.stopped` tells by the place: until something is done
+again, it comes no further.
 """
 
 from __future__ import annotations
@@ -23,21 +24,10 @@ from errno import EIO, ENOTTY
 from functools import partial
 from typing import Literal
 
+from chaos import stopped
+from chaos.effects import EFFECTS, begin, effect, halfway, owing, took_effect
 from chaos.history import Asked, Counted, Done, Exited, Fault, Held, History, Invoke, Observation
-from chaos.world import (
-    EFFECTS,
-    ON_CGROUPS,
-    World,
-    argument,
-    begin,
-    die,
-    drop,
-    effect,
-    forget,
-    give_back,
-    halfway,
-    took_effect,
-)
+from chaos.world import ON_CGROUPS, Stage, World, argument, die, drop, forget, give_back
 
 Kind = Literal["charge", "guests", "owner", "answer"]
 Witness = Observation | Done | Asked
@@ -230,7 +220,7 @@ class _Replay:
     def _finish(self, invoke: Invoke, done: Done) -> None:
         window = self.windows.pop(invoke.seq, None)
         if window is not None and done.outcome != "info":
-            self.during[invoke.op] = frozenset(w for w in window.worlds if not w.touched_by(invoke.op))
+            self.during[invoke.op] = frozenset(w for w in window.worlds if w.stage(invoke.op) is Stage.BEFORE)
             if invoke.f == "guest_status":
                 self._status(invoke, done, window)
         if invoke.op not in self.pending:
@@ -258,10 +248,11 @@ class _Replay:
             self.lost_at = done.seq
 
     def _hold(self, held: Held) -> None:
-        """Stopped at the place that was waited for, the operation has not happened."""
-        if held.op in self.pending:
+        """Stopped at the place that was waited for, the operation has come so far and no further."""
+        invoke = self.pending.get(held.op)
+        if invoke is not None:
             self.stopped.add(held.op)
-            waiting = frozenset(world for world in self.worlds if held.op not in world.happened)
+            waiting = stopped.at(self.worlds, held.op, stopped.stages(invoke.f, held))
             self._become(waiting or self.worlds)
 
     def _doom(self, agent: str) -> None:
@@ -271,9 +262,11 @@ class _Replay:
     def _exited(self, agent: str) -> None:
         self.doomed.discard(agent)
         self.stopped.clear()
+        worlds = set(self.worlds)
         for op in [op for op, invoke in self.pending.items() if invoke.agent == agent]:
             del self.pending[op]
-        self._become({die(world, agent) for world in self.worlds})
+            worlds = {give_back(world, op) for world in worlds}
+        self._become({die(world, agent) for world in worlds})
 
     def _observe(self, record: Observation) -> None:
         window = self.windows.pop(record.seq)
@@ -350,14 +343,15 @@ def _reachable(worlds: Iterable[World], acting: Iterable[Invoke], doomed: Iterab
 
 def _successors(world: World, acting: Iterable[Invoke], doomed: Iterable[str]) -> Iterator[World]:
     for invoke in acting:
+        yield give_back(world, invoke.op)  # and it is about to fail, or to be over
         if invoke.op in world.happened:
             continue
-        yield give_back(world, invoke.op)  # and it is about to fail
-        between, after = halfway(world, invoke), effect(world, invoke)
-        if between is not None:
-            yield between
-        if after is not None:
-            yield replace(after, happened=after.happened | {invoke.op})
+        ahead = halfway(world, invoke)
+        if ahead is not None:
+            yield ahead
+        for after in (owing(world, invoke), effect(world, invoke)):
+            if after is not None:
+                yield replace(after, happened=after.happened | {invoke.op})
     for agent in doomed:
         yield die(world, agent)
     # What was sent may be closed at any time. It makes no difference before it is all that keeps the context.

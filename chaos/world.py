@@ -1,14 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One possible world of a run, and what each operation makes of it.
+"""One possible world of a run.
 
 A world says who owns each encryption context, under which key it is charged and which cgroup pays, which processes
-live and which VMs they hold open. It is a value: an operation makes a new one. What is written here is the promise
-(part 0 of the kernel contract), not what a kernel does: whoever disagrees with every world has deviated.
-
-Three tables hold the rules, by operation. `EFFECTS` says what becomes of the world once the operation has happened,
-None if it cannot happen there; `HALFWAY` what may be seen while it is under way and has not happened yet; `ON_BEGIN`
-what is true from the moment it has begun. A rule for a new operation is an entry in a table; the ledger
-(`chaos.ledger`) needs no change for it.
+live and which VMs they hold open. It is a value: an operation makes a new one (`chaos.effects`).
 
 The life of a context hangs on references. A VM lives as long as a process has it open (the process that created it, or
 one that its descriptor was sent to), or a move of its context is under way: the system call holds both files, whoever
@@ -20,10 +14,22 @@ its charge goes with the context. A descriptor that was sent may be closed by it
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from enum import Enum
 
-from chaos.history import Done, Invoke
+from chaos.history import Invoke
+
+
+class Stage(Enum):
+    """How far an operation has come in a world. AHEAD: it has not happened, and may still fail, but something of it can
+    be seen, such as the charge that it takes first. OWING: it has happened, and a charge is still to be given back."""
+
+    BEFORE = "before"
+    AHEAD = "ahead"
+    OWING = "owing"
+    AFTER = "after"
+
 
 ON_ITS_WAY = ""
 """Holder of a descriptor that has left its process and has not been used yet by whoever received it."""
@@ -34,16 +40,14 @@ GONE = " (removed)"
 ON_CGROUPS = frozenset({"add_cgroup", "remove_cgroup", "limit", "disable_misc", "enable_misc"})
 """Operations on cgroups. Nobody living has to make them, and they let nothing go that is stopped in the kernel."""
 
-FIRST_CALL = {"init": "KVM_MEMORY_ENCRYPT_OP", "mirror": "KVM_ENABLE_CAP"}
-"""Of the operations that are several system calls, the one after which they have happened."""
-
 
 @dataclass(frozen=True, slots=True)
 class Context:
     """An encryption context: an ASID, the VM that owns it, and the cgroup that pays for it under `key`.
 
-    `launched` once the firmware knows it (LAUNCH_START), which is later than its charge (INIT). `sealed` once the
-    registers of its owner's vCPUs are encrypted (LAUNCH_UPDATE_VMSA, SEV-ES only).
+    `launched` once the firmware knows it (LAUNCH_START), which is later than its charge (INIT); `launching` is the
+    operation that has made it known and may yet have to take that back. `sealed` once the registers of its owner's
+    vCPUs are encrypted (LAUNCH_UPDATE_VMSA, SEV-ES only).
     """
 
     owner: str
@@ -51,6 +55,7 @@ class Context:
     payer: str
     launched: bool = False
     sealed: bool = False
+    launching: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +93,9 @@ class Reference:
 
 
 @dataclass(frozen=True, slots=True)
-class Advance:
-    """A charge that the move `op` of `agent` has taken ahead for its destination."""
+class Extra:
+    """A charge beside those of the contexts while operation `op` of `agent` is under way: it has taken it ahead, or not
+    given it back yet."""
 
     op: int
     agent: str
@@ -109,7 +115,7 @@ class World:
     mirrors: frozenset[Mirror] = frozenset()
     vms: frozenset[Vm] = frozenset()
     dead: frozenset[str] = frozenset()
-    advances: frozenset[Advance] = frozenset()
+    extras: frozenset[Extra] = frozenset()
     happened: frozenset[int] = frozenset()
     undivided: frozenset[str] = frozenset()
 
@@ -144,21 +150,25 @@ class World:
         """Whether any process has the VM open."""
         return any(reference.vm == vm for reference in self.references)
 
-    def touched_by(self, op: int) -> bool:
-        """Whether the operation has begun to have effects here, or has had all of them."""
-        return op in self.happened or any(advance.op == op for advance in self.advances)
+    def stage(self, op: int) -> Stage:
+        """How far the operation has come here."""
+        extra = any(extra.op == op for extra in self.extras)
+        if op in self.happened:
+            return Stage.OWING if extra else Stage.AFTER
+        begun = extra or any(vm.creating == op for vm in self.vms) or any(c.launching == op for c in self.contexts)
+        return Stage.AHEAD if begun else Stage.BEFORE
 
     @property
     def guests(self) -> int:
         """How many guests the firmware must count."""
-        return sum(context.launched for context in self.contexts)
+        return sum(context.launched or context.launching is not None for context in self.contexts)
 
     @property
     def charges(self) -> Mapping[tuple[str, str], int]:
         """What (cgroup, key) must read, ancestors included; 0 where nothing is named."""
         total: Counter[tuple[str, str]] = Counter()
         paid = [(context.payer, context.key) for context in self.contexts]
-        paid += [(advance.cgroup, advance.key) for advance in self.advances]
+        paid += [(extra.cgroup, extra.key) for extra in self.extras]
         for cgroup, key in paid:
             total.update((level, key) for level in levels(cgroup))
         return total
@@ -172,70 +182,41 @@ def levels(cgroup: str) -> tuple[str, ...]:
     return (".", *("/".join(parts[: depth + 1]) for depth in range(len(parts))))
 
 
-def effect(world: World, invoke: Invoke) -> World | None:
-    """The world after the operation, None if it cannot happen in this one."""
-    if invoke.f not in ON_CGROUPS and invoke.f != "spawn" and world.home(invoke.agent) is None:
-        return None
-    rule = EFFECTS.get(invoke.f)
-    return world if rule is None else rule(world, invoke)
-
-
-def took_effect(invoke: Invoke, done: Done) -> bool:
-    """Whether an operation that answered ok or fail has happened.
-
-    `init` and `mirror` make the vCPUs as well. If it was one of those that was refused, the context is there, and
-    charged.
-    """
-    call = done.value.get("call", "")
-    first = FIRST_CALL.get(invoke.f)
-    later = first is not None and isinstance(call, str) and call != "" and not call.startswith(first)
-    return done.outcome == "ok" or (done.outcome == "fail" and later)
-
-
-def halfway(world: World, invoke: Invoke) -> World | None:
-    """The world while the operation is in its middle, None if it has none here."""
-    rule = HALFWAY.get(invoke.f)
-    return None if rule is None or world.home(invoke.agent) is None else rule(world, invoke)
-
-
-def begin(world: World, invoke: Invoke) -> World:
-    """The world once the operation has begun."""
-    rule = ON_BEGIN.get(invoke.f)
-    return world if rule is None or world.home(invoke.agent) is None else rule(world, invoke)
-
-
 def give_back(world: World, op: int) -> World:
-    """The operation has given back what it had taken ahead."""
+    """The operation has given back what it had taken ahead, or what it owed."""
+    if world.stage(op) in (Stage.BEFORE, Stage.AFTER):
+        return world
     return replace(
         world,
-        advances=frozenset(advance for advance in world.advances if advance.op != op),
+        extras=frozenset(extra for extra in world.extras if extra.op != op),
         vms=frozenset(replace(vm, creating=None) if vm.creating == op else vm for vm in world.vms),
+        contexts=frozenset(replace(c, launching=None) if c.launching == op else c for c in world.contexts),
     )
 
 
 def forget(world: World, op: int) -> World:
     """The world once the operation is over: nothing is taken ahead any more, and no file is held."""
     references = frozenset(reference for reference in world.references if reference.op != op)
-    return _settled(replace(give_back(world, op), references=references, happened=world.happened - {op}))
+    return settled(replace(give_back(world, op), references=references, happened=world.happened - {op}))
 
 
 def die(world: World, agent: str) -> World:
     """The process is gone, with its descriptors and what its operations had taken ahead."""
     homes = frozenset((name, cgroup) for name, cgroup in world.homes if name != agent)
     gone = {agent} if homes else {agent, ON_ITS_WAY}  # nobody is left to receive what is on its way
-    return _settled(
+    return settled(
         replace(
             world,
             homes=homes,
             references=frozenset(reference for reference in world.references if reference.agent not in gone),
-            advances=frozenset(advance for advance in world.advances if advance.agent != agent),
+            extras=frozenset(extra for extra in world.extras if extra.agent != agent),
         )
     )
 
 
 def drop(world: World, reference: Reference) -> World:
     """The reference has been closed."""
-    return _settled(replace(world, references=world.references - {reference}))
+    return settled(replace(world, references=world.references - {reference}))
 
 
 def argument(invoke: Invoke, key: str) -> str:
@@ -250,7 +231,7 @@ def number(invoke: Invoke, key: str) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _settled(world: World) -> World:
+def settled(world: World) -> World:
     """Contexts whose VM nobody has open are gone, unless a mirror that somebody has open keeps it. References to dead
     VMs are dropped: they keep nothing alive."""
     references = frozenset(reference for reference in world.references if reference.vm not in world.dead)
@@ -266,211 +247,7 @@ def _settled(world: World) -> World:
     )
 
 
-def _spawn(world: World, invoke: Invoke) -> World | None:
-    if world.home(invoke.agent) is not None:
-        return None
-    return replace(world, homes=world.homes | {(invoke.agent, argument(invoke, "cgroup"))})
-
-
-def _enter(world: World, invoke: Invoke) -> World | None:
-    """The process goes; what it is charged for stays where it is charged (P11)."""
-    homes = frozenset((name, cgroup) for name, cgroup in world.homes if name != invoke.agent)
-    return replace(world, homes=homes | {(invoke.agent, argument(invoke, "cgroup"))})
-
-
 def gone(cgroup: str, name: str, op: int) -> str:
     """What `cgroup` is called after operation `op` has removed `name`: the same, unless it is that or below it."""
     at = levels(name)
     return f"{name}{GONE}{op}{cgroup[len(name) :]}" if levels(cgroup)[: len(at)] == at else cgroup
-
-
-def _remove_cgroup(world: World, invoke: Invoke) -> World | None:
-    """Charges stay with the removed cgroup, and its ancestors go on counting them."""
-    name = argument(invoke, "cgroup")
-    return _charged_to(world, lambda cgroup: gone(cgroup, name, invoke.op))
-
-
-def _disable_misc(world: World, invoke: Invoke) -> World | None:
-    """The children's charges stay where they are, as if they had been removed; what comes now is charged here."""
-    above = argument(invoke, "cgroup")
-
-    def now(cgroup: str) -> str:
-        path, depth = levels(cgroup), len(levels(above))
-        return gone(cgroup, path[depth], invoke.op) if path[:depth] == levels(above) != path else cgroup
-
-    return replace(_charged_to(world, now), undivided=world.undivided | {above})
-
-
-def _enable_misc(world: World, invoke: Invoke) -> World | None:
-    return replace(world, undivided=world.undivided - {argument(invoke, "cgroup")})
-
-
-def _charged_to(world: World, now: Callable[[str], str]) -> World:
-    """The world with every charge under another name of its cgroup."""
-    return replace(
-        world,
-        contexts=frozenset(replace(context, payer=now(context.payer)) for context in world.contexts),
-        advances=frozenset(replace(advance, cgroup=now(advance.cgroup)) for advance in world.advances),
-    )
-
-
-def _create(world: World, invoke: Invoke) -> World | None:
-    """An encrypted VM gets its vCPUs later: INIT and the mirror want none."""
-    name, planned = argument(invoke, "vm"), number(invoke, "vcpus")
-    created = planned if argument(invoke, "kind") == "plain" else 0
-    vm = Vm(name, invoke.agent, planned, created, number(invoke, "type"))
-    return replace(
-        world,
-        references=world.references | {Reference(name, invoke.agent)},
-        vms=frozenset(other for other in world.vms if other.name != name) | {vm},
-        dead=world.dead - {name},
-    )
-
-
-def _with_vcpus(world: World, name: str) -> frozenset[Vm]:
-    """The VMs, once this one has got its vCPUs."""
-    vm = world.vm(name)
-    return world.vms if vm is None else world.vms - {vm} | {replace(vm, created=vm.planned)}
-
-
-def _init(world: World, invoke: Invoke) -> World | None:
-    vm, payer = argument(invoke, "vm"), world.home(invoke.agent)
-    if payer is None or world.shared(vm) is not None or vm in world.dead or not world.open(vm):
-        return None
-    context = Context(vm, argument(invoke, "key"), payer)
-    return replace(world, contexts=world.contexts | {context}, vms=_with_vcpus(world, vm))
-
-
-def _halfway_vcpu(world: World, invoke: Invoke) -> World | None:
-    """Between created_vcpus and online_vcpus."""
-    vm = world.vm(argument(invoke, "vm"))
-    if vm is None or vm.name in world.dead or vm.creating is not None:
-        return None
-    return replace(world, vms=world.vms - {vm} | {replace(vm, creating=invoke.op)})
-
-
-def _create_vcpu(world: World, invoke: Invoke) -> World | None:
-    """A new vCPU of an encrypted VM has registers that are not encrypted yet."""
-    vm = world.vm(argument(invoke, "vm"))
-    if vm is None or vm.name in world.dead:
-        return None
-    creating = None if vm.creating == invoke.op else vm.creating
-    return replace(
-        world,
-        vms=world.vms - {vm} | {replace(vm, created=vm.created + 1, creating=creating)},
-        contexts=frozenset(replace(c, sealed=False) if c.owner == vm.name else c for c in world.contexts),
-        mirrors=frozenset(replace(m, sealed=False) if m.vm == vm.name else m for m in world.mirrors),
-    )
-
-
-def _mirror(world: World, invoke: Invoke) -> World | None:
-    """No ASID, no charge: the owner's context, which lives on as long as the mirror does."""
-    vm, source = argument(invoke, "vm"), argument(invoke, "source")
-    if world.shared(vm) is not None or vm in world.dead or not world.open(vm) or world.context(source) is None:
-        return None
-    return replace(world, mirrors=world.mirrors | {Mirror(vm, source)}, vms=_with_vcpus(world, vm))
-
-
-def _launch_start(world: World, invoke: Invoke) -> World | None:
-    context = world.context(argument(invoke, "vm"))
-    if context is None:
-        return None
-    return replace(world, contexts=world.contexts - {context} | {replace(context, launched=True)})
-
-
-def _launch_update_vmsa(world: World, invoke: Invoke) -> World | None:
-    vm = argument(invoke, "vm")
-    context, mirror = world.context(vm), world.mirror(vm)
-    if mirror is not None:
-        return replace(world, mirrors=world.mirrors - {mirror} | {replace(mirror, sealed=True)})
-    if context is None:
-        return None
-    return replace(world, contexts=world.contexts - {context} | {replace(context, sealed=True)})
-
-
-def _send_fd(world: World, invoke: Invoke) -> World | None:
-    vm = argument(invoke, "vm")
-    if vm in world.dead or not world.open(vm):
-        return world  # a descriptor of a VM that owns nothing keeps nothing alive
-    return replace(
-        world, references=world.references | {Reference(vm, argument(invoke, "to") or ON_ITS_WAY, sent=True)}
-    )
-
-
-def _movable(world: World, invoke: Invoke) -> bool:
-    """Whether the move's destination can take a context, and its source has one or is a mirror of one."""
-    destination = argument(invoke, "vm")
-    if destination in world.dead or world.shared(destination) is not None or not world.open(destination):
-        return False
-    return world.shared(argument(invoke, "source")) is not None
-
-
-def _begin_move(world: World, invoke: Invoke) -> World:
-    """The call holds both files, however it came by the source's descriptor. If that was on its way, it has arrived."""
-    source = argument(invoke, "source")
-    on_its_way = Reference(source, ON_ITS_WAY, sent=True)
-    references = world.references
-    if on_its_way in references:
-        references = references - {on_its_way} | {Reference(source, invoke.agent, sent=True)}
-    vms = [vm for vm in (source, argument(invoke, "vm")) if world.open(vm)]
-    return replace(world, references=references | {Reference(vm, invoke.agent, op=invoke.op) for vm in vms})
-
-
-def _halfway_move(world: World, invoke: Invoke) -> World | None:
-    """The destination's cgroup is charged before the source's is not ("known limits" of the contract). A mirror has
-    no charge to take along."""
-    context, payer = world.context(argument(invoke, "source")), world.home(invoke.agent)
-    if context is None or payer is None or payer == context.payer or not _movable(world, invoke):
-        return None
-    return replace(world, advances=world.advances | {Advance(invoke.op, invoke.agent, context.key, payer)})
-
-
-def _move(world: World, invoke: Invoke) -> World | None:
-    source, destination, payer = argument(invoke, "source"), argument(invoke, "vm"), world.home(invoke.agent)
-    if payer is None or not _movable(world, invoke):
-        return None
-    payer = next((advance.cgroup for advance in world.advances if advance.op == invoke.op), payer)
-    context, mirror = world.context(source), world.mirror(source)
-    contexts, mirrors = world.contexts, world.mirrors
-    if context is not None:
-        contexts = contexts - {context} | {replace(context, owner=destination, payer=payer)}
-        mirrors = frozenset(replace(m, owner=destination) if m.owner == source else m for m in mirrors)
-    if mirror is not None:
-        mirrors = mirrors - {mirror} | {replace(mirror, vm=destination)}
-    return _settled(
-        replace(
-            world,
-            contexts=contexts,
-            mirrors=mirrors,
-            dead=world.dead | {source},
-            advances=frozenset(advance for advance in world.advances if advance.op != invoke.op),
-        )
-    )
-
-
-def _close(world: World, invoke: Invoke) -> World | None:
-    vm = argument(invoke, "vm")
-    mine = {Reference(vm, invoke.agent, sent) for sent in (False, True)}
-    return _settled(replace(world, references=world.references - mine))
-
-
-EFFECTS: dict[str, Callable[[World, Invoke], World | None]] = {
-    "spawn": _spawn,
-    "enter": _enter,
-    "remove_cgroup": _remove_cgroup,
-    "disable_misc": _disable_misc,
-    "enable_misc": _enable_misc,
-    "create": _create,
-    "create_vcpu": _create_vcpu,
-    "init": _init,
-    "mirror": _mirror,
-    "launch_start": _launch_start,
-    "launch_update_vmsa": _launch_update_vmsa,
-    "send_fd": _send_fd,
-    "move": _move,
-    "close": _close,
-}
-
-HALFWAY: dict[str, Callable[[World, Invoke], World | None]] = {"move": _halfway_move, "create_vcpu": _halfway_vcpu}
-
-ON_BEGIN: dict[str, Callable[[World, Invoke], World]] = {"move": _begin_move, "mirror": _begin_move}

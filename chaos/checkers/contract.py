@@ -13,11 +13,12 @@ from functools import cached_property
 
 from chaos import oracle
 from chaos.checkers.evidence import Evidence, ioctl_answered
+from chaos.effects import took_effect
 from chaos.errors import UsageError
 from chaos.history import Done, Filled, Invoke, Observation
 from chaos.ledger import KEYS, WATCHED
 from chaos.oracle import OK, Answer, Rules, State
-from chaos.world import ON_CGROUPS, argument, levels, took_effect
+from chaos.world import ON_CGROUPS, argument, levels
 
 Limits = frozenset[tuple[str, str, int]]
 START = "start"

@@ -4,7 +4,7 @@
 It knows what each operation may answer, and what every counter of every cgroup must read afterwards. It states the
 promise and never what a kernel happened to answer; where kernels differ, it is because the contract says so, and
 `versions.DIFFERENCES` is all of it. What an operation makes of contexts, mirrors and processes is told by
-`chaos.world`, which the ledger uses too; `rules.CHECKS` says when an operation is refused.
+`chaos.effects`, which the ledger uses too; `rules.CHECKS` says when an operation is refused.
 
 An operation is an `Invoke`, as in a history, so that a history can be held against the oracle as it is. Beside those of
 `chaos.history` it knows some that are not recorded so:
@@ -23,11 +23,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from errno import ETIMEDOUT
 
+from chaos.effects import begin, effect, halfway
 from chaos.history import Invoke
 from chaos.oracle.rules import CHECKS
 from chaos.oracle.state import OK, Answer, State, charges, events
 from chaos.oracle.versions import DIFFERENCES, Difference, Rules, rules
-from chaos.world import ON_CGROUPS, ON_ITS_WAY, World, argument, begin, die, effect, forget, gone, halfway, levels
+from chaos.world import ON_CGROUPS, ON_ITS_WAY, World, argument, die, forget, gone, levels
 
 __all__ = [
     "DIFFERENCES", "OK", "Answer", "Difference", "Rules", "State", "after", "allowed", "charges", "events", "new",
@@ -76,7 +77,7 @@ def after(state: State, operation: Invoke, answer: Answer) -> State:
     if rule is not None:
         return rule(state, operation)
     world = effect(state.world, operation)
-    if world is None:  # the checks and the effects of chaos.world disagree
+    if world is None:  # the checks and chaos.effects disagree
         raise ValueError(f"{operation.f} has no effect where it may succeed")
     return replace(state, world=forget(world, operation.op))
 

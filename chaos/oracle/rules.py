@@ -104,7 +104,7 @@ def _charge_of_move(state: State, op: Invoke) -> Refusal | None:
 
 
 def _charged_ahead(state: State, op: Invoke) -> bool:
-    return any(advance.op == op.op for advance in state.world.advances)
+    return any(extra.op == op.op for extra in state.world.extras)
 
 
 def _vcpu_creation(state: State, op: Invoke) -> Refusal | None:

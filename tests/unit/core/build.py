@@ -174,10 +174,21 @@ class Builder:
         return self.add(Filled(t=self.tick(), label=label, count={"sev": sev, "sev_es": sev_es}, errno=full))
 
     def hold(self, invoke: Invoke, *, step: int = -1, reached: bool = True) -> Held:
+        """A move that waits for a vCPU."""
         return self.add(
             Held(
                 t=self.tick(), op=invoke.op, step=step, hold="vcpu-running", reached=reached, state="D",
-                sleeping="sev_lock_vcpus_for_migration",
+                sleeping="sev_lock_vcpus_for_migration", place="vcpu",
+            )
+        )  # fmt: skip
+
+    def hold_at(self, invoke: Invoke, *, function: str = "", command: str = "") -> Held:
+        """An operation at the entry of a kernel function, or while the firmware does not answer."""
+        place: Literal["kernel", "firmware"] = "kernel" if function else "firmware"
+        return self.add(
+            Held(
+                t=self.tick(), op=invoke.op, step=-1, hold="here", reached=True, state="D", sleeping="",
+                place=place, function=function, command=command,
             )
         )  # fmt: skip
 

@@ -38,14 +38,20 @@ class Vm:
 
 @dataclass
 class Pending:
-    """A move under way; `stage` is 0 when begun, 1 when charged, 2 when moved."""
+    """A move under way; `stage` is 0 when begun, 1 when charged, 2 when moved, 3 when the old charge is given back."""
 
     invoke: Invoke
     agent: str
     source: str
     destination: str
     stage: int = 0
-    ahead: str = ""  # the cgroup charged ahead
+    extra: str = ""  # the cgroup that is charged ahead, or is to be uncharged
+    key: str = ""
+
+    @property
+    def function(self) -> str:
+        """Where it may be held at this stage."""
+        return ("sev_lock_two_vms", "sev_migrate_from", "sev_init_vmcb", "kvm_vm_release")[self.stage]
 
 
 @dataclass
@@ -71,7 +77,7 @@ class Kernel:
 
     def charges(self) -> dict[tuple[str, str], int]:
         paid = [(vm.payer, vm.key) for vm in self.vms.values() if vm.key]
-        paid += [(p.ahead, self.vms[p.source].key) for p in self.pending if p.stage == 1 and p.ahead]
+        paid += [(p.extra, p.key) for p in self.pending if p.stage in (1, 2) and p.extra]
         return {
             (cgroup, key): sum(k == key and (cgroup in (".", c) or c.startswith(cgroup + "/")) for c, k in paid)
             for cgroup in TREE
@@ -150,9 +156,9 @@ class Kernel:
 
     def hold(self, number: int) -> None:
         """The runner sees that the move sleeps. Until something is done it does not go on."""
-        if number < len(self.pending) and self.pending[number].stage < 2:
+        if number < len(self.pending):
             self.held = self.pending[number]
-            self.b.hold(self.held.invoke)
+            self.b.hold_at(self.held.invoke, function=self.held.function)
 
     def advance(self, number: int) -> None:
         if not self.pending:
@@ -162,9 +168,11 @@ class Kernel:
             return
         src, dst = self.vms[p.source], self.vms[p.destination]
         if p.stage == 0 and src.key and not dst.key and not dst.dead:
-            p.stage, p.ahead = 1, CGROUPS[p.agent] if CGROUPS[p.agent] != src.payer else ""
+            p.stage, p.key, p.extra = 1, src.key, CGROUPS[p.agent] if CGROUPS[p.agent] != src.payer else ""
+        elif p.stage == 2:
+            p.stage = 3
         elif p.stage == 1:
-            p.stage = 2
+            p.stage, p.extra = 2, src.payer if p.extra else ""
             dst.key, dst.payer, dst.launched = src.key, CGROUPS[p.agent], src.launched
             src.key, src.payer, src.launched, src.dead = "", "", False, True
 
@@ -176,7 +184,7 @@ class Kernel:
         if p.agent != source.agent and p.agent in source.open_in:
             source.open_in.remove(p.agent)  # the receiver closes what it was sent
         self.release()
-        if p.stage == 2:
+        if p.stage >= 2:
             self.b.done(p.invoke)
         else:
             self.b.done(p.invoke, "fail", error=errno.EBUSY)
@@ -304,7 +312,7 @@ def test_sums_over_the_tree_balance(program: Program) -> None:
         charges = world.charges
         for key in ("sev", "sev_es"):
             own = sum(context.key == key for context in world.contexts)
-            own += sum(advance.key == key for advance in world.advances)
+            own += sum(extra.key == key for extra in world.extras)
             assert charges[".", key] == own == charges["a", key] + charges["b", key]
             assert charges["b", key] >= charges["b/inner", key] >= 0
 
