@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from chaos import history, outside
+from chaos.contexts import Contexts
 from chaos.errors import HostLacks, LabFailed, LabHung, SevchaosError
 from chaos.experiment import Order
-from chaos.history import End, Note, Record
+from chaos.history import End, History, Note, Record
 from chaos.outside import Answer, Question, Refused
 from chaos.store import Host as Description
 
@@ -197,7 +198,7 @@ class _LabSession:
             raise
         finally:
             with contextlib.suppress(LabFailed):  # then there is no firmware any more
-                self.spent = await firmware.settle()
+                self.spent = await firmware.settle() or Contexts.of(History(tuple(told))).gone
         await psp.trace(False)  # and with it comes everything that was traced
         if psp.lost:
             record(Note(t=end.t, topic="witness", text=f"the firmware: {psp.lost} commands were not recorded"))

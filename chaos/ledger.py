@@ -25,6 +25,7 @@ from functools import partial
 from typing import Literal
 
 from chaos import stopped
+from chaos.contexts import Contexts
 from chaos.effects import EFFECTS, begin, effect, halfway, owing, took_effect
 from chaos.history import Asked, Counted, Done, Exited, Fault, Held, History, Invoke, Observation
 from chaos.world import ON_CGROUPS, Stage, World, argument, die, drop, forget, give_back
@@ -101,7 +102,7 @@ class Ledger:
 
 def replay(history: History) -> Ledger:
     """Replay the history from its first record to its last."""
-    replayed = _Replay(history)
+    replayed = _Replay(history, contexts=Contexts.of(history))
     for _, _, act in sorted(replayed.events(), key=lambda event: event[:2]):
         act()
     return Ledger(tuple(replayed.entries), replayed.worlds, replayed.lost, replayed.lost_at, replayed.during)
@@ -162,6 +163,7 @@ class _Replay:
     guests_before: int | None = None
     lost_at: int | None = None
     during: dict[int, frozenset[World]] = field(default_factory=dict)
+    contexts: Contexts = field(default_factory=Contexts)
 
     def events(self) -> Iterator[tuple[int, tuple[int, int], Callable[[], None]]]:
         """(time, (record, half), what to do). A record with a beginning and an end is two events."""
@@ -285,15 +287,17 @@ class _Replay:
             self._become(fits)
 
     def _guests(self, record: Observation, worlds: Iterable[World]) -> int | None:
-        """The firmware's guest count, less what was there before the run's first observation."""
-        if record.guests is None:
+        """The firmware's guest count, less what was there before the run's first observation and what is owed to
+        faults. None if it says nothing."""
+        seen = self.contexts.guests(record)
+        if seen is None:
             return None
         if self.guests_before is None:
             counts = {world.guests for world in worlds}
             if len(counts) != 1:
                 return None
-            self.guests_before = record.guests - counts.pop()
-        return record.guests - self.guests_before
+            self.guests_before = seen - counts.pop()
+        return seen - self.guests_before
 
     def _status(self, invoke: Invoke, done: Done, window: _Window) -> None:
         said = owns(done)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults of the firmware: commands that fail, come late, are never answered or answered with garbage, and its death.
+"""Faults of the firmware: commands that fail, come late, are never answered or answered with garbage; its death, and a
+platform that is shut down under those who use it.
 
 Only a lab's firmware can be broken. Elsewhere a run with one of these is skipped.
 """
@@ -19,6 +20,7 @@ from chaos.schedule.firmware import Armed
 # Of the driver, with a firmware that will never answer: somebody waits for it.
 PATIENCE_WITH_THE_DEAD = 2
 NS = 1_000_000_000
+UNINIT = 0  # SEV_STATE_UNINIT
 
 
 @dataclass(kw_only=True, slots=True)
@@ -67,6 +69,29 @@ class Firmware(Fault):
             with contextlib.suppress(OSError):  # a firmware that is dead is not asked any more
                 scene.firmware.set_patience(self._patience_before)
         return "the plan is followed no more"
+
+
+@dataclass(kw_only=True, slots=True)
+class PlatformReset(Fault):
+    """Shut the firmware's platform down, as an administrator may (SEV_FACTORY_RESET). The next INIT starts it anew,
+    and so can be made to fail by the firmware. There must be no guest."""
+
+    TARGET: ClassVar[Target] = "host"
+    NEEDS: ClassVar[str] = "a lab: a real machine would lose its identity for good"
+    PROOF: ClassVar[str] = "the platform says that it is not initialised"
+
+    def require(self, scene: Scene, target: str) -> None:
+        scene.firmware.require()
+
+    def apply(self, scene: Scene, target: str) -> None:
+        scene.firmware.reset()
+
+    def evidence(self, scene: Scene, target: str) -> Evidence:
+        state = scene.firmware.platform.status().state
+        return Evidence(state == UNINIT, f"the platform is in state {state}")
+
+    def undo(self, scene: Scene, target: str) -> str:
+        return "the next guest initialises it"
 
 
 def _told(point: Point) -> str:

@@ -113,6 +113,7 @@ class Contract:
             return Judged(invoke, done, answer, frozenset(), ledger.lost)
         capacity, foreign = self._capacity
         around = self._limits(invoke.seq, done.seq)
+        flushes = not self.evidence.contexts.flush_failed(invoke, done)
         allowed: set[Answer] = set()
         for world in ledger.during.get(invoke.op, ()):
             for limits in around or {frozenset()}:
@@ -122,6 +123,7 @@ class Contract:
                     capacity=frozenset(capacity.items()),
                     foreign=frozenset(foreign.items()),
                     limits=limits,
+                    flushes=flushes,
                 )
                 allowed |= oracle.allowed(state, invoke)
         gap = "" if allowed else f"nobody can say in what state {invoke.f} found its VMs"

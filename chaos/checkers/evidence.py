@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from chaos.contexts import Contexts
 from chaos.history import Asked, Counted, Done, Exited, History, Invoke, Observation, Record
 from chaos.ledger import Entry, Ledger, replay
 from chaos.verdict import Outcome, Verdict
@@ -163,6 +164,10 @@ class Evidence:
         return replay(self.history)
 
     @cached_property
+    def contexts(self) -> Contexts:
+        return Contexts.of(self.history)
+
+    @cached_property
     def operations(self) -> tuple[tuple[Invoke, Done | None], ...]:
         return tuple(self.history.operations())
 
@@ -218,6 +223,10 @@ class Evidence:
         for invoke, done in self.operations:
             if argument(invoke, "vm") == vm and done is not None and done.outcome != "info" and f in ("", invoke.f):
                 yield invoke, done
+
+    def statuses(self, vm: str) -> Iterator[tuple[Invoke, Done]]:
+        """Every GUEST_STATUS of the VM that has answered, unless the firmware was made to answer otherwise."""
+        return ((i, done) for i, done in self.done(vm, "guest_status") if self.contexts.honest(i, done))
 
     def agent(self, vm: str) -> str:
         """The process that created the VM, "" if none did."""

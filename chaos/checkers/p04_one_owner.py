@@ -9,6 +9,7 @@ go unseen else. The firmware's guest count tells of contexts that no VM owns any
 from __future__ import annotations
 
 from chaos.checkers.evidence import Evidence, Move, combine, deviated, errname, held, unknown
+from chaos.contexts import told
 from chaos.experiment import Experiment
 from chaos.history import Done, History, Observation
 from chaos.ledger import Entry, Mismatch, owns, said_dead
@@ -31,7 +32,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
         guests = dict.fromkeys(evidence.lineage(move.source) for move in evidence.moves)
         parts += [_owner(evidence, after, vms) for vms in guests]
         parts += [_other(evidence, move) for move in evidence.moves if move.other]
-        parts.append(_firmware(after))
+        parts.append(_firmware(evidence, after))
     return combine(PROMISE, parts)
 
 
@@ -90,15 +91,20 @@ def _said(done: Done) -> str:
     return "ok" if done.outcome == "ok" else errname(done.errno)
 
 
-def _firmware(after: list[Entry]) -> Verdict:
+def _firmware(evidence: Evidence, after: list[Entry]) -> Verdict:
     """The firmware counted its guests while one must have lived."""
-    counts = [
+    read = [
         entry.record
         for entry in after
         if isinstance(entry.record, Observation)
         and entry.record.guests is not None
         and all(world.guests for world in entry.fits)
     ]
+    counts = [record for record in read if evidence.contexts.guests(record) is not None]
     if not counts:
-        return unknown(PROMISE, "the firmware's guest count was not read after the move while the context lived")
-    return held(PROMISE, "the firmware counted as many guests as contexts must live", counts)
+        why = f": {evidence.contexts.blind(read[0])}" if read else ""
+        text = f"the firmware's guest count was not read after the move while the context lived{why}"
+        return unknown(PROMISE, text, read)
+    owed = told(evidence.contexts.owed_at(counts[-1].t))
+    more = f", beside what is owed to a fault: {owed}" if owed else ""
+    return held(PROMISE, f"the firmware counted as many guests as contexts must live{more}", counts)

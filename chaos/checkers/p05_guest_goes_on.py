@@ -60,13 +60,13 @@ def statuses(evidence: Evidence, move: Move) -> tuple[Done | None, Done | None]:
     Where an earlier move of the same context has cost the source its answer, a move that happened is measured against
     the last answer that was had of that context, at whatever VM.
     """
-    before = [done for invoke, done in evidence.done(move.source, "guest_status") if invoke.seq < move.invoke.seq]
+    before = [done for invoke, done in evidence.statuses(move.source) if invoke.seq < move.invoke.seq]
     if move.happened and before and before[-1].outcome != "ok":
         before = [done for done in _answers_before(evidence, move) if done.outcome == "ok"] or before
     assert move.over is not None
     later = evidence.next_move(move.survivor, move.over)
     end = later.invoke.seq if later is not None else len(evidence.history.records)
-    after = [d for i, d in evidence.done(move.survivor, "guest_status") if move.over < i.seq < end]
+    after = [d for i, d in evidence.statuses(move.survivor) if move.over < i.seq < end]
     return (before[-1] if before else None), (after[0] if after else None)
 
 
@@ -77,7 +77,7 @@ def _answers_before(evidence: Evidence, move: Move) -> list[Done]:
         if earlier.destination == vm:
             vm = earlier.source
             owners.append(vm)
-    answers = [pair for owner in owners for pair in evidence.done(owner, "guest_status")]
+    answers = [pair for owner in owners for pair in evidence.statuses(owner)]
     return [done for invoke, done in sorted(answers, key=lambda a: a[0].seq) if invoke.seq < move.invoke.seq]
 
 

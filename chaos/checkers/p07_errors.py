@@ -12,6 +12,7 @@ from errno import EBUSY, ETIMEDOUT
 
 from chaos.checkers.contract import Contract, Judged
 from chaos.checkers.evidence import Evidence, combine, deviated, errname, held, unknown
+from chaos.contexts import TIMED_OUT
 from chaos.experiment import Experiment
 from chaos.history import History, Kernel
 from chaos.oracle import Answer
@@ -19,7 +20,6 @@ from chaos.verdict import Verdict
 from chaos.world import argument
 
 PROMISE = "P7"
-TIMED_OUT = "timed out, disabling PSP"  # drivers/crypto/ccp/sev-dev.c
 _ASKS_NO_FIRMWARE = frozenset({"move", "mirror"})
 
 

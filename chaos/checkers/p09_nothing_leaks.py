@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from chaos.checkers.evidence import Evidence, combine, deviated, errname, held, unknown
+from chaos.contexts import told
 from chaos.experiment import Experiment
 from chaos.history import Filled, History, Observation
 from chaos.ledger import KEYS, charged
@@ -30,12 +31,12 @@ def check(experiment: Experiment, history: History) -> Verdict:
         alive = _alive(evidence, end)
         if alive:
             return unknown(PROMISE, f"{', '.join(alive)} still lived when the end was observed", (end,))
-        parts += [*_charges(evidence, end), _guests(start, end), _dying(start, end)]
+        parts += [*_charges(evidence, end), _guests(evidence, start, end), _dying(start, end)]
     else:
         missing = " and ".join(label for label in (START, END) if label not in observed)
         parts.append(unknown(PROMISE, f"the host was not observed at the {missing} of the run"))
     if START in filled and END in filled:
-        parts += _filled(filled[START], filled[END])
+        parts += _filled(evidence, filled[START], filled[END])
     else:
         missing = " and ".join(label for label in (START, END) if label not in filled)
         parts.append(unknown(PROMISE, f"the host was not filled to capacity at the {missing} of the run"))
@@ -75,17 +76,25 @@ def _charges(evidence: Evidence, end: Observation) -> Iterator[Verdict]:
     )
 
 
-def _guests(start: Observation, end: Observation) -> Verdict:
+def _guests(evidence: Evidence, start: Observation, end: Observation) -> Verdict:
+    contexts = evidence.contexts
     if start.guests is None or end.guests is None:
-        return unknown(PROMISE, "the firmware could not be asked for its guest count", (start, end))
-    if start.guests == end.guests:
-        return held(PROMISE, f"the firmware counts {end.guests} guests as before", (start, end))
+        why = f": {contexts.gone}" if contexts.gone else ""
+        return unknown(PROMISE, f"the firmware could not be asked for its guest count{why}", (start, end))
+    blind = contexts.blind(start) or contexts.blind(end)
+    if blind:
+        return unknown(PROMISE, f"the firmware's guest count says nothing: {blind}", (start, end))
+    owed = contexts.owed_at(end.t)
+    due = start.guests + len(owed)
+    more = f", {len(owed)} of them owed to a fault: {told(owed)}" if owed else ""
+    if end.guests == due:
+        return held(PROMISE, f"the firmware counts {end.guests} guests{more or ' as before'}", (start, end))
     return deviated(
         PROMISE,
-        f"the firmware counts {end.guests} guests where it counted {start.guests} before",
+        f"the firmware counts {end.guests} guests where it counted {start.guests} before{more}",
         (start, end),
-        signature="firmware-counts-more" if end.guests > start.guests else "firmware-counts-fewer",
-        expected=str(start.guests),
+        signature="firmware-counts-more" if end.guests > due else "firmware-counts-fewer",
+        expected=str(due),
         seen=str(end.guests),
     )
 
@@ -103,10 +112,14 @@ def _dying(start: Observation, end: Observation) -> Verdict:
     )
 
 
-def _filled(start: Filled, end: Filled) -> Iterator[Verdict]:
+def _filled(evidence: Evidence, start: Filled, end: Filled) -> Iterator[Verdict]:
+    """A freed ASID can be had again once the firmware has done a DF_FLUSH."""
     for key in sorted({*start.count, *end.count}):
         before, after = start.count.get(key, 0), end.count.get(key, 0)
-        if before != after:
+        if before > after and evidence.contexts.gone:
+            text = f"{after} contexts of {key} could be had after the run, {before} before it"
+            yield unknown(PROMISE, f"{text}, and {evidence.contexts.gone}", (start, end))
+        elif before != after:
             yield deviated(
                 PROMISE,
                 f"{after} contexts of {key} could be had after the run, {before} before it",

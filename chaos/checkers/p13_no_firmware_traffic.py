@@ -11,17 +11,14 @@ the move's.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 
 from chaos.checkers.evidence import Evidence, Move, combine, deviated, held, unknown
+from chaos.contexts import LOOKS, told
 from chaos.experiment import Experiment
 from chaos.history import Done, Exited, Firmware, History, Invoke, Observation
 from chaos.verdict import Verdict
 
 PROMISE = "P13"
-LOOKS = "PLATFORM_STATUS"  # what an observation sends
-STARTS = frozenset({"LAUNCH_START", "RECEIVE_START"})
-ENDS = "DECOMMISSION"
 # Operations that send commands, at once or (the last three) because a context goes with them.
 SENDS = ("init", "launch_", "guest_status", "close", "exit", "kill")
 
@@ -31,13 +28,12 @@ def check(experiment: Experiment, history: History) -> Verdict:
     seen = [record for record in history.records if isinstance(record, Firmware)]
     if not seen:
         return unknown(PROMISE, "nobody watched what the firmware was sent")
-    gaps = [(a, b) for a, b in pairwise(seen) if b.order != a.order + 1]
     parts = [unknown(PROMISE, f"records of the firmware are missing between {a.order} and {b.order}", (a, b))
-             for a, b in gaps]  # fmt: skip
+             for a, b in evidence.contexts.gaps]  # fmt: skip
     if not evidence.moves:
         parts.append(unknown(PROMISE, "no move was tried, so it could send nothing"))
     parts += [_move(evidence, seen, move) for move in evidence.moves]
-    parts += _once(evidence, seen, whole=not gaps)
+    parts += _once(evidence)
     return combine(PROMISE, parts)
 
 
@@ -78,30 +74,27 @@ def _sends(invoke: Invoke, done: Done | None, move: Invoke, over: int) -> bool:
     return overlaps and invoke.op != move.op and invoke.f.startswith(SENDS)
 
 
-def _once(evidence: Evidence, seen: Sequence[Firmware], *, whole: bool) -> Iterator[Verdict]:
-    """Each guest that was started is decommissioned once. A handle may be given anew after that."""
-    live: dict[int, Firmware] = {}
-    ended = 0
-    for record in seen:
-        if record.handle is None or record.status:
-            continue
-        if record.command in STARTS:
-            live[record.handle] = record
-        elif record.command == ENDS and live.pop(record.handle, None) is not None:
-            ended += 1
+def _once(evidence: Evidence) -> Iterator[Verdict]:
+    """Each guest that was started is decommissioned once. A handle may be given anew after that. What a fault has kept
+    in the firmware was asked for once as well."""
+    contexts = evidence.contexts
     # The firmware refuses to decommission a guest that it does not have; a driver that asks has lost count.
-    again = [r for r in seen if r.command == ENDS and r.status]
-    if again:
+    if contexts.refused:
         reason = "a context was decommissioned that there was none of, or a second time"
-        yield deviated(PROMISE, reason, again, signature="decommissioned-twice", expected="once", seen="twice")
-    left = tuple(live.values())
-    if left and whole and _all_gone(evidence):
+        yield deviated(
+            PROMISE, reason, contexts.refused, signature="decommissioned-twice", expected="once", seen="twice"
+        )
+    left = tuple(contexts.live.values())
+    if left and not contexts.gaps and not contexts.gone and _all_gone(evidence):
         reason = f"{len(left)} contexts were never decommissioned, though every process is gone"
         yield deviated(PROMISE, reason, left, signature="never-decommissioned", expected="once", seen="never")
     elif left:
-        yield unknown(PROMISE, f"{len(left)} contexts were not seen to be decommissioned", left)
-    elif ended:
-        yield held(PROMISE, f"{ended} contexts were decommissioned, each once")
+        why = f": {contexts.gone}" if contexts.gone else ""
+        yield unknown(PROMISE, f"{len(left)} contexts were not seen to be decommissioned{why}", left)
+    elif contexts.owed:
+        yield held(PROMISE, f"each context was decommissioned once at most; {told(contexts.owed)}")
+    elif contexts.ended:
+        yield held(PROMISE, f"{contexts.ended} contexts were decommissioned, each once")
 
 
 def _all_gone(evidence: Evidence) -> bool:

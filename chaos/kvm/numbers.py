@@ -97,6 +97,7 @@ class SevCommand(IntEnum):
 class PlatformCommand(IntEnum):
     """Ids of SEV_ISSUE_CMD."""
 
+    FACTORY_RESET = 0
     PLATFORM_STATUS = 1
 
 

@@ -14,6 +14,7 @@ from chaos.kvm.numbers import FIRMWARE_INVALID_LEN, Ioctl, PlatformCommand, SevC
 from chaos.kvm.structs import AddressLength, GuestStatus, IssueCmd, LaunchStart, PlatformStatus, SevCmd, SevInit
 
 DEVICE = Path("/dev/sev")
+BLOB_MAX = 0x4000  # SEV_FW_BLOB_MAX_SIZE of include/linux/psp-sev.h
 
 
 class Sev:
@@ -60,7 +61,7 @@ class Sev:
         except KernelError as error:
             if error.firmware != FIRMWARE_INVALID_LEN or not measure.len:
                 raise
-        blob = ctypes.create_string_buffer(measure.len)
+        blob = ctypes.create_string_buffer(min(measure.len, BLOB_MAX))  # KVM refuses to write more
         measure.uaddr = ctypes.addressof(blob)
         self._command(SevCommand.LAUNCH_MEASURE, measure)
         return blob.raw[: measure.len]
@@ -100,11 +101,21 @@ class Platform:
     def status(self) -> PlatformStatus:
         """Raises `KernelError`. `guest_count` is how many contexts the firmware knows."""
         status = PlatformStatus()
-        request = IssueCmd(cmd=PlatformCommand.PLATFORM_STATUS, data=ctypes.addressof(status))
+        self._issue(PlatformCommand.PLATFORM_STATUS, ctypes.addressof(status))
+        return status
+
+    def factory_reset(self) -> None:
+        """Shut the platform down and have it forget whose it is. The next guest initialises it anew.
+
+        Raises `KernelError`: EBUSY while it has guests.
+        """
+        self._issue(PlatformCommand.FACTORY_RESET)
+
+    def _issue(self, command: PlatformCommand, data: int = 0) -> None:
+        request = IssueCmd(cmd=command, data=data)
         error = attempt(self.fd.number, Ioctl.SEV_ISSUE_CMD, ctypes.byref(request))[1]
         if error:
-            raise KernelError(error, "SEV_ISSUE_CMD PLATFORM_STATUS", firmware=int(request.error))
-        return status
+            raise KernelError(error, f"SEV_ISSUE_CMD {command.name}", firmware=int(request.error))
 
     def close(self) -> None:
         self.fd.close()

@@ -197,8 +197,8 @@ def _charge_of_init(state: State, op: Invoke) -> Refusal | None:
 
 
 def _no_flush(state: State, op: Invoke) -> Refusal | None:
-    """A freed ASID is of use only after DF_FLUSH, which a dead firmware never answers."""
-    return _maybe(EBUSY, when=state.psp != "well")
+    """A freed ASID is of use only after DF_FLUSH, which a firmware may fail and a dead one never answers."""
+    return _maybe(EBUSY, when=state.psp != "well" or not state.flushes)
 
 
 def _no_context(state: State, op: Invoke) -> Refusal | None:
@@ -250,6 +250,11 @@ def _noticed(state: State, op: Invoke) -> Refusal | None:
 def _firmware_refuses(state: State, op: Invoke) -> Refusal | None:
     """The firmware may refuse any command for reasons of its own, and always says so with a status."""
     return _maybe(EIO, firmware=True, when=True)
+
+
+def _platform_refuses(state: State, op: Invoke) -> Refusal | None:
+    """The first INIT on a platform that was shut down has the firmware initialised (sev_platform_init())."""
+    return _maybe(EIO, firmware=True, when=state.psp == "well")
 
 
 def _stalled(state: State, op: Invoke) -> Refusal | None:
@@ -343,6 +348,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
         _no_range,
         _charge_of_init,
         _no_flush,
+        _platform_refuses,
     ),
     "launch_start": (*_COMMAND, _noticed, _stalled, _started_twice, _firmware_refuses),
     "launch_update_data": _TO_GUEST,

@@ -48,7 +48,7 @@ class State:
     """`capacity` is how many contexts of each key the host can have, `foreign` how many of them are not this run's.
     `limits` are (cgroup, key, misc.max), without those that are "max". `blocked` are the charges that were refused, by
     the cgroup whose limit it was, in order. The firmware is `stalled` once it stops answering, and `dead` once the
-    driver has noticed."""
+    driver has noticed; `flushes` unless it fails a DF_FLUSH."""
 
     rules: Rules
     world: World = field(default_factory=World)
@@ -58,6 +58,7 @@ class State:
     limits: frozenset[tuple[str, str, int]] = frozenset()
     blocked: tuple[tuple[str, str], ...] = ()
     psp: Literal["well", "stalled", "dead"] = "well"
+    flushes: bool = True
 
     def capacity_of(self, key: str) -> int:
         return _of(self.capacity, key)

@@ -17,7 +17,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from chaos.errors import InternalError
+from chaos.errors import InternalError, Unsupported
 from chaos.kvm.numbers import Ioctl
 from chaos.kvm.sev import Platform
 from chaos.lab.psp.failpoints import parse
@@ -46,6 +46,13 @@ class Firmware:
         """Raises `Unsupported` if it is not ours to break."""
         self.look("")
 
+    @property
+    def platform(self) -> Platform:
+        """/dev/sev. Raises `Unsupported`."""
+        if self._platform is None:
+            raise Unsupported("/dev/sev cannot be opened", remedy="become root")
+        return self._platform
+
     def arm(self, failpoints: str) -> Armed:
         """Follow these failpoints (docs/firmware.md) from now on. Raises what `Outside.ask` does, and ValueError."""
         rules = parse(failpoints)
@@ -73,6 +80,11 @@ class Firmware:
             raise InternalError(f"the outside answered {answer!r} to look")
         return answer
 
+    def reset(self) -> None:
+        """Shut the platform down through the driver, so that the next guest initialises it. Raises OSError."""
+        self.require()  # it would take a real machine's identity with it
+        self.platform.factory_reset()
+
     def set_patience(self, seconds: int) -> int:
         """Have the driver wait so many seconds for an answer; returns how many it did. Raises OSError.
 
@@ -80,8 +92,7 @@ class Firmware:
         """
         before = int(self._patience.read_text())
         self._patience.write_text(f"{seconds}\n")
-        if self._platform is not None:
-            self._platform.status()
+        self.platform.status()
         return before
 
 
