@@ -43,6 +43,7 @@ async def conduct(
     runs: Path,
     timeout: float,
     known: tuple[Finding, ...],
+    withhold: frozenset[str] = frozenset(),
     console: Console,
     watch: Callable[[Record], None],
 ) -> Conducted:
@@ -53,7 +54,7 @@ async def conduct(
     with (directory.path / "dmesg.log").open("w") as dmesg, console.into(directory.path / "console.log"):
         book = _Book(writer, dmesg, console, watch)
         try:
-            order = Order(experiment=experiment, seed=seed, host=where.host)
+            order = Order(experiment=experiment, seed=seed, host=where.host, withhold=withhold)
             await session.carry_out(order, record=book.record, timeout=timeout)
         except SevchaosError as error:
             broken = error

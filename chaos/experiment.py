@@ -130,11 +130,13 @@ class Experiment(Part, frozen=True, kw_only=True):
 
 
 class Order(Part, frozen=True, kw_only=True):
-    """What a runner reads, one JSON object a line: carry this out. `seed` is the run's only source of chance."""
+    """What a runner reads, one JSON object a line: carry this out. `seed` is the run's only source of chance. Faults of
+    the names in `withhold` are not applied, to see that they leave no evidence then."""
 
     experiment: Experiment
     seed: int
     host: Literal["lab", "local"]
+    withhold: frozenset[str] = frozenset()
 
 
 _encoder = msgspec.json.Encoder()

@@ -5,7 +5,8 @@ A fault is three verbs, given the scene that it strikes and the name of what it 
 
     apply     break it
     evidence  did it strike? Asked right after `apply`, and if the answer is "not yet", again before `undo`. A run in
-              which a planned fault left no evidence says nothing
+              which a planned fault left no evidence says nothing. `sevchaos run --withhold FAULT` leaves `apply` out
+              and asks all the same: what is not done must leave no evidence
     undo      make it whole again, if that can be; registered before `apply`, always called, and alone if that failed
 
 A fault is a dataclass. Its fields are its options, so that a file is checked against them before anything runs; what
@@ -28,7 +29,6 @@ from chaos.errors import UsageError
 
 if TYPE_CHECKING:
     from chaos.cgroup.group import Cgroup
-    from chaos.history import Done
     from chaos.schedule.firmware import Firmware
     from chaos.schedule.kfault import Kfault
 
@@ -65,11 +65,38 @@ class Scene(Protocol):
     def vmm_of(self, vm: str) -> Victim:
         """The VMM that a VM belongs to."""
 
+    @property
+    def vmms(self) -> tuple[Victim, ...]:
+        """The experiment's VMMs that live."""
+
     def cgroup(self, name: str) -> Cgroup:
         """By its path below the run's own, which is "."."""
 
-    def enter(self, vmm: str, cgroup: str) -> Done:
-        """Put the whole process into another cgroup, and record it."""
+    def below(self, cgroup: str) -> tuple[str, ...]:
+        """The cgroups below it that there are now, parents first."""
+
+    def living_in(self, cgroup: str) -> tuple[Victim, ...]:
+        """The VMMs that live in it or below."""
+
+    # What follows is recorded as an operation, since what the kernel may answer afterwards hangs on it. Raises OSError.
+
+    def enter(self, vmm: str, cgroup: str) -> None:
+        """Put the whole process into another cgroup."""
+
+    def limit(self, cgroup: str, key: str, number: int | None) -> None:
+        """Set misc.max of a key, None for no limit."""
+
+    def add_cgroup(self, cgroup: str) -> None:
+        """Make one again that was removed."""
+
+    def remove_cgroup(self, cgroup: str) -> None: ...
+
+    def disable_misc(self, cgroup: str) -> None:
+        """Take the misc controller from the cgroups directly below, and with it their charges from their accounts."""
+
+    def enable_misc(self, cgroup: str) -> None: ...
+
+    # What is not.
 
     def kfault(self) -> Kfault:
         """The kernel's functions, held, delayed or made to fail; loads the module in the lab."""
@@ -104,11 +131,16 @@ class Fault(abc.ABC):
     def require(self, scene: Scene, target: str) -> None:  # noqa: B027 - most need nothing
         """Raises `Unsupported` if this host cannot do it. Asked before anything is done; there are no VMMs yet."""
 
+    def ends(self, scene: Scene, target: str) -> tuple[str, ...]:
+        """The VMMs whose end it may be. Asked before `apply`."""
+        return (target,) if self.TARGET == "vmm" else ()
+
     @abc.abstractmethod
     def apply(self, scene: Scene, target: str) -> None: ...
 
     @abc.abstractmethod
-    def evidence(self, scene: Scene, target: str) -> Evidence: ...
+    def evidence(self, scene: Scene, target: str) -> Evidence:
+        """Read from what it struck, never from what `apply` meant to do: that may have failed, or been withheld."""
 
     @abc.abstractmethod
     def undo(self, scene: Scene, target: str) -> str:

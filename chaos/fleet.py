@@ -14,7 +14,7 @@ import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from errno import EIO
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -140,21 +140,6 @@ class Fleet:
             raise StepFailed(f"VMM {name} could not be put into its cgroup and its network: {why}")
         return vmm
 
-    def enter(self, vmm: Vmm, cgroup: Cgroup, *, label: str) -> Done:
-        """Put the process, all of it, into `cgroup`, which the history knows as `label`."""
-        op, began, number = self._number(), self.recorder.now(), 0
-        args: dict[str, Value] = {"cgroup": label}
-        self.recorder.write(Invoke(t=began, op=op, f="enter", agent=vmm.name, pid=vmm.pid, step=self.step, args=args))
-        try:
-            with OwnedFd(cgroup.open_procs()) as procs:
-                os.write(procs.number, str(vmm.pid).encode())
-        except OSError as error:
-            number = error.errno or EIO
-        now = self.recorder.now()
-        done = Done(t=now, op=op, outcome="fail" if number else "ok", errno=number, began=began, ended=now)
-        self.recorder.write(done)
-        return done
-
     def end(self, vmm: Vmm) -> None:
         """End a VMM in good order, or if it will not, by force. Raises `StepFailed` in the second case."""
         if not vmm.alive:
@@ -204,6 +189,21 @@ class Fleet:
     ) -> Done:
         """Hand an operation to its agent and wait for the answer. Raises `StepFailed` if none comes."""
         return self._await_done(self.invoke(vmm, operation, fds=fds, phase=phase), within)
+
+    def record(self, f: str, act: Callable[[], None], vmm: Vmm | None = None, **args: Value) -> None:
+        """Carry out and record an operation that no agent makes, done to `vmm` if to any. Raises OSError."""
+        agent, pid = ("", 0) if vmm is None else (vmm.name, vmm.pid)
+        op, began, failed = self._number(), self.recorder.now(), None
+        self.recorder.write(Invoke(t=began, op=op, f=f, agent=agent, pid=pid, step=self.step, args=args))
+        try:
+            act()
+        except OSError as error:
+            failed = error
+        now, number = self.recorder.now(), 0 if failed is None else failed.errno or EIO
+        outcome: Literal["ok", "fail"] = "ok" if failed is None else "fail"
+        self.recorder.write(Done(t=now, op=op, outcome=outcome, errno=number, began=began, ended=now))
+        if failed is not None:
+            raise failed
 
     def ask(self, vmm: Vmm, question: Question, within: float = ANSWER_WITHIN) -> Reply:
         """Ask something that is no operation and not recorded as one. Raises `StepFailed` if there is no answer."""

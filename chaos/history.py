@@ -31,6 +31,14 @@ Operations, by `f`, with their arguments and, after the arrow, what `value` hold
     enter {cgroup}                      the process goes into another cgroup; it makes no call itself
     exit {}                             the VMM ends in good order
 
+and those on cgroups, which no VMM makes; their agent is "":
+
+    limit {cgroup, key, max}            misc.max is set to a number, or to "max"
+    remove_cgroup {cgroup}              what is charged to it stays charged, to its ancestors as well
+    add_cgroup {cgroup}                 one that was removed is made again
+    disable_misc {cgroup}               the cgroups directly below lose the misc controller: to it they are this one
+    enable_misc {cgroup}                and get it again, with nothing charged
+
 When an operation fails, `value` holds in `call` the system call that was refused.
 
 `seq` numbers the records of a run from 0 without holes; verdicts point at records by it.
@@ -188,15 +196,17 @@ class Held(_Record, frozen=True, kw_only=True):
 
 
 class Fault(_Record, frozen=True, kw_only=True):
-    """A fault's life. `target` is what it strikes, "" for the host. For `evidence`, `struck` says whether it did what
-    it was meant to; that may be known at the end only."""
+    """A fault's life. `target` is what it strikes, "" for the host. One that is `withheld` was to be applied and was
+    not, to see that it leaves no evidence then. For `evidence`, `struck` says whether it did what it was meant to; that
+    may be known at the end only. For `apply`, `ends` names the VMMs whose end it may be."""
 
     fault: str
-    event: Literal["apply", "evidence", "undo"]
+    event: Literal["apply", "withheld", "evidence", "undo"]
     step: Int
     target: str
     struck: bool | None = None
     detail: str = ""
+    ends: tuple[str, ...] = ()
 
 
 class Exited(_Record, frozen=True, kw_only=True):

@@ -178,7 +178,7 @@ class _Replay:
                 yield max(record.t, record.until), (record.seq, 1), partial(self._observe, record)
             elif isinstance(record, Asked):
                 yield record.t, (record.seq, 0), partial(self._ask, record)
-            elif isinstance(record, Counted):
+            elif isinstance(record, Counted | Fault):
                 yield record.t, (record.seq, 0), self._release
             elif isinstance(record, Held) and record.reached:
                 yield record.t, (record.seq, 0), partial(self._hold, record)
@@ -197,7 +197,8 @@ class _Replay:
             window.worlds |= self.worlds
 
     def _release(self) -> None:
-        """Something was done, and it may have let go what was held: reading a counter takes a vCPU out of the guest."""
+        """Something was done, and it may have let go what was held: reading a counter takes a vCPU out of the guest,
+        and so does stopping or killing its process."""
         self.stopped.clear()
         self._become(self.worlds)
 
@@ -392,9 +393,9 @@ def _charges(
 def deaths_begin(history: History) -> Iterator[tuple[int, int, str]]:
     """(time, record, agent): from when each process that ended, or may have, must be taken to be dying.
 
-    That is when it was told to exit, when a fault was applied to it, or when the operation was begun that it never
-    answered; a later sign of life takes the last two back. A process that went without any of these may have gone
-    right after its last sign of life.
+    That is when it was told to exit, when a fault was applied that may be its end, or when the operation was begun that
+    it never answered; a later sign of life takes the last two back. A process that went without any of these may have
+    gone right after its last sign of life.
     """
     told: set[str] = set()
     suspected: dict[str, tuple[int, int]] = {}
@@ -406,8 +407,9 @@ def deaths_begin(history: History) -> Iterator[tuple[int, int, str]]:
         elif isinstance(record, Invoke) and record.f == "exit" and record.agent not in suspected:
             told.add(record.agent)
             suspected[record.agent] = (record.t, record.seq)
-        elif isinstance(record, Fault) and record.event == "apply" and record.target in lived:
-            suspected.setdefault(record.target, (record.t, record.seq))
+        elif isinstance(record, Fault):
+            for agent in lived.keys() & set(record.ends):
+                suspected.setdefault(agent, (record.t, record.seq))
         elif isinstance(record, Done) and record.op in invokes:
             invoke = invokes[record.op]
             if record.outcome == "info":

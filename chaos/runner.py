@@ -44,6 +44,7 @@ from chaos.cleanup import Claim, Warden
 from chaos.errors import ExitCode, HostLacks, SevchaosError, Unsupported
 from chaos.experiment import Order
 from chaos.fleet import Fleet, StepFailed
+from chaos.groups import Groups
 from chaos.history import End, Filled, Header, Kernel
 from chaos.kmsg import KernelLog, Lost, rearm
 from chaos.kvm.sev import Platform
@@ -216,11 +217,11 @@ class Run:
             group, platform, lambda lost: self.recorder.note("witness", lost), lambda: firmware.may_stall
         )
         length = len(self.order.experiment.script)
-        stage = Stage(self.order.experiment, fleet, host.executes_es)
-        scene = Scene(stage, group, stack, firmware)
+        stage = Stage(self.order.experiment, fleet, Groups(group, fleet), host.executes_es)
+        scene = Scene(stage, stack, firmware)
         require_all(scene)  # now, not in the middle
         self._fill("start", host, fleet, group)
-        stage.groups |= self._groups(group)
+        stage.groups.make(self.order.experiment.groups)
         observer.observe(self.recorder, "start", -1)
         with self._going_on(), ExitStack() as undo:
             undo.callback(stage.clear)
@@ -240,20 +241,7 @@ class Run:
         stage = scene.stage
         stage.network = Network.lay(between(stage.experiment.handovers))
         stage.people()
-        perform(Actor(stage, observer, undo, scene))
-
-    def _groups(self, group: Cgroup) -> dict[str, Cgroup]:
-        """Make the cgroups of the experiment, parents first: each by its path. Raises OSError."""
-        groups: dict[str, Cgroup] = {}
-        wanted = self.order.experiment.groups
-        for path, spec in wanted.items():
-            above, _, name = path.rpartition("/")
-            groups[path] = (groups[above] if above else group).create(name)
-            for key, number in spec.max.items():
-                groups[path].limit(key, number)
-            if spec.misc and any(other.startswith(f"{path}/") for other in wanted):
-                groups[path].enable("misc")
-        return groups
+        perform(Actor(stage, observer, undo, scene, self.order.withhold))
 
     def _fill(self, label: str, host: Surveyed, fleet: Fleet, group: Cgroup) -> None:
         """Take every context that can be had, from within the run's cgroup, and give all back."""

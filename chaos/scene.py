@@ -12,7 +12,6 @@ from pathlib import Path
 from chaos.cgroup.group import Cgroup
 from chaos.errors import HostLacks, Unsupported
 from chaos.fleet import Vmm
-from chaos.history import Done
 from chaos.poll import LOOK_AGAIN, TimedOut
 from chaos.schedule.firmware import Firmware
 from chaos.schedule.kfault import Kfault
@@ -24,10 +23,9 @@ MODULE = Path("/lab/kfault.ko")
 
 @dataclass(slots=True)
 class Scene:
-    """`group` is the run's cgroup. What is opened for faults and holds is closed when `stack` is."""
+    """What is opened for faults and holds is closed when `stack` is."""
 
     stage: Stage
-    group: Cgroup
     stack: ExitStack
     firmware: Firmware
     _kfault: Kfault | None = None
@@ -38,11 +36,36 @@ class Scene:
     def vmm_of(self, vm: str) -> Vmm:
         return self.stage.guests[vm].vmm
 
-    def cgroup(self, name: str) -> Cgroup:
-        return self.group if name == "." else self.stage.groups[name]
+    @property
+    def vmms(self) -> tuple[Vmm, ...]:
+        return tuple(vmm for vmm in self.stage.fleet.vmms.values() if vmm.recorded and vmm.alive)
 
-    def enter(self, vmm: str, cgroup: str) -> Done:
-        return self.stage.fleet.enter(self.vmm(vmm), self.cgroup(cgroup), label=cgroup)
+    def cgroup(self, name: str) -> Cgroup:
+        return self.stage.groups[name]
+
+    def below(self, cgroup: str) -> tuple[str, ...]:
+        return self.stage.groups.below(cgroup)
+
+    def living_in(self, cgroup: str) -> tuple[Vmm, ...]:
+        return self.stage.groups.living_in(cgroup)
+
+    def enter(self, vmm: str, cgroup: str) -> None:
+        self.stage.groups.enter(self.vmm(vmm), cgroup)
+
+    def limit(self, cgroup: str, key: str, number: int | None) -> None:
+        self.stage.groups.limit(cgroup, key, number)
+
+    def add_cgroup(self, cgroup: str) -> None:
+        self.stage.groups.add(cgroup)
+
+    def remove_cgroup(self, cgroup: str) -> None:
+        self.stage.groups.remove(cgroup)
+
+    def disable_misc(self, cgroup: str) -> None:
+        self.stage.groups.disable_misc(cgroup)
+
+    def enable_misc(self, cgroup: str) -> None:
+        self.stage.groups.enable_misc(cgroup)
 
     def kfault(self) -> Kfault:
         if self._kfault is None:

@@ -7,9 +7,9 @@ import errno
 import os
 from dataclasses import dataclass, field
 
-from chaos.cgroup.group import Cgroup
 from chaos.experiment import Experiment, Kind, Vm
 from chaos.fleet import Fleet, Pending, StepFailed, Vmm
+from chaos.groups import Groups
 from chaos.history import Done
 from chaos.kvm.fd import OwnedFd
 from chaos.network import Network
@@ -42,8 +42,8 @@ class Stage:
 
     experiment: Experiment
     fleet: Fleet
+    groups: Groups
     executes_es: bool
-    groups: dict[str, Cgroup] = field(default_factory=dict)
     network: Network = field(default_factory=Network)
     guests: dict[str, Guest] = field(default_factory=dict)
     memories: dict[str, OwnedFd] = field(default_factory=dict)

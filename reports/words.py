@@ -138,6 +138,8 @@ def _results(history: History, records: Sequence[object]) -> Iterator[str]:
                 yield f"{record.ticks} ticks" + (f", {record.stale} stale" if record.stale else "")
             case Asked():
                 yield asked(record)
+            case Fault(event="withheld"):
+                yield "withheld"
             case Fault(event="evidence"):
                 yield "struck" if record.struck else "nothing shows that it struck"
             case Note():

@@ -62,6 +62,10 @@ class Cgroup:
         """Raises FileExistsError or another OSError."""
         return Cgroup(self._node.create_cgroup(name))
 
+    def make(self) -> None:
+        """Make this one, which was removed or is to be. Raises FileExistsError or another OSError."""
+        self.path.mkdir()
+
     def child(self, name: str) -> Cgroup:
         return Cgroup(UnifiedNode(name, parent=self._node))
 
@@ -81,6 +85,10 @@ class Cgroup:
         if controller not in read_list(self._node, "subtree_control"):
             write(self._node, "subtree_control", f"+{controller}")
 
+    def disable(self, controller: str) -> None:
+        """Take `controller` from the children. Raises OSError: EBUSY if children of theirs have it from them."""
+        write(self._node, "subtree_control", f"-{controller}")
+
     def has(self, controller: str) -> bool:
         """Whether the controller is there for this cgroup's children to have."""
         return controller in read_list(self._node, "controllers")
@@ -90,6 +98,10 @@ class Cgroup:
     def open_procs(self) -> int:
         """A descriptor, the caller's; a process that writes "0" to it is in this cgroup from then on."""
         return os.open(self.path / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+
+    def admit(self, pid: int) -> None:
+        """Put a process, with all its threads, into this cgroup. Raises OSError."""
+        (self.path / "cgroup.procs").write_text(str(pid))
 
     def processes(self) -> tuple[int, ...]:
         return tuple(int(pid) for pid in self._node.controller.procs)

@@ -61,13 +61,12 @@ def _left(evidence: Evidence, invoke: Invoke, done: Done | None, *, whole: bool)
 
 
 def _struck(evidence: Evidence, invoke: Invoke) -> Fault | None:
-    """The fault that was applied to the operation's process after it had begun."""
+    """The fault that was applied after the operation had begun, and may be its process's end."""
     return next(
         (
             record
             for record in evidence.history.records
-            if isinstance(record, Fault) and record.event == "apply" and record.seq > invoke.seq
-            if record.target == invoke.agent
+            if isinstance(record, Fault) and record.seq > invoke.seq and invoke.agent in record.ends
         ),
         None,
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 import experiments
-from chaos import findings, verdict
+from chaos import fault, findings, verdict
 from chaos.cli.common import DEFAULT_KERNEL, Asids, Memory, say, silent
 from chaos.cli.reporting import chosen, format_option, show
 from chaos.conduct import Conducted, Console, conduct
@@ -33,6 +33,7 @@ class _Plan:
     runs: Path
     timeout: float
     known: tuple[findings.Finding, ...]
+    withhold: frozenset[str]
 
 
 Tell = Callable[[str, str], None]  # which run, and what it is doing
@@ -96,11 +97,17 @@ Tell = Callable[[str, str], None]  # which run, and what it is doing
     metavar="N",
     help="So many runs of each experiment, in one lab, with seeds counting up.",
 )
+@click.option(
+    "--withhold",
+    multiple=True,
+    metavar="FAULT",
+    help="Do not apply this fault, and ask for its evidence all the same: the run must end unknown. Repeatable.",
+)
 @click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
 def run_(
     *, names: tuple[str, ...], host: str, kernels: tuple[str, ...], seed: int | None, form: str | None, as_json: bool,
     accept_known: bool, runs: Path, timeout: float, asids: tuple[int, int], cpus: int, memory: int,
-    cold: bool, quiet: bool, repeat: int, everything: bool, expression: str | None,
+    cold: bool, quiet: bool, repeat: int, everything: bool, expression: str | None, withhold: tuple[str, ...],
 ) -> int:  # fmt: skip
     """Carry out experiments, by name, by file or by selection, and say which promises the kernel kept.
 
@@ -111,6 +118,8 @@ def run_(
     wanted = [experiments.find(name) for name in dict.fromkeys((*names, *selected))]  # checked before anything starts
     if not wanted:
         raise UsageError("nothing to run", remedy="name experiments, or give --select EXPR or --all")
+    for name in withhold:
+        fault.load(name)
     voice = silent if quiet else say
     hosts: list[Host]
     if host == "local":
@@ -128,7 +137,7 @@ def run_(
         ]
     known = findings.load() if accept_known else ()
     used = secrets.randbelow(1 << 32) if seed is None else seed
-    plan = _Plan(seed=used, repeat=repeat, runs=runs, timeout=timeout, known=known)
+    plan = _Plan(seed=used, repeat=repeat, runs=runs, timeout=timeout, known=known, withhold=frozenset(withhold))
     with _progress(quiet) as tell:
         done = asyncio.run(_all(hosts, wanted, plan, tell))
     _report(done, form)
@@ -168,7 +177,7 @@ async def _one(
 
     return await conduct(
         session, experiment, seed=seed, where=where, runs=plan.runs, timeout=plan.timeout, known=plan.known,
-        console=console, watch=watch,
+        withhold=plan.withhold, console=console, watch=watch,
     )  # fmt: skip
 
 

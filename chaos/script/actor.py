@@ -22,12 +22,13 @@ from chaos.vmm.messages import Operation
 @dataclass(slots=True)
 class Actor:
     """What has to be undone afterwards is put on `undo`. `armed` are the holds by name, `struck` the faults that were
-    applied, the latest last."""
+    applied, the latest last. Those of the names in `withhold` are not."""
 
     stage: Stage
     observer: Observer
     undo: ExitStack
     scene: Scene
+    withhold: frozenset[str] = frozenset()
     armed: dict[str, Place] = field(default_factory=dict)
     struck: list[Struck] = field(default_factory=list)
 

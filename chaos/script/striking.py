@@ -13,7 +13,8 @@ from chaos.script.struck import Struck
 def strike(actor: Actor, step: s.Strike) -> None:
     """The undo is registered first: what was half applied is undone as well."""
     fault = faults.find(step.fault, step.options)
-    struck = Struck(step.fault, fault, step.target, actor.step, actor.scene, actor.stage.fleet.recorder)
+    recorder, withheld = actor.stage.fleet.recorder, step.fault in actor.withhold
+    struck = Struck(step.fault, fault, step.target, actor.step, actor.scene, recorder, withheld=withheld)
     actor.struck.append(struck)
     actor.undo.callback(struck.undo)
     try:

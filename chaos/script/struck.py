@@ -10,12 +10,13 @@ from chaos.fault import Evidence, Fault, Scene
 from chaos.history import Fault as Record
 from chaos.recorder import Recorder
 
-Event = Literal["apply", "evidence", "undo"]
+Event = Literal["apply", "withheld", "evidence", "undo"]
 
 
 @dataclass(slots=True, eq=False)
 class Struck:
-    """`target` is what it strikes. `asked` and `undone` once its evidence was given, and once it was undone."""
+    """`target` is what it strikes. One that is `withheld` is not applied, but asked for its evidence. `asked` and
+    `undone` once its evidence was given, and once it was undone."""
 
     name: str
     fault: Fault
@@ -23,13 +24,17 @@ class Struck:
     step: int
     scene: Scene
     recorder: Recorder
+    withheld: bool = False
     asked: bool = False
     undone: bool = False
 
     def apply(self) -> None:
         """Raises OSError, `Unsupported`."""
-        self._write("apply")
-        self.fault.apply(self.scene, self.target)
+        if self.withheld:
+            self._write("withheld")
+        else:
+            self._write("apply", ends=self.fault.ends(self.scene, self.target))
+            self.fault.apply(self.scene, self.target)
         self._ask(self.fault.evidence(self.scene, self.target), final=False)
 
     def undo(self) -> None:
@@ -49,10 +54,10 @@ class Struck:
         self.asked = True
         self._write("evidence", struck=bool(evidence.struck), detail=evidence.detail)
 
-    def _write(self, event: Event, *, struck: bool | None = None, detail: str = "") -> None:
+    def _write(self, event: Event, *, struck: bool | None = None, detail: str = "", ends: tuple[str, ...] = ()) -> None:
         self.recorder.write(
             Record(
                 t=self.recorder.now(), fault=self.name, event=event, step=self.step, target=self.target, struck=struck,
-                detail=detail,
+                detail=detail, ends=ends,
             )
         )  # fmt: skip

@@ -193,7 +193,7 @@ class Builder:
         )  # fmt: skip
 
     def kill_begins(self, agent: str, *, step: int = -1) -> Fault:
-        return self.add(Fault(t=self.tick(), fault="kill", event="apply", step=step, target=agent))
+        return self.add(Fault(t=self.tick(), fault="kill", event="apply", step=step, target=agent, ends=(agent,)))
 
     def kill(self, agent: str, *, step: int = -1, struck: bool = True) -> None:
         self.kill_begins(agent, step=step)

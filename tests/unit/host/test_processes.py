@@ -18,6 +18,7 @@ import pytest
 from chaos import history
 from chaos.cgroup.group import Cgroup
 from chaos.fleet import Fleet, StepFailed
+from chaos.groups import Groups
 from chaos.history import Done, Exited, Invoke, Record
 from chaos.kvm.fd import OwnedFd
 from chaos.poll import Loop
@@ -204,7 +205,7 @@ def test_spawning_and_ending_are_recorded(fleet: Fleet, outside: Outside) -> Non
 
 
 def scene_of(fleet: Fleet) -> Scene:
-    return Scene(Stage(None, fleet, True), cgroup(), ExitStack(), None)  # type: ignore[arg-type]
+    return Scene(Stage(None, fleet, Groups(cgroup(), fleet), True), ExitStack(), None)  # type: ignore[arg-type]
 
 
 def test_a_killed_vmm_leaves_info_and_an_exit(fleet: Fleet, outside: Outside) -> None:

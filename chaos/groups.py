@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cgroups of a run, and what is done to them as it is recorded.
+
+A limit that is set in the middle, a cgroup that is removed while it is charged, a controller that is taken away: what
+the kernel may answer afterwards hangs on each, so they are operations of the history, which nobody's VMM makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from chaos.cgroup.group import Cgroup
+from chaos.experiment import Group
+from chaos.fleet import Fleet, Vmm
+
+RUN = "."
+"""The path of the run's own cgroup."""
+
+
+@dataclass(slots=True)
+class Groups:
+    """`run` is the run's own cgroup. The others go by their path below it, also one that was removed. What changes
+    something raises OSError if it fails."""
+
+    run: Cgroup
+    fleet: Fleet
+    _below: dict[str, Cgroup] = field(default_factory=dict)
+
+    def make(self, wanted: Mapping[str, Group]) -> None:
+        """Make the cgroups of an experiment, parents first, each with its limits from the start."""
+        for path, spec in wanted.items():
+            self._below[path] = self._at(path)
+            self[path].make()
+            for key, number in spec.max.items():
+                self[path].limit(key, number)
+            if any(other.startswith(f"{path}/") for other in wanted):
+                if spec.misc:
+                    self[path].enable("misc")
+                else:
+                    self.disable_misc(path)
+
+    def __getitem__(self, path: str) -> Cgroup:
+        return self.run if path == RUN else self._below[path]
+
+    def below(self, path: str) -> tuple[str, ...]:
+        """The paths of those below it that there are now, parents first."""
+        inside = (other for other in sorted(self._below) if path == RUN or other.startswith(f"{path}/"))
+        return tuple(other for other in inside if self[other].exists)
+
+    def living_in(self, path: str) -> tuple[Vmm, ...]:
+        """The VMMs of the experiment that live in it or below."""
+        pids = {pid for group in self[path].walk() for pid in group.processes()} if self[path].exists else set()
+        return tuple(vmm for vmm in self.fleet.vmms.values() if vmm.recorded and vmm.alive and vmm.pid in pids)
+
+    def enter(self, vmm: Vmm, path: str) -> None:
+        """Put the process, all of it, into another cgroup."""
+        self.fleet.record("enter", lambda: self[path].admit(vmm.pid), vmm, cgroup=path)
+
+    def limit(self, path: str, key: str, number: int | None) -> None:
+        """Set misc.max, None for none."""
+        given = "max" if number is None else number
+        self.fleet.record("limit", lambda: self[path].limit(key, number), cgroup=path, key=key, max=given)
+
+    def add(self, path: str) -> None:
+        """Make one again that was removed."""
+        self.fleet.record("add_cgroup", self[path].make, cgroup=path)
+
+    def remove(self, path: str) -> None:
+        self.fleet.record("remove_cgroup", self[path].remove, cgroup=path)
+
+    def disable_misc(self, path: str) -> None:
+        """Take the misc controller from the cgroups below."""
+        self.fleet.record("disable_misc", lambda: self[path].disable("misc"), cgroup=path)
+
+    def enable_misc(self, path: str) -> None:
+        self.fleet.record("enable_misc", lambda: self[path].enable("misc"), cgroup=path)
+
+    def _at(self, path: str) -> Cgroup:
+        above, _, name = path.rpartition("/")
+        return self[above or RUN].child(name)
