@@ -25,6 +25,7 @@ from chaos.native import VcpuThread, read_vcpu
 from chaos.netns.space import Namespace
 from chaos.poll import Loop, TimedOut
 from chaos.recorder import Recorder
+from chaos.storms import Storm
 from chaos.vmm.messages import FROM_AGENT, Begun, Exit, FromAgent, Hello, Move, Operation, Question, Reply, Request
 from chaos.vmm.server import ForkServer
 from chaos.vmm.wire import Channel, Ended
@@ -66,7 +67,7 @@ class Pending:
 class Vmm:
     """A VMM process as the runner holds it; what a fault is given as its victim.
 
-    `boards` are the memory files of vCPUs that are in the guest, by VM.
+    `boards` are the memory files of vCPUs that are in the guest, by VM, and `storms` those that are under way.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Vmm:
     status: int | None = None
     pending: dict[int, Pending] = field(default_factory=dict)
     boards: dict[str, tuple[OwnedFd, ...]] = field(default_factory=dict)
+    storms: dict[str, Storm] = field(default_factory=dict)
 
     def watch(self, vm: str, vcpus: int) -> tuple[int, ...]:
         """Memory files for a stay of this VM's vCPUs in the guest; what they say last is read if the process ends."""
@@ -317,3 +319,10 @@ class Fleet:
             self.recorder.write(
                 Exited(t=self.recorder.now(), agent=vmm.name, pid=vmm.pid, status=vmm.status, last_ticks=last)
             )
+        for vm in tuple(vmm.storms):
+            self.storm_over(vmm, vm)
+
+    def storm_over(self, vmm: Vmm, vm: str) -> None:
+        """Record what came of a storm whose threads have ended."""
+        storm = vmm.storms.pop(vm)
+        self.recorder.write(storm.over(t=self.recorder.now(), agent=vmm.name, step=self.step))

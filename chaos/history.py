@@ -19,6 +19,8 @@ Operations, by `f`, with their arguments and, after the arrow, what `value` hold
     guest_status {vm}                   → {handle, policy, state}
     run {vm, every}                     vCPUs into the guest
     pause {vm}                          and out of it → {last_ticks}: when each last ticked, 0 for never
+    storm {vm, threads, calls}          so many threads make these ioctls on the VM's descriptors until
+    calm {vm}                           they are told to stop; what they were answered is a record, Stormed
     get_state {vm}                      the state of every vCPU, read at the source → {vcpus, bytes}
     set_state {vm}                      and given at the destination, which reads it again → {vcpus, differs}: what is
                                         not as it was given, as "vcpu 1: msr 0x174"
@@ -54,7 +56,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-FORMAT = 1
+FORMAT = 2
 
 Int = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]  # what a reader in any language can hold
 
@@ -162,6 +164,45 @@ class Counted(_Record, frozen=True, kw_only=True):
     each: tuple[Int, ...] = ()
     first_ticks: tuple[Int, ...] = ()
     last_ticks: tuple[Int, ...] = ()
+
+
+class Call(msgspec.Struct, frozen=True, kw_only=True):
+    """One ioctl of a storm, by its name: it lies between `began` and `ended`. `errno` is 0 for success."""
+
+    ioctl: str
+    began: Int
+    ended: Int
+    errno: Int
+
+
+class StormThread(msgspec.Struct, frozen=True, kw_only=True):
+    """What one thread of a storm was answered, in one call after the other, from `began` to `ended` (0: it was killed).
+
+    `errnos` has how many calls failed with each errno by name ("ok" for success), `calls` their sum. `answered` is the
+    last call that was answered anything but EIO, `refused` the first that was answered EIO. `lost` says that not all
+    calls are on record any more, and that one of these two may be among the others. Times of calls were off by at most
+    `clock_error` ns.
+    """
+
+    began: Int
+    ended: Int
+    calls: Int
+    errnos: dict[str, Int]
+    answered: Call | None
+    refused: Call | None
+    lost: bool
+    clock_error: Int
+
+
+class Stormed(_Record, frozen=True, kw_only=True):
+    """A storm of ioctls on the descriptors of `vm` is over: it was calmed, or the VMM `agent` ended. `calls` are those
+    that every thread made in turns."""
+
+    agent: str
+    vm: str
+    step: Int
+    calls: tuple[str, ...]
+    threads: tuple[StormThread, ...]
 
 
 class Filled(_Record, frozen=True, kw_only=True):
@@ -288,6 +329,7 @@ Record = (
     | Asked
     | Observation
     | Counted
+    | Stormed
     | Filled
     | Held
     | Fault

@@ -13,7 +13,8 @@ from chaos.groups import Groups
 from chaos.history import Done
 from chaos.kvm.fd import OwnedFd
 from chaos.network import Network
-from chaos.vmm import guest
+from chaos.storms import Storm
+from chaos.vmm import guest, messages
 from chaos.vmm.messages import Close, Create, Operation, Pause, Run
 from chaos.vmm.wire import memory_file
 
@@ -99,6 +100,10 @@ class Stage:
         return done
 
     def enter(self, guest: Guest, every: int, *, phase: str = "") -> Done:
+        """Raises `StepFailed` if a storm wants its vCPUs to stay out of the guest."""
+        storm = guest.vmm.storms.get(guest.name)
+        if storm is not None and storm.wants_still:
+            raise StepFailed(f"the calls of the storm on {guest.name} want its vCPUs out of the guest")
         boards = guest.vmm.watch(guest.name, guest.spec.vcpus)
         done = self.do(guest, Run(vm=guest.name, every=every), phase=phase, fds=boards)
         if done.outcome == "ok":
@@ -111,7 +116,33 @@ class Stage:
         guest.vmm.unwatch(guest.name)
         return done
 
+    def storm(self, guest: Guest, calls: tuple[str, ...], threads: int) -> None:
+        """Let a storm begin. Raises `StepFailed`."""
+        if guest.name in guest.vmm.storms:
+            raise StepFailed(f"there is a storm on {guest.name} already")
+        storm = Storm.prepare(guest.name, calls, threads)
+        if storm.wants_still and guest.running:
+            storm.memory.close()
+            raise StepFailed(f"{guest.name} runs, and these calls want its vCPUs out of the guest")
+        guest.vmm.storms[guest.name] = storm  # if the process ends now, what came of it is told with its end
+        try:
+            self.must(guest, messages.Storm(vm=guest.name, threads=threads, calls=calls), fds=(storm.memory.number,))
+        except StepFailed:
+            if guest.vmm.storms.pop(guest.name, None):
+                storm.memory.close()
+            raise
+
+    def calm(self, guest: Guest) -> None:
+        """End the storm on a VM, and record what came of it. Raises `StepFailed`."""
+        if guest.name not in guest.vmm.storms:
+            raise StepFailed(f"there is no storm on {guest.name}")
+        self.must(guest, messages.Calm(vm=guest.name))
+        self.fleet.storm_over(guest.vmm, guest.name)
+
     def close(self, guest: Guest) -> Done:
+        """Raises `StepFailed` if a storm on it does not end."""
+        if guest.name in guest.vmm.storms:
+            self.calm(guest)
         done = self.do(guest, Close(vm=guest.name))
         guest.created = done.outcome != "ok"
         guest.every = None

@@ -111,6 +111,29 @@ class Pause(_Step, frozen=True, kw_only=True, tag="pause"):
     vm: Name
 
 
+StormCall = Literal[
+    "KVM_RUN", "KVM_GET_REGS", "KVM_SET_REGS", "KVM_GET_SREGS", "KVM_GET_FPU", "KVM_GET_MP_STATE", "KVM_GET_MSRS",
+    "KVM_GET_LAPIC", "KVM_GET_XCRS", "KVM_GET_VCPU_EVENTS", "KVM_GET_DEBUGREGS", "KVM_GET_TSC_KHZ", "KVM_INTERRUPT",
+    "KVM_CHECK_EXTENSION", "KVM_GET_CLOCK", "KVM_SET_USER_MEMORY_REGION",
+]  # fmt: skip
+
+
+class Storm(_Step, frozen=True, kw_only=True, tag="storm"):
+    """Let so many threads of the VM's VMM make these ioctls on its descriptors, in turns and as fast as they can, until
+    `calm`, or some thousand calls after the first EIO. None of them changes the VM; KVM_RUN and KVM_SET_REGS want its
+    vCPUs out of the guest meanwhile."""
+
+    vm: Name
+    threads: Annotated[int, msgspec.Meta(ge=1, le=64)] = 8
+    calls: Annotated[tuple[StormCall, ...], msgspec.Meta(min_length=1)]
+
+
+class Calm(_Step, frozen=True, kw_only=True, tag="calm"):
+    """End the storm on the VM, and record what its threads were answered."""
+
+    vm: Name
+
+
 # -- moves ------------------------------------------------------------------------------------------------
 
 
@@ -232,7 +255,7 @@ class Undo(_Step, frozen=True, kw_only=True, tag="undo"):
 
 
 Step = (
-    Launch | Create | Call | Finish | Mirror | Close | Run | Count | Pause | Migrate | Move | Join
+    Launch | Create | Call | Finish | Mirror | Close | Run | Count | Pause | Storm | Calm | Migrate | Move | Join
     | Arm | Hold | Release | Ask | Status | Observe | Strike | Undo
 )  # fmt: skip
 

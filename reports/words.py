@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from chaos import experiment as e
 from chaos import steps as s
 from chaos.findings import Finding
-from chaos.history import Asked, Counted, Done, Fault, Held, History, Invoke, Note
+from chaos.history import Asked, Counted, Done, Fault, Held, History, Invoke, Note, Stormed
 from chaos.verdict import PROMISES, Outcome, RunVerdict, Verdict
 
 
@@ -60,6 +60,10 @@ def step(experiment: e.Experiment, number: int) -> str:  # noqa: PLR0911, PLR091
             return f"wait until {do.vm} has counted {do.ticks} further, and read its counter"
         case s.Pause():
             return f"bring the vCPUs of {do.vm} out of the guest"
+        case s.Storm():
+            return f"let {do.threads} threads of ioctls loose on {do.vm}: {', '.join(do.calls)}"
+        case s.Calm():
+            return f"end the storm on {do.vm}"
         case s.Finish():
             return f"finish the launch of {do.vm}"
         case s.Mirror():
@@ -140,6 +144,8 @@ def _results(history: History, records: Sequence[object]) -> Iterator[str]:
                 yield asked(record)
             case Fault(event="withheld"):
                 yield "withheld"
+            case Stormed():
+                yield stormed(record)
             case Fault(event="evidence"):
                 yield "struck" if record.struck else "nothing shows that it struck"
             case Note():
@@ -170,6 +176,12 @@ def asked(record: Asked) -> str:
     dead = [answer for answer in record.answers if answer.errno == errno.EIO]
     control = sum(answer.control == errno.EIO for answer in record.answers)
     return f"{len(dead)} of {total} EIO (VM beside it: {control or 'none'})"
+
+
+def stormed(record: Stormed) -> str:
+    """A storm in a line: "81211 calls of 8 threads, 40180 EIO"."""
+    refused = sum(thread.errnos.get("EIO", 0) for thread in record.threads)
+    return f"{sum(thread.calls for thread in record.threads)} calls of {len(record.threads)} threads, {refused} EIO"
 
 
 def by_errno(record: Asked) -> Iterator[tuple[str, str]]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from chaos.contexts import Contexts
-from chaos.history import Asked, Counted, Done, Exited, History, Invoke, Observation, Record
+from chaos.history import Asked, Counted, Done, Exited, History, Invoke, Observation, Record, Stormed
 from chaos.ledger import Entry, Ledger, replay
 from chaos.verdict import Outcome, Verdict
 from chaos.world import argument
@@ -217,6 +217,10 @@ class Evidence:
     @property
     def counted(self) -> Iterator[Counted]:
         return (record for record in self.history.records if isinstance(record, Counted))
+
+    @property
+    def stormed(self) -> Iterator[Stormed]:
+        return (record for record in self.history.records if isinstance(record, Stormed))
 
     def done(self, vm: str, f: str = "") -> Iterator[tuple[Invoke, Done]]:
         """Operations on the VM that have answered ok or fail; all, or those called `f`."""

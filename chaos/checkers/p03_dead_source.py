@@ -4,6 +4,9 @@ none does.
 
 EIO is also what KVM answers to a process with another address space. So the source is asked in the process that
 created it, every descriptor of it, and a live VM beside it must not answer EIO. A dead process cannot be asked.
+
+A storm asks all the time, and shows more: that there is one instant before which everything is answered and after
+which nothing is, and that it lies inside the move.
 """
 
 from __future__ import annotations
@@ -24,9 +27,9 @@ from chaos.checkers.evidence import (
     says_dead,
     unknown,
 )
-from chaos.checkers.storm import Call, instant_of_death
+from chaos.checkers.storm import Call, Death, Kind, instant_of_death
 from chaos.experiment import Experiment
-from chaos.history import Answer, Asked, Done, History, Invoke
+from chaos.history import Answer, Asked, Done, History, Invoke, Stormed
 from chaos.verdict import Verdict
 
 PROMISE = "P3"
@@ -34,9 +37,11 @@ PROMISE = "P3"
 
 def check(experiment: Experiment, history: History) -> Verdict:
     evidence = Evidence(history)
+    parts = [part for move in evidence.moves for part in _move(experiment, evidence, move)]
     if not evidence.moves:
-        return unknown(PROMISE, "no move was tried, so no source could die")
-    return combine(PROMISE, [part for move in evidence.moves for part in _move(experiment, evidence, move)])
+        parts.append(unknown(PROMISE, "no move was tried, so no source could die"))
+    parts += [part for stormed in evidence.stormed for part in _storm(evidence, stormed)]
+    return combine(PROMISE, parts)
 
 
 def _move(experiment: Experiment, evidence: Evidence, move: Move) -> Iterator[Verdict]:
@@ -120,6 +125,79 @@ def _instant(evidence: Evidence, move: Move, end: int) -> Iterator[Verdict]:
             expected="one instant of death",
             seen=found.kind.replace("-", " "),
         )
+
+
+def _storm(evidence: Evidence, stormed: Stormed) -> Iterator[Verdict]:
+    """Whether the VM on which the storm was died at one instant, if a move killed it, and else did not die."""
+    moves = [move for move in evidence.moves if move.source == stormed.vm]
+    unsure = next((move for move in moves if move.happened is None or (move.happened and move.over is None)), None)
+    if unsure is not None:
+        yield unknown(PROMISE, f"{unsure}, and nobody can say whether it took effect", (*unsure.records, stormed))
+        return
+    death = next((move for move in moves if move.happened), None)
+    found = list(_impossible(evidence, stormed, death, failed=bool(moves)))
+    problem = _unsaid(stormed)
+    if problem and not found:
+        yield unknown(PROMISE, f"the storm on {stormed.vm}: {problem}", (stormed,))
+    elif not found:
+        yield held(PROMISE, _lived_or_died(evidence, stormed, death), (*(death.records if death else ()), stormed))
+    yield from found
+
+
+def _impossible(evidence: Evidence, stormed: Stormed, death: Move | None, *, failed: bool) -> Iterator[Verdict]:
+    """What in the storm cannot be: a deviation for each contradiction."""
+    kinds: list[Kind] = []
+    if death is not None:
+        kinds = [found.kind for found in _instant_in(evidence, stormed, death).contradictions]
+    elif any(thread.refused for thread in stormed.threads):
+        kinds = ["eio-after-failed-move" if failed else "eio-without-move"]
+    for kind in kinds:
+        said = kind.replace("-", " ")
+        yield deviated(
+            PROMISE,
+            f"{f'{death}, and ' if death else ''}in the storm on {stormed.vm} a call was {said}",
+            (*(death.records if death else ()), stormed),
+            signature=f"source-in-storm:{kind}",
+            expected="one instant of death" if death else "no EIO",
+            seen=said,
+        )
+
+
+def _instant_in(evidence: Evidence, stormed: Stormed, death: Move) -> Death:
+    """The calls of the storm that say most of the instant, against the move. Their times may be off a little."""
+    calls = [
+        Call(call.began - thread.clock_error, call.ended + thread.clock_error, call.errno)
+        for thread in stormed.threads
+        for call in (thread.answered, thread.refused)
+        if call is not None
+    ]
+    done, over = death.done, evidence.history.records[death.over or 0]
+    began, ended = (done.began, done.ended) if done is not None and done.ended else (death.invoke.t, over.t)
+    return instant_of_death(calls, Call(began, ended, 0))
+
+
+def _unsaid(stormed: Stormed) -> str:
+    """Why the storm does not say when the VM died, "" if it does."""
+    if not any(thread.calls for thread in stormed.threads):
+        return "it made no call"
+    if any(thread.lost for thread in stormed.threads):
+        return "the call answered last, or the first to fail with EIO, is not on record any more"
+    if any(bool(thread.errnos.get("EIO")) != (thread.refused is not None) for thread in stormed.threads):
+        return "its counts and its calls do not agree"
+    return ""
+
+
+def _lived_or_died(evidence: Evidence, stormed: Stormed, death: Move | None) -> str:
+    calls = sum(thread.calls for thread in stormed.threads)
+    refused = sum(thread.errnos.get("EIO", 0) for thread in stormed.threads)
+    told = f"in a storm of {calls} calls by {len(stormed.threads)} threads on {stormed.vm}"
+    if death is None:
+        return f"{told} none failed with EIO"
+    if not refused:
+        return f"{death}; {told}, which was over before that, none failed with EIO"
+    instant = _instant_in(evidence, stormed, death)
+    within = f"one instant within {(instant.before - instant.after) / 1000:.0f} us"
+    return f"{death}; {told} {calls - refused} were answered before and {refused} failed with EIO after {within}"
 
 
 def _operations(move: Move, done: Iterable[tuple[Invoke, Done]]) -> Iterator[Verdict]:

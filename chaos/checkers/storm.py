@@ -28,7 +28,9 @@ class Call(NamedTuple):
     errno: int
 
 
-Kind = Literal["answered-after-eio", "answered-after-move", "eio-before-move", "eio-after-failed-move"]
+Kind = Literal[
+    "answered-after-eio", "answered-after-move", "eio-before-move", "eio-after-failed-move", "eio-without-move"
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

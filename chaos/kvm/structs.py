@@ -70,6 +70,10 @@ class MpState(ctypes.Structure):
     _fields_ = [("mp_state", c_uint32)]
 
 
+class Interrupt(ctypes.Structure):
+    _fields_ = [("irq", c_uint32)]
+
+
 class VcpuEvents(ctypes.Structure):
     """Carried from one vCPU to another and never looked into."""
 

@@ -10,17 +10,18 @@ ioctls and vCPUs run in a small library in C (`native.h`), and Python prepares, 
       .start() ──▶ RunningVcpu ── .join() ──▶ Left        why it stopped
 
 What a thread has done stands in a memory file (`board`). Give that file to another process beforehand, and it can read
-the calls of a VMM that was killed in the middle of them: `read`.
+the calls of a VMM that was killed in the middle of them: `read`. Where among them an answer begins: `edge`.
 
 `library` compiles the sources when they are first needed and keeps the result in the cache; the lab's image brings it
 along. Times are CLOCK_MONOTONIC in ns everywhere, as those of `chaos.kvm.call`, and may be compared with them.
 """
 
 from chaos.native.board import Call, Ran, UnderWay, Why
+from chaos.native.edge import Edge, edge
 from chaos.native.loops import Loop, Outcome, Program, RunningLoop, Step, read
 from chaos.native.vcpus import Left, RunningVcpu, Seen, VcpuThread, read_vcpu
 
 __all__ = [
-    "Call", "Left", "Loop", "Outcome", "Program", "Ran", "RunningLoop", "RunningVcpu", "Seen", "Step", "UnderWay",
-    "VcpuThread", "Why", "read", "read_vcpu",
+    "Call", "Edge", "Left", "Loop", "Outcome", "Program", "Ran", "RunningLoop", "RunningVcpu", "Seen", "Step",
+    "UnderWay", "VcpuThread", "Why", "edge", "read", "read_vcpu",
 ]  # fmt: skip

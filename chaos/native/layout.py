@@ -59,6 +59,7 @@ class Plan(ctypes.Structure):
         ("ring", c_uint64),
         ("offset", c_uint64),
         ("meets", c_uint64 * (ERRNOS // 64)),
+        ("more", c_uint64),
         ("cpu", c_int32),
         ("ends_all", c_uint32),
         ("counter", c_uint64),

@@ -70,9 +70,13 @@ static inline int make_call(struct worker *worker, struct clock *clock, uint32_t
 	}
 	board->errnos[error]++;
 	put(&board->report.calls, calls + 1);
-	if (!(plan->meets[error / 64] >> error % 64 & 1))
+	if (!worker->left && plan->meets[error / 64] >> error % 64 & 1) {
+		worker->left = plan->more + 1;
+		worker->met = error;
+	}
+	if (!worker->left || --worker->left)
 		return 1;
-	end(worker, MET, error);
+	end(worker, MET, worker->met);
 	return 0;
 }
 

@@ -47,8 +47,9 @@ class Step:
 class Program:
     """What one thread does: the steps in order, for so many `rounds`, or until stopped if that is None.
 
-    `offset` is ns after the common beginning. `ends_at` are errnos that end the thread, 0 among them for a success, and
-    with `ends_all` every other thread too, each after the call it is in. `cpu` pins the thread.
+    `offset` is ns after the common beginning. `ends_at` are errnos that end the thread, 0 among them for a success,
+    `more` calls after the first of them. With `ends_all` they end every other thread too, each after the call it is in.
+    `cpu` pins the thread.
     """
 
     steps: tuple[Step, ...]
@@ -56,13 +57,16 @@ class Program:
     offset: int = 0
     cpu: int | None = None
     ends_at: frozenset[int] = frozenset()
+    more: int = 0
     ends_all: bool = False
 
     def __post_init__(self) -> None:
         if not self.steps:
             raise InternalError("a program without steps")
-        if (self.rounds is not None and self.rounds < 1) or self.offset < 0:
-            raise InternalError(f"a program of {self.rounds} rounds, {self.offset} ns after the beginning")
+        if (self.rounds is not None and self.rounds < 1) or self.offset < 0 or self.more < 0:
+            raise InternalError(
+                f"a program of {self.rounds} rounds, {self.offset} ns after the beginning, {self.more} more"
+            )
         if self.cpu is not None and not 0 <= self.cpu < _MOST_CPUS:
             raise InternalError(f"a program for CPU {self.cpu}")
         if not all(0 <= number < layout.ERRNOS for number in self.ends_at):
@@ -160,6 +164,7 @@ def _native_plan(program: Program, steps: ctypes.Array[layout.Step], ring: int, 
         ring=ring,
         offset=program.offset,
         cpu=-1 if program.cpu is None else program.cpu,
+        more=program.more,
         ends_all=program.ends_all,
         counter=counter,
     )
@@ -194,6 +199,11 @@ class RunningLoop:
     def fileno(self) -> int:
         """Readable when all threads have ended. Closed by `join`."""
         return self._crew.fileno()
+
+    @property
+    def begun(self) -> bool:
+        """Whether every thread is at its calls, or was."""
+        return all(board.report().began for board in self._crew.boards)
 
     def calls(self) -> tuple[int, ...]:
         """How many calls each thread has finished so far."""

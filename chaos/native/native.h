@@ -66,6 +66,7 @@ struct plan {
 	uint64_t ring;		/* records, a power of two; 0: record nothing */
 	uint64_t offset;	/* ns after the crew's beginning */
 	uint64_t meets[ERRNOS / 64];	/* errnos that end the loop, a bit each; bit 0: a success */
+	uint64_t more;		/* so many calls after the first of them */
 	int32_t cpu;		/* -1: any */
 	uint32_t ends_all;	/* and the loops of the others too */
 	uint64_t counter;	/* tell the time by the time stamp counter, see clock.h */
@@ -79,6 +80,8 @@ struct worker {
 	void (*body)(struct worker *);
 	pthread_t thread;
 	struct clock clock;
+	uint64_t left;		/* calls until the end, once an errno is met; 0: none was */
+	uint32_t met;
 	struct plan plan;	/* of a loop; `steps` is our copy */
 	unsigned char *bytes;	/* arguments, and behind each the bytes it began with */
 	struct kvm_run *run;	/* of a vCPU */

@@ -28,6 +28,8 @@ _STEPS: dict[type, Callable[[Actor, Any], None]] = {
     s.Run: guests.run,
     s.Count: guests.count,
     s.Pause: guests.pause,
+    s.Storm: guests.storm,
+    s.Calm: guests.calm,
     s.Migrate: moving.migrate,
     s.Move: moving.move,
     s.Join: moving.join,

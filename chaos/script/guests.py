@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps that let a guest run and see how far it has come."""
+"""Steps that let a guest run and see how far it has come, and storms on its descriptors."""
 
 from __future__ import annotations
 
@@ -57,6 +57,14 @@ def count(actor: Actor, step: s.Count) -> None:
     )  # fmt: skip
     if failure:
         raise StepFailed(failure)
+
+
+def storm(actor: Actor, step: s.Storm) -> None:
+    actor.stage.storm(actor.stage.guest(step.vm), step.calls, step.threads)
+
+
+def calm(actor: Actor, step: s.Calm) -> None:
+    actor.stage.calm(actor.stage.guest(step.vm))
 
 
 def _may_run(actor: Actor, vm: Guest, what: str) -> bool:

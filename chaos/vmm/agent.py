@@ -122,6 +122,10 @@ class Agent:
             case m.Run():
                 team = self._machine(do.vm).runnable
                 _wrapped(lambda: team.resume(do.every, fds.numbers))
+            case m.Storm():
+                machine = self._machine(do.vm)
+                with fds.steal() as memory:
+                    _wrapped(lambda: machine.storm(do.threads, do.calls, memory.number))
             case m.Mirror():
                 mirror = self._machine(do.vm)
                 with mirror.fd_of(do.source, do.vm) as owner:
@@ -197,11 +201,11 @@ class Agent:
 
 OnMachine = (
     m.Init | m.LaunchStart | m.LaunchUpdateData | m.LaunchUpdateVmsa | m.LaunchMeasure | m.LaunchFinish | m.Status
-    | m.Pause | m.GetState | m.SetState | m.SendFd | m.Commit
+    | m.Pause | m.Calm | m.GetState | m.SetState | m.SendFd | m.Commit
 )  # fmt: skip
 
 
-def _on_machine(machine: Machine, do: OnMachine) -> dict[str, Value]:  # noqa: PLR0911 - a table
+def _on_machine(machine: Machine, do: OnMachine) -> dict[str, Value]:  # noqa: PLR0911, PLR0912 - a table
     match do:
         case m.Init():
             machine.init(do.key)
@@ -219,6 +223,8 @@ def _on_machine(machine: Machine, do: OnMachine) -> dict[str, Value]:  # noqa: P
             return machine.guest_status()
         case m.Pause():
             return _wrapped(machine.pause)
+        case m.Calm():
+            _wrapped(machine.calm)
         case m.GetState():
             return machine.get_state()
         case m.SetState():

@@ -111,8 +111,9 @@ def _ask_vcpu(index: int, vcpu: Vcpu, control: Vcpu) -> Iterator[Answer]:
 
 
 def _run(vcpu: Vcpu) -> int:
+    before = vcpu.shared.immediate_exit  # a storm may have set it
     vcpu.shared.immediate_exit = 1
     try:
         return vcpu.run()
     finally:
-        vcpu.shared.immediate_exit = 0
+        vcpu.shared.immediate_exit = before

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from errno import EINVAL
 
@@ -26,6 +27,7 @@ from chaos.vmm import guest, state
 from chaos.vmm.drive import Team
 from chaos.vmm.messages import Sampled
 from chaos.vmm.peer import Peer
+from chaos.vmm.storm import Storm
 
 RUNNABLE = 0  # KVM_MP_STATE_RUNNABLE
 
@@ -65,6 +67,7 @@ class Machine:
     vcpus: list[Vcpu] = field(default_factory=list)
     team: Team | None = None
     peer: Peer = field(default_factory=Peer)
+    current_storm: Storm | None = None
 
     @classmethod
     def create(cls, host: Host, kind: Kind, count: int, memory_fd: int, *, vm_type: int = 0, lane: int = 0) -> Machine:
@@ -165,6 +168,16 @@ class Machine:
         self.runnable.pause()
         return {"last_ticks": list(self.runnable.last_ticks)}
 
+    def storm(self, threads: int, calls: Sequence[str], memory: int) -> None:
+        if self.current_storm is not None:
+            raise InternalError("there is a storm on this VM already")
+        self.current_storm = Storm(self.vm, self.vcpus[: self.count], threads=threads, calls=calls, memory=memory)
+
+    def calm(self) -> None:
+        if self.current_storm is not None:
+            self.current_storm.calm()
+            self.current_storm = None
+
     # -- the hand-over ------------------------------------------------------------------------------------
 
     def get_state(self) -> dict[str, Value]:
@@ -196,7 +209,8 @@ class Machine:
     # -- the end ------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Every descriptor of the VM. Its vCPUs are taken out of the guest first, or their threads would hold one."""
+        """Every descriptor of the VM, taken from the threads that use them: a storm ends, vCPUs leave the guest."""
+        self.calm()
         if self.team is not None:
             for _ in self.vcpus:
                 with contextlib.suppress(OSError):  # a dead vCPU says EIO; it is out all the same

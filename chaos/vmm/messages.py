@@ -71,6 +71,18 @@ class Pause(_Operation, frozen=True, kw_only=True, tag="pause"):
     vm: str
 
 
+class Storm(_Operation, frozen=True, kw_only=True, tag="storm"):
+    """Brings the memory file in which what each thread was answered stands (`chaos.vmm.storm`)."""
+
+    vm: str
+    threads: int
+    calls: tuple[str, ...]
+
+
+class Calm(_Operation, frozen=True, kw_only=True, tag="calm"):
+    vm: str
+
+
 class Connect(_Operation, frozen=True, kw_only=True, tag="connect"):
     """Brings the descriptor of a socket to the VMM of `peer`, the other end of the migration."""
 
@@ -117,7 +129,7 @@ class Exit(_Operation, frozen=True, kw_only=True, tag="exit"):
 
 Operation = (
     Create | Init | LaunchStart | LaunchUpdateData | LaunchUpdateVmsa | LaunchMeasure | LaunchFinish | Status
-    | Run | Pause | Connect | GetState | SetState | SendFd | Move | Mirror | Commit | Close | Exit
+    | Run | Pause | Storm | Calm | Connect | GetState | SetState | SendFd | Move | Mirror | Commit | Close | Exit
 )  # fmt: skip
 
 

@@ -236,6 +236,13 @@ def test_an_errno_can_end_a_thread(asked: Step, refused: Step) -> None:
     assert (thread.calls, thread.why, thread.detail) == (1, Why.MET, 0)
 
 
+@pytest.mark.parametrize(("more", "calls"), [(0, 2), (1, 3), (2, 4), (7, 9)])
+def test_a_thread_can_go_on_for_a_while_after_an_errno(asked: Step, refused: Step, more: int, calls: int) -> None:
+    ends = Program((asked, refused), rounds=None, ends_at=frozenset({errno.ENOTTY}), more=more)
+    (thread,) = run(ends)
+    assert (thread.calls, thread.why, thread.detail) == (calls, Why.MET, errno.ENOTTY)
+
+
 def test_one_thread_can_end_all(asked: Step, refused: Step) -> None:
     endless = Program((refused,), rounds=None)
     first = Program((asked,), rounds=None, offset=100_000, ends_at=frozenset({0}), ends_all=True)
@@ -413,6 +420,7 @@ def test_whether_a_call_was_under_way(calls: int, since: int, ended: list[int], 
         {"cpu": 1024},
         {"ends_at": frozenset({4096})},
         {"ends_at": frozenset({-1})},
+        {"more": -1},
     ],
 )
 def test_a_program_is_checked(arguments: dict[str, object]) -> None:

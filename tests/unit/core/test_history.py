@@ -157,10 +157,11 @@ def test_lines_that_are_no_records(line: bytes, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rest", [b"", b',"new":[1]', b',"asids":"another type"'])
 def test_another_format_is_named_however_it_differs(rest: bytes, tmp_path: Path) -> None:
-    header = encode(moved().records[0]).replace(b'"format":1', b'"format":2').replace(b"}}\n", b"}" + rest + b"}\n")
+    header = encode(msgspec.structs.replace(moved().records[0], format=FORMAT + 1))
+    header = header.replace(b"}}\n", b"}" + rest + b"}\n")
     path = tmp_path / "history.jsonl"
     path.write_bytes(header + b'{"type":"New"}\n')
-    assert read(path).damage == "it has format 2, this program reads 1"
+    assert read(path).damage == f"it has format {FORMAT + 1}, this program reads {FORMAT}"
 
 
 def test_a_gap_before_a_line_that_is_no_record_is_what_is_told(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from shutil import which
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from chaos.vmm import guest
@@ -79,6 +79,7 @@ def test_the_counter_wraps_into_its_high_half_and_is_never_zero() -> None:
 def test_a_value_that_is_not_the_last_one_is_noticed_within_a_round_and_the_guest_goes_on(
     count: int, slot: int, value: int
 ) -> None:
+    assume(slot or count + guest.SLOTS < 1 << 32)  # once in a wrap slot 0 is written without a look at what was there
     cpu = boot(guest.NEVER, count=count)
     right = page(cpu)[slot * guest.SLOT : slot * guest.SLOT + 4]
     at = PAGE + slot * guest.SLOT

@@ -29,6 +29,7 @@ def number(direction: int, nr: int, size: int, kind: int = 0xAE) -> int:
         (Ioctl.KVM_GET_CLOCK, READ, 0x7C, structs.Clock),
         (Ioctl.KVM_GET_REGS, READ, 0x81, structs.Regs),
         (Ioctl.KVM_SET_REGS, WRITE, 0x82, structs.Regs),
+        (Ioctl.KVM_INTERRUPT, WRITE, 0x86, structs.Interrupt),
         (Ioctl.KVM_GET_SREGS, READ, 0x83, structs.Sregs),
         (Ioctl.KVM_SET_SREGS, WRITE, 0x84, structs.Sregs),
         (Ioctl.KVM_GET_FPU, READ, 0x8C, structs.Fpu),

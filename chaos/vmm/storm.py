@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A storm: native threads that make ioctls on one VM's descriptors as fast as they can, until they are told to stop or
+some thousand calls after the VM has died.
+
+Nothing in it changes a VM: the calls read, ask for what is refused, or set what is set already. KVM_RUN is made with
+`immediate_exit`, which enters no guest; so while it is among the calls, the vCPUs stay out of the guest, and so they do
+for KVM_SET_REGS, whose registers are those from the beginning of the storm.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import time
+from collections.abc import Callable, Sequence
+
+from chaos.errors import InternalError
+from chaos.kvm.fd import OwnedFd
+from chaos.kvm.numbers import Ioctl
+from chaos.kvm.structs import Interrupt, Lapic, MsrEntry, Msrs, Xcrs
+from chaos.kvm.vcpu import Vcpu
+from chaos.kvm.vm import Vm
+from chaos.native import Loop, Program, Step
+from chaos.native.board import new_memory
+from chaos.vmm.ask import VCPU_QUESTIONS, VM_QUESTIONS, Question
+
+# A call takes microseconds, unless something holds its VM.
+CALM_WITHIN = 20.0
+BEGIN_WITHIN = 20.0
+LOOK_EVERY = 0.001
+# A thread that was told EIO makes so many calls more, all of which must be told EIO too. Its ring has room for them and
+# for what came before: then the last call that was answered is on record.
+MORE = 1 << 12
+RING = 2 * MORE
+TSC = 0x10
+STILL = frozenset({"KVM_RUN", "KVM_SET_REGS"})
+"""Calls that want the vCPUs out of the guest for as long as the storm lasts."""
+
+
+def _asked(questions: Sequence[Question], *names: str) -> dict[str, Question]:
+    """Those of `ask` that a VM answers by itself: what asks the firmware may be told EIO by that."""
+    return {question.number.name: question for question in questions if question.number.name in names}
+
+
+def _msrs() -> ctypes.Array[ctypes.c_char]:
+    """One MSR of the hundreds that there is room for."""
+    request = Msrs(nmsrs=1)
+    request.entries[0].index = TSC
+    length = Msrs.entries.offset + ctypes.sizeof(MsrEntry)
+    return ctypes.create_string_buffer(bytes(request)[:length], length)
+
+
+VM_CALLS = _asked(VM_QUESTIONS, "KVM_CHECK_EXTENSION", "KVM_GET_CLOCK", "KVM_SET_USER_MEMORY_REGION")
+VCPU_CALLS = _asked(
+    VCPU_QUESTIONS, "KVM_GET_REGS", "KVM_GET_SREGS", "KVM_GET_FPU", "KVM_GET_MP_STATE", "KVM_GET_VCPU_EVENTS",
+    "KVM_GET_DEBUGREGS", "KVM_GET_TSC_KHZ",
+) | {
+    question.number.name: question
+    for question in (
+        Question(Ioctl.KVM_RUN, lambda: 0),
+        Question(Ioctl.KVM_GET_MSRS, _msrs),
+        Question(Ioctl.KVM_GET_LAPIC, Lapic),
+        Question(Ioctl.KVM_GET_XCRS, Xcrs),
+        Question(Ioctl.KVM_INTERRUPT, Interrupt),  # refused: the interrupt controllers are the kernel's
+    )
+}  # fmt: skip
+OF_THE_VCPU: dict[str, Callable[[Vcpu], bytes]] = {"KVM_SET_REGS": lambda vcpu: bytes(vcpu.regs())}
+CALLS = frozenset({*VM_CALLS, *VCPU_CALLS, *OF_THE_VCPU})
+
+
+class Storm:
+    """Under way from when it is made until it is `calm`, and so long the descriptors stay open."""
+
+    def __init__(self, vm: Vm, vcpus: Sequence[Vcpu], *, threads: int, calls: Sequence[str], memory: int) -> None:
+        """Thread n is at vCPU n modulo their number, and begins with call n. `memory` comes from `memory_of`.
+
+        Raises OSError, `HostLacks`, `KernelError`, and TimeoutError if not all threads begin.
+        """
+        if not vcpus:
+            raise InternalError("a VM without vCPUs has no storm")
+        programs = tuple(_program(vm, vcpus[number % len(vcpus)], calls, number) for number in range(threads))
+        self._still = tuple(vcpus) if STILL & set(calls) else ()
+        self._set_immediate_exit(1)
+        try:
+            self._running = Loop(programs, ring=RING).start(memory=memory)
+        except BaseException:
+            self._set_immediate_exit(0)
+            raise
+        self._await_begin()
+
+    def _await_begin(self) -> None:
+        deadline = time.monotonic() + BEGIN_WITHIN
+        while not self._running.begun:
+            if time.monotonic() > deadline:
+                self.calm()
+                raise TimeoutError(f"the threads of a storm did not begin within {BEGIN_WITHIN:g} s")
+            self._running.wait(LOOK_EVERY)
+
+    def calm(self, within: float = CALM_WITHIN) -> None:
+        """Each thread ends after the call it is in. Raises TimeoutError if one does not; then it may be tried again."""
+        self._running.stop()
+        self._running.join(within)
+        self._set_immediate_exit(0)
+
+    def _set_immediate_exit(self, value: int) -> None:
+        for vcpu in self._still:
+            vcpu.shared.immediate_exit = value
+
+
+def memory_of(threads: int) -> OwnedFd:
+    """A memory file for one storm of so many threads. Raises OSError."""
+    return new_memory((RING,) * threads)
+
+
+def _program(vm: Vm, vcpu: Vcpu, calls: Sequence[str], number: int) -> Program:
+    first = number % len(calls)
+    steps = tuple(_step(vm, vcpu, name) for name in (*calls[first:], *calls[:first]))
+    return Program(steps, rounds=None, ends_at=frozenset({errno.EIO}), more=MORE)
+
+
+def call_of(calls: Sequence[str], thread: int, index: int) -> str:
+    """The name of a thread's step of that index."""
+    return calls[(thread + index) % len(calls)]
+
+
+def _step(vm: Vm, vcpu: Vcpu, name: str) -> Step:
+    if name in OF_THE_VCPU:
+        return Step(vcpu.fd.number, Ioctl[name], OF_THE_VCPU[name](vcpu))
+    question = VM_CALLS.get(name) or VCPU_CALLS[name]
+    argument = question.argument()
+    return Step(
+        vm.fd.number if name in VM_CALLS else vcpu.fd.number,
+        question.number,
+        argument if isinstance(argument, int) else bytes(argument),
+    )
