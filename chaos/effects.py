@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import msgspec
+
 from chaos.history import Done, Invoke
 from chaos.world import (
     ON_CGROUPS,
@@ -31,7 +33,7 @@ from chaos.world import (
     settled,
 )
 
-FIRST_CALL = {"init": "KVM_MEMORY_ENCRYPT_OP", "mirror": "KVM_ENABLE_CAP"}
+FIRST_CALL = {"init": "KVM_MEMORY_ENCRYPT_OP", "mirror": "KVM_ENABLE_CAP", "create_vcpu": "KVM_CREATE_VCPU"}
 """Of the operations that are several system calls, the one after which they have happened."""
 
 
@@ -189,6 +191,8 @@ def _mirror(world: World, invoke: Invoke) -> World | None:
     vm, source = argument(invoke, "vm"), argument(invoke, "source")
     if world.shared(vm) is not None or vm in world.dead or not world.open(vm) or world.context(source) is None:
         return None
+    if number(invoke, "flags"):
+        return None
     return replace(world, mirrors=world.mirrors | {Mirror(vm, source)}, vms=_with_vcpus(world, vm))
 
 
@@ -217,6 +221,18 @@ def _launch_update_vmsa(world: World, invoke: Invoke) -> World | None:
     return replace(world, contexts=world.contexts - {context} | {replace(context, sealed=True)})
 
 
+def _command(world: World, invoke: Invoke) -> World | None:
+    """Without data only these can do anything: the two INITs, and LAUNCH_UPDATE_VMSA."""
+    match number(invoke, "id"):
+        case 0:
+            return _init(world, msgspec.structs.replace(invoke, args={**invoke.args, "key": "sev"}))
+        case 1:
+            return _init(world, msgspec.structs.replace(invoke, args={**invoke.args, "key": "sev_es"}))
+        case 4:
+            return _launch_update_vmsa(world, invoke)
+    return world
+
+
 def _send_fd(world: World, invoke: Invoke) -> World | None:
     vm = argument(invoke, "vm")
     if vm in world.dead or not world.open(vm):
@@ -227,11 +243,11 @@ def _send_fd(world: World, invoke: Invoke) -> World | None:
 
 
 def _movable(world: World, invoke: Invoke) -> bool:
-    """Whether the move's destination can take a context, and its source has one or is a mirror of one."""
+    """Whether the move's destination can take a context, and its source has one or is a mirror of one. A move that is
+    given no VM has no source."""
     destination = argument(invoke, "vm")
-    if destination in world.dead or world.shared(destination) is not None or not world.open(destination):
-        return False
-    return world.shared(argument(invoke, "source")) is not None
+    takes = destination not in world.dead and world.shared(destination) is None and world.open(destination)
+    return takes and not number(invoke, "flags") and world.shared(argument(invoke, "source")) is not None
 
 
 def _begin_move(world: World, invoke: Invoke) -> World:
@@ -302,6 +318,7 @@ EFFECTS: dict[str, Callable[[World, Invoke], World | None]] = {
     "create": _create,
     "create_vcpu": _create_vcpu,
     "init": _init,
+    "command": _command,
     "mirror": _mirror,
     "launch_start": _launch_start,
     "launch_update_vmsa": _launch_update_vmsa,

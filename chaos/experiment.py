@@ -18,7 +18,26 @@ import yaml
 from chaos import fault
 from chaos.errors import UsageError
 from chaos.fault import Target
-from chaos.steps import UNARMED, Arm, Hold, Launch, Migrate, Name, Part, Release, Run, Step, Strike, Undo, walk
+from chaos.steps import (
+    UNARMED,
+    Arm,
+    Command,
+    Hold,
+    Init,
+    InitCommand,
+    Launch,
+    Migrate,
+    Name,
+    Part,
+    Release,
+    Run,
+    Step,
+    Strike,
+    Taking,
+    Undo,
+    Vcpu,
+    walk,
+)
 from chaos.verdict import PROMISES
 
 _LEVEL = r"[a-z][a-z0-9-]{0,40}"
@@ -47,6 +66,9 @@ class Kind(StrEnum):
         return self.value.replace("-", "_")
 
 
+FEATURES = (1 << 64) - 1
+COMMANDS = 256  # that one step may try
+
 # What INIT2 makes of a VM hangs on its type alone. A plain VM may have any: it is given its context by a move.
 TYPES = {Kind.SEV: 2, Kind.SEV_ES: 3}
 
@@ -70,12 +92,12 @@ class Vmm(Part, frozen=True, kw_only=True):
 class Vm(Part, frozen=True, kw_only=True):
     """A VM of `vmm`. `memory` names the guest memory that it maps. `type` is what it is created as: 0 is given its
     kind by KVM_SEV_INIT or ES_INIT; 2 (SEV) and 3 (SEV-ES), since 6.10, by KVM_SEV_INIT2. A context moves between
-    VMs of one type only."""
+    VMs of one type only. `vcpus` are those that it gets by itself, with the ids from 0 on."""
 
     vmm: Name
     kind: Kind
     memory: Name = "guest"
-    vcpus: Annotated[int, msgspec.Meta(ge=1, le=16)] = 1
+    vcpus: Annotated[int, msgspec.Meta(ge=0, le=16)] = 1
     type: Literal[0, 2, 3] = 0
 
 
@@ -96,7 +118,14 @@ class Experiment(Part, frozen=True, kw_only=True):
     @property
     def keys(self) -> frozenset[str]:
         """Keys of the misc controller that it needs capacity of."""
-        return frozenset(vm.kind.key for vm in self.vms.values() if vm.kind.owns)
+        inits = (step for _, step in walk(self.script) if isinstance(step, Init) and step.vm in self.vms)
+        tried = {key_of_init(self.vms[step.vm], step.command) for step in inits}
+        return frozenset({*tried, *(vm.kind.key for vm in self.vms.values() if vm.kind.owns)})
+
+    def vcpus(self, vm: str) -> int:
+        """How many it may come to have."""
+        added = sum(isinstance(step, Vcpu) and step.vm == vm for _, step in walk(self.script))
+        return self.vms[vm].vcpus + added
 
     @property
     def handovers(self) -> tuple[tuple[str, str], ...]:
@@ -127,6 +156,20 @@ class Experiment(Part, frozen=True, kw_only=True):
     def types(self) -> frozenset[int]:
         """Types of VM that it needs the kernel to know."""
         return frozenset(vm.type for vm in self.vms.values())
+
+
+def default_command(vm: Vm) -> InitCommand:
+    """The INIT that the VM's type and kind ask for."""
+    if vm.type:
+        return "init2"
+    return "es-init" if vm.kind is Kind.SEV_ES else "init"
+
+
+def key_of_init(vm: Vm, command: InitCommand | None) -> str:
+    """Under which key what this INIT makes of the VM is charged, if the kernel lets it."""
+    command = command or default_command(vm)
+    es = vm.type == TYPES[Kind.SEV_ES] if command == "init2" else command == "es-init"
+    return (Kind.SEV_ES if es else Kind.SEV).key
 
 
 class Order(Part, frozen=True, kw_only=True):
@@ -225,6 +268,7 @@ def _problems(experiment: Experiment) -> Iterator[tuple[str, str, str]]:
 def _step_problems(experiment: Experiment, step: Step, armed: Collection[str]) -> Iterator[tuple[str, str, str]]:
     """The same of a step. Yields key, problem, remedy."""
     yield from _references(experiment, step)
+    yield from _argument_problems(step)
     match step:
         case Strike():
             yield from _fault_problems(experiment, step)
@@ -236,8 +280,6 @@ def _step_problems(experiment: Experiment, step: Step, armed: Collection[str]) -
                 yield "fault", f"no step applies the fault {step.fault!r} to {step.target!r}", "name another"
         case Launch() if step.vm in experiment.vms and experiment.vms[step.vm].kind is Kind.MIRROR:
             yield "vm", f"{step.vm} is a mirror, which is not launched", "use the step `mirror`"
-        case Run() if step.every & (step.every - 1):
-            yield "every", f"{step.every} is no power of two", "give 1, 2, 4, … or 0 for never"
         case Arm():
             places = [name for name in ("kernel", "firmware", "page") if getattr(step, name) is not None]
             if len(places) != 1:
@@ -249,6 +291,19 @@ def _step_problems(experiment: Experiment, step: Step, armed: Collection[str]) -
             yield "at", f"no hold {step.at!r} is armed before", f"arm it, or give one of {', '.join(sorted(armed))}"
         case Release() if step.hold not in armed:
             yield "hold", f"no hold {step.hold!r} is armed before", "arm it with the step `arm`"
+
+
+def _argument_problems(step: Step) -> Iterator[tuple[str, str, str]]:
+    """What does not hang on the experiment."""
+    match step:
+        case Taking() if (step.source is None) == (step.fd is None):
+            yield "source", "a VM and a wrong descriptor" if step.fd else "nothing to take", "give source, or fd"
+        case Init() if step.features > FEATURES:
+            yield "features", f"{step.features:#x} has more than 64 bits", f"give at most {FEATURES:#x}"
+        case Command() if not 0 < len(step.numbers) <= COMMANDS:
+            yield "ids", f"{step.ids} are {len(step.numbers)} commands", f"give 1 to {COMMANDS}"
+        case Run() if step.every & (step.every - 1):
+            yield "every", f"{step.every} is no power of two", "give 1, 2, 4, … or 0 for never"
 
 
 def _migration_problems(experiment: Experiment, step: Migrate) -> Iterator[tuple[str, str, str]]:

@@ -13,7 +13,14 @@ Operations, by `f`, with their arguments and, after the arrow, what `value` hold
     create {vm, kind, vcpus, memory, type, lane}
                                         KVM_CREATE_VM of this type (0, 2 or 3), memory slots; vCPUs (of one that is not
                                         plain they come with `init` or `mirror`), which count from page `lane` on
-    init {vm, key}                      KVM_SEV_INIT, ES_INIT or INIT2: takes an ASID, charges the agent's cgroup
+    create_vcpu {vm, id}                one vCPU more
+    init {vm, key, command, flags, features, ghcb}
+                                        `command` is init, es-init or init2 (if it is not there, what the VM's type and
+                                        `key` ask for): takes an ASID, charges the agent's cgroup; the others are
+                                        arguments of INIT2, 0 if they are not there
+    command {vm, id}                    KVM_MEMORY_ENCRYPT_OP of that number, without data
+    register_region {vm}, unregister_region {vm}
+                                        KVM_MEMORY_ENCRYPT_REG_REGION of the guest's memory, and UNREG_REGION
     launch_start {vm, policy}           → {handle}
     launch_update_data {vm, lanes}, launch_update_vmsa {vm}, launch_measure {vm} → {measure}, launch_finish {vm}
     guest_status {vm}                   → {handle, policy, state}
@@ -26,8 +33,9 @@ Operations, by `f`, with their arguments and, after the arrow, what `value` hold
                                         not as it was given, as "vcpu 1: msr 0x174"
     connect {vm, peer}                  a socket to the other end of a migration, the VM `peer`
     send_fd {vm, to}                    the VM's file descriptor leaves its process for the agent `to`
-    move {vm, source}                   `vm` is the destination, which makes the call
-    mirror {vm, source}                 `vm` makes the call and becomes a mirror of `source`; then its vCPUs are made
+    move {vm, source, fd, flags}        `vm` is the destination, which makes the call; instead of a source there may be
+                                        the sort of a descriptor, `fd`, that is no VM's; `flags` are KVM_ENABLE_CAP's
+    mirror {vm, source, fd, flags}      `vm` makes the call and becomes a mirror of `source`; then its vCPUs are made
     commit {vm}                         the destination confirms to the source, and the socket is closed
     close {vm}                          every file descriptor of the VM in this process
     enter {cgroup}                      the process goes into another cgroup; it makes no call itself

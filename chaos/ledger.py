@@ -37,6 +37,10 @@ KEYS = ("sev", "sev_es")
 WATCHED = frozenset(
     {
         "init",
+        "create_vcpu",
+        "command",
+        "register_region",
+        "unregister_region",
         "mirror",
         "move",
         "launch_start",

@@ -65,10 +65,10 @@ class Stage:
                 self.memories[spec.memory] = memory_file(f"guest-{spec.memory}", guest.MEMORY)
                 self.lanes[spec.memory] = 0
             if spec.kind is not Kind.MIRROR:  # those take turns on one guest, so they share its pages
-                self.lanes[spec.memory] = max(self.lanes[spec.memory], spec.vcpus)
+                self.lanes[spec.memory] = max(self.lanes[spec.memory], self.experiment.vcpus(name))
         for mirror in (found for found in self.guests.values() if found.spec.kind is Kind.MIRROR):
             mirror.lane = self.lanes[mirror.spec.memory]
-            self.lanes[mirror.spec.memory] += mirror.spec.vcpus
+            self.lanes[mirror.spec.memory] += self.experiment.vcpus(mirror.name)
         full = next((memory for memory, lanes in self.lanes.items() if lanes > guest.LANES), None)
         if full is not None:
             raise StepFailed(f"the vCPUs in memory {full!r} are more than {guest.LANES}, mirrors included")

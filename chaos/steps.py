@@ -16,8 +16,16 @@ Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9-]{0,40}$", descriptio
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=600)]
 Ticks = Annotated[int, msgspec.Meta(gt=0, le=1_000_000)]
 Nth = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+U16 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
+U32 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+U64 = Annotated[int, msgspec.Meta(ge=0)]  # msgspec has no bound that high; `chaos.experiment` has
 
 Phase = Literal["connect", "pause", "send-state", "send-fd", "move", "load-state", "resume", "commit"]
+
+WrongFd = Literal["closed", "negative", "kvm", "sev", "vcpu", "stats", "eventfd", "pipe", "memory", "socket"]
+"""What a move or a mirror may be given instead of a VM's descriptor."""
+
+InitCommand = Literal["init", "es-init", "init2"]
 
 VCPU_RUNNING = "vcpu-running"
 VM_LOCKED = "vm-locked"
@@ -56,15 +64,51 @@ class Create(_Step, frozen=True, kw_only=True, tag="create"):
 class Call(_Step, frozen=True, kw_only=True, tag="call"):
     """One operation on the VM, by itself: what `launch` is made of, in any order. What the kernel refuses is an answer.
 
-    INIT, COPY and MOVE are what charges and discharges; they have steps of their own where they take two VMs.
+    What takes more than the VM has a step of its own: `init`, `vcpu`, `command`, `mirror`, `move`.
     """
 
     vm: Name
     operation: Literal[
-        "init", "launch_start", "launch_update_data", "launch_update_vmsa", "launch_measure", "launch_finish",
-        "guest_status",
+        "launch_start", "launch_update_data", "launch_update_vmsa", "launch_measure", "launch_finish",
+        "register_region", "unregister_region", "guest_status",
     ]  # fmt: skip
     wait: bool = True
+
+
+class Init(_Step, frozen=True, kw_only=True, tag="init"):
+    """The INIT of a VM, whatever it is: what the VM's kind and type ask for, or another `command`.
+
+    `flags`, `features` and `ghcb` are what INIT2 is given. With `each` it is tried with every bit of that field alone,
+    one INIT after the other on this VM, however they are answered.
+    """
+
+    vm: Name
+    command: InitCommand | None = None
+    flags: U32 = 0
+    features: U64 = 0
+    ghcb: U16 = 0
+    each: Literal["flags", "features"] | None = None
+    wait: bool = True
+
+
+class Vcpu(_Step, frozen=True, kw_only=True, tag="vcpu"):
+    """Create one more vCPU of the VM, under this id."""
+
+    vm: Name
+    id: Annotated[int, msgspec.Meta(ge=0, lt=1 << 12)]
+    wait: bool = True
+
+
+class Command(_Step, frozen=True, kw_only=True, tag="command"):
+    """KVM_MEMORY_ENCRYPT_OP with each of these command numbers in turn, and without any data."""
+
+    vm: Name
+    ids: Annotated[str, msgspec.Meta(pattern=r"^\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*$", description="like 0-3,5")]
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        parts = [part.partition("-") for part in self.ids.split(",")]
+        return tuple(n for first, _, last in parts for n in range(int(first), int(last or first) + 1))
 
 
 class Finish(_Step, frozen=True, kw_only=True, tag="finish"):
@@ -73,11 +117,19 @@ class Finish(_Step, frozen=True, kw_only=True, tag="finish"):
     vm: Name
 
 
-class Mirror(_Step, frozen=True, kw_only=True, tag="mirror"):
+class Taking(_Step, frozen=True, kw_only=True):
+    """Of the two that take another VM: which, or the wrong descriptor given in its stead. Exactly one of the two.
+    `flags` are those of KVM_ENABLE_CAP, of which there are none."""
+
+    source: Name | None = None
+    fd: WrongFd | None = None
+    flags: U32 = 0
+
+
+class Mirror(Taking, frozen=True, kw_only=True, tag="mirror"):
     """Make `vm` a mirror of `source`: it shares the context, and gets its vCPUs after that. Creates it, unless it was
     launched as something else, which the kernel then refuses."""
 
-    source: Name
     vm: Name
 
 
@@ -146,10 +198,9 @@ class Migrate(_Step, frozen=True, kw_only=True, tag="migrate"):
     before: dict[Phase, tuple[Step, ...]] = {}
 
 
-class Move(_Step, frozen=True, kw_only=True, tag="move"):
+class Move(Taking, frozen=True, kw_only=True, tag="move"):
     """The move alone. It is an operation on its destination, which makes the call."""
 
-    source: Name
     destination: Name
     wait: bool = True
 
@@ -255,8 +306,8 @@ class Undo(_Step, frozen=True, kw_only=True, tag="undo"):
 
 
 Step = (
-    Launch | Create | Call | Finish | Mirror | Close | Run | Count | Pause | Storm | Calm | Migrate | Move | Join
-    | Arm | Hold | Release | Ask | Status | Observe | Strike | Undo
+    Launch | Create | Call | Init | Vcpu | Command | Finish | Mirror | Close | Run | Count | Pause | Storm | Calm
+    | Migrate | Move | Join | Arm | Hold | Release | Ask | Status | Observe | Strike | Undo
 )  # fmt: skip
 
 

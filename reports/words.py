@@ -67,12 +67,12 @@ def step(experiment: e.Experiment, number: int) -> str:  # noqa: PLR0911, PLR091
         case s.Finish():
             return f"finish the launch of {do.vm}"
         case s.Mirror():
-            return f"make {do.vm} a mirror of {do.source}, which shares its context"
+            return f"make {do.vm} a mirror of {_taken(do)}, whose context it shares"
         case s.Migrate():
             return f"hand {do.source} over to {do.destination}: state, descriptor, move, resume"
         case s.Move():
             waiting = "" if do.wait else ", and go on while it is under way"
-            return f"move the context of {do.source} into {do.destination}{waiting}"
+            return f"move the context of {_taken(do)} into {do.destination}{waiting}"
         case s.Join():
             return f"wait for the operation on {do.vm} to end"
         case s.Hold():
@@ -90,6 +90,12 @@ def step(experiment: e.Experiment, number: int) -> str:  # noqa: PLR0911, PLR091
             return f"undo the fault {do.fault} of {do.target or 'the host'}"
         case s.Create():
             return f"create {do.vm}, and nothing more"
+        case s.Init():
+            return f"{_init(do)} of {do.vm}" + ("" if do.wait else ", and go on while it is under way")
+        case s.Vcpu():
+            return f"create vCPU {do.id} of {do.vm}"
+        case s.Command():
+            return f"give {do.vm} the SEV commands {do.ids}, without data"
         case s.Call():
             return f"{do.operation} of {do.vm}" + ("" if do.wait else ", and go on while it is under way")
         case s.Arm():
@@ -98,6 +104,18 @@ def step(experiment: e.Experiment, number: int) -> str:  # noqa: PLR0911, PLR091
             return f"let what is stopped at {do.hold} go on"
         case s.Close():
             return f"close every descriptor of {do.vm}"
+
+
+def _taken(do: s.Taking) -> str:
+    """What a move or a mirror is given: "old", "a wrong descriptor (pipe), with flags 0x1"."""
+    flags = f", with flags {do.flags:#x}" if do.flags else ""
+    return (do.source or f"a wrong descriptor ({do.fd})") + flags
+
+
+def _init(do: s.Init) -> str:
+    given = ((name, getattr(do, name)) for name in ("flags", "features", "ghcb"))
+    arguments = "".join(f", {name} {value:#x}" for name, value in given if value)
+    return f"{do.command or 'init'}{arguments}" + (f" with every bit of {do.each} alone" if do.each else "")
 
 
 def _place(arm: s.Arm) -> str:

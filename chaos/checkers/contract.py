@@ -15,12 +15,27 @@ from chaos import oracle
 from chaos.checkers.evidence import Evidence, ioctl_answered
 from chaos.effects import took_effect
 from chaos.errors import UsageError
-from chaos.history import Done, Filled, Invoke, Observation
+from chaos.history import Done, Filled, Held, Invoke, Observation
 from chaos.ledger import KEYS, WATCHED
 from chaos.oracle import OK, Answer, Rules, State
+from chaos.steps import UNARMED
 from chaos.world import ON_CGROUPS, argument, levels
 
 Limits = frozenset[tuple[str, str, int]]
+# A move marks both VMs as being migrated before it takes any lock (steps 3 and 4 of the contract's part 1.2). So it has
+# where it waits for a lock, which are the holds that need no arming, and at the entry of a function that comes later.
+MARKED = frozenset(
+    {
+        "misc_cg_try_charge",
+        "sev_lock_vcpus_for_migration",
+        "kvm_lock_all_vcpus",
+        "sev_check_source_vcpus",
+        "sev_migrate_from",
+        "sev_init_vmcb",
+        "sev_unlock_vcpus_for_migration",
+        "misc_cg_uncharge",
+    }
+)
 START = "start"
 
 
@@ -112,7 +127,7 @@ class Contract:
         if ledger.lost_at is not None and invoke.seq > ledger.lost_at:
             return Judged(invoke, done, answer, frozenset(), ledger.lost)
         capacity, foreign = self._capacity
-        around = self._limits(invoke.seq, done.seq)
+        around, marked = self._limits(invoke.seq, done.seq), self._marked(invoke, done)
         flushes = not self.evidence.contexts.flush_failed(invoke, done)
         allowed: set[Answer] = set()
         for world in ledger.during.get(invoke.op, ()):
@@ -124,12 +139,23 @@ class Contract:
                     foreign=frozenset(foreign.items()),
                     limits=limits,
                     flushes=flushes,
+                    marked=marked,
                 )
                 allowed |= oracle.allowed(state, invoke)
         gap = "" if allowed else f"nobody can say in what state {invoke.f} found its VMs"
         if not around and invoke.f in ("init", "move"):
             gap = f"the limits were not read, which {invoke.f} may have met"
         return Judged(invoke, done, answer, frozenset(allowed), gap)
+
+    def _marked(self, invoke: Invoke, done: Done) -> frozenset[int]:
+        """The moves that were seen to be stopped before this operation began, and ended after it."""
+        holds = (r for r in self.evidence.history.records if isinstance(r, Held) and r.reached and r.seq < invoke.seq)
+        stopped = {r.op for r in holds if r.hold in UNARMED or r.function in MARKED}
+        return frozenset(
+            other.op
+            for other, ended in self.evidence.operations
+            if other.op in stopped and (ended is None or (ended.seq > done.seq and ended.ended >= done.ended))
+        )
 
     def _limits(self, begun: int, over: int) -> frozenset[Limits]:
         """The limits that may have been in force from record `begun` to record `over`: as they were read before, with

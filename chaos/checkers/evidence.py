@@ -23,6 +23,10 @@ from chaos.world import argument
 IOCTLS = frozenset(
     {
         "init",
+        "create_vcpu",
+        "command",
+        "register_region",
+        "unregister_region",
         "launch_start",
         "launch_update_data",
         "launch_update_vmsa",
@@ -122,6 +126,7 @@ class Move:
 
     @property
     def source(self) -> str:
+        """The VM whose context was to be moved, "" if the move was given no VM's descriptor."""
         return argument(self.invoke, "source")
 
     @property
@@ -150,7 +155,8 @@ class Move:
             ended = "was killed"
         if self.happened:
             ended = "succeeded" if self.done is not None and self.done.outcome == "ok" else f"{ended} and took effect"
-        return f"the move from {self.source} to {self.destination} {ended}"
+        source = self.source or f"a descriptor that is no VM's ({argument(self.invoke, 'fd')})"
+        return f"the move from {source} to {self.destination} {ended}"
 
 
 class Evidence:
@@ -173,7 +179,12 @@ class Evidence:
 
     @cached_property
     def moves(self) -> tuple[Move, ...]:
-        """The moves in the order in which they were begun."""
+        """The moves of a VM's context in the order in which they were begun."""
+        return tuple(move for move in self.tried if move.source)
+
+    @cached_property
+    def tried(self) -> tuple[Move, ...]:
+        """The same, and those that were given a descriptor which is no VM's."""
         return tuple(
             Move(invoke, done, self.ledger.happened(invoke, done), self._over(invoke, done))
             for invoke, done in self.operations

@@ -2,7 +2,8 @@
 """P6, failure is clean: a move that fails or is killed leaves both VMs usable, and can be tried again.
 
 Four questions to the source (does its context answer, does the guest go on, is it charged as before, is it free of
-EIO) and one to the destination (is it usable, unless its process died with the move). A later move from the same
+EIO) and one to the destination (is it usable, unless its process died with the move). A move that was given no VM's
+descriptor has no source to ask. A later move from the same
 source that succeeds answers for what it needed.
 """
 
@@ -24,8 +25,8 @@ PROMISE = "P6"
 
 def check(experiment: Experiment, history: History) -> Verdict:
     evidence = Evidence(history)
-    unclear = [move for move in evidence.moves if move.happened is None or move.over is None]
-    failed = [move for move in evidence.moves if move.happened is False and move.over is not None]
+    unclear = [move for move in evidence.tried if move.happened is None or move.over is None]
+    failed = [move for move in evidence.tried if move.happened is False and move.over is not None]
     parts = [unknown(PROMISE, f"{move}, and nobody can say whether it took effect", move.records) for move in unclear]
     for move in failed:
         parts += _failed(experiment, evidence, move)
@@ -36,18 +37,20 @@ def check(experiment: Experiment, history: History) -> Verdict:
 
 def _failed(experiment: Experiment, evidence: Evidence, move: Move) -> Iterator[Verdict]:
     assert move.over is not None
+    yield _charges(evidence, move)
+    yield _destination(evidence, move)
+    if not move.source:  # then there is nobody else who could have been harmed
+        return
     later = evidence.next_move(move.source, move.over)
     again = later if later is not None and later.happened else None
     end = later.invoke.seq if later is not None else len(evidence.history.records)
     yield _answers(evidence, move, again)
     yield goes_on(evidence, move, PROMISE)
-    yield _charges(evidence, move)
     asked = [record for record in evidence.asked if record.vm == move.source and move.over < record.seq < end]
     for record in asked:
         yield judge_asked(experiment, evidence, move, record, PROMISE)
     if not asked and again is None:
         yield unknown(PROMISE, f"{move}, and {move.source} was not asked whether it lives", move.records)
-    yield _destination(evidence, move)
 
 
 def _answers(evidence: Evidence, move: Move, again: Move | None) -> Verdict:

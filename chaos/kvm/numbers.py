@@ -27,6 +27,7 @@ class Ioctl(IntEnum):
     KVM_MEMORY_ENCRYPT_OP = 0xC008AEBA  # the size field says 8, the structure behind it has 24
     KVM_MEMORY_ENCRYPT_REG_REGION = 0x8010AEBB
     KVM_MEMORY_ENCRYPT_UNREG_REGION = 0x8010AEBC
+    KVM_GET_STATS_FD = 0xAECE  # also of a vCPU
     # a vCPU
     KVM_RUN = 0xAE80
     KVM_GET_REGS = 0x8090AE81

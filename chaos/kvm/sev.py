@@ -15,6 +15,7 @@ from chaos.kvm.structs import AddressLength, GuestStatus, IssueCmd, LaunchStart,
 
 DEVICE = Path("/dev/sev")
 BLOB_MAX = 0x4000  # SEV_FW_BLOB_MAX_SIZE of include/linux/psp-sev.h
+_NAMES = {int(command): command.name for command in SevCommand}
 
 
 class Sev:
@@ -36,9 +37,12 @@ class Sev:
         """The same for a SEV-ES guest."""
         self._command(SevCommand.ES_INIT)
 
-    def init2(self) -> None:
-        """The same for a VM whose type says what guest it is for (`VmType`), which the other two refuse."""
-        self._command(SevCommand.INIT2, SevInit())
+    def init2(self, *, flags: int = 0, features: int = 0, ghcb: int = 0) -> None:
+        """The same for a VM whose type says what guest it is for (`VmType`), which the other two refuse.
+
+        `features` are those of its VMSAs, `ghcb` the version of the GHCB protocol, 0 for the kernel's own choice.
+        """
+        self._command(SevCommand.INIT2, SevInit(vmsa_features=features, flags=flags, ghcb_version=ghcb))
 
     def launch_start(self, policy: int) -> int:
         """Create the context in the firmware and bind it to the ASID: its handle."""
@@ -74,12 +78,17 @@ class Sev:
         self._command(SevCommand.GUEST_STATUS, status)
         return status
 
-    def _command(self, command: SevCommand, data: ctypes.Structure | None = None) -> None:
+    def command(self, number: int) -> None:
+        """Any command, known or not, without data."""
+        self._command(number)
+
+    def _command(self, command: int, data: ctypes.Structure | None = None) -> None:
         address = ctypes.addressof(data) if data is not None else 0
         request = SevCmd(id=command, data=address, sev_fd=self._sev_fd)
         error = attempt(self._vm_fd, Ioctl.KVM_MEMORY_ENCRYPT_OP, ctypes.byref(request))[1]
         if error:
-            raise KernelError(error, f"KVM_MEMORY_ENCRYPT_OP {command.name}", firmware=int(request.error))
+            name = f"KVM_MEMORY_ENCRYPT_OP {_NAMES.get(command, command)}"
+            raise KernelError(error, name, firmware=int(request.error))
 
 
 def enabled(vm_fd: int) -> bool:

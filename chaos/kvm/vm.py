@@ -40,19 +40,23 @@ class Vm:
             fd.close()
             raise
 
-    def move_context_from(self, source: int) -> None:
+    def stats_fd(self) -> OwnedFd:
+        """A descriptor to read KVM's statistics of the VM from."""
+        return OwnedFd(ioctl(self.fd.number, Ioctl.KVM_GET_STATS_FD))
+
+    def move_context_from(self, source: int, *, flags: int = 0) -> None:
         """Take over the encryption context of the VM whose descriptor is `source`. This VM is the destination.
 
         Raises `KernelError` with the errnos of `sev_vm_move_enc_context_from` (arch/x86/kvm/svm/sev.c).
         """
-        self._enable(Cap.MOVE_ENC_CONTEXT_FROM, source)
+        self._enable(Cap.MOVE_ENC_CONTEXT_FROM, source, flags)
 
-    def copy_context_from(self, owner: int) -> None:
+    def copy_context_from(self, owner: int, *, flags: int = 0) -> None:
         """Become a mirror of the VM whose descriptor is `owner`."""
-        self._enable(Cap.COPY_ENC_CONTEXT_FROM, owner)
+        self._enable(Cap.COPY_ENC_CONTEXT_FROM, owner, flags)
 
-    def _enable(self, cap: Cap, argument: int) -> None:
-        request = EnableCap(cap=cap)
+    def _enable(self, cap: Cap, argument: int, flags: int) -> None:
+        request = EnableCap(cap=cap, flags=flags)
         request.args[0] = argument
         ioctl(self.fd.number, Ioctl.KVM_ENABLE_CAP, ctypes.byref(request), call=f"KVM_ENABLE_CAP {cap.name}")
 
@@ -60,6 +64,11 @@ class Vm:
         """Pin guest memory, given by its place in the VMM, as encrypted."""
         region = EncRegion(addr=address, size=size)
         ioctl(self.fd.number, Ioctl.KVM_MEMORY_ENCRYPT_REG_REGION, ctypes.byref(region))
+
+    def unregister_region(self, address: int, size: int) -> None:
+        """The reverse, with the same numbers."""
+        region = EncRegion(addr=address, size=size)
+        ioctl(self.fd.number, Ioctl.KVM_MEMORY_ENCRYPT_UNREG_REGION, ctypes.byref(region))
 
     def close(self) -> None:
         self.fd.close()

@@ -9,7 +9,6 @@ promise and never what a kernel happened to answer; where kernels differ, it is 
 An operation is an `Invoke`, as in a history, so that a history can be held against the oracle as it is. Beside those of
 `chaos.history` it knows some that are not recorded so:
 
-    create_vcpu {vm}
     kill {}                             the process `agent` is killed
     psp_dies {}                         the firmware stops answering, for good
 

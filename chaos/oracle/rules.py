@@ -10,7 +10,7 @@ kernel's own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from errno import EBADF, EBUSY, EEXIST, EINVAL, EIO, ENOENT, ENOTTY, EPIPE, ETIMEDOUT
+from errno import EBADF, EBUSY, EEXIST, EFAULT, EINVAL, EIO, ENOENT, ENOMEM, ENOTTY, EPIPE, ETIMEDOUT
 
 from chaos.history import Invoke
 from chaos.oracle.state import Answer, Refusal, State, charge
@@ -18,6 +18,17 @@ from chaos.world import ON_ITS_WAY, Reference, argument, levels, number
 
 Check = Callable[[State, Invoke], Refusal | None]
 ES = "sev_es"
+INIT2 = "init2"
+DEBUG_SWAP = 1 << 5
+GHCB_VERSION_MAX = 2
+
+# Numbers of commands, part 3.2 of the contract.
+NR_WITHOUT_INIT2 = 22
+INITS = (0, 1, 22)
+NEVER_WRITTEN = (10, 14, 19)
+RECEIVE_UPDATE_DATA = 13
+SNP_COMMANDS = (100, 101, 102)
+OF_MIRRORS = (4, 16, 17, 18)  # LAUNCH_UPDATE_VMSA, GUEST_STATUS, DBG_DECRYPT, DBG_ENCRYPT
 
 
 def _sure(errno: int, *, when: bool) -> Refusal | None:
@@ -52,9 +63,16 @@ def _has(state: State, agent: str, vm: str) -> bool:
 # -- the two that take another VM -------------------------------------------------------------------------
 
 
+def _flagged(state: State, op: Invoke) -> Refusal | None:
+    """[0b] KVM_ENABLE_CAP has no flags."""
+    return _sure(EINVAL, when=number(op, "flags") != 0)
+
+
 def _source_descriptor(state: State, op: Invoke) -> Refusal | None:
     """[1] The source's descriptor is there, and a VM's. What was sent may have been closed by its receiver, and of a
     dead VM nobody keeps the descriptors in mind."""
+    if argument(op, "fd"):
+        return _sure(EBADF, when=True)
     source, world = argument(op, "source"), state.world
     if Reference(source, op.agent) in world.references:
         return None
@@ -69,10 +87,11 @@ def _itself(state: State, op: Invoke) -> Refusal | None:
 
 
 def _busy(state: State, op: Invoke) -> Refusal | None:
-    """[3, 4] Another move or mirror of either VM is under way; whether it has its flags just now, nobody can say."""
+    """[3, 4] Another move or mirror of either VM is under way. Whether it has its flags just now, nobody can say,
+    unless it was seen to be stopped with them."""
     vms = {argument(op, "vm"), argument(op, "source")}
-    held = (r for r in state.world.references if r.vm in vms and r.op is not None and r.op != op.op)
-    return _maybe(EBUSY, when=any(True for _ in held))
+    others = {r.op for r in state.world.references if r.vm in vms and r.op is not None and r.op != op.op}
+    return _sure(EBUSY, when=True) if others & state.marked else _maybe(EBUSY, when=bool(others))
 
 
 def _types_differ(state: State, op: Invoke) -> Refusal | None:
@@ -166,6 +185,53 @@ def _no_command_of_a_mirror(state: State, op: Invoke) -> Refusal | None:
     return _sure(EINVAL, when=state.world.mirror(argument(op, "vm")) is not None)
 
 
+def _mirror_may_not(state: State, op: Invoke) -> Refusal | None:
+    """The same for a command by its number."""
+    return _sure(EINVAL, when=state.world.mirror(argument(op, "vm")) is not None and number(op, "id") not in OF_MIRRORS)
+
+
+def _no_such_command(state: State, op: Invoke) -> Refusal | None:
+    """A number without a command, or one of a command that was never written (part 3.2)."""
+    known = range(NR_WITHOUT_INIT2 + 1 if state.rules.vm_types else NR_WITHOUT_INIT2)
+    which = number(op, "id")
+    if which in SNP_COMMANDS:
+        return _maybe(EINVAL, when=True)
+    return _sure(EINVAL, when=which not in known or which in NEVER_WRITTEN)
+
+
+def _command_without_context(state: State, op: Invoke) -> Refusal | None:
+    which = number(op, "id")
+    if which in INITS or state.world.shared(argument(op, "vm")) is not None:
+        return None
+    return _sure(EINVAL if which == RECEIVE_UPDATE_DATA else ENOTTY, when=True)
+
+
+def _left_open(errno: int, *, firmware: bool = False) -> Check:
+    """What a command without data says to a VM that may issue it is not in the contract."""
+
+    def check(state: State, op: Invoke) -> Refusal | None:
+        return _maybe(errno, firmware=firmware, when=True)
+
+    return check
+
+
+def _wrong_init(state: State, op: Invoke) -> Refusal | None:
+    """INIT2 is for VMs with a type and the other two for those without (part 3.4). Before there were types, there was
+    no INIT2."""
+    vm = state.world.vm(argument(op, "vm"))
+    typed = vm is not None and vm.type != 0
+    return _sure(EINVAL, when=bool(argument(op, "command")) and typed != (argument(op, "command") == INIT2))
+
+
+def _bad_arguments(state: State, op: Invoke) -> Refusal | None:
+    """Of INIT2 (part 3.4): no flag means anything, and for SEV no feature and no version of the GHCB does. Of the
+    features of SEV-ES a kernel may have DEBUG_SWAP; the others it does not know, or sets by itself."""
+    es = argument(op, "key") == ES
+    features, ghcb = number(op, "features"), number(op, "ghcb")
+    bad = number(op, "flags") != 0 or ghcb > (GHCB_VERSION_MAX if es else 0) or features & ~(DEBUG_SWAP if es else 0)
+    return _sure(EINVAL, when=True) if bad else _maybe(EINVAL, when=features != 0)
+
+
 def _es_disabled(state: State, op: Invoke) -> Refusal | None:
     """A host without SEV-ES has no such command; part 3.4 gives other answers for a key without capacity as well."""
     return _maybe(ENOTTY, when=argument(op, "key") == ES and state.capacity_of(ES) == 0)
@@ -257,6 +323,16 @@ def _platform_refuses(state: State, op: Invoke) -> Refusal | None:
     return _maybe(EIO, firmware=True, when=state.psp == "well")
 
 
+def _too_much_locked(state: State, op: Invoke) -> Refusal | None:
+    """Whether the memory fits into RLIMIT_MEMLOCK, nobody recorded."""
+    return _maybe(ENOMEM, when=True)
+
+
+def _no_region(state: State, op: Invoke) -> Refusal | None:
+    """Of what was registered where, nobody keeps account."""
+    return _maybe(EINVAL, when=True)
+
+
 def _stalled(state: State, op: Invoke) -> Refusal | None:
     return _sure(ETIMEDOUT, when=state.psp == "stalled")
 
@@ -320,6 +396,10 @@ def _not_open(state: State, op: Invoke) -> Refusal | None:
 
 
 _IOCTL = (_descriptor, _alive)
+_WITHOUT_DATA = (
+    *(_left_open(errno) for errno in (EFAULT, EINVAL, EBADF, EBUSY, ENOTTY)),
+    _left_open(EIO, firmware=True),
+)
 _COMMAND = (*_IOCTL, _no_command_of_a_mirror, _no_context)
 _FIRMWARE = (_not_started, _noticed, _stalled, _no_guest, _firmware_refuses)
 _TO_GUEST = (*_COMMAND, *_FIRMWARE)
@@ -342,8 +422,10 @@ CHECKS: dict[str, tuple[Check, ...]] = {
         *_IOCTL,
         _es_disabled,
         _no_command_of_a_mirror,
+        _wrong_init,
         _has_vcpus,
         _half_a_vcpu,
+        _bad_arguments,
         _initialised,
         _no_range,
         _charge_of_init,
@@ -356,9 +438,13 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "launch_finish": _TO_GUEST,
     "launch_update_vmsa": (*_IOCTL, _no_es, _sealing_while_creating, _sealed_already, *_FIRMWARE),
     "guest_status": (*_IOCTL, _no_context, *_FIRMWARE),
-    "mirror": (*_IOCTL, _source_descriptor, _itself, _busy, _not_mirrorable, _half_a_vcpu),
+    "command": (*_IOCTL, _mirror_may_not, _no_such_command, _command_without_context, *_WITHOUT_DATA),
+    "register_region": (*_IOCTL, _no_context, _no_command_of_a_mirror, _too_much_locked),
+    "unregister_region": (*_IOCTL, _no_command_of_a_mirror, _no_context, _no_region),
+    "mirror": (*_IOCTL, _flagged, _source_descriptor, _itself, _busy, _not_mirrorable, _half_a_vcpu),
     "move": (
         *_IOCTL,
+        _flagged,
         _source_descriptor,
         _itself,
         _busy,

@@ -48,7 +48,8 @@ class State:
     """`capacity` is how many contexts of each key the host can have, `foreign` how many of them are not this run's.
     `limits` are (cgroup, key, misc.max), without those that are "max". `blocked` are the charges that were refused, by
     the cgroup whose limit it was, in order. The firmware is `stalled` once it stops answering, and `dead` once the
-    driver has noticed; `flushes` unless it fails a DF_FLUSH."""
+    driver has noticed; `flushes` unless it fails a DF_FLUSH. `marked` are moves under way that are known to have marked
+    both their VMs as being migrated."""
 
     rules: Rules
     world: World = field(default_factory=World)
@@ -59,6 +60,7 @@ class State:
     blocked: tuple[tuple[str, str], ...] = ()
     psp: Literal["well", "stalled", "dead"] = "well"
     flushes: bool = True
+    marked: frozenset[int] = frozenset()
 
     def capacity_of(self, key: str) -> int:
         return _of(self.capacity, key)

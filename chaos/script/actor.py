@@ -9,6 +9,7 @@ from typing import Any
 
 from chaos.fleet import ANSWER_WITHIN, Pending, StepFailed
 from chaos.history import Asked, Counted, Fault, Held
+from chaos.migration import handover
 from chaos.observe import Observer
 from chaos.poll import TimedOut
 from chaos.scene import Scene
@@ -16,6 +17,7 @@ from chaos.schedule import holds
 from chaos.schedule.places import Place
 from chaos.script.struck import Struck
 from chaos.stage import Guest, Stage
+from chaos.steps import Taking
 from chaos.vmm.messages import Operation
 
 
@@ -31,6 +33,13 @@ class Actor:
     withhold: frozenset[str] = frozenset()
     armed: dict[str, Place] = field(default_factory=dict)
     struck: list[Struck] = field(default_factory=list)
+
+    def provide(self, vm: Guest, step: Taking) -> None:
+        """Send `vm` the descriptor that it is to take. It needs none of its own, and gets a wrong one by itself."""
+        if step.source is not None and step.source != vm.name:
+            source = self.stage.guest(step.source)
+            handover.connect(self.stage, source, vm)
+            handover.send(self.stage, source, vm)
 
     # -- operations that may be left under way ------------------------------------------------------------
 

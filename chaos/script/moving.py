@@ -14,12 +14,11 @@ def migrate(actor: Actor, step: s.Migrate) -> None:
 
 
 def move(actor: Actor, step: s.Move) -> None:
-    source, destination = actor.stage.guest(step.source), actor.stage.guest(step.destination)
+    destination = actor.stage.guest(step.destination)
     actor.free(destination)
-    if source is not destination:
-        handover.connect(actor.stage, source, destination)
-        handover.send(actor.stage, source, destination)
-    actor.begin(destination, m.Move(vm=destination.name, source=source.name), wait=step.wait)
+    actor.provide(destination, step)
+    taken = m.Move(vm=destination.name, source=step.source or "", fd=step.fd or "", flags=step.flags)
+    actor.begin(destination, taken, wait=step.wait)
 
 
 def join(actor: Actor, step: s.Join) -> None:

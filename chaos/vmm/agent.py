@@ -128,8 +128,8 @@ class Agent:
                     _wrapped(lambda: machine.storm(do.threads, do.calls, memory.number))
             case m.Mirror():
                 mirror = self._machine(do.vm)
-                with mirror.fd_of(do.source, do.vm) as owner:
-                    mirror.become_mirror(owner.number)
+                with mirror.given(do) as owner:
+                    mirror.become_mirror(owner, flags=do.flags)
             case m.Move():
                 self._move(do)
             case _:
@@ -139,8 +139,8 @@ class Agent:
     def _move(self, do: m.Move) -> None:
         """The receiving VMM takes the context over. The source's descriptor is closed as soon as the call is over."""
         destination = self._machine(do.vm)
-        with destination.fd_of(do.source, do.vm) as source:
-            destination.vm.move_context_from(source.number)
+        with destination.given(do) as source:
+            destination.vm.move_context_from(source, flags=do.flags)
 
     def _close(self, vm: str) -> None:
         """Nobody can do anything else to a VM that is being closed, which may take the firmware long."""
@@ -200,7 +200,8 @@ class Agent:
 
 
 OnMachine = (
-    m.Init | m.LaunchStart | m.LaunchUpdateData | m.LaunchUpdateVmsa | m.LaunchMeasure | m.LaunchFinish | m.Status
+    m.Init | m.CreateVcpu | m.Command | m.RegisterRegion | m.UnregisterRegion | m.LaunchStart | m.LaunchUpdateData
+    | m.LaunchUpdateVmsa | m.LaunchMeasure | m.LaunchFinish | m.Status
     | m.Pause | m.Calm | m.GetState | m.SetState | m.SendFd | m.Commit
 )  # fmt: skip
 
@@ -208,7 +209,15 @@ OnMachine = (
 def _on_machine(machine: Machine, do: OnMachine) -> dict[str, Value]:  # noqa: PLR0911, PLR0912 - a table
     match do:
         case m.Init():
-            machine.init(do.key)
+            machine.init(do.key, do.command, flags=do.flags, features=do.features, ghcb=do.ghcb)
+        case m.CreateVcpu():
+            machine.add_vcpu(do.id)
+        case m.Command():
+            machine.sev.command(do.id)
+        case m.RegisterRegion():
+            machine.register_region()
+        case m.UnregisterRegion():
+            machine.unregister_region()
         case m.LaunchStart():
             return machine.launch_start(do.policy)
         case m.LaunchUpdateData():

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from errno import EINVAL
 
@@ -23,9 +24,9 @@ from chaos.kvm.structs import MpState
 from chaos.kvm.system import System
 from chaos.kvm.vcpu import Vcpu
 from chaos.kvm.vm import Vm
-from chaos.vmm import guest, state
+from chaos.vmm import guest, state, wrong
 from chaos.vmm.drive import Team
-from chaos.vmm.messages import Sampled
+from chaos.vmm.messages import Mirror, Move, Sampled
 from chaos.vmm.peer import Peer
 from chaos.vmm.storm import Storm
 
@@ -89,25 +90,29 @@ class Machine:
         return machine
 
     def _create_vcpus(self) -> None:
-        """vCPUs at the start of the guest's program, in real mode, each on its page, leaving to the VMM never."""
         for number in range(self.count):
-            vcpu = self.vm.create_vcpu(number)
-            self.vcpus.append(vcpu)
-            vcpu.set_cpuid(self.host.system.supported_cpuid())
-            segments = vcpu.sregs()
-            for segment in (segments.cs, segments.ds, segments.es, segments.ss):
-                segment.base = 0
-                segment.selector = 0
-            segments.ds.base = guest.segment(self.lane + number)
-            segments.ds.selector = segments.ds.base >> 4  # as real mode has it: Intel's CPUs insist
-            vcpu.set_sregs(segments)
-            registers = vcpu.regs()
-            registers.rip, registers.rflags = guest.CODE, 0x2
-            registers.rbx = registers.rdx = 0
-            registers.rsi = guest.NEVER
-            vcpu.set_regs(registers)
-            vcpu.set_mp_state(MpState(mp_state=RUNNABLE))  # all but the first wait to be started by another
+            self._create_vcpu(number)
         self.team = Team(self.vcpus)
+
+    def _create_vcpu(self, number: int) -> None:
+        """A vCPU at the start of the guest's program, in real mode, on its page, leaving to the VMM never."""
+        vcpu = self.vm.create_vcpu(number)
+        lane = self.lane + len(self.vcpus)
+        self.vcpus.append(vcpu)
+        vcpu.set_cpuid(self.host.system.supported_cpuid())
+        segments = vcpu.sregs()
+        for segment in (segments.cs, segments.ds, segments.es, segments.ss):
+            segment.base = 0
+            segment.selector = 0
+        segments.ds.base = guest.segment(lane)
+        segments.ds.selector = segments.ds.base >> 4  # as real mode has it: Intel's CPUs insist
+        vcpu.set_sregs(segments)
+        registers = vcpu.regs()
+        registers.rip, registers.rflags = guest.CODE, 0x2
+        registers.rbx = registers.rdx = 0
+        registers.rsi = guest.NEVER
+        vcpu.set_regs(registers)
+        vcpu.set_mp_state(MpState(mp_state=RUNNABLE))  # all but the first wait to be started by another
 
     @property
     def sev(self) -> Sev:
@@ -121,20 +126,27 @@ class Machine:
 
     # -- launch -------------------------------------------------------------------------------------------
 
-    def init(self, key: str) -> None:
-        if self.type:
-            self.sev.init2()
-        elif key == Kind.SEV_ES.key:
+    def init(self, key: str, command: str, *, flags: int, features: int, ghcb: int) -> None:
+        """Any of the three INITs; then make the vCPUs, which it wants none of."""
+        if command == "init2" or (not command and self.type):
+            self.sev.init2(flags=flags, features=features, ghcb=ghcb)
+        elif command == "es-init" or (not command and key == Kind.SEV_ES.key):
             self.sev.es_init()
         else:
             self.sev.init()
         self._create_vcpus()
 
-    def become_mirror(self, owner: int) -> None:
+    def become_mirror(self, owner: int, *, flags: int = 0) -> None:
         """Share the context of the VM whose descriptor is `owner`; then make the vCPUs, which it wants none of."""
-        self.vm.copy_context_from(owner)
+        self.vm.copy_context_from(owner, flags=flags)
         if not self.vcpus:
             self._create_vcpus()
+
+    def add_vcpu(self, number: int) -> None:
+        """One more, under that id. While the guest runs it stays out."""
+        self._create_vcpu(number)
+        if self.team is None or not self.team.running:
+            self.count, self.team = len(self.vcpus), Team(self.vcpus)
 
     def launch_start(self, policy: int) -> dict[str, Value]:
         return {"handle": self.sev.launch_start(policy)}
@@ -143,8 +155,14 @@ class Machine:
         """Write the program and the pages of so many vCPUs, pin the memory, encrypt what the guest touches."""
         image = guest.image(lanes)
         self.memory.write(guest.CODE, image)
-        self.vm.register_region(self.memory.start, self.memory.size)
+        self.register_region()
         self.sev.launch_update_data(self.memory.start + guest.CODE, len(image))
+
+    def register_region(self) -> None:
+        self.vm.register_region(self.memory.start, self.memory.size)
+
+    def unregister_region(self) -> None:
+        self.vm.unregister_region(self.memory.start, self.memory.size)
 
     def launch_measure(self) -> dict[str, Value]:
         return {"measure": self.sev.launch_measure().hex()}
@@ -202,9 +220,16 @@ class Machine:
     def send_fd(self) -> None:
         self.peer.send_fd(self.vm.fd.number)
 
-    def fd_of(self, source: str, name: str) -> OwnedFd:
-        """The descriptor of `source`, as it arrived. A VM that is told to move into itself (`name`) has a copy."""
-        return OwnedFd(os.dup(self.vm.fd.number)) if source == name else self.peer.take_fd()
+    @contextmanager
+    def given(self, take: Move | Mirror) -> Iterator[int]:
+        """The descriptor that the operation takes: its source's as it arrived, a copy of our own, or a wrong one."""
+        if take.fd:
+            with wrong.descriptor(take.fd, self.host.system, self.host.sev_fd()) as number:
+                yield number
+        else:
+            own = take.source == take.vm
+            with OwnedFd(os.dup(self.vm.fd.number)) if own else self.peer.take_fd() as source:
+                yield source.number
 
     # -- the end ------------------------------------------------------------------------------------------
 

@@ -27,9 +27,38 @@ class Create(_Operation, frozen=True, kw_only=True, tag="create"):
     lane: int = 0
 
 
-class Init(_Operation, frozen=True, kw_only=True, tag="init"):
+class Init(_Operation, frozen=True, kw_only=True, tag="init", omit_defaults=True):
+    """`command` is init, es-init or init2, "" for the one that the VM's type and `key` ask for; the others are given to
+    INIT2."""
+
     vm: str
     key: str
+    command: str = ""
+    flags: int = 0
+    features: int = 0
+    ghcb: int = 0
+
+
+class CreateVcpu(_Operation, frozen=True, kw_only=True, tag="create_vcpu"):
+    vm: str
+    id: int
+
+
+class Command(_Operation, frozen=True, kw_only=True, tag="command"):
+    """KVM_MEMORY_ENCRYPT_OP of this number, without data."""
+
+    vm: str
+    id: int
+
+
+class RegisterRegion(_Operation, frozen=True, kw_only=True, tag="register_region"):
+    """All of the guest's memory."""
+
+    vm: str
+
+
+class UnregisterRegion(_Operation, frozen=True, kw_only=True, tag="unregister_region"):
+    vm: str
 
 
 class LaunchStart(_Operation, frozen=True, kw_only=True, tag="launch_start"):
@@ -105,14 +134,22 @@ class SendFd(_Operation, frozen=True, kw_only=True, tag="send_fd"):
     to: str
 
 
-class Move(_Operation, frozen=True, kw_only=True, tag="move"):
+class Move(_Operation, frozen=True, kw_only=True, tag="move", omit_defaults=True):
+    """From the VM `source`, or if that is "" with a descriptor of the sort `fd` (`chaos.vmm.wrong`)."""
+
     vm: str
-    source: str
+    source: str = ""
+    fd: str = ""
+    flags: int = 0
 
 
-class Mirror(_Operation, frozen=True, kw_only=True, tag="mirror"):
+class Mirror(_Operation, frozen=True, kw_only=True, tag="mirror", omit_defaults=True):
+    """As `Move`."""
+
     vm: str
-    source: str
+    source: str = ""
+    fd: str = ""
+    flags: int = 0
 
 
 class Commit(_Operation, frozen=True, kw_only=True, tag="commit"):
@@ -128,7 +165,8 @@ class Exit(_Operation, frozen=True, kw_only=True, tag="exit"):
 
 
 Operation = (
-    Create | Init | LaunchStart | LaunchUpdateData | LaunchUpdateVmsa | LaunchMeasure | LaunchFinish | Status
+    Create | Init | CreateVcpu | Command | RegisterRegion | UnregisterRegion | LaunchStart | LaunchUpdateData
+    | LaunchUpdateVmsa | LaunchMeasure | LaunchFinish | Status
     | Run | Pause | Storm | Calm | Connect | GetState | SetState | SendFd | Move | Mirror | Commit | Close | Exit
 )  # fmt: skip
 

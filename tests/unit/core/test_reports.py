@@ -195,10 +195,12 @@ EVERY_STEP = b"""{"name": "all", "why": "w", "promises": ["P1"], "vmms": {"m": {
  {"do": "join", "vm": "w"}, {"do": "hold", "vm": "w"}, {"do": "ask", "vm": "v"},
  {"do": "status", "vm": "v"}, {"do": "observe", "label": "l"},
  {"do": "fault", "fault": "kill", "target": "m", "options": {"signal": 9}}, {"do": "close", "vm": "v"},
- {"do": "create", "vm": "v"}, {"do": "call", "vm": "v", "operation": "init"}, {"do": "undo", "fault": "kill",
+ {"do": "create", "vm": "v"}, {"do": "call", "vm": "v", "operation": "launch_start"}, {"do": "undo", "fault": "kill",
  "target": "m"}, {"do": "arm", "hold": "h", "kernel": {"function": "f", "vmm": "m", "nth": 2}},
  {"do": "arm", "hold": "i", "firmware": {"command": "GUEST_STATUS"}}, {"do": "arm", "hold": "j", "page": {"vm": "v"}},
- {"do": "release", "hold": "h"}]}"""
+ {"do": "release", "hold": "h"}, {"do": "init", "vm": "w", "command": "init2", "flags": 2, "ghcb": 1},
+ {"do": "init", "vm": "w", "each": "features"}, {"do": "vcpu", "vm": "w", "id": 7},
+ {"do": "command", "vm": "w", "ids": "0-3,5"}, {"do": "move", "destination": "w", "fd": "pipe", "flags": 1}]}"""
 
 
 def everything() -> Experiment:
@@ -212,6 +214,13 @@ def test_every_step_has_its_words() -> None:
     assert "an empty VM with 2 vCPUs" in said[1]
     assert said[2:4] == ["let v run, without ever leaving the guest", "let v run, reporting every 8 ticks"]
     assert said[13] == "apply the fault kill signal=9 to m"
+    assert said[-5:] == [
+        "init2, flags 0x2, ghcb 0x1 of w",
+        "init with every bit of features alone of w",
+        "create vCPU 7 of w",
+        "give w the SEV commands 0-3,5, without data",
+        "move the context of a wrong descriptor (pipe), with flags 0x1 into w",
+    ]
     assert decode(encode(experiment)) == experiment
 
 

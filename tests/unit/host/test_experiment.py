@@ -10,6 +10,7 @@ import pytest
 from chaos import experiment
 from chaos.errors import UsageError
 from chaos.experiment import Experiment
+from chaos.steps import Command
 
 
 def load(where: Path, vms: str, *steps: str) -> Experiment:
@@ -48,6 +49,46 @@ def test_a_mirror_is_made_and_not_launched_and_needs_no_capacity_of_its_own(tmp_
         load(tmp_path, vms, "launch, vm: m")
     with pytest.raises(UsageError, match=r"script\[0\]\.source: there is no VM 'y'"):
         load(tmp_path, vms, "mirror, source: y, vm: m")
+
+
+BARE = "{x: {vmm: a, kind: sev}, y: {vmm: a, kind: plain, vcpus: 0, type: 3}}"
+
+
+def test_what_inits_are_tried_needs_capacity_of_their_keys(tmp_path: Path) -> None:
+    bare = "{y: {vmm: a, kind: plain, vcpus: 0}, z: {vmm: a, kind: plain, vcpus: 0, type: 3}}"
+    assert load(tmp_path, bare).keys == set()
+    assert load(tmp_path, bare, "init, vm: y").keys == {"sev"}
+    assert load(tmp_path, bare, "init, vm: y, command: es-init").keys == {"sev_es"}
+    assert load(tmp_path, bare, "init, vm: z").keys == {"sev_es"}
+
+
+def test_vcpus_that_are_added_count(tmp_path: Path) -> None:
+    loaded = load(tmp_path, BARE, "vcpu, vm: y, id: 3", "vcpu, vm: y, id: 9", "vcpu, vm: x, id: 1")
+    assert (loaded.vcpus("x"), loaded.vcpus("y")) == (2, 2)
+
+
+def test_a_list_of_commands() -> None:
+    assert Command(vm="v", ids="0-3,5,9-10").numbers == (0, 1, 2, 3, 5, 9, 10)
+
+
+@pytest.mark.parametrize(
+    ("step", "complaint"),
+    [
+        ("move, destination: y", r"source: nothing to take"),
+        ("move, destination: y, source: x, fd: pipe", r"source: a VM and a wrong descriptor"),
+        ("mirror, vm: y, fd: nothing", r"fd: Invalid enum value 'nothing'"),
+        ("mirror, vm: y, source: x, flags: 4294967296", r"flags: Expected `int` <= 4294967295"),
+        ("init, vm: y, features: 0x10000000000000000", r"features: 0x10000000000000000 has more than 64 bits"),
+        ("init, vm: y, command: init3", r"command: Invalid enum value 'init3'"),
+        ("command, vm: x, ids: all", r"ids: Expected `str` matching regex"),
+        ("command, vm: x, ids: 9-3", r"ids: 9-3 are 0 commands"),
+        ("command, vm: x, ids: 0-9999", r"ids: 0-9999 are 10000 commands"),
+        ("vcpu, vm: x, id: -1", r"id: Expected `int` >= 0"),
+    ],
+)
+def test_arguments_of_steps(tmp_path: Path, step: str, complaint: str) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        load(tmp_path, BARE, step)
 
 
 def test_a_guest_is_handed_over_between_two_vmms(tmp_path: Path) -> None:

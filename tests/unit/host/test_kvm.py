@@ -3,24 +3,30 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
+from errno import EBADF, EINVAL
+from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from chaos.experiment import Kind
 from chaos.kvm import sev
-from chaos.kvm.call import KernelError
+from chaos.kvm.call import KernelError, timed
 from chaos.kvm.structs import Lapic, from_bytes
 from chaos.kvm.system import API_VERSION, System
 from chaos.native import VcpuThread, read_vcpu
-from chaos.vmm import drive, guest, state
+from chaos.steps import WrongFd
+from chaos.vmm import drive, guest, state, wrong
 from chaos.vmm.ask import VCPU_QUESTIONS, VM_QUESTIONS, ask
 from chaos.vmm.machine import Host, Machine
 from chaos.vmm.wire import memory_file, pair
 
 SECONDS = 20.0
 ENOTTY = 25
+NO_DEVICE = 1 << 29
 
 Make = Callable[..., Machine]
 
@@ -301,3 +307,35 @@ def test_closing_a_vm_closes_all_of_it(make: Make) -> None:
     machine.close()
     assert (open_files(), mapped()) == before
     machine.close()
+
+
+def open_now() -> set[str]:
+    return {entry.name for entry in Path("/proc/self/fd").iterdir()}
+
+
+@pytest.mark.parametrize("sort", get_args(WrongFd))
+def test_wrong_descriptors_are_refused_and_not_left_behind(host: Host, make: Make, sort: str) -> None:
+    """Without SEV a move says EINVAL to everything; what is looked at is that each sort can be given at all."""
+    machine, before = make(), open_now()
+    with timed() as watch, wrong.descriptor(sort, host.system, sev=NO_DEVICE) as number:
+        opened = number >= 0 and number not in (wrong.NEVER_OPEN, NO_DEVICE)
+        assert opened == (sort not in ("closed", "negative", "sev"))
+        assert not opened or os.fstat(number)
+        assert watch.began == 0  # what it took to open it is not the operation's
+        with pytest.raises(KernelError) as refused:
+            machine.vm.move_context_from(number)
+    assert refused.value.number in (EBADF, EINVAL)
+    assert open_now() == before
+
+
+def test_vcpus_are_added_while_the_others_run(make: Make) -> None:
+    machine = make(2)
+    machine.runnable.resume(1)
+    machine.add_vcpu(9)
+    assert (machine.count, len(machine.vcpus)) == (2, 3)
+    counted(machine, 10)
+    machine.runnable.pause()
+    machine.add_vcpu(4)
+    assert machine.count == len(machine.vcpus) == 4
+    machine.runnable.resume(1)
+    assert len(machine.sample().each) == 4

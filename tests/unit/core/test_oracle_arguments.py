@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The oracle on what operations are given: arguments of INIT, wrong descriptors and flags, commands by their number."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from errno import EBADF, EBUSY, EINVAL, EIO, ENOTTY
+
+import pytest
+
+from chaos.history import Value
+from chaos.oracle import State, allowed, under_way
+from tests.unit.core.test_oracle import MOVE, NEW, OLD, does, errnos, host, launched, op, ready, with_descriptor
+
+KERNELS = pytest.mark.parametrize("kernel", [OLD, NEW])
+
+
+def bare(kernel: str = NEW, **args: Value) -> State:
+    """A VM without vCPUs, which is nothing yet."""
+    return does(host(kernel), "create", "s", vm="old", kind="plain", vcpus=0, **args)
+
+
+def inits(state: State, **args: Value) -> set[int]:
+    """What INIT may answer, but for what the firmware says to being initialised."""
+    return {answer.errno for answer in allowed(state, op("init", "s", vm="old", **args)) if not answer.firmware}
+
+
+@KERNELS
+@pytest.mark.parametrize("f", ["move", "mirror"])
+def test_a_flag_is_refused_before_the_descriptor_is_looked_at(kernel: str, f: str) -> None:
+    state = ready(kernel, vcpus=0)
+    assert errnos(state, f, "d", **MOVE) == {0}
+    assert errnos(state, f, "d", flags=1, **MOVE) == {EINVAL}
+    assert errnos(state, f, "d", vm="new", fd="pipe") == {EBADF}
+    assert errnos(state, f, "d", vm="new", fd="pipe", flags=1 << 31) == {EINVAL}
+
+
+@KERNELS
+def test_a_dead_vm_answers_eio_before_anything_is_looked_at(kernel: str) -> None:
+    state = does(ready(kernel), "move", "d", **MOVE)
+    for args in ({"fd": "closed"}, {"source": "new", "flags": 1}, {"source": "old"}):
+        assert errnos(state, "move", "s", vm="old", **args) == {EIO}
+    assert errnos(state, "command", "s", vm="old", id=999) == {EIO}
+    assert errnos(state, "register_region", "s", vm="old") == {EIO}
+
+
+def test_busy_is_certain_if_the_other_move_was_seen_to_be_stopped() -> None:
+    state = does(ready(), "create", "d", vm="third", kind="plain", vcpus=1)
+    other = op("move", "d", **MOVE)
+    state = under_way(with_descriptor(state, "new", "d"), other)
+    third: dict[str, Value] = {"vm": "third", "source": "old"}
+    assert errnos(state, "move", "d", **third) == {0, EBUSY}
+    assert errnos(state, "move", "d", vm="third", source="new") == {EBUSY, EINVAL}
+    marked = replace(state, marked=frozenset({other.op}))
+    assert errnos(marked, "move", "d", **third) == {EBUSY}
+    assert errnos(marked, "move", "d", vm="third", source="new") == {EBUSY}
+    assert errnos(marked, "move", "s", vm="old", source="old") == {EINVAL}  # itself, before the marks
+    assert errnos(replace(state, marked=frozenset({999})), "move", "d", **third) == {0, EBUSY}
+
+
+@pytest.mark.parametrize(
+    ("kernel", "vm_type", "command", "expected"),
+    [
+        (OLD, 0, "init", {0}),
+        (OLD, 0, "es-init", {0}),
+        (OLD, 0, "init2", {EINVAL}),
+        (NEW, 0, "init", {0}),
+        (NEW, 0, "init2", {EINVAL}),
+        (NEW, 2, "init", {EINVAL}),
+        (NEW, 3, "es-init", {EINVAL}),
+        (NEW, 3, "init2", {0}),
+        (NEW, 2, "", {0}),  # what the type asks for
+    ],
+)
+def test_each_init_is_for_vms_of_its_kind(kernel: str, vm_type: int, command: str, expected: set[int]) -> None:
+    key = "sev_es" if vm_type == 3 or command == "es-init" else "sev"
+    assert inits(bare(kernel, type=vm_type), key=key, command=command) == expected
+
+
+@pytest.mark.parametrize(
+    ("args", "of_sev", "of_es"),
+    [
+        ({}, {0}, {0}),
+        ({"flags": 1}, {EINVAL}, {EINVAL}),
+        ({"flags": 1 << 31}, {EINVAL}, {EINVAL}),
+        ({"features": 1}, {EINVAL}, {EINVAL}),
+        ({"features": 1 << 63}, {EINVAL}, {EINVAL}),
+        ({"features": 1 << 5}, {EINVAL}, {0, EINVAL}),  # DEBUG_SWAP: the kernel may have it
+        ({"features": 1 << 5 | 1 << 6}, {EINVAL}, {EINVAL}),
+        ({"ghcb": 1}, {EINVAL}, {0}),
+        ({"ghcb": 2}, {EINVAL}, {0}),
+        ({"ghcb": 3}, {EINVAL}, {EINVAL}),
+    ],
+)
+def test_arguments_of_init2(args: dict[str, Value], of_sev: set[int], of_es: set[int]) -> None:
+    for vm_type, key, expected in ((2, "sev", of_sev), (3, "sev_es", of_es)):
+        state = bare(type=vm_type)
+        assert inits(state, key=key, command="init2", **args) == expected
+        assert does(state, "init", "s", vm="old", key=key, command="init2").world.contexts  # a refusal leaves it usable
+
+
+@KERNELS
+def test_what_a_mirror_may_not_say(kernel: str) -> None:
+    state = does(ready(kernel, vcpus=0), "mirror", "d", **MOVE)
+    for number in (*range(4), *range(5, 16), *range(19, 104), 1 << 30):
+        assert errnos(state, "command", "d", vm="new", id=number) == {EINVAL}
+    for number in (4, 16, 17, 18):
+        assert errnos(state, "command", "d", vm="new", id=number) > {0}
+    assert errnos(state, "register_region", "d", vm="new") == {EINVAL}
+    assert errnos(state, "unregister_region", "d", vm="new") == {EINVAL}
+    moved = does(does(state, "create", "s", vm="third", kind="plain", vcpus=0), "send_fd", "d", vm="new", to="s")
+    moved = does(moved, "move", "s", vm="third", source="new")
+    assert errnos(moved, "command", "s", vm="third", id=2) == {EINVAL}  # a mirror it stays
+
+
+def test_commands_of_others() -> None:
+    state = bare()
+    assert errnos(state, "command", "s", vm="old", id=2) == {ENOTTY}
+    assert errnos(state, "command", "s", vm="old", id=13) == {EINVAL}
+    assert errnos(state, "command", "s", vm="old", id=23) == errnos(state, "command", "s", vm="old", id=10) == {EINVAL}
+    assert errnos(bare(OLD), "command", "s", vm="old", id=22) == {EINVAL}
+    assert errnos(state, "register_region", "s", vm="old") == {ENOTTY}
+    for number, key in ((0, "sev"), (1, "sev_es")):
+        assert [c.key for c in does(state, "command", "s", vm="old", id=number).world.contexts] == [key]
+    started = launched(host(), key="sev_es")
+    assert 0 in errnos(started, "command", "s", vm="old", id=7)
+    assert 0 in errnos(started, "unregister_region", "s", vm="old")
+
+
+def test_a_command_can_encrypt_registers() -> None:
+    state = does(does(bare(), "init", "s", vm="old", key="sev_es"), "create_vcpu", "s", vm="old", id=5)
+    state = does(does(state, "launch_start", "s", vm="old"), "create", "d", vm="new", kind="plain", vcpus=1)
+    state = with_descriptor(state, "old", "d")
+    assert errnos(state, "move", "d", **MOVE) == {EINVAL}
+    sealed = does(state, "command", "s", vm="old", id=4)
+    assert errnos(sealed, "move", "d", **MOVE) == {0}
+    assert errnos(does(sealed, "create_vcpu", "s", vm="old", id=6), "move", "d", **MOVE) == {EINVAL}
