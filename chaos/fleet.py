@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from errno import EIO
 from typing import Any, Literal
@@ -46,13 +46,14 @@ class StepFailed(Exception):
 @dataclass(slots=True)
 class Pending:
     """An operation without an answer. Thread `tid` of the process `pid`, the VMM `agent`, makes its system call; `tid`
-    is 0 before that, and of an operation that is not made aside."""
+    is 0 before that, and of an operation that is not made aside. `args` are the operation's, as recorded."""
 
     op: int
     f: str
     recorded: bool
     agent: str
     pid: int = 0
+    args: Mapping[str, Any] = field(default_factory=dict)
     began: int = 0
     tid: int = 0
     reply: Reply | None = None
@@ -175,7 +176,7 @@ class Fleet:
         self._expect_alive(vmm)
         args: dict[str, Any] = msgspec.to_builtins(operation)
         f = str(args.pop("f"))
-        pending = Pending(self._number(), f, vmm.recorded, vmm.name, vmm.pid)
+        pending = Pending(self._number(), f, vmm.recorded, vmm.name, vmm.pid, args)
         if pending.recorded:
             self.recorder.write(
                 Invoke(

@@ -28,12 +28,18 @@ def check(experiment: Experiment, history: History) -> Verdict:
     elif evidence.settled is None:
         parts.append(unknown(PROMISE, f"{evidence.moves[-1]}: who owns the context after it cannot be asked"))
     else:
-        after = [entry for entry in evidence.ledger.entries if entry.record.seq > evidence.settled]
+        after = [entry for entry in evidence.ledger.entries if _asked(evidence, entry) > evidence.settled]
         guests = dict.fromkeys(evidence.lineage(move.source) for move in evidence.moves)
         parts += [_owner(evidence, after, vms) for vms in guests]
         parts += [_other(evidence, move) for move in evidence.moves if move.other]
         parts.append(_firmware(evidence, after))
     return combine(PROMISE, parts)
+
+
+def _asked(evidence: Evidence, entry: Entry) -> int:
+    """From which record on it was asked: what was answered after a move may have been asked before it."""
+    asked = (invoke.seq for invoke, done in evidence.operations if done is entry.record)
+    return next(asked, entry.record.seq)
 
 
 def _mismatch(evidence: Evidence, mismatch: Mismatch) -> Verdict:

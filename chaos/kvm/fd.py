@@ -70,10 +70,15 @@ class Mapping:
 
     __slots__ = ("address", "size")
 
-    def __init__(self, fd: int, size: int) -> None:
+    @classmethod
+    def private(cls, size: int) -> Self:
+        """Of nothing: fresh memory, zeroed when first touched. Raises OSError."""
+        return cls(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+    def __init__(self, fd: int, size: int, flags: int = mmap.MAP_SHARED) -> None:
         """Raises OSError."""
         protection = mmap.PROT_READ | mmap.PROT_WRITE
-        address = _libc.mmap(None, size, protection, mmap.MAP_SHARED, fd, 0)
+        address = _libc.mmap(None, size, protection, flags, fd, 0)
         if address is None or address == _MAP_FAILED:
             number = ctypes.get_errno()
             raise OSError(number, f"mmap: {os.strerror(number)}")

@@ -12,6 +12,7 @@ from chaos.kvm.call import KernelError, attempt
 from chaos.kvm.fd import OwnedFd
 from chaos.kvm.numbers import FIRMWARE_INVALID_LEN, Ioctl, PlatformCommand, SevCommand
 from chaos.kvm.structs import AddressLength, GuestStatus, IssueCmd, LaunchStart, PlatformStatus, SevCmd, SevInit
+from chaos.kvm.userfault import ArgumentPage
 
 DEVICE = Path("/dev/sev")
 BLOB_MAX = 0x4000  # SEV_FW_BLOB_MAX_SIZE of include/linux/psp-sev.h
@@ -22,12 +23,13 @@ class Sev:
     """What can be asked of the encryption context behind a VM's descriptor, which stays its owner's.
 
     `sev_fd` is /dev/sev, through which the firmware is reached. Every method raises `KernelError`; its `firmware` is
-    the PSP's status.
+    the PSP's status. `page`, if there is one, is where the next command that has arguments has them.
     """
 
-    def __init__(self, vm_fd: int, sev_fd: int) -> None:
+    def __init__(self, vm_fd: int, sev_fd: int, page: ArgumentPage | None = None) -> None:
         self._vm_fd = vm_fd
         self._sev_fd = sev_fd
+        self._page = page
 
     def init(self) -> None:
         """Take an ASID for a SEV guest; charges the caller's misc cgroup. Before the first vCPU."""
@@ -83,7 +85,14 @@ class Sev:
         self._command(number)
 
     def _command(self, command: int, data: ctypes.Structure | None = None) -> None:
-        address = ctypes.addressof(data) if data is not None else 0
+        page, self._page = (self._page, None) if data is not None else (None, self._page)
+        if page is not None and data is not None:
+            with page.lend(data) as address:
+                self._issue(command, address)
+        else:
+            self._issue(command, ctypes.addressof(data) if data is not None else 0)
+
+    def _issue(self, command: int, address: int) -> None:
         request = SevCmd(id=command, data=address, sev_fd=self._sev_fd)
         error = attempt(self._vm_fd, Ioctl.KVM_MEMORY_ENCRYPT_OP, ctypes.byref(request))[1]
         if error:

@@ -24,6 +24,7 @@ from chaos.lab.psp.failpoints import parse
 from chaos.lab.psp.plan import Stall
 from chaos.outside import Arm, Look, Looked, Outside, Withdraw
 from chaos.schedule.holds import SYS_IOCTL, Sleeper
+from chaos.schedule.places import Kind
 
 PATIENCE = Path("/sys/module/ccp/parameters/psp_cmd_timeout")
 
@@ -118,6 +119,7 @@ class FirmwareStall:
 
     armed: Armed
     command: str
+    kind: Kind = "firmware"
     function: str = ""
 
     @classmethod
@@ -135,5 +137,5 @@ class FirmwareStall:
 def waits_for_answer(sleeper: Sleeper) -> bool:
     """Whether the thread sleeps in the driver, in an ioctl on a VM or in none (a close has no ioctl)."""
     in_ioctl = sleeper.call[:1] == (SYS_IOCTL,)
-    on_vm = sleeper.call[2:3] == (Ioctl.KVM_MEMORY_ENCRYPT_OP,)
+    on_vm = sleeper.in_ioctl(Ioctl.KVM_MEMORY_ENCRYPT_OP)
     return sleeper.state == "D" and sleeper.sleeping in PLACES and (on_vm or not in_ioctl)

@@ -2,8 +2,8 @@
 """Holds: how to see that an operation is stopped inside the kernel, and where.
 
 The evidence is the kernel's own, in /proc/PID/task/TID: the system call it is in and its arguments (`syscall`), that
-it sleeps where only a fatal signal reaches it (`stat`, state D), and the function it sleeps in (`wchan`, and `stack`
-for the way there). All three are needed: a thread that sleeps somewhere else, or in another call, is not held.
+it sleeps (`stat`: in state D only a fatal signal reaches it), and the function it sleeps in (`wchan`, and `stack` for
+the way there). All three are needed: a thread that sleeps somewhere else, or in another call, is not held.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from chaos.kvm.numbers import Ioctl
 from chaos.symbols import base_name
 
 SYS_IOCTL = 16  # x86-64
+_IOCTLS = frozenset(Ioctl)
 
 # The functions in which a move waits. For the vCPUs of either VM, once it has charged its cgroup: up to 6.15, from
 # 6.16, and where a compiler has put the former into its caller. For the lock of either VM, before it has done anything.
@@ -23,6 +24,10 @@ PLACES: dict[str, frozenset[str]] = {
     "vcpu-running": frozenset({"sev_lock_vcpus_for_migration", "kvm_lock_all_vcpus", "sev_vm_move_enc_context_from"}),
     "vm-locked": frozenset({"sev_lock_two_vms"}),
 }
+# Where a thread waits for a page that is userfaultfd's to bring.
+AT_PAGE = "handle_userfault"
+# As far down as a stack is told in a message.
+_WAY = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +45,21 @@ class Sleeper:
         """The kernel function it sleeps in, "" if the host does not tell."""
         return self.wchan or (self.stack[0] if self.stack else "")
 
-    def in_move(self) -> bool:
-        return self.call[:1] == (SYS_IOCTL,) and self.call[2:3] == (Ioctl.KVM_ENABLE_CAP,)
+    def in_ioctl(self, number: Ioctl) -> bool:
+        return self.call[:1] == (SYS_IOCTL,) and self.call[2:3] == (number,)
+
+    @property
+    def called(self) -> str:
+        """Its system call: "ioctl KVM_RUN", or by number; "" if it is in none, or the host does not tell."""
+        if self.call[:1] != (SYS_IOCTL,):
+            return f"system call {self.call[0]}" if self.call else ""
+        number = self.call[2]
+        return f"ioctl {Ioctl(number).name if number in _IOCTLS else hex(number)}"
 
     def __str__(self) -> str:
-        call = "no system call" if not self.call else f"system call {self.call[0]}"
-        return f"state {self.state}, {call}, sleeping in {self.sleeping or '(not told)'}"
+        where = f"state {self.state}, {self.called or 'no system call'}, sleeping in {self.sleeping or '(not told)'}"
+        way = " < ".join(self.stack[:_WAY])
+        return f"{where} ({way})" if way else where
 
 
 def look(pid: int, tid: int, proc: Path = Path("/proc")) -> Sleeper | None:
@@ -63,9 +77,19 @@ def look(pid: int, tid: int, proc: Path = Path("/proc")) -> Sleeper | None:
     )
 
 
-def holds(sleeper: Sleeper, place: str) -> bool:
+def waits(sleeper: Sleeper, place: str) -> bool:
     """Whether the thread is a move that is stopped at `place`."""
-    return sleeper.state == "D" and sleeper.in_move() and sleeper.sleeping in PLACES[place]
+    return sleeper.state == "D" and sleeper.in_ioctl(Ioctl.KVM_ENABLE_CAP) and sleeper.sleeping in PLACES[place]
+
+
+def waits_for_page(sleeper: Sleeper) -> bool:
+    """Whether the thread is a SEV command that waits for a page of its arguments.
+
+    A fault of the kernel's own sleeps in state S, and yet no signal ends it but a fatal one: the others only make it
+    fault again (`fault_signal_pending`).
+    """
+    there = sleeper.state in ("S", "D") and sleeper.sleeping == AT_PAGE
+    return there and sleeper.in_ioctl(Ioctl.KVM_MEMORY_ENCRYPT_OP)
 
 
 def _read(path: Path) -> str:

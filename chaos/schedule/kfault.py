@@ -100,10 +100,7 @@ class Whereabouts:
     sleeper: Sleeper | None
 
     def __str__(self) -> str:
-        if self.sleeper is None:
-            return f"{self.pid}/{self.tid} has ended"
-        way = " < ".join(self.sleeper.stack[:6])
-        return f"{self.pid}/{self.tid}: {self.sleeper}" + (f" ({way})" if way else "")
+        return f"{self.pid}/{self.tid} has ended" if self.sleeper is None else f"{self.pid}/{self.tid}: {self.sleeper}"
 
 
 class NotReached(SevchaosError):

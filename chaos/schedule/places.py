@@ -6,21 +6,30 @@ Each kind of hold is a class here or beside: it arms a place, sees whether a thr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from chaos.schedule import holds
 from chaos.schedule.holds import Sleeper
 from chaos.schedule.kfault import Happening, Kfault, Slot
+from chaos.steps import VCPU_RUNNING
 from chaos.symbols import base_name
+
+Kind = Literal["vcpu", "lock", "kernel", "page", "firmware"]
 
 
 class Place(Protocol):
-    """`function` is the kernel function that is not entered, or not left, while something is stopped here; "" if it
-    has no name."""
+    """`kind`, `function` and `command` are what `chaos.history.Held` says of it."""
+
+    @property
+    def kind(self) -> Kind: ...
 
     @property
     def function(self) -> str: ...
+
+    @property
+    def command(self) -> str: ...
 
     def stops(self, sleeper: Sleeper, tid: int) -> bool:
         """Whether this thread, as it is now, is stopped here."""
@@ -35,9 +44,14 @@ class Unarmed:
 
     at: str
     function: str = ""
+    command: str = ""
+
+    @property
+    def kind(self) -> Kind:
+        return "vcpu" if self.at == VCPU_RUNNING else "lock"
 
     def stops(self, sleeper: Sleeper, tid: int) -> bool:
-        return holds.holds(sleeper, self.at)
+        return holds.waits(sleeper, self.at)
 
     def release(self) -> None:
         """Whoever keeps the move waiting lets go of it."""
@@ -50,6 +64,8 @@ class KernelEntry:
     kfault: Kfault
     slot: Slot
     _reached: set[int]
+    kind: Kind = "kernel"
+    command: str = ""
 
     @classmethod
     def arm(cls, kfault: Kfault, function: str, *, nth: int, pid: int | None) -> KernelEntry:
@@ -68,3 +84,20 @@ class KernelEntry:
 
     def release(self) -> None:
         self.kfault.clear(self.slot)
+
+
+@dataclass(slots=True)
+class MissingPage:
+    """The page from which a SEV command reads its arguments. `place` puts it there, which only its process can do; one
+    that has died needs it no more."""
+
+    place: Callable[[], None]
+    kind: Kind = "page"
+    function: str = ""
+    command: str = ""
+
+    def stops(self, sleeper: Sleeper, tid: int) -> bool:
+        return holds.waits_for_page(sleeper)
+
+    def release(self) -> None:
+        self.place()

@@ -3,15 +3,21 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from chaos import steps as s
-from chaos.fleet import StepFailed
+from chaos.errors import Unsupported
+from chaos.fleet import Pending, StepFailed
 from chaos.history import Held
+from chaos.kvm import userfault
 from chaos.poll import LOOK_AGAIN, TimedOut
 from chaos.scene import Scene
 from chaos.schedule import holds
 from chaos.schedule.firmware import FirmwareStall
-from chaos.schedule.places import KernelEntry, Place, Unarmed
+from chaos.schedule.places import KernelEntry, MissingPage, Place, Unarmed
 from chaos.script.actor import Actor
+from chaos.stage import Guest, explained
+from chaos.vmm import messages as m
 
 
 def require(scene: Scene, step: s.Arm) -> None:
@@ -20,6 +26,8 @@ def require(scene: Scene, step: s.Arm) -> None:
         scene.kfault().require(step.kernel.function)
     if step.firmware is not None:
         scene.firmware.require()
+    if step.page is not None and (lacking := userfault.lacking()) is not None:
+        raise Unsupported(lacking[0], remedy=lacking[1])
 
 
 def arm(actor: Actor, step: s.Arm) -> None:
@@ -36,13 +44,24 @@ def _arm(actor: Actor, step: s.Arm) -> Place:
         return KernelEntry.arm(actor.scene.kfault(), step.kernel.function, nth=step.kernel.nth, pid=pid)
     if step.firmware is not None:
         return FirmwareStall.arm(actor.scene.firmware, step.firmware.command, nth=step.firmware.nth)
+    if step.page is not None:
+        vm = actor.stage.guest(step.page.vm)
+        actor.stage.fleet.ask(vm.vmm, m.ArmPage(vm=vm.name))
+        return MissingPage(lambda: _put_page(actor, vm))
     raise StepFailed(f"the hold {step.hold} has no place")
+
+
+def _put_page(actor: Actor, vm: Guest) -> None:
+    if vm.created and vm.vmm.alive:
+        actor.stage.fleet.ask(vm.vmm, m.PutPage(vm=vm.name))
 
 
 def hold(actor: Actor, step: s.Hold) -> None:
     pending = actor.under_way(step.vm)
     pid = actor.stage.guests[step.vm].vmm.pid
-    place = actor.armed.get(step.at) or Unarmed(step.at)
+    place = actor.armed.get(step.at) or (Unarmed(step.at) if step.at in s.UNARMED else None)
+    if place is None:
+        raise StepFailed(f"the hold {step.at} is not armed")
     sleeper: holds.Sleeper | None = None
     reached = False
 
@@ -61,13 +80,31 @@ def hold(actor: Actor, step: s.Hold) -> None:
         failure = f"{late}; its thread: {sleeper or 'gone'}"
     actor.write(
         Held(
-            t=actor.now(), op=pending.op, step=actor.step, hold=step.at, reached=reached, function=place.function,
+            t=actor.now(), op=pending.op, step=actor.step, hold=step.at, reached=reached, place=place.kind,
+            side=_side(actor, pending) if reached and place.kind == "vcpu" else "",
+            function=place.function, command=place.command,
             state=sleeper.state if sleeper else "", sleeping=sleeper.sleeping if sleeper else "",
-            stack=sleeper.stack if sleeper else (),
+            call=sleeper.called if sleeper else "", stack=sleeper.stack if sleeper else (),
         )
     )  # fmt: skip
     if not reached:
-        raise StepFailed(failure or f"{pending.f} of {step.vm} ended before it was stopped at {step.at}")
+        raise StepFailed(failure or _ended(pending, step))
+
+
+def _ended(pending: Pending, step: s.Hold) -> str:
+    how = explained(pending.done) if pending.done is not None and pending.done.outcome != "ok" else "it is done"
+    return f"{pending.f} of {step.vm} ended before it was stopped at {step.at}: {how}"
+
+
+def _side(actor: Actor, pending: Pending) -> Literal["", "source", "destination"]:
+    """Whose vCPU a move waits for: it locks those of its destination first. One that leaves the guest now and then may
+    have been overtaken."""
+    ends: tuple[tuple[Literal["source", "destination"], str], ...] = (("destination", "vm"), ("source", "source"))
+    for side, argument in ends:
+        guest = actor.stage.guests[pending.args[argument]]
+        if guest.running:
+            return side if guest.every == 0 else ""
+    return ""
 
 
 def release(actor: Actor, step: s.Release) -> None:

@@ -68,7 +68,7 @@ class Agent:
 
     def _reply(self, request: Request, fds: FdSet, around: Around | None = None) -> Reply:
         do = request.do
-        if isinstance(do, m.Sample | m.Ask | m.Fill):
+        if isinstance(do, Question):
             return self._question(request.id, do)
         return _measured(request.id, lambda: self._operation(do, fds), around)
 
@@ -168,18 +168,28 @@ class Agent:
 
     def _question(self, number: int, do: Question) -> Reply:
         try:
-            match do:
-                case m.Sample():
-                    return Reply(id=number, sampled=self._machine(do.vm).sample())
-                case m.Ask():
-                    machine = self._machine(do.vm)
-                    return Reply(id=number, answers=ask(self.host.system, machine.vm, machine.vcpus))
-                case m.Fill():
-                    return Reply(id=number, filled=self._fill(do.key))
+            return self._answer(number, do)
         except KernelError as error:
             return Reply(id=number, errno=error.number, firmware=error.firmware, call=error.call)
+        except OSError as error:
+            return Reply(id=number, errno=error.errno or errno.EPROTO, call=str(error))
         except Exception:
             return Reply(id=number, bug=traceback.format_exc(limit=6))
+
+    def _answer(self, number: int, do: Question) -> Reply:
+        match do:
+            case m.Sample():
+                return Reply(id=number, sampled=self._machine(do.vm).sample())
+            case m.Ask():
+                machine = self._machine(do.vm)
+                return Reply(id=number, answers=ask(self.host.system, machine.vm, machine.vcpus))
+            case m.Fill():
+                return Reply(id=number, filled=self._fill(do.key))
+            case m.ArmPage():
+                self._machine(do.vm).arm_page()
+            case m.PutPage():
+                self._machine(do.vm).put_page()
+        return Reply(id=number)
 
     def _fill(self, key: str) -> m.Filled:
         """Take contexts until the next one is refused. All are given back before the answer, side by side: each waits

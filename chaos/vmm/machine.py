@@ -22,6 +22,7 @@ from chaos.kvm.numbers import Cap
 from chaos.kvm.sev import Platform, Sev
 from chaos.kvm.structs import MpState
 from chaos.kvm.system import System
+from chaos.kvm.userfault import ArgumentPage
 from chaos.kvm.vcpu import Vcpu
 from chaos.kvm.vm import Vm
 from chaos.vmm import guest, state, wrong
@@ -69,6 +70,7 @@ class Machine:
     team: Team | None = None
     peer: Peer = field(default_factory=Peer)
     current_storm: Storm | None = None
+    page: ArgumentPage | None = None
 
     @classmethod
     def create(cls, host: Host, kind: Kind, count: int, memory_fd: int, *, vm_type: int = 0, lane: int = 0) -> Machine:
@@ -116,7 +118,7 @@ class Machine:
 
     @property
     def sev(self) -> Sev:
-        return Sev(self.vm.fd.number, self.host.sev_fd())
+        return Sev(self.vm.fd.number, self.host.sev_fd(), self.page if self.page and not self.page.used else None)
 
     @property
     def runnable(self) -> Team:
@@ -170,6 +172,21 @@ class Machine:
     def guest_status(self) -> dict[str, Value]:
         status = self.sev.guest_status()
         return {"handle": int(status.handle), "policy": int(status.policy), "state": int(status.state)}
+
+    # -- a page of arguments ------------------------------------------------------------------------------
+
+    def arm_page(self) -> None:
+        """The next SEV command that has arguments waits for them. Raises OSError."""
+        self.put_page()
+        self.page = ArgumentPage()
+
+    def put_page(self) -> None:
+        """No command waits for its arguments any more. Raises OSError."""
+        page, self.page = self.page, None
+        if page is not None and page.used:
+            page.release()  # it is closed by the command
+        elif page is not None:
+            page.discard()
 
     # -- the guest ----------------------------------------------------------------------------------------
 
@@ -243,6 +260,7 @@ class Machine:
             if self.team.running:
                 raise TimeoutError("a vCPU is still in the guest")
         self.peer.disconnect()
+        self.put_page()
         for vcpu in self.vcpus:
             vcpu.close()
         self.vcpus.clear()

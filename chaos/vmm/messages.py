@@ -189,7 +189,19 @@ class Fill(_Operation, frozen=True, kw_only=True, tag="fill"):
     key: str
 
 
-Question = Sample | Ask | Fill
+class ArmPage(_Operation, frozen=True, kw_only=True, tag="arm_page"):
+    """The next SEV command on the VM that has arguments is to wait for the page that they are on."""
+
+    vm: str
+
+
+class PutPage(_Operation, frozen=True, kw_only=True, tag="put_page"):
+    """That page is put there. No command waits for one any more."""
+
+    vm: str
+
+
+Question = Sample | Ask | Fill | ArmPage | PutPage
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 
+import msgspec
 import pytest
 
 from chaos.checkers import CHECKERS
@@ -30,6 +31,23 @@ def test_p4_in_a_chain() -> None:
     b = chain()
     b.status("a", "source", error=errno.EIO)
     b.status("b", "destination", error=errno.EIO)
+    verdict = CHECKERS["P4"](shipped(MOVE), b.finish())
+    assert verdict.outcome is Outcome.HELD, verdict.reason
+
+
+def test_p4_an_answer_that_was_held_past_the_move_tells_of_the_time_before() -> None:
+    b = Builder()
+    b.begin()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    early = b.invoke("guest_status", "source", vm="old")
+    move = b.invoke("move", "destination", vm="new", source="old")
+    answered_at = b.tick()
+    b.done(move)
+    b.records[-1] = msgspec.structs.replace(b.done(early), ended=answered_at)
+    b.observe("after", {"destination": 1})
+    b.status("new", "destination")
+    b.ask("old", "source", dead=True)
     verdict = CHECKERS["P4"](shipped(MOVE), b.finish())
     assert verdict.outcome is Outcome.HELD, verdict.reason
 

@@ -45,8 +45,8 @@ def test_a_move_that_waits_for_a_vcpu_is_held(tmp_path: Path) -> None:
     assert sleeper is not None
     assert sleeper.stack == ("sev_lock_vcpus_for_migration", "sev_vm_move_enc_context_from", "kvm_vm_ioctl")
     assert sleeper.sleeping == "sev_lock_vcpus_for_migration"
-    assert holds.holds(sleeper, "vcpu-running")
-    assert "state D, system call 16, sleeping in sev_lock" in str(sleeper)
+    assert holds.waits(sleeper, "vcpu-running")
+    assert "state D, ioctl KVM_ENABLE_CAP, sleeping in sev_lock" in str(sleeper)
 
 
 @pytest.mark.parametrize(
@@ -63,13 +63,50 @@ def test_a_move_that_waits_for_a_vcpu_is_held(tmp_path: Path) -> None:
 def test_a_thread_anywhere_else_is_not_held(tmp_path: Path, state: str, wchan: str, call: str) -> None:
     task(tmp_path, state, wchan, "", call)
     sleeper = holds.look(10, 11, tmp_path)
-    assert sleeper is not None and not holds.holds(sleeper, "vcpu-running")
+    assert sleeper is not None and not holds.waits(sleeper, "vcpu-running")
+
+
+PAGE_CALL = MOVE_CALL.replace("0x4068aea3", "0xc008aeba")
+
+
+@pytest.mark.parametrize(
+    ("state", "wchan", "call", "waits"),
+    [
+        ("S", "handle_userfault", PAGE_CALL, True),
+        ("D", "handle_userfault", PAGE_CALL, True),
+        ("R", "handle_userfault", PAGE_CALL, False),
+        ("S", "handle_userfault", MOVE_CALL, False),
+        ("S", "handle_userfault", "-1 0x7f 0x7f\n", False),  # a fault of its own, in no call
+        ("D", "sev_lock_two_vms", PAGE_CALL, False),
+    ],
+)
+def test_a_command_that_waits_for_its_arguments(tmp_path: Path, state: str, wchan: str, call: str, waits: bool) -> None:
+    task(tmp_path, state, wchan, "", call)
+    sleeper = holds.look(10, 11, tmp_path)
+    assert sleeper is not None and holds.waits_for_page(sleeper) is waits
+
+
+@pytest.mark.parametrize(
+    ("call", "called"),
+    [
+        (MOVE_CALL, "ioctl KVM_ENABLE_CAP"),
+        (MOVE_CALL.replace("0x4068aea3", "0x1234"), "ioctl 0x1234"),
+        (MOVE_CALL.replace("16 ", "202 ", 1), "system call 202"),
+        ("running\n", ""),
+    ],
+)
+def test_a_system_call_by_its_name(tmp_path: Path, call: str, called: str) -> None:
+    task(tmp_path, "S", "x", STACK, call)
+    sleeper = holds.look(10, 11, tmp_path)
+    assert sleeper is not None and sleeper.called == called
+    way = "(sev_lock_vcpus_for_migration < sev_vm_move_enc_context_from < kvm_vm_ioctl)"
+    assert str(sleeper) == f"state S, {called or 'no system call'}, sleeping in x {way}"
 
 
 def test_the_stack_stands_in_where_wchan_tells_nothing(tmp_path: Path) -> None:
     task(tmp_path, "D", "0", STACK, MOVE_CALL)
     sleeper = holds.look(10, 11, tmp_path)
-    assert sleeper is not None and holds.holds(sleeper, "vcpu-running")
+    assert sleeper is not None and holds.waits(sleeper, "vcpu-running")
 
 
 def test_what_may_not_be_read_is_not_known(tmp_path: Path) -> None:
