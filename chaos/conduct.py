@@ -44,6 +44,7 @@ async def conduct(
     timeout: float,
     known: tuple[Finding, ...],
     withhold: frozenset[str] = frozenset(),
+    shared: bool = False,
     console: Console,
     watch: Callable[[Record], None],
 ) -> Conducted:
@@ -54,7 +55,7 @@ async def conduct(
     with (directory.path / "dmesg.log").open("w") as dmesg, console.into(directory.path / "console.log"):
         book = _Book(writer, dmesg, console, watch)
         try:
-            order = Order(experiment=experiment, seed=seed, host=where.host, withhold=withhold)
+            order = Order(experiment=experiment, seed=seed, host=where.host, withhold=withhold, shared=shared)
             await session.carry_out(order, record=book.record, timeout=timeout)
         except SevchaosError as error:
             broken = error

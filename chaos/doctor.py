@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -128,6 +129,7 @@ def _local() -> Iterator[Check]:
     yield _device(Path("/dev/sev"), "the PSP's device", "load ccp; the firmware setup must allow SEV")
     yield _cgroups()
     yield _capacity()
+    yield _fence()
 
 
 def _kvm() -> Check:
@@ -182,6 +184,33 @@ def _capacity() -> Check:
     if seen == "none":
         return Check("ASIDs", State.MISSING, "misc.capacity lists no sev", "see the lines on SEV")
     return Check("ASIDs", State.GOOD, seen)
+
+
+def _fence() -> Check:
+    """What keeps runs from taking what others need."""
+    from chaos.kvm.sev import Platform
+    from chaos.survey import Paths, foreign_guests, hierarchy, share, survey
+
+    paths = Paths()
+    platform = None
+    try:
+        root = hierarchy(paths)
+        with contextlib.suppress(OSError):
+            platform = Platform.open(paths.sev)
+        foreign = foreign_guests(root, platform)
+    except (SevchaosError, OSError) as error:
+        return Check("fence", State.MISSING, f"nobody can say whether others need this host: {error}",
+                     "see the lines above")  # fmt: skip
+    finally:
+        if platform is not None:
+            platform.close()
+    host = survey("local", paths, root)
+    taken = share(host, root.current() or {})
+    seen = ", ".join(f"{number} of {host.asids[key]} {key}" for key, number in sorted(taken.items())) or "no ASID"
+    if foreign:
+        return Check("fence", State.POOR, f"{foreign} SEV guests of others live here; a run could take {seen}",
+                     "runs are refused without --shared-host")  # fmt: skip
+    return Check("fence", State.GOOD, f"no SEV guest of others; a run takes at most {seen}, and dies as a whole")
 
 
 def _text(path: Path) -> str | None:

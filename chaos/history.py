@@ -89,6 +89,7 @@ class Header(_Record, frozen=True, kw_only=True):
     release: str
     executes_es: bool  # whether SEV-ES guests can be entered on this host; not in the lab
     asids: dict[str, Int]  # capacity by key of the misc controller
+    shared: bool = False  # whether SEV guests of others may come and go on the host meanwhile
     log_ahead: Int | None = None
 
 

@@ -208,7 +208,10 @@ class _LabSession:
 
 
 class LocalHost:
-    """This machine, with its own SEV."""
+    """This machine, with its own SEV. A `shared` one may have guests of others; else they are a reason not to begin."""
+
+    def __init__(self, *, shared: bool = False) -> None:
+        self._shared = shared
 
     def describe(self) -> Description:
         return Description(host="local", release=os.uname().release, cpus=os.cpu_count() or 0)
@@ -220,6 +223,8 @@ class LocalHost:
                 "runs on this machine need root: they make cgroups and open /dev/sev",
                 remedy="become root, or use --host lab, which needs nothing",
             )
+        if not self._shared:
+            _refuse_others()
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", RUNNER, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE, start_new_session=True,
@@ -233,6 +238,22 @@ class LocalHost:
                 with contextlib.suppress(ProcessLookupError):
                     process.send_signal(signal.SIGKILL)  # its warden removes what it had made
                 await process.wait()
+
+
+def _refuse_others() -> None:
+    """Here already, so that nothing is started. The runner asks again before each run."""
+    from chaos.kvm.sev import Platform
+    from chaos.survey import Paths, hierarchy, refuse_others
+
+    paths = Paths()
+    root, platform = hierarchy(paths), None
+    with contextlib.suppress(OSError):
+        platform = Platform.open(paths.sev)
+    try:
+        refuse_others(root, platform)
+    finally:
+        if platform is not None:
+            platform.close()
 
 
 class _LocalSession:

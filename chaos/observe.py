@@ -48,7 +48,7 @@ class Observer:
     def _guests(self) -> int | None:
         if self._reticent():
             return None
-        reason = "/dev/sev could not be opened"
+        reason = "/dev/sev could not be opened, or others share it"
         if self._platform is not None:
             try:
                 return int(self._platform.status().guest_count)

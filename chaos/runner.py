@@ -59,7 +59,7 @@ from chaos.schedule.firmware import Firmware
 from chaos.script import perform, require_all
 from chaos.script.actor import Actor
 from chaos.stage import Stage
-from chaos.survey import Paths, Surveyed, allowance, foreign_guests, hierarchy, require, survey
+from chaos.survey import Paths, Surveyed, allowance, hierarchy, refuse_others, require, survey
 from chaos.vmm.messages import Fill
 from chaos.vmm.server import ForkServer
 
@@ -113,7 +113,7 @@ class Run:
             Header(
                 t=self.recorder.now(), experiment=self.order.experiment.name, seed=self.order.seed, host=host.name,
                 kernel=host.kernel, release=host.release, executes_es=host.executes_es, asids=dict(host.asids),
-                log_ahead=log_ahead,
+                shared=self.order.shared, log_ahead=log_ahead,
             )
         )  # fmt: skip
 
@@ -176,11 +176,8 @@ class Run:
         library.load()
         require(host, self.paths, self.order.experiment.keys, self.order.experiment.types)
         platform = self._platform(stack)
-        foreign = 0 if host.is_lab else foreign_guests(root, platform)
-        if foreign:
-            raise HostLacks(
-                f"{foreign} SEV guests that are not ours live on this host", remedy="use a host of its own, or the lab"
-            )
+        if not (host.is_lab or self.order.shared):
+            refuse_others(root, platform)
         claimed = cleanup.claim(root, self.order.experiment.name)
         self.warden.guard(claimed)
         fleet = Fleet(self.server, self.loop, self.recorder)
@@ -213,13 +210,13 @@ class Run:
         """The run between its two fillings and its two observations."""
         group = claimed.cgroup
         firmware = Firmware(self.outside, self.order.seed, platform)
-        observer = Observer(
-            group, platform, lambda lost: self.recorder.note("witness", lost), lambda: firmware.may_stall
-        )
+        # On a shared host its count is of everybody's guests, and tells nothing of ours.
+        asked = None if self.order.shared else platform
+        observer = Observer(group, asked, lambda lost: self.recorder.note("witness", lost), lambda: firmware.may_stall)
         length = len(self.order.experiment.script)
         stage = Stage(self.order.experiment, fleet, Groups(group, fleet), host.executes_es)
         scene = Scene(stage, stack, firmware)
-        require_all(scene)  # now, not in the middle
+        require_all(scene, shared=self.order.shared)  # now, not in the middle
         self._fill("start", host, fleet, group)
         stage.groups.make(self.order.experiment.groups)
         observer.observe(self.recorder, "start", -1)

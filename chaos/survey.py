@@ -139,9 +139,22 @@ def foreign_guests(root: Cgroup, platform: Platform | None) -> int:
         raise HostLacks(f"the firmware does not say how many guests it has: {error}", remedy="see dmesg") from error
 
 
+def refuse_others(root: Cgroup, platform: Platform | None) -> None:
+    """Raises `HostLacks` if SEV guests that are not ours live here, or nobody can say."""
+    foreign = foreign_guests(root, platform)
+    if foreign:
+        raise HostLacks(
+            f"{foreign} SEV guest{'s' * (foreign > 1)} that {'are' if foreign > 1 else 'is'} not ours on this host",
+            remedy="use a host of its own or the lab, or say --shared-host: then only what is ours is struck",
+        )
+
+
 def allowance(host: Surveyed, used: Mapping[str, int]) -> dict[str, int]:
     """How many ASIDs of each key a run may take; nothing is withheld in the lab, where nobody else is."""
-    if host.is_lab:
-        return {}
+    return {} if host.is_lab else share(host, used)
+
+
+def share(host: Surveyed, used: Mapping[str, int]) -> dict[str, int]:
+    """The same of a host that others may need."""
     free = {key: capacity - used.get(key, 0) for key, capacity in host.asids.items()}
     return {key: max(min(LEAST, number), int(number * SHARE)) for key, number in free.items()}

@@ -169,6 +169,11 @@ class Evidence:
     def ledger(self) -> Ledger:
         return replay(self.history)
 
+    @property
+    def shared(self) -> bool:
+        """Whether SEV guests of others could come and go on the host."""
+        return self.history.header is not None and self.history.header.shared
+
     @cached_property
     def contexts(self) -> Contexts:
         return Contexts.of(self.history)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from chaos.checkers.evidence import Evidence, combine, deviated, errname, held, unknown
+from chaos.checkers.evidence import Evidence, combine, deviated, errname, held, skipped, unknown
 from chaos.contexts import told
 from chaos.experiment import Experiment
 from chaos.history import Filled, History, Observation
@@ -78,6 +78,8 @@ def _charges(evidence: Evidence, end: Observation) -> Iterator[Verdict]:
 
 def _guests(evidence: Evidence, start: Observation, end: Observation) -> Verdict:
     contexts = evidence.contexts
+    if evidence.shared:
+        return skipped(PROMISE, "the firmware counts guests of others too, which come and go", (start, end))
     if start.guests is None or end.guests is None:
         why = f": {contexts.gone}" if contexts.gone else ""
         return unknown(PROMISE, f"the firmware could not be asked for its guest count{why}", (start, end))
@@ -119,6 +121,9 @@ def _filled(evidence: Evidence, start: Filled, end: Filled) -> Iterator[Verdict]
         if before > after and evidence.contexts.gone:
             text = f"{after} contexts of {key} could be had after the run, {before} before it"
             yield unknown(PROMISE, f"{text}, and {evidence.contexts.gone}", (start, end))
+        elif before != after and evidence.shared:
+            text = f"{after} contexts of {key} could be had after the run, {before} before it, on a shared host"
+            yield unknown(PROMISE, text, (start, end))
         elif before != after:
             yield deviated(
                 PROMISE,

@@ -34,6 +34,7 @@ class _Plan:
     timeout: float
     known: tuple[findings.Finding, ...]
     withhold: frozenset[str]
+    shared: bool
 
 
 Tell = Callable[[str, str], None]  # which run, and what it is doing
@@ -103,11 +104,19 @@ Tell = Callable[[str, str], None]  # which run, and what it is doing
     metavar="FAULT",
     help="Do not apply this fault, and ask for its evidence all the same: the run must end unknown. Repeatable.",
 )
+@click.option(
+    "--shared-host",
+    "shared",
+    is_flag=True,
+    help="With --host local: run although SEV guests of others live here. A part of the ASIDs is left to them, and "
+    "whatever strikes the whole host is skipped.",
+)
 @click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
 def run_(
     *, names: tuple[str, ...], host: str, kernels: tuple[str, ...], seed: int | None, form: str | None, as_json: bool,
     accept_known: bool, runs: Path, timeout: float, asids: tuple[int, int], cpus: int, memory: int,
     cold: bool, quiet: bool, repeat: int, everything: bool, expression: str | None, withhold: tuple[str, ...],
+    shared: bool,
 ) -> int:  # fmt: skip
     """Carry out experiments, by name, by file or by selection, and say which promises the kernel kept.
 
@@ -125,8 +134,10 @@ def run_(
     if host == "local":
         if kernels:
             raise UsageError("--kernel chooses a lab's kernel; --host local has its own", remedy="leave one out")
-        hosts = [LocalHost()]
+        hosts = [LocalHost(shared=shared)]
     else:
+        if shared:
+            raise UsageError("--shared-host is about this machine; a lab is nobody else's", remedy="leave it out")
         from chaos.lab.session import Wish
 
         hosts = [
@@ -137,7 +148,9 @@ def run_(
         ]
     known = findings.load() if accept_known else ()
     used = secrets.randbelow(1 << 32) if seed is None else seed
-    plan = _Plan(seed=used, repeat=repeat, runs=runs, timeout=timeout, known=known, withhold=frozenset(withhold))
+    plan = _Plan(
+        seed=used, repeat=repeat, runs=runs, timeout=timeout, known=known, withhold=frozenset(withhold), shared=shared
+    )
     with _progress(quiet) as tell:
         done = asyncio.run(_all(hosts, wanted, plan, tell))
     _report(done, form)
@@ -177,7 +190,7 @@ async def _one(
 
     return await conduct(
         session, experiment, seed=seed, where=where, runs=plan.runs, timeout=plan.timeout, known=plan.known,
-        withhold=plan.withhold, console=console, watch=watch,
+        withhold=plan.withhold, shared=plan.shared, console=console, watch=watch,
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from chaos import fault as faults
 from chaos import steps as s
+from chaos.errors import Unsupported
 from chaos.fleet import StepFailed
 from chaos.scene import Scene
 from chaos.script import guests, holding, launching, looking, moving, striking
@@ -60,13 +61,23 @@ def perform(actor: Actor) -> None:
     actor.stage.fleet.step = len(script)
 
 
-def require_all(scene: Scene) -> None:
-    """Whether the host can do what the script's faults and holds want. Raises `Unsupported`, `UsageError`."""
+def require_all(scene: Scene, *, shared: bool) -> None:
+    """Whether the host can do what the script's faults and holds want, and may have it done to it: on a `shared` one
+    nothing is touched that others need. Raises `Unsupported`, `UsageError`."""
     for _, step in s.walk(scene.stage.experiment.script):
         if isinstance(step, s.Strike):
-            faults.find(step.fault, step.options).require(scene, step.target)
+            fault = faults.find(step.fault, step.options)
+            if shared and fault.TARGET == "host":
+                raise _theirs_too(f"the fault {step.fault} strikes the whole host")
+            fault.require(scene, step.target)
         elif isinstance(step, s.Arm):
+            if shared and step.kernel is not None and step.kernel.vmm is None:
+                raise _theirs_too(f"the hold {step.hold} stops whoever calls {step.kernel.function}")
             holding.require(scene, step)
+
+
+def _theirs_too(what: str) -> Unsupported:
+    return Unsupported(f"{what}, and this one is shared with others", remedy="use a host of its own, or the lab")
 
 
 def carry_out(actor: Actor, step: s.Step) -> None:

@@ -5,7 +5,8 @@ A vCPU counts in a register and writes every value to a page of its own, into on
 So the page is a pattern that follows from the counter alone: slot k holds the last value that is k modulo 64. Before a
 step it compares the slot of the value it has, and before it overwrites the next one, what is due to be there. A
 migration that loses a register, a page or a cache line, or brings an old copy of any, makes them differ; the guest
-then says so itself, at the latest 64 counts later.
+then says so itself, at the latest 64 counts later. Only slot 0 is overwritten unseen, when the low half of the counter
+wraps: once in 2^32 counts.
 
 It needs no paging, no interrupts and no CPU features, so it runs wherever the first instruction of a plain SEV guest
 does: without paging all memory is private on hardware, and in the lab nothing is encrypted.

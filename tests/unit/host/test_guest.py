@@ -9,7 +9,7 @@ from pathlib import Path
 from shutil import which
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from chaos.vmm import guest
@@ -76,6 +76,8 @@ def test_the_counter_wraps_into_its_high_half_and_is_never_zero() -> None:
 
 
 @given(st.integers(0, 0xFFFFFFFE), st.integers(0, 63), st.integers(0, 0xFFFFFFFF))
+@example(0xFFFFFFC1, 1, 0)
+@example(0xFFFFFFBF, 0, 0)
 def test_a_value_that_is_not_the_last_one_is_noticed_within_a_round_and_the_guest_goes_on(
     count: int, slot: int, value: int
 ) -> None:

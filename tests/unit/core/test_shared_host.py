@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""On a host that others share, what the firmware counts and how many contexts can be had is theirs too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from chaos.errors import Unsupported
+from chaos.history import Filled, Header, History, Observation, Record
+from chaos.judge import judge
+from chaos.script import require_all
+from chaos.verdict import Outcome
+from tests.unit.core.build import moved, shipped
+
+NAME = "move-across-cgroups"
+
+
+def outcomes(change: Callable[[Record], Record]) -> dict[str, tuple[Outcome, str]]:
+    told = moved()
+    shared = History(tuple(change(record) for record in told.records))
+    return {v.promise: (v.outcome, v.signature) for v in judge(shipped(NAME), shared).verdicts}
+
+
+def others_share(record: Record) -> Record:
+    if isinstance(record, Header):
+        return msgspec.structs.replace(record, shared=True)
+    return msgspec.structs.replace(record, guests=None) if isinstance(record, Observation) else record
+
+
+def test_what_cannot_be_asked_there_is_skipped_and_the_rest_holds() -> None:
+    found = outcomes(others_share)
+    assert found["P4"][0] is found["P9"][0] is Outcome.SKIPPED
+    assert found["P1"][0] is found["P3"][0] is Outcome.HELD
+
+
+def test_fewer_contexts_may_be_the_work_of_others() -> None:
+    def fewer(record: Record) -> Record:
+        record = others_share(record)
+        if isinstance(record, Filled) and record.label == "end":
+            return msgspec.structs.replace(record, count={key: number - 1 for key, number in record.count.items()})
+        return record
+
+    assert outcomes(fewer)["P9"][0] is Outcome.UNKNOWN
+
+
+def test_a_charge_of_ours_that_stays_is_ours_all_the_same() -> None:
+    def left(record: Record) -> Record:
+        record = others_share(record)
+        if isinstance(record, Observation) and record.label == "end":
+            misc = {name: {**files, "current": {"sev": 1, "sev_es": 0}} for name, files in record.misc.items()}
+            return msgspec.structs.replace(record, misc=misc)
+        return record
+
+    assert outcomes(left)["P9"] == (Outcome.DEVIATED, "charge-left:sev")
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"do": "fault", "fault": "firmware", "options": {"plan": "INIT=stall"}},
+        {"do": "arm", "hold": "h", "kernel": {"function": "misc_cg_try_charge"}},
+    ],
+)
+def test_what_strikes_the_whole_host_is_not_done_there(step: dict[str, object]) -> None:
+    class Stage:
+        experiment = msgspec.convert({**msgspec.to_builtins(shipped(NAME)), "script": [step]}, type(shipped(NAME)))
+
+    class Scene:
+        stage = Stage()
+
+    with pytest.raises(Unsupported, match="this one is shared with others"):
+        require_all(Scene(), shared=True)  # type: ignore[arg-type]
