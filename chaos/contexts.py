@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from errno import EBUSY, ETIMEDOUT
 from itertools import pairwise
 
 from chaos.history import Done, Firmware, History, Invoke, Kernel, Observation
@@ -90,7 +91,9 @@ class Contexts:
         return tuple(owed for owed in self.owed if owed.t <= t)
 
     def honest(self, invoke: Invoke, done: Done) -> bool:
-        """Whether the answer to a GUEST_STATUS is the firmware's own word."""
+        """Whether the answer to a GUEST_STATUS is the firmware's own word, or the kernel's, who never asked it."""
+        if done.outcome == "fail" and not done.firmware and done.errno not in (EBUSY, ETIMEDOUT):
+            return True
         if self.gone and done.t >= self.gone_at:
             return False
         mine = (r for r in self.tampered if r.command == invoke.f.upper())

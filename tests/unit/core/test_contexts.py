@@ -217,6 +217,18 @@ def test_an_answer_that_was_made_up_shows_nothing() -> None:
     assert verdict_of("P5", failed_move("delay:1ms")).signature == "guest_status-after-failed-move:handle"
 
 
+def test_what_the_kernel_answers_without_asking_is_its_own_word() -> None:
+    """A descriptor that is lost is lost, whatever became of the firmware behind it."""
+    b = Told()
+    b.sent("GUEST_STATUS", 1, status=-1, fault="dead")
+    contexts = Contexts.of(b.history())
+    invoke = b.invoke("guest_status", "destination", vm="new")
+    for error, honest in ((errno.EBADF, True), (errno.EIO, True), (errno.EBUSY, False), (errno.ETIMEDOUT, False)):
+        assert contexts.honest(invoke, b.done(invoke, "fail", error=error)) is honest
+    assert not contexts.honest(invoke, b.done(invoke, "fail", error=errno.EIO, firmware=HWERROR))
+    assert not contexts.honest(invoke, b.done(invoke))
+
+
 def flushed(fault: str, *, sent: bool = True) -> History:
     """INIT finds no clean ASID, since the firmware does not flush."""
     b = Told()
