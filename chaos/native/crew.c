@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -118,6 +119,8 @@ static void introduce(struct worker *worker)
 	snprintf(name, sizeof(name), "%s %u", worker->run ? "vcpu" : "loop",
 		 (unsigned int)(worker - worker->crew->workers));
 	pthread_setname_np(pthread_self(), name);
+	if (worker->plan.nice)
+		setpriority(PRIO_PROCESS, 0, (int)worker->plan.nice);	/* of this thread, on Linux */
 	sigemptyset(&kick);
 	sigaddset(&kick, kick_signal());
 	pthread_sigmask(SIG_UNBLOCK, &kick, NULL);

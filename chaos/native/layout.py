@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_int32, c_uint32, c_uint64
+from ctypes import c_int32, c_int64, c_uint32, c_uint64
 
 ERRNOS = 4096  # the kernel has no larger one
 
@@ -62,6 +62,7 @@ class Plan(ctypes.Structure):
         ("more", c_uint64),
         ("cpu", c_int32),
         ("ends_all", c_uint32),
+        ("nice", c_int64),
         ("counter", c_uint64),
     ]
 

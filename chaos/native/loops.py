@@ -22,6 +22,7 @@ _CLOCK_SOURCE = Path("/sys/devices/system/clocksource/clocksource0/current_clock
 RING = 1 << 16  # records: 1.5 MB a thread
 _LONGEST_RING = 1 << 24
 _MOST_CPUS = 1024  # of glibc's cpu_set_t
+_NICEST = 19
 _END_WITHIN = 20.0  # of a loop that is left with `with`; a call takes no longer unless something holds it
 
 
@@ -49,7 +50,7 @@ class Program:
 
     `offset` is ns after the common beginning. `ends_at` are errnos that end the thread, 0 among them for a success,
     `more` calls after the first of them. With `ends_all` they end every other thread too, each after the call it is in.
-    `cpu` pins the thread.
+    `cpu` pins the thread; `nice` says how gladly it gives way to others, from 0 to 19.
     """
 
     steps: tuple[Step, ...]
@@ -59,6 +60,7 @@ class Program:
     ends_at: frozenset[int] = frozenset()
     more: int = 0
     ends_all: bool = False
+    nice: int = 0
 
     def __post_init__(self) -> None:
         if not self.steps:
@@ -69,6 +71,8 @@ class Program:
             )
         if self.cpu is not None and not 0 <= self.cpu < _MOST_CPUS:
             raise InternalError(f"a program for CPU {self.cpu}")
+        if not 0 <= self.nice <= _NICEST:
+            raise InternalError(f"a program as nice as {self.nice}")
         if not all(0 <= number < layout.ERRNOS for number in self.ends_at):
             raise InternalError(f"a program that ends at errnos {sorted(self.ends_at)}")
 
@@ -166,6 +170,7 @@ def _native_plan(program: Program, steps: ctypes.Array[layout.Step], ring: int, 
         cpu=-1 if program.cpu is None else program.cpu,
         more=program.more,
         ends_all=program.ends_all,
+        nice=program.nice,
         counter=counter,
     )
     for number in program.ends_at:

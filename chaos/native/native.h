@@ -69,6 +69,7 @@ struct plan {
 	uint64_t more;		/* so many calls after the first of them */
 	int32_t cpu;		/* -1: any */
 	uint32_t ends_all;	/* and the loops of the others too */
+	int64_t nice;
 	uint64_t counter;	/* tell the time by the time stamp counter, see clock.h */
 };
 

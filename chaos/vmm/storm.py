@@ -32,6 +32,8 @@ LOOK_EVERY = 0.001
 # for what came before: then the last call that was answered is on record.
 MORE = 1 << 12
 RING = 2 * MORE
+# Whoever is to move the VM, or to end the storm, gets its turn, also where there are fewer CPUs than threads.
+NICE = 10
 TSC = 0x10
 STILL = frozenset({"KVM_RUN", "KVM_SET_REGS"})
 """Calls that want the vCPUs out of the guest for as long as the storm lasts."""
@@ -115,7 +117,7 @@ def memory_of(threads: int) -> OwnedFd:
 def _program(vm: Vm, vcpu: Vcpu, calls: Sequence[str], number: int) -> Program:
     first = number % len(calls)
     steps = tuple(_step(vm, vcpu, name) for name in (*calls[first:], *calls[:first]))
-    return Program(steps, rounds=None, ends_at=frozenset({errno.EIO}), more=MORE)
+    return Program(steps, rounds=None, ends_at=frozenset({errno.EIO}), more=MORE, nice=NICE)
 
 
 def call_of(calls: Sequence[str], thread: int, index: int) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from chaos.errors import InternalError
-from chaos.native import Call, Loop, Program, Ran, Step, VcpuThread, Why, loops, read, read_vcpu
+from chaos.native import Call, Loop, Program, Ran, Step, Why, loops, read
 from chaos.native.board import Board, ran
 from chaos.native.layout import RECORD
 
@@ -138,6 +138,15 @@ def test_a_ring_that_is_just_full(refused: Step, rounds: int, overwritten: int) 
     (thread,) = run(Program((refused,), rounds=rounds), ring=64)
     assert thread.overwritten == overwritten
     assert len(list(thread)) == rounds - overwritten
+
+
+def test_a_thread_can_be_nice(refused: Step) -> None:
+    running = Loop((Program((refused,), rounds=None, nice=7), Program((refused,), rounds=None))).start()
+    while not running.begun:
+        running.wait(0.001)
+    assert [os.getpriority(os.PRIO_PROCESS, tid) for tid in running.tids] == [7, 0]
+    running.stop()
+    running.join(WITHIN)
 
 
 def test_without_a_ring_calls_are_counted_only(refused: Step) -> None:
@@ -421,6 +430,8 @@ def test_whether_a_call_was_under_way(calls: int, since: int, ended: list[int], 
         {"ends_at": frozenset({4096})},
         {"ends_at": frozenset({-1})},
         {"more": -1},
+        {"nice": -1},
+        {"nice": 20},
     ],
 )
 def test_a_program_is_checked(arguments: dict[str, object]) -> None:
@@ -450,34 +461,6 @@ def test_a_call_is_a_value() -> None:
     call = Call(thread=0, index=1, began=2, ended=3, errno=0)
     assert call == Call(0, 1, 2, 3, 0)
     assert len({call, replace(call, errno=5)}) == 2
-
-
-# vCPUs; the real ones are in tests/lab
-
-
-def test_a_vcpu_that_cannot_run_says_so(pipe: tuple[int, int]) -> None:
-    area = ctypes.create_string_buffer(4096)
-    vcpu = VcpuThread(fd=pipe[0], area=ctypes.addressof(area), tick_port=0x10, stale_port=0x11, ticks=7)
-    with vcpu.memory() as memory:
-        left = vcpu.start(memory=memory.number).join(WITHIN)
-        assert read_vcpu(memory.number) == left.seen
-    assert (left.why, left.detail) == (Why.FAILED, errno.ENOTTY)
-    assert left.reason == "KVM_RUN: ENOTTY"
-    assert (left.seen.ticks, left.seen.exits, left.seen.first_tick) == (7, 0, 0)
-
-
-def test_a_vcpu_can_wait_for_a_moment_and_be_stopped_before_it(pipe: tuple[int, int]) -> None:
-    area = ctypes.create_string_buffer(4096)
-    vcpu = VcpuThread(fd=pipe[0], area=ctypes.addressof(area), tick_port=0x10, stale_port=0x11)
-    running = vcpu.start(at=time.monotonic_ns() + 3600_000_000_000)
-    with pytest.raises(TimeoutError, match=f"thread {running.tid} is in KVM_RUN"):
-        running.join(0)
-    assert running.left() is None
-    running.stop()
-    assert area[1] == b"\1"  # immediate_exit, until the join
-    assert running.wait(WITHIN)
-    assert running.left() == running.join(WITHIN) == running.left()
-    assert area[1] == b"\0"
 
 
 def test_a_process_may_end_in_the_middle(pipe: tuple[int, int]) -> None:
