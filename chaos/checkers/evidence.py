@@ -8,6 +8,7 @@ several questions makes a verdict of each and hands them to `combine`.
 from __future__ import annotations
 
 import errno
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ from chaos.contexts import Contexts
 from chaos.history import Asked, Counted, Done, Exited, History, Invoke, Observation, Record, Stormed
 from chaos.ledger import Entry, Ledger, replay
 from chaos.verdict import Outcome, Verdict
-from chaos.world import argument
+from chaos.world import argument, levels
 
 # Operations that are ioctls on a file descriptor of their VM. `run` is none: it lets threads into KVM_RUN and
 # answers before they come out. `close`, and being the source of a move, are no ioctl on the VM.
@@ -202,18 +203,33 @@ class Evidence:
         exited = self.exited(invoke.agent, after=invoke.seq)
         return None if exited is None else exited.seq
 
-    @cached_property
-    def only_mirrors_moved(self) -> bool:
-        """Whether every context that was moved was one that a mirror shares: what goes wrong then is of its own kind,
-        and no finding about mirrors may excuse it elsewhere."""
-        mirrors = {
-            argument(i, "vm") for i, done in self.operations if i.f == "mirror" and done and done.outcome == "ok"
-        }
-        happened = [move for move in self.moves if move.happened]
-        for move in happened:
-            if move.source in mirrors:
-                mirrors.add(move.destination)
-        return bool(happened) and all(move.source in mirrors for move in happened)
+    def were_mirrors_charged(self, seq: int) -> Counter[tuple[str, str]]:
+        """What (cgroup, key) would be charged too much at that record, if a mirror was charged wherever it was moved to
+        last, and for good. That is of its own kind, and no finding about it may excuse anything else."""
+        made = [i for i, done in self.operations if i.f == "mirror" and done is not None and done.outcome == "ok"]
+        firsts = {argument(invoke, "vm"): invoke for invoke in made}
+        homes: dict[int, tuple[str, str]] = {}
+        for move in self.moves:
+            first = firsts.get(move.source)
+            if move.happened and first is not None and move.over is not None and move.over < seq:
+                firsts[move.destination] = first
+                homes[first.op] = self.home(move.invoke), self.key(argument(first, "source"))
+        return Counter((level, key) for cgroup, key in homes.values() for level in levels(cgroup))
+
+    def held(self, vm: str, invoke: Invoke) -> bool | None:
+        """Whether the VM had a context, its own or as a mirror, when the operation came; None if nobody can say."""
+        had = {vm in world.holders for world in self.ledger.during.get(invoke.op, ())}
+        return had.pop() if len(had) == 1 else None
+
+    def home(self, invoke: Invoke) -> str:
+        """The cgroup of whoever made the call, then; "" if nobody knows."""
+        homes = [
+            argument(other, "cgroup")
+            for other, done in self.operations
+            if other.agent == invoke.agent and other.f in ("spawn", "enter") and done is not None
+            if done.outcome == "ok" and done.seq < invoke.seq
+        ]
+        return homes[-1] if homes else ""
 
     @cached_property
     def settled(self) -> int | None:

@@ -90,7 +90,7 @@ def _told(evidence: Evidence, mismatch: Mismatch) -> tuple[str, str]:
     if mismatch.kind == "answer":
         text = f"{mismatch.key} of {mismatch.where} failed, but its charge had been taken over"
         return text, f"failed-but-charged:{mismatch.key}"
-    when, label = _when(evidence, mismatch.record), _label(evidence, mismatch.record)
+    when, label = _when(evidence, mismatch), _label(evidence, mismatch.record)
     way = "miscounted"
     if mismatch.seen < 0:
         way = "below-zero"
@@ -118,7 +118,8 @@ def _values(mismatch: Mismatch) -> str:
     return " or ".join(str(value) for value in sorted(mismatch.expected))
 
 
-def _when(evidence: Evidence, record: int) -> str:
+def _when(evidence: Evidence, mismatch: Mismatch) -> str:
+    record = mismatch.record
     if not evidence.moves or record < evidence.moves[0].invoke.seq:
         return "before-move"
     begun = [move for move in evidence.moves if move.invoke.seq < record]
@@ -127,7 +128,9 @@ def _when(evidence: Evidence, record: int) -> str:
     worlds = next(entry.worlds for entry in evidence.ledger.entries if entry.record.seq == record)
     if not any(world.contexts for world in worlds):
         return "after-close"
-    return "after-mirror-move" if evidence.only_mirrors_moved else "after-move"
+    by_mirrors = evidence.were_mirrors_charged(record)[mismatch.where, mismatch.key]
+    explained = by_mirrors > 0 and mismatch.seen - by_mirrors in mismatch.expected
+    return "after-mirror-move" if explained else "after-move"
 
 
 def _label(evidence: Evidence, record: int) -> str:

@@ -90,21 +90,10 @@ def _since(
     for invoke, done in evidence.operations:
         if done is None or done.seq > seq or not evidence.ledger.happened(invoke, done):
             continue
-        if cgroup not in levels(_home(evidence, invoke)):
+        if cgroup not in levels(evidence.home(invoke)):
             continue
         if invoke.f == "mirror" and not found[0]:
             found = ("mirror", (invoke, done))
         elif invoke.f == "move" and _is_mirror(evidence, made, argument(invoke, "source")):
             found = ("moved-mirror", (invoke, done))
     return found
-
-
-def _home(evidence: Evidence, invoke: Invoke) -> str:
-    """The cgroup of whoever made the call, then."""
-    homes = [
-        argument(other, "cgroup")
-        for other, done in evidence.operations
-        if other.agent == invoke.agent and other.f in ("spawn", "enter") and done is not None
-        if done.outcome == "ok" and done.seq < invoke.seq
-    ]
-    return homes[-1] if homes else ""

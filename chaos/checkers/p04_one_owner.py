@@ -29,7 +29,8 @@ def check(experiment: Experiment, history: History) -> Verdict:
         parts.append(unknown(PROMISE, f"{evidence.moves[-1]}: who owns the context after it cannot be asked"))
     else:
         after = [entry for entry in evidence.ledger.entries if _asked(evidence, entry) > evidence.settled]
-        guests = dict.fromkeys(evidence.lineage(move.source) for move in evidence.moves)
+        with_context = (move for move in evidence.moves if evidence.held(move.source, move.invoke) is not False)
+        guests = dict.fromkeys(evidence.lineage(move.source) for move in with_context)
         parts += [_owner(evidence, after, vms) for vms in guests]
         parts += [_other(evidence, move) for move in evidence.moves if move.other]
         parts.append(_firmware(evidence, after))
@@ -79,6 +80,8 @@ def _other(evidence: Evidence, move: Move) -> Verdict:
     told = any(i.f == "exit" and i.agent == evidence.agent(vm) for i, _ in evidence.operations)
     if exited is not None and not told:
         return held(PROMISE, f"the process of {vm} is dead and owns nothing", (exited,))
+    if not move.happened and evidence.held(vm, move.invoke):
+        return _its_own(evidence, move)
     for invoke, done in evidence.done(vm, "guest_status"):
         if invoke.seq > over and owns(done) is False:
             return held(PROMISE, f"{vm} owns none (GUEST_STATUS: {_said(done)})", (done,))
@@ -91,6 +94,23 @@ def _other(evidence: Evidence, move: Move) -> Verdict:
     if later:
         return held(PROMISE, f"{vm} was given the context later, so it owned none", later[0].records)
     return unknown(PROMISE, f"{move}, and {vm} was not asked whether it owns a context as well", move.records)
+
+
+def _its_own(evidence: Evidence, move: Move) -> Verdict:
+    """The destination of a move that failed had a context already, and still has that one and no other."""
+    vm, over = move.destination, move.over or 0
+    answers = [(i.seq, done) for i, done in evidence.done(vm, "guest_status") if done.outcome == "ok"]
+    before = [done for seq, done in answers if seq < move.invoke.seq]
+    after = [done for seq, done in answers if seq > over]
+    if not before or not after:
+        side = "after" if before else "before"
+        return unknown(PROMISE, f"{move}, and {vm} was not asked for its own context {side} it", move.records)
+    was, now = before[-1].value.get("handle"), after[0].value.get("handle")
+    if was == now:
+        return held(PROMISE, f"{vm} owns its own (handle {now}), as before", (before[-1], after[0]))
+    reason = f"{move}, and {vm} has another context than before"
+    records, expected, seen = (before[-1], after[0]), f"handle {was}", f"handle {now}"
+    return deviated(PROMISE, reason, records, signature="another-context", expected=expected, seen=seen)
 
 
 def _said(done: Done) -> str:

@@ -70,7 +70,9 @@ def _charges(evidence: Evidence, end: Observation) -> Iterator[Verdict]:
         return
     seen = ", ".join(f"{cgroup} {key} {value}" for cgroup, key, value in left)
     keys = "+".join(sorted({key for _, key, _ in left}))
-    signature = f"charge-left{'-after-mirror-move' if evidence.only_mirrors_moved else ''}:{keys}"
+    by_mirrors = evidence.were_mirrors_charged(end.seq)
+    explained = {(cgroup, key): value for cgroup, key, value in left} == by_mirrors
+    signature = f"charge-left{'-after-mirror-move' if explained else ''}:{keys}"
     yield deviated(
         PROMISE, f"charges were left: {seen}", (end,), signature=signature, expected="0 everywhere", seen=seen
     )

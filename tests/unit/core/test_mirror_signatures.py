@@ -10,8 +10,9 @@ from chaos.verdict import Outcome, Verdict
 from tests.unit.core.build import Builder, shipped
 
 
-def verdict(promise: str, moved: str, *, then: str = "") -> Verdict:
-    """An owner and its mirror; `moved` is moved to the destination, which pays and goes on paying."""
+def verdict(promise: str, moved: str, *, then: str = "", source: int, destination: int) -> Verdict:
+    """An owner and its mirror; `moved` is moved to the destination. Then the two cgroups are charged so much, and the
+    destination goes on paying."""
     b = Builder()
     b.begin()
     b.launch("owner", "source", "sev")
@@ -23,7 +24,7 @@ def verdict(promise: str, moved: str, *, then: str = "") -> Verdict:
         b.launch(f"new-{number}", "destination")
         b.do("send_fd", "source", vm=vm, to="destination")
         b.move(vm, f"new-{number}", "destination")
-    b.observe("moved", {"source": 2, "destination": 2}, guests=1)
+    b.observe("moved", {"source": source, "destination": destination}, guests=1)
     b.exit("source")
     b.exit("destination")
     b.observe("end", {"destination": 1}, guests=0)
@@ -31,15 +32,24 @@ def verdict(promise: str, moved: str, *, then: str = "") -> Verdict:
 
 
 @pytest.mark.parametrize(
-    ("moved", "then", "after"),
-    [("mirror", "", "after-mirror-move"), ("owner", "", "after-move"), ("owner", "mirror", "after-move")],
+    ("moved", "then", "source", "destination", "after"),
+    [
+        ("mirror", "", 1, 1, "after-mirror-move"),
+        ("mirror", "", 1, 2, "after-move"),  # more than the mirror
+        ("mirror", "", 2, 0, "after-move"),  # not where the mirror went
+        ("owner", "", 1, 1, "after-move"),
+        ("owner", "mirror", 0, 2, "after-mirror-move"),
+        ("owner", "mirror", 1, 2, "after-move"),
+    ],
 )
-def test_the_signature_says_whether_only_mirrors_moved(moved: str, then: str, after: str) -> None:
-    found = verdict("P1", moved, then=then)
+def test_the_signature_says_whether_it_is_the_mirror(
+    moved: str, then: str, source: int, destination: int, after: str
+) -> None:
+    found = verdict("P1", moved, then=then, source=source, destination=destination)
     assert found.outcome is Outcome.DEVIATED
-    assert f"overcharged-{after}:sev" in found.signature.split("+")
+    assert found.signature.split("+") == [f"overcharged-{after}:sev"]
 
 
 def test_a_charge_that_is_left_by_a_mirror_says_so() -> None:
-    assert "charge-left-after-mirror-move:sev" in verdict("P9", "mirror").signature
-    assert "charge-left:sev" in verdict("P9", "owner").signature
+    assert "charge-left-after-mirror-move:sev" in verdict("P9", "mirror", source=1, destination=1).signature
+    assert "charge-left-after-mirror-move" not in verdict("P9", "owner", source=1, destination=1).signature

@@ -10,7 +10,7 @@ import pytest
 
 from chaos.checkers import CHECKERS
 from chaos.history import Asked, Observation
-from chaos.verdict import Outcome
+from chaos.verdict import Outcome, Verdict
 from tests.unit.core.build import Builder, shipped
 from tests.unit.core.doctored import (
     KILL_DESTINATION,
@@ -108,3 +108,45 @@ def test_p4_a_destination_that_lives_is_asked_after_a_failed_move() -> None:
 def test_p4_a_move_that_never_ended() -> None:
     verdict = check("P4", MOVE, move_unanswered())
     assert "who owns the context after it cannot be asked" in verdict.reason
+
+
+def between_two_guests(*, handle: int, asked: bool = True) -> Verdict:
+    """A move into a VM that has a context of its own, refused; then that VM tells which one it has."""
+    b = Builder()
+    b.begin()
+    for vm, agent, own in (("old", "source", 1), ("full", "destination", 2)):
+        b.launch(vm, agent, "sev")
+        b.done(b.invoke("guest_status", agent, vm=vm), value={"handle": own, "policy": 0, "state": 3})
+    b.observe("before", {"source": 1, "destination": 1})
+    b.do("send_fd", "source", vm="old", to="destination")
+    b.move("old", "full", "destination", error=errno.EINVAL)
+    b.observe("after", {"source": 1, "destination": 1})
+    b.done(b.invoke("guest_status", "source", vm="old"), value={"handle": 1, "policy": 0, "state": 3})
+    if asked:
+        b.done(b.invoke("guest_status", "destination", vm="full"), value={"handle": handle, "policy": 0, "state": 3})
+    return CHECKERS["P4"](shipped(MOVE), b.finish())
+
+
+def test_p4_a_destination_that_had_a_context_keeps_that_one() -> None:
+    verdict = between_two_guests(handle=2)
+    assert verdict.outcome is Outcome.HELD, verdict.reason
+    assert "full owns its own (handle 2), as before" in verdict.reason
+    verdict = between_two_guests(handle=1)
+    assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, "another-context")
+    verdict = between_two_guests(handle=2, asked=False)
+    assert verdict.outcome is Outcome.UNKNOWN and "full was not asked for its own context after it" in verdict.reason
+
+
+def test_p4_where_there_was_nothing_nobody_has_to_own_it() -> None:
+    for error, outcome in ((errno.ENOTTY, Outcome.HELD), (0, Outcome.DEVIATED)):
+        b = Builder()
+        b.begin()
+        b.launch("other", "source", "sev")
+        b.launch("bare", "source")
+        b.launch("new", "destination")
+        b.do("send_fd", "source", vm="bare", to="destination")
+        b.move("bare", "new", "destination", error=errno.EINVAL)
+        b.observe("after", {"source": 1})
+        b.status("new", "destination", error=error)
+        verdict = CHECKERS["P4"](shipped(MOVE), b.finish())
+        assert verdict.outcome is outcome, verdict.reason
