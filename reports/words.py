@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from chaos import experiment as e
@@ -11,6 +12,8 @@ from chaos import steps as s
 from chaos.findings import Finding
 from chaos.history import Asked, Counted, Done, Fault, Held, History, Invoke, Note, Stormed
 from chaos.verdict import PROMISES, Outcome, RunVerdict, Verdict
+
+FEW = 6  # operations of one step of which each is told by itself
 
 
 def clean(text: str) -> str:
@@ -171,21 +174,29 @@ def _results(history: History, records: Sequence[object]) -> Iterator[str]:
 
 
 def _answers(history: History, invokes: Iterable[Invoke]) -> Iterator[str]:
-    """What failed, was killed or never answered; of a move also that it succeeded."""
+    """What failed, was killed or never answered; of a move also that it succeeded. Of many of a kind, how many."""
     answers = {record.op: record for record in history.records if isinstance(record, Done)}
-    for invoke in invokes:
-        done = answers.get(invoke.op)
-        if done is None:
-            yield f"{invoke.f} never answered"
-        elif done.outcome == "info":
-            yield f"{invoke.f} was killed"
-        elif done.outcome == "fail":
-            firmware = f" (firmware status {done.firmware:#x})" if done.firmware else ""
-            call = done.value.get("call", "")
-            of = f", of {clean(call)}" if isinstance(call, str) and call else ""
-            yield f"{invoke.f} failed: {errname(done.errno)}{firmware}{of}"
-        elif invoke.f == "move":
-            yield "moved"
+    told = [answer for invoke in invokes for answer in _answer(invoke, answers.get(invoke.op))]
+    if len(told) <= FEW:
+        yield from (f"{text}{of}" for text, of in told)
+        return
+    for text, number in Counter(text for text, _ in told).items():
+        yield f"{number} times: {text}" if number > 1 else text
+
+
+def _answer(invoke: Invoke, done: Done | None) -> Iterator[tuple[str, str]]:
+    """At most one: what came of it, and of which system call."""
+    if done is None:
+        yield f"{invoke.f} never answered", ""
+    elif done.outcome == "info":
+        yield f"{invoke.f} was killed", ""
+    elif done.outcome == "fail":
+        firmware = f" (firmware status {done.firmware:#x})" if done.firmware else ""
+        call = done.value.get("call", "")
+        of = f", of {clean(call)}" if isinstance(call, str) and call else ""
+        yield f"{invoke.f} failed: {errname(done.errno)}{firmware}", of
+    elif invoke.f == "move":
+        yield "moved", ""
 
 
 def asked(record: Asked) -> str:

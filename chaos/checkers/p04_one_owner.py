@@ -82,6 +82,11 @@ def _other(evidence: Evidence, move: Move) -> Verdict:
         return held(PROMISE, f"the process of {vm} is dead and owns nothing", (exited,))
     if not move.happened and evidence.held(vm, move.invoke):
         return _its_own(evidence, move)
+    return _without(evidence, move, vm, over)
+
+
+def _without(evidence: Evidence, move: Move, vm: str, over: int) -> Verdict:
+    """The VM has no context after record `over`."""
     for invoke, done in evidence.done(vm, "guest_status"):
         if invoke.seq > over and owns(done) is False:
             return held(PROMISE, f"{vm} owns none (GUEST_STATUS: {_said(done)})", (done,))

@@ -272,3 +272,14 @@ def test_kernel_lines_are_quoted_whole() -> None:
     b.kernel("Oops: 0002 [#1] PREEMPT SMP")
     assert isinstance(b.records[-1], Kernel)
     assert "the kernel said: Oops: 0002 [#1] PREEMPT SMP" in shown(b.finish(), "move-across-cgroups")
+
+
+def test_many_answers_of_a_step_are_counted() -> None:
+    b = Builder()
+    b.begin()
+    for number in range(9):
+        refused = b.invoke("command", "source", step=0, vm="old", id=number)
+        b.done(refused, "fail", error=errno.EINVAL, value={"call": f"KVM_MEMORY_ENCRYPT_OP {number}"})
+    b.done(b.invoke("command", "source", step=0, vm="old", id=16), "fail", error=errno.EFAULT)
+    said = words.result(everything(), b.finish(), 0)
+    assert said == "9 times: command failed: EINVAL, command failed: EFAULT"
