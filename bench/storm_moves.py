@@ -48,9 +48,12 @@ def main() -> None:
             file = Path(work) / "storm-chain.yaml"
             file.write_text(json.dumps(experiment(options.chain, options.kind)))
             began = time.monotonic()
-            command = ["run", str(file), "--kernel", kernel, "--repeat", str(runs), "--runs", work, "--quiet", "--json"]
+            command = ["run", str(file), "--kernel", kernel, "--repeat", str(runs), "--runs", work]
             done = subprocess.run(
-                [sys.executable, "-m", "chaos.cli", *command], stdout=subprocess.PIPE, check=False, text=True
+                [sys.executable, "-m", "chaos.cli", *command, "--timeout", "3000", "--quiet", "--json"],
+                stdout=subprocess.PIPE,
+                check=False,
+                text=True,
             )
             if done.returncode not in (0, 1, 2):
                 raise SystemExit(f"sevchaos ended with {done.returncode}")
