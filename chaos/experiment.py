@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import yaml
@@ -22,6 +22,7 @@ from chaos.steps import (
     UNARMED,
     Arm,
     Command,
+    Count,
     Hold,
     Init,
     InitCommand,
@@ -29,6 +30,7 @@ from chaos.steps import (
     Migrate,
     Name,
     Part,
+    Pause,
     Release,
     Run,
     Step,
@@ -40,6 +42,7 @@ from chaos.steps import (
 )
 from chaos.verdict import PROMISES
 
+P = TypeVar("P", bound=Part)
 _LEVEL = r"[a-z][a-z0-9-]{0,40}"
 GroupPath = Annotated[
     str, msgspec.Meta(pattern=rf"^{_LEVEL}(/{_LEVEL}){{0,15}}$", description="a cgroup below the run's: a or a/b")
@@ -172,6 +175,52 @@ def key_of_init(vm: Vm, command: InitCommand | None) -> str:
     return (Kind.SEV_ES if es else Kind.SEV).key
 
 
+class Likeness(Part, frozen=True, kw_only=True):
+    """A file that says: as the experiment of the file `like` beside it, with other guests. What is launched as SEV is
+    of `kind`, every VM is of `type`, and all but mirrors have `vcpus` if that is given. The others are as there, unless
+    they are given too. A SEV-ES guest has no way to tell how far it has come (`chaos.vmm.guest`), so it is not run."""
+
+    name: Name
+    why: str
+    like: Name
+    kind: Literal["sev", "sev-es"] = "sev"
+    type: Literal[0, 2, 3] = 0
+    vcpus: Annotated[int, msgspec.Meta(ge=1, le=16)] | None = None
+    promises: tuple[str, ...] | None = None
+    unaskable: dict[str, str] | None = None
+
+    def of(self, other: Experiment) -> Experiment:
+        """The experiment."""
+        changes = {field: getattr(self, field) for field in ("promises", "unaskable")}
+        return msgspec.structs.replace(
+            other,
+            name=self.name,
+            why=self.why,
+            vms={name: self._vm(vm) for name, vm in other.vms.items()},
+            script=_unrun(other.script) if self.kind == "sev-es" else other.script,
+            **{field: value for field, value in changes.items() if value is not None},
+        )
+
+    def _vm(self, vm: Vm) -> Vm:
+        return msgspec.structs.replace(
+            vm,
+            kind=Kind(self.kind) if vm.kind is Kind.SEV else vm.kind,
+            type=self.type,
+            vcpus=self.vcpus if self.vcpus is not None and vm.kind is not Kind.MIRROR else vm.vcpus,
+        )
+
+
+def _unrun(script: tuple[Step, ...]) -> tuple[Step, ...]:
+    """The script without what lets a guest run."""
+    kept = (step for step in script if not isinstance(step, Run | Count | Pause))
+    return tuple(
+        msgspec.structs.replace(step, before={phase: _unrun(inner) for phase, inner in step.before.items()})
+        if isinstance(step, Migrate)
+        else step
+        for step in kept
+    )
+
+
 class Order(Part, frozen=True, kw_only=True):
     """What a runner reads, one JSON object a line: carry this out. `seed` is the run's only source of chance. Faults of
     the names in `withhold` are not applied, to see that they leave no evidence then. With `shared` it is done although
@@ -199,20 +248,42 @@ def decode(data: bytes) -> Experiment:
 
 def load(path: Path) -> Experiment:
     """Read and check an experiment file. Raises `UsageError` naming file, key, value and what is allowed."""
+    data = _read(path)
+    likened = isinstance(data, dict) and "like" in data
+    experiment = _like(path, data) if likened else _converted(path, data, Experiment)
+    for where, problem, remedy in _problems(experiment):
+        raise UsageError(f"{path}: {where}: {problem}", remedy=remedy)
+    return experiment
+
+
+def _like(path: Path, data: object) -> Experiment:
+    likeness = _converted(path, data, Likeness)
+    other = path.with_name(f"{likeness.like}.yaml")
+    if not other.is_file():
+        raise UsageError(
+            f"{path}: like: there is no {other.name} beside it", remedy="name an experiment of this folder"
+        )
+    found = _read(other)
+    if isinstance(found, dict) and "like" in found:
+        raise UsageError(f"{path}: like: {likeness.like} is like another one itself", remedy="name that one")
+    return likeness.of(_converted(other, found, Experiment))
+
+
+def _read(path: Path) -> object:
     try:
-        data = yaml.safe_load(path.read_text())
+        return yaml.safe_load(path.read_text())
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}", remedy="`sevchaos list` names the experiments") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         text = " ".join(str(error).split())
         raise UsageError(f"{path} is not YAML: {text}", remedy="correct it at the place named") from error
+
+
+def _converted(path: Path, data: object, structure: type[P]) -> P:
     try:
-        experiment = msgspec.convert(data, Experiment)
+        return msgspec.convert(data, structure)
     except msgspec.ValidationError as error:
         raise _explained(path, data, error) from error
-    for where, problem, remedy in _problems(experiment):
-        raise UsageError(f"{path}: {where}: {problem}", remedy=remedy)
-    return experiment
 
 
 def _explained(path: Path, data: object, error: msgspec.ValidationError) -> UsageError:

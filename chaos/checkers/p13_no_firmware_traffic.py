@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """P13, no firmware traffic: a move sends the PSP nothing, and a context is decommissioned exactly once.
 
-The witness stands between the driver and the PSP and counts what passes. That it saw nothing during a move means
-something only if it was there: it must have seen a command before the move and one after it, without a gap in its
-count. It may have been asked only when the run was over, so its records are placed by their times and not by where they
-stand. Commands of other operations that were under way at the same time, and of looking at the guest count, are not
-the move's.
+The witness stands between the driver and the PSP and counts what passes; only a lab has one. That it saw nothing during
+a move means something only if it was there: it must have seen a command before the move and one after it, without a gap
+in its count. It may have been asked only when the run was over, so its records are placed by their times and not by
+where they stand. Commands of other operations that were under way at the same time, and of looking at the guest count,
+are not the move's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from chaos.checkers.evidence import Evidence, Move, combine, deviated, held, unknown
+from chaos.checkers.evidence import Evidence, Move, combine, deviated, held, skipped, unknown
 from chaos.contexts import LOOKS, told
 from chaos.experiment import Experiment
 from chaos.history import Done, Exited, Firmware, History, Invoke, Observation
@@ -26,6 +26,8 @@ SENDS = ("init", "launch_", "guest_status", "close", "exit", "kill")
 def check(experiment: Experiment, history: History) -> Verdict:
     evidence = Evidence(history)
     seen = [record for record in history.records if isinstance(record, Firmware)]
+    if not seen and history.header is not None and history.header.host == "local":
+        return skipped(PROMISE, "on a real host nobody stands between the driver and the firmware")
     if not seen:
         return unknown(PROMISE, "nobody watched what the firmware was sent")
     parts = [unknown(PROMISE, f"records of the firmware are missing between {a.order} and {b.order}", (a, b))

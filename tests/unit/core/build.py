@@ -22,6 +22,7 @@ from chaos.history import (
     Exited,
     Fault,
     Filled,
+    Firmware,
     Header,
     Held,
     History,
@@ -229,14 +230,24 @@ class Builder:
         self.spawn("source")
         self.spawn("destination")
 
-    def finish(self, *, complete: bool = True, reason: str = "") -> History:
+    def finish(self, *, complete: bool = True, reason: str = "", watched: bool = False) -> History:
         """What the runner does after the script, and the history."""
         for agent in list(self.pids):
             if not any(isinstance(record, Exited) and record.agent == agent for record in self.records):
                 self.exit(agent)
         self.observe("end")
         self.fill("end")
+        if watched:
+            self._watched()
         return self.end(complete=complete, reason=reason)
+
+    def _watched(self) -> None:
+        """What a lab's firmware says in the end: that each guest was started when it was, and has gone."""
+        starts = [r.t for r in self.records if isinstance(r, Invoke) and r.f == "launch_start"]
+        sent = [("LAUNCH_START", handle, t) for handle, t in enumerate(starts)]
+        sent += [("DECOMMISSION", handle, self.tick()) for handle, _ in enumerate(starts)]
+        for order, (command, handle, t) in enumerate(sent):
+            self.add(Firmware(t=t, order=order, command=command, status=0, handle=handle))
 
     def end(self, *, complete: bool = True, reason: str = "") -> History:
         self.add(End(t=self.tick(), complete=complete, reason=reason))
@@ -261,7 +272,7 @@ def moved(*, status_error: int = 0, ask_dead: bool = True) -> History:
     b.count("new", "destination", 203, step=8)
     b.status("new", "destination", step=9, error=status_error)
     b.ask("old", "source", dead=ask_dead, step=10)
-    return b.finish()
+    return b.finish(watched=True)
 
 
 def _migrate(b: Builder, *, step: int) -> None:
@@ -289,7 +300,7 @@ def moved_es() -> History:
     b.observe("after", {"destination": 1}, key="sev_es", step=5)
     b.status("new", "destination", step=6)
     b.ask("old", "source", dead=True, step=7, vcpus=2)
-    return b.finish()
+    return b.finish(watched=True)
 
 
 def destination_killed() -> History:
@@ -304,7 +315,7 @@ def destination_killed() -> History:
     b.do("pause", "source", step=12, vm="old")
     b.status("old", "source", step=13)
     b.ask("old", "source", dead=False, step=14)
-    return b.finish()
+    return b.finish(watched=True)
 
 
 def source_killed() -> History:
@@ -316,7 +327,7 @@ def source_killed() -> History:
     b.done(invoke)
     b.observe("after", {"destination": 1}, step=11)
     b.status("new", "destination", step=12)
-    return b.finish()
+    return b.finish(watched=True)
 
 
 def _held(b: Builder, *, status: bool) -> Invoke:

@@ -261,7 +261,7 @@ def test_a_run_in_ktap_is_ok_exactly_if_its_exit_code_is(verdicts: list[Verdict]
 
 def test_ktap_points_out_a_written_finding() -> None:
     (test,) = ktap_of(run(moved(status_error=errno.EBADF), NAME))
-    assert Counter(sub.kind for sub in test.subtests) == {"pass": 5, "fail": 1}
+    assert Counter(sub.kind for sub in test.subtests) == {"pass": 6, "fail": 1}
     (failed,) = (sub for sub in test.subtests if sub.kind == "fail")
     assert any("this is finding 0001" in comment for comment in failed.comments)
     (test,) = ktap_of(run(moved(status_error=errno.EBADF), NAME, accept=True))

@@ -55,7 +55,7 @@ def incomplete(record: Record) -> Record:
 
 def test_a_damaged_history_shows_nothing_but_deviations() -> None:
     verdict = judge(shipped("move-across-cgroups"), cut(moved(status_error=errno.EBADF)), known=KNOWN)
-    expected = dict.fromkeys(("P1", "P3", "P4", "P9", "P12"), Outcome.UNKNOWN) | {"P5": Outcome.DEVIATED}
+    expected = dict.fromkeys(("P1", "P3", "P4", "P9", "P12", "P13"), Outcome.UNKNOWN) | {"P5": Outcome.DEVIATED}
     assert outcomes(verdict) == expected
     assert verdict.verdicts[0].reason.startswith("the history is damaged: line 9 is damaged (otherwise held: ")
     assert verdict.outcome is Outcome.DEVIATED

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
-from chaos.history import Firmware, History, Invoke
-from tests.unit.core.build import moved
-from tests.unit.core.doctored import DEVIATED, HELD, UNKNOWN, begun, verdict_of
+import msgspec
+
+from chaos.history import Firmware, Header, History, Invoke, Record
+from tests.unit.core.build import changed
+from tests.unit.core.doctored import DEVIATED, HELD, SKIPPED, UNKNOWN, again, begun, verdict_of
 
 
 def watched(
@@ -34,8 +36,8 @@ def watched(
     sent("PLATFORM_STATUS")
     for agent in ("source", "destination"):
         b.exit(agent)
-    for again in range(int(ends) + int(twice)):
-        sent("DECOMMISSION", 1, status=16 if again else 0)
+    for repeated in range(int(ends) + int(twice)):
+        sent("DECOMMISSION", 1, status=16 if repeated else 0)
     sent("PLATFORM_STATUS")
     return b.finish()
 
@@ -51,7 +53,13 @@ def test_p13() -> None:
 
 
 def test_p13_without_its_witness() -> None:
-    assert verdict_of("P13", moved()).reason == "nobody watched what the firmware was sent"
+    assert verdict_of("P13", again().history()).reason == "nobody watched what the firmware was sent"
+
+    def on_hardware(record: Record) -> Record:
+        return msgspec.structs.replace(record, host="local") if isinstance(record, Header) else record
+
+    assert verdict_of("P13", changed(again().history(), on_hardware)).outcome is SKIPPED
+    assert verdict_of("P13", changed(watched(in_move="DEACTIVATE"), on_hardware)).outcome is DEVIATED
     assert "missing between" in verdict_of("P13", watched(gap=1)).reason
     assert "before it" in verdict_of("P13", watched(before=False, ends=False)).reason
     b = begun()

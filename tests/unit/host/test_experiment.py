@@ -10,7 +10,7 @@ import pytest
 from chaos import experiment
 from chaos.errors import UsageError
 from chaos.experiment import Experiment
-from chaos.steps import Command
+from chaos.steps import Command, walk
 
 
 def load(where: Path, vms: str, *steps: str) -> Experiment:
@@ -95,3 +95,62 @@ def test_a_guest_is_handed_over_between_two_vmms(tmp_path: Path) -> None:
     vms = "{x: {vmm: a, kind: sev}, y: {vmm: a, kind: plain}}"
     with pytest.raises(UsageError, match=r"script\[0\]\.destination: x and y belong to one VMM"):
         load(tmp_path, vms, "migrate, source: x, destination: y")
+
+
+LIKED = """\
+name: liked
+why: It is like nothing else. It stands by itself.
+promises: [P1]
+vmms: {a: {cgroup: a}, b: {cgroup: b}}
+vms:
+  x: {vmm: a, kind: sev}
+  m: {vmm: a, kind: mirror}
+  y: {vmm: b, kind: plain}
+script:
+  - {do: launch, vm: x, finish: false}
+  - {do: mirror, source: x, vm: m}
+  - {do: run, vm: x}
+  - {do: count, vm: x, ticks: 1}
+  - {do: migrate, source: x, destination: y, before: {move: [{do: pause, vm: m}, {do: observe, label: before}]}}
+"""
+
+
+def like(where: Path, rest: str) -> Experiment:
+    (where / "liked.yaml").write_text(LIKED)
+    path = where / "other.yaml"
+    path.write_text(f"name: other\nwhy: a test\n{rest}\n")
+    return experiment.load(path)
+
+
+def test_an_experiment_like_another_with_other_guests(tmp_path: Path) -> None:
+    liked = like(tmp_path, "like: liked\nkind: sev-es\ntype: 3\nvcpus: 2\npromises: [P2]")
+    assert (liked.name, liked.why, liked.promises, liked.unaskable) == ("other", "a test", ("P2",), {})
+    given = {name: (vm.kind.value, vm.type, vm.vcpus) for name, vm in liked.vms.items()}
+    assert given == {"x": ("sev-es", 3, 2), "m": ("mirror", 3, 1), "y": ("plain", 3, 2)}
+    assert [type(step).__name__ for _, step in walk(liked.script)] == ["Launch", "Mirror", "Migrate", "Observe"]
+    plain = like(tmp_path, "like: liked\nunaskable: {P1: nobody knows}")
+    assert plain.unaskable == {"P1": "nobody knows"}
+    assert plain.script == experiment.load(tmp_path / "liked.yaml").script
+
+
+@pytest.mark.parametrize(
+    ("rest", "complaint"),
+    [
+        ("like: nothing", r"like: there is no nothing\.yaml beside it"),
+        ("like: other", "like: other is like another one itself"),
+        ("like: liked\nkind: plain", r"kind: Invalid enum value 'plain'"),
+        ("like: liked\nscript: []", "the file: Object contains unknown field `script`"),
+        ("like: liked\nvcpus: 17", "vcpus: Expected `int` <= 16"),
+        ("like: liked\ntype: 3", r"vms\.x\.type: a sev guest cannot have type 3"),
+        ("like: liked\npromises: [P99]", "there is no promise 'P99'"),
+    ],
+)
+def test_what_is_like_nothing(tmp_path: Path, rest: str, complaint: str) -> None:
+    with pytest.raises(UsageError, match=rf"other\.yaml: {complaint}|other\.yaml: promises: {complaint}"):
+        like(tmp_path, rest)
+
+
+def test_what_is_wrong_in_the_other_file_is_said_of_that_one(tmp_path: Path) -> None:
+    (tmp_path / "broken.yaml").write_text("name: broken\n")
+    with pytest.raises(UsageError, match=r"broken\.yaml: the file: Object missing required field `why`"):
+        like(tmp_path, "like: broken")
