@@ -28,15 +28,21 @@ Operations, by `f`, with their arguments and, after the arrow, what `value` hold
     pause {vm}                          and out of it → {last_ticks}: when each last ticked, 0 for never
     storm {vm, threads, calls}          so many threads make these ioctls on the VM's descriptors until
     calm {vm}                           they are told to stop; what they were answered is a record, Stormed
-    get_state {vm}                      the state of every vCPU, read at the source → {vcpus, bytes}
+    get_state {vm, within_ms}           the state of every vCPU, read at the source and sent → {vcpus, bytes}
+    receive_state {vm, within_ms}       and received at the destination → {vcpus, bytes}
     set_state {vm}                      and given at the destination, which reads it again → {vcpus, differs}: what is
                                         not as it was given, as "vcpu 1: msr 0x174"
-    connect {vm, peer}                  a socket to the other end of a migration, the VM `peer`
+    listen {vm, peer, address}          the destination of a migration is ready for the VM `peer` → {port}
+    connect {vm, peer, address, port, within_ms}
+                                        the source connects, over TCP; without an address there is a Unix socket only,
+                                        for a descriptor
+    accept {vm, peer, within_ms}        the destination lets it
     send_fd {vm, to}                    the VM's file descriptor leaves its process for the agent `to`
     move {vm, source, fd, flags}        `vm` is the destination, which makes the call; instead of a source there may be
                                         the sort of a descriptor, `fd`, that is no VM's; `flags` are KVM_ENABLE_CAP's
     mirror {vm, source, fd, flags}      `vm` makes the call and becomes a mirror of `source`; then its vCPUs are made
-    commit {vm}                         the destination confirms to the source, and the socket is closed
+    commit {vm, within_ms}              the destination confirms to the source, which answers; then both disconnect
+    disconnect {vm}                     the other end of a migration is let go of, and what it has sent
     close {vm}                          every file descriptor of the VM in this process
     enter {cgroup}                      the process goes into another cgroup; it makes no call itself
     exit {}                             the VMM ends in good order
@@ -259,6 +265,26 @@ class Fault(_Record, frozen=True, kw_only=True):
     ends: tuple[str, ...] = ()
 
 
+class Handover(_Record, frozen=True, kw_only=True):
+    """Attempt number `attempt` (from 1) of a migration is over: the guest of VM `source` was to go to `destination`.
+
+    committed: it is at the destination. aborted: a phase up to the move failed, and it is at the source. refused: the
+    kernel refused the move, and it is at the source. lost: nothing runs it any more.
+    `phase` is the one in which it ended, `guest` the VM that has the guest, "" for none, `why` what failed, "" if
+    nothing did. `stood` is how long each vCPU stood still, from its last tick at the source to its first at `guest`, in
+    ns; empty where that was not seen."""
+
+    step: Int
+    source: str
+    destination: str
+    attempt: Int
+    outcome: Literal["committed", "aborted", "refused", "lost"]
+    phase: str
+    guest: str
+    why: str = ""
+    stood: tuple[Int, ...] = ()
+
+
 class Exited(_Record, frozen=True, kw_only=True):
     """A VMM process is gone and reaped. `status` is its exit code, or minus the signal that ended it. Of the VMs that
     were in the guest then, `last_ticks` has by VM when each vCPU last ticked, 0 for never."""
@@ -342,6 +368,7 @@ Record = (
     | Filled
     | Held
     | Fault
+    | Handover
     | Exited
     | Firmware
     | Traced

@@ -25,7 +25,7 @@ import msgspec
 
 from chaos import history, outside
 from chaos.contexts import Contexts
-from chaos.errors import HostLacks, LabFailed, LabHung, SevchaosError
+from chaos.errors import HostLacks, InternalError, LabFailed, LabHung, SevchaosError
 from chaos.experiment import Order
 from chaos.history import End, History, Note, Record
 from chaos.outside import Answer, Question, Refused
@@ -86,7 +86,12 @@ class Conversation:
             if outside.is_question(line):
                 self._input.put_nowait(outside.encode(await self._answer(outside.decode(line))))
                 continue
-            entry = history.decode(line)
+            try:
+                entry = history.decode(line)
+            except msgspec.DecodeError as error:
+                if self._end is not None and not self._end.done():
+                    self._end.set_exception(InternalError(f"what the runner wrote is no record: {error}: {line!r}"))
+                return
             if isinstance(entry, End) and self._end is not None:
                 self._end.set_result(entry)
             else:

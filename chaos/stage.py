@@ -73,6 +73,13 @@ class Stage:
         if full is not None:
             raise StepFailed(f"the vCPUs in memory {full!r} are more than {guest.LANES}, mirrors included")
 
+    def restart(self, name: str) -> None:
+        """Start a VMM that has died again, where it was; its VMs went with it. Raises `StepFailed`."""
+        vmm = self.spawn(name)
+        for vm in self.guests.values():
+            if vm.vmm.name == name:
+                vm.vmm, vm.created, vm.every = vmm, False, None
+
     def guest(self, name: str) -> Guest:
         """A VM that was launched. Raises `StepFailed`."""
         found = self.guests[name]

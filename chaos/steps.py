@@ -191,10 +191,18 @@ class Calm(_Step, frozen=True, kw_only=True, tag="calm"):
 
 class Migrate(_Step, frozen=True, kw_only=True, tag="migrate"):
     """The full hand-over of a VMM upgrade: connect, pause, send state, send the VM fd, move, load state, resume,
-    commit. The steps of `before` are carried out just before the phase they are named for."""
+    commit. Whatever one VMM waits for of the other, it waits `within` seconds for.
+
+    A phase that fails is an answer: the guest goes on where it can, and the script goes on. `supervise` says what is
+    done then: `abandon` leaves the guest where it is; `retry` makes up to `attempts` in all, with a new VMM for a
+    destination that has died. The steps of `before` are carried out just before the phase they are named for, once.
+    """
 
     source: Name
     destination: Name
+    within: Seconds = 20.0
+    supervise: Literal["abandon", "retry"] = "abandon"
+    attempts: Annotated[int, msgspec.Meta(ge=2, le=10)] = 2
     before: dict[Phase, tuple[Step, ...]] = {}
 
 

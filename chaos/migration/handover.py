@@ -1,64 +1,262 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A migration: what a VMM upgrade does, phase by phase.
+"""One attempt to hand a guest over, phase by phase; `chaos.migration` has the table.
 
-    phase       source                destination
-    connect     connect               connect          each gets an end of a socket to the other
-    pause       pause
-    send-state  get_state ──────────▶                  plain SEV only; after the move the source answers EIO
-    send-fd     send_fd   ──────────▶
-    move                              move             the one ioctl
-    load-state                        set_state
-    resume                            run
-    commit      commit    ◀────────── commit           the guest is mine and runs, you may let go
-    abort       run                                    instead, when a phase up to the move has failed
-
-Before the move a failure leaves the source what it was, so it is put back into its guest. After it the source is dead
-and there is no way back: the destination has to be able to go on. The source's descriptors stay open for asking.
-
-A phase that has no meaning for a guest is left out: a SEV-ES guest's registers move by themselves, a guest that does
-not run needs no pause and no resume.
+Whoever fails says so in an answer, which is recorded like any other, and ends the attempt. What is left of it then is
+an `Ended`: who has the guest, by what the two VMMs have answered and not by what should be.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from chaos.fleet import ANSWER_WITHIN, StepFailed
 from chaos.history import Done
-from chaos.stage import Guest, Stage
+from chaos.ledger import owns
+from chaos.poll import LOOK_AGAIN, TimedOut
+from chaos.stage import Guest, Stage, explained, operation_name
+from chaos.steps import Phase
 from chaos.vmm import wire
-from chaos.vmm.messages import Commit, Connect, GetState, Move, SendFd, SetState
+from chaos.vmm.messages import (
+    Accept,
+    Commit,
+    Connect,
+    Disconnect,
+    GetState,
+    Listen,
+    Move,
+    Operation,
+    ReceiveState,
+    Sample,
+    SendFd,
+    SetState,
+    Status,
+)
 
-PHASES = ("connect", "pause", "send-state", "send-fd", "move", "load-state", "resume", "commit", "abort")
+# A guest that is back counts at once; this is for a machine in trouble. No time is measured with it.
+TICK_WITHIN = 10.0
+
+Outcome = Literal["committed", "aborted", "refused", "lost"]
 
 
-def connect(stage: Stage, source: Guest, destination: Guest, *, phase: str = "") -> None:
-    """Give the two VMMs a socket to each other. Raises `StepFailed`."""
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How an attempt ended, and in which phase. `guest` is the VM that has the guest, "" if it is lost; `why` what
+    failed, "" if nothing did. `stood` is how long each vCPU stood still, in ns, as far as that could be seen."""
+
+    outcome: Outcome
+    phase: str
+    guest: str
+    why: str = ""
+    stood: tuple[int, ...] = ()
+
+
+class PhaseFailed(Exception):
+    """An operation without which the attempt cannot go on. `done` is its answer, None if nobody could be asked."""
+
+    def __init__(self, why: str, done: Done | None = None) -> None:
+        super().__init__(why)
+        self.done = done
+
+
+@dataclass(slots=True)
+class Attempt:
+    """`before` is called with each phase before it begins. `within` bounds, in seconds, whatever one VMM waits for of
+    the other. `every` is how often the guest leaves to its VMM, None if it does not run."""
+
+    stage: Stage
+    source: Guest
+    destination: Guest
+    within: float
+    before: Callable[[Phase], None]
+    every: int | None = None
+    phase: str = ""
+    last_ticks: tuple[int, ...] = field(default=())
+
+    def carry_out(self) -> Ended:
+        """Raises `StepFailed` if a VMM does not answer at all."""
+        self.every = self.source.every
+        try:
+            self._up_to_the_move()
+        except PhaseFailed as failed:
+            return self._abort(failed)
+        try:
+            return self._after_the_move()
+        except PhaseFailed as failed:
+            self._disconnect()
+            return Ended("lost", self.phase, "", str(failed))
+
+    # -- the phases ---------------------------------------------------------------------------------------
+
+    def _up_to_the_move(self) -> None:
+        """Whatever fails here leaves the source what it was."""
+        source, destination = self.source, self.destination
+        self._begin("connect")
+        self._connect()
+        if self.every is not None:
+            self._begin("pause")
+            self._pause()
+        if self._carries_state:
+            self._begin("send-state")
+            self._both(
+                (source, GetState(vm=source.name, within_ms=self._ms), ()),
+                (destination, ReceiveState(vm=destination.name, within_ms=self._ms), ()),
+            )
+        self._begin("send-fd")
+        self._do(source, SendFd(vm=source.name, to=destination.vmm.name))
+        self._begin("move")
+        self._do(destination, Move(vm=destination.name, source=source.name))
+
+    def _after_the_move(self) -> Ended:
+        """The source is dead, and there is no way back."""
+        destination = self.destination
+        if self._carries_state:
+            self._begin("load-state")
+            self._do(destination, SetState(vm=destination.name))
+        if self.every is not None:
+            self._begin("resume")
+            self._enter(destination)
+        self._begin("commit")
+        why = self._commit()
+        if not destination.vmm.alive:
+            return Ended("lost", self.phase, "", why)
+        return Ended("committed", self.phase, destination.name, why, self._stood(destination))
+
+    def _connect(self) -> None:
+        source, destination, network = self.source, self.destination, self.stage.network
+        address = network.address(destination.vmm.name, source.vmm.name)
+        ours, theirs = wire.pair()
+        with ours, theirs:
+            listens = self._do(
+                destination, Listen(vm=destination.name, peer=source.name, address=address), fds=(theirs.number,)
+            )
+            port = int(str(listens.value["port"]))
+            connect = Connect(vm=source.name, peer=destination.name, address=address, port=port, within_ms=self._ms)
+            accept = Accept(vm=destination.name, peer=source.name, within_ms=self._ms)
+            self._both((source, connect, (ours.number,)), (destination, accept, ()))
+
+    def _pause(self) -> None:
+        self._expect_alive(self.source)
+        done = self._expect(self.source, "pause", self.stage.leave(self.source, phase=self.phase))
+        ticks = done.value.get("last_ticks", [])
+        assert isinstance(ticks, list)
+        self.last_ticks = tuple(int(tick) for tick in ticks)
+
+    def _enter(self, guest: Guest) -> None:
+        assert self.every is not None
+        self._expect_alive(guest)
+        self._expect(guest, "run", self.stage.enter(guest, self.every, phase=self.phase))
+
+    def _commit(self) -> str:
+        """Why one of the two does not know that the other does, "" if both know. The guest runs all the same."""
+        commits = [(guest, Commit(vm=guest.name, within_ms=self._ms), ()) for guest in (self.destination, self.source)]
+        try:
+            self._both(*commits)
+        except PhaseFailed as failed:
+            self._disconnect()
+            return str(failed)
+        return ""
+
+    def _abort(self, failed: PhaseFailed) -> Ended:
+        """Let go of each other, and let the guest go on at the source, if it still can."""
+        phase, self.phase = self.phase, "abort"
+        self._disconnect()
+        why = str(failed)
+        try:
+            self._expect_alive(self.source)
+            if self.every is not None and not self.source.running:
+                self._enter(self.source)
+            elif self.every is None and failed.done is not None and failed.done.outcome == "info":
+                self._expect_owner(self.source)
+        except PhaseFailed as worse:
+            return Ended("lost", phase, "", f"{why}; {worse}" if str(worse) != why else why)
+        outcome: Outcome = "refused" if phase == "move" and _by_kernel(failed.done) else "aborted"
+        return Ended(outcome, phase, self.source.name, why, self._stood(self.source))
+
+    def _disconnect(self) -> None:
+        for guest in (self.destination, self.source):
+            if guest.vmm.alive:
+                self.stage.do(guest, Disconnect(vm=guest.name), phase=self.phase)
+
+    # -- in short -----------------------------------------------------------------------------------------
+
+    @property
+    def _ms(self) -> int:
+        return round(self.within * 1000)
+
+    @property
+    def _carries_state(self) -> bool:
+        return not self.stage.is_es(self.source)
+
+    def _begin(self, phase: Phase) -> None:
+        self.phase = phase
+        self.before(phase)
+
+    def _do(self, guest: Guest, operation: Operation, *, fds: tuple[int, ...] = ()) -> Done:
+        self._expect_alive(guest)
+        done = self.stage.do(guest, operation, phase=self.phase, fds=fds)
+        return self._expect(guest, operation_name(operation), done)
+
+    def _both(self, *parts: tuple[Guest, Operation, tuple[int, ...]]) -> None:
+        """Operations that wait for each other."""
+        fleet, late = self.stage.fleet, self.within + ANSWER_WITHIN
+        for guest, _, _ in parts:
+            self._expect_alive(guest)
+        pending = [fleet.invoke(guest.vmm, operation, fds=fds, phase=self.phase) for guest, operation, fds in parts]
+        try:
+            answers = [fleet.wait(each, late) for each in pending]
+        except TimedOut as error:
+            raise StepFailed(str(error)) from error
+        for (guest, operation, _), done in zip(parts, answers, strict=True):
+            self._expect(guest, operation_name(operation), done)
+
+    def _expect(self, guest: Guest, name: str, done: Done) -> Done:
+        if done.outcome != "ok":
+            raise PhaseFailed(f"{name} of {guest.name}: {explained(done)}", done)
+        return done
+
+    def _expect_alive(self, guest: Guest) -> None:
+        if not guest.vmm.alive:
+            raise PhaseFailed(f"the VMM of {guest.name} is dead")
+
+    def _expect_owner(self, guest: Guest) -> None:
+        """Of a guest that does not run, its context says where it is."""
+        done = self.stage.do(guest, Status(vm=guest.name), phase=self.phase)
+        if not owns(done):
+            raise PhaseFailed(f"{guest.name} owns no context any more", done)
+
+    def _stood(self, guest: Guest) -> tuple[int, ...]:
+        """From the last tick at the source to the first wherever the guest is now, for each vCPU."""
+        if not self.every or not all(self.last_ticks):
+            return ()
+        first: tuple[int, ...] = ()
+
+        def counts() -> bool:
+            nonlocal first
+            sampled = self.stage.fleet.ask(guest.vmm, Sample(vm=guest.name)).sampled
+            first = sampled.first_ticks if sampled is not None else ()
+            return bool(first) and all(first)
+
+        try:
+            self.stage.fleet.loop.wait(counts, TICK_WITHIN, f"{guest.name} to count", look=LOOK_AGAIN)
+        except (StepFailed, TimedOut):  # how long it stood cannot be said; that it does not count, others will say
+            return ()
+        return tuple(now - then for now, then in zip(first, self.last_ticks, strict=False))
+
+
+def connect(stage: Stage, source: Guest, destination: Guest) -> None:
+    """Give two VMMs a Unix socket to each other, for a descriptor and nothing more. Raises `StepFailed`."""
     ours, theirs = wire.pair()
     with ours, theirs:
-        stage.must(source, Connect(vm=source.name, peer=destination.name), fds=(ours.number,), phase=phase)
-        stage.must(destination, Connect(vm=destination.name, peer=source.name), fds=(theirs.number,), phase=phase)
+        stage.must(source, Connect(vm=source.name, peer=destination.name), fds=(ours.number,))
+        stage.must(destination, Connect(vm=destination.name, peer=source.name), fds=(theirs.number,))
 
 
-def send(stage: Stage, source: Guest, destination: Guest, *, phase: str = "") -> Done:
-    return stage.must(source, SendFd(vm=source.name, to=destination.vmm.name), phase=phase)
+def send(stage: Stage, source: Guest, destination: Guest) -> Done:
+    return stage.must(source, SendFd(vm=source.name, to=destination.vmm.name))
 
 
-def migrate(stage: Stage, source: Guest, destination: Guest) -> None:
-    """Hand the guest over. Raises `StepFailed` for anything that fails but the move, whose refusal is an answer."""
-    every = source.every
-    carries_state = not stage.is_es(source)
-    connect(stage, source, destination, phase="connect")
-    if every is not None:
-        stage.leave(source, phase="pause")
-    if carries_state:
-        stage.must(source, GetState(vm=source.name), phase="send-state")
-    send(stage, source, destination, phase="send-fd")
-    moved = stage.do(destination, Move(vm=destination.name, source=source.name), phase="move")
-    if moved.outcome != "ok":
-        if every is not None and source.vmm.alive:
-            stage.enter(source, every, phase="abort")
-        return
-    if carries_state:
-        stage.must(destination, SetState(vm=destination.name), phase="load-state")
-    if every is not None:
-        stage.enter(destination, every, phase="resume")
-    stage.must(destination, Commit(vm=destination.name), phase="commit")
-    stage.must(source, Commit(vm=source.name), phase="commit")
+def _by_kernel(done: Done | None) -> bool:
+    """Whether it was the ioctl that was refused: a move also waits for the source's descriptor."""
+    return done is not None and done.outcome == "fail" and str(done.value.get("call", "")).startswith("KVM_")

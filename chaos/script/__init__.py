@@ -34,7 +34,7 @@ _STEPS: dict[type, Callable[[Actor, Any], None]] = {
     s.Pause: guests.pause,
     s.Storm: guests.storm,
     s.Calm: guests.calm,
-    s.Migrate: moving.migrate,
+    s.Migrate: lambda actor, step: moving.migrate(actor, step, carry_out),
     s.Move: moving.move,
     s.Join: moving.join,
     s.Arm: holding.arm,

@@ -3,14 +3,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from chaos import steps as s
-from chaos.migration import handover
+from chaos.migration.supervisor import supervise
 from chaos.script.actor import Actor
 from chaos.vmm import messages as m
 
 
-def migrate(actor: Actor, step: s.Migrate) -> None:
-    handover.migrate(actor.stage, actor.stage.guest(step.source), actor.stage.guest(step.destination))
+def migrate(actor: Actor, step: s.Migrate, carry_out: Callable[[Actor, s.Step], None]) -> None:
+    left = dict(step.before)  # an attempt that is made again is not struck again
+
+    def before(phase: s.Phase) -> None:
+        for inner in left.pop(phase, ()):
+            carry_out(actor, inner)
+
+    supervise(actor.stage, step, before)
 
 
 def move(actor: Actor, step: s.Move) -> None:

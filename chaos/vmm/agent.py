@@ -116,9 +116,6 @@ class Agent:
                 self._create(do, fds)
             case m.Close():
                 self._close(do.vm)
-            case m.Connect():
-                machine = self._machine(do.vm)
-                _wrapped(lambda: machine.peer.connect(fds.steal()))
             case m.Run():
                 team = self._machine(do.vm).runnable
                 _wrapped(lambda: team.resume(do.every, fds.numbers))
@@ -132,6 +129,11 @@ class Agent:
                     mirror.become_mirror(owner, flags=do.flags)
             case m.Move():
                 self._move(do)
+            case (
+                m.Listen() | m.Connect() | m.Accept() | m.GetState() | m.ReceiveState() | m.SetState() | m.SendFd()
+                | m.Commit() | m.Disconnect()
+            ):  # fmt: skip
+                return _hand_over(self._machine(do.vm), do, fds)
             case _:
                 return _on_machine(self._machine(do.vm), do)
         return {}
@@ -212,11 +214,11 @@ class Agent:
 OnMachine = (
     m.Init | m.CreateVcpu | m.Command | m.RegisterRegion | m.UnregisterRegion | m.LaunchStart | m.LaunchUpdateData
     | m.LaunchUpdateVmsa | m.LaunchMeasure | m.LaunchFinish | m.Status
-    | m.Pause | m.Calm | m.GetState | m.SetState | m.SendFd | m.Commit
+    | m.Pause | m.Calm
 )  # fmt: skip
 
 
-def _on_machine(machine: Machine, do: OnMachine) -> dict[str, Value]:  # noqa: PLR0911, PLR0912 - a table
+def _on_machine(machine: Machine, do: OnMachine) -> dict[str, Value]:  # noqa: PLR0912 - a table
     match do:
         case m.Init():
             machine.init(do.key, do.command, flags=do.flags, features=do.features, ghcb=do.ghcb)
@@ -244,14 +246,37 @@ def _on_machine(machine: Machine, do: OnMachine) -> dict[str, Value]:  # noqa: P
             return _wrapped(machine.pause)
         case m.Calm():
             _wrapped(machine.calm)
+    return {}
+
+
+HandOver = (
+    m.Listen | m.Connect | m.Accept | m.GetState | m.ReceiveState | m.SetState | m.SendFd | m.Commit | m.Disconnect
+)  # fmt: skip
+
+
+def _hand_over(machine: Machine, do: HandOver, fds: FdSet) -> dict[str, Value]:
+    peer = machine.peer
+    match do:
+        case m.Listen():
+            return _wrapped(lambda: {"port": peer.listen(fds.steal(), do.address)})
+        case m.Connect() if do.address:
+            _wrapped(lambda: peer.connect(fds.steal(), do.address, do.port, do.vm, do.peer, within=do.within_ms / 1000))
+        case m.Connect():
+            _wrapped(lambda: peer.join(fds.steal()))
+        case m.Accept():
+            _wrapped(lambda: peer.accept(do.vm, do.peer, within=do.within_ms / 1000))
         case m.GetState():
-            return machine.get_state()
+            return machine.get_state(within=do.within_ms / 1000)
+        case m.ReceiveState():
+            return _wrapped(lambda: machine.receive_state(within=do.within_ms / 1000))
         case m.SetState():
             return machine.set_state()
         case m.SendFd():
             _wrapped(machine.send_fd)
         case m.Commit():
-            _wrapped(machine.peer.commit)
+            _wrapped(lambda: peer.commit(within=do.within_ms / 1000))
+        case m.Disconnect():
+            _wrapped(peer.disconnect)
     return {}
 
 
@@ -277,7 +302,7 @@ def _measured(number: int, body: Body, around: Around | None) -> Reply:
         except OSError as error:
             # One without a number is never told as EIO, which says that a VM is dead.
             code = errno.ETIMEDOUT if isinstance(error, TimeoutError) else error.errno or errno.EPROTO
-            return Reply(id=number, errno=code, call=str(error), began=watch.began, ended=watch.ended)
+            return Reply(id=number, errno=code, call=error.strerror or str(error), began=watch.began, ended=watch.ended)
         except Exception:
             return Reply(id=number, bug=traceback.format_exc(limit=6), began=watch.began, ended=watch.ended)
     return Reply(id=number, began=watch.began, ended=watch.ended, value=value)

@@ -27,7 +27,7 @@ from chaos.kvm.vcpu import Vcpu
 from chaos.kvm.vm import Vm
 from chaos.vmm import guest, state, wrong
 from chaos.vmm.drive import Team
-from chaos.vmm.messages import Mirror, Move, Sampled
+from chaos.vmm.messages import Mirror, Move, Sampled, VcpuStates
 from chaos.vmm.peer import Peer
 from chaos.vmm.storm import Storm
 
@@ -215,10 +215,14 @@ class Machine:
 
     # -- the hand-over ------------------------------------------------------------------------------------
 
-    def get_state(self) -> dict[str, Value]:
-        """How much was read of how many vCPUs."""
+    def get_state(self, *, within: float) -> dict[str, Value]:
+        """How much was read of how many vCPUs; the other end has it all."""
         states = tuple(state.take(vcpu, self.host.extent()) for vcpu in self.vcpus[: self.count])
-        return {"vcpus": len(states), "bytes": self.peer.send_state(states)}
+        self.peer.send_state(states, within=within)
+        return _amount(states)
+
+    def receive_state(self, *, within: float) -> dict[str, Value]:
+        return _amount(self.peer.receive_state(self.host.extent(), within=within))
 
     def set_state(self) -> dict[str, Value]:
         """Give the vCPUs what arrived, read them again, and name what differs: `vcpu 1: regs rax`. Not in the guest."""
@@ -266,3 +270,7 @@ class Machine:
         self.vcpus.clear()
         self.vm.close()
         self.memory.close()
+
+
+def _amount(states: VcpuStates) -> dict[str, Value]:
+    return {"vcpus": len(states), "bytes": sum(len(part) for parts in states for part in parts.values())}

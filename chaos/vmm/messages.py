@@ -112,15 +112,43 @@ class Calm(_Operation, frozen=True, kw_only=True, tag="calm"):
     vm: str
 
 
-class Connect(_Operation, frozen=True, kw_only=True, tag="connect"):
-    """Brings the descriptor of a socket to the VMM of `peer`, the other end of the migration."""
+class Listen(_Operation, frozen=True, kw_only=True, tag="listen"):
+    """Be ready for `peer` at this address. Brings the descriptor of a Unix socket to its VMM."""
 
     vm: str
     peer: str
+    address: str
+
+
+class Connect(_Operation, frozen=True, kw_only=True, tag="connect"):
+    """Brings the descriptor of a Unix socket to the VMM of `peer`. With an `address` it is a migration, whose other end
+    listens there: greet it, and wait for its greeting."""
+
+    vm: str
+    peer: str
+    address: str = ""
+    port: int = 0
+    within_ms: int = 0
+
+
+class Accept(_Operation, frozen=True, kw_only=True, tag="accept"):
+    """Wait for `peer`, and for its greeting; greet it."""
+
+    vm: str
+    peer: str
+    within_ms: int
 
 
 class GetState(_Operation, frozen=True, kw_only=True, tag="get_state"):
+    """Send the state, and wait until it was received."""
+
     vm: str
+    within_ms: int
+
+
+class ReceiveState(_Operation, frozen=True, kw_only=True, tag="receive_state"):
+    vm: str
+    within_ms: int
 
 
 class SetState(_Operation, frozen=True, kw_only=True, tag="set_state"):
@@ -154,6 +182,13 @@ class Mirror(_Operation, frozen=True, kw_only=True, tag="mirror", omit_defaults=
 
 class Commit(_Operation, frozen=True, kw_only=True, tag="commit"):
     vm: str
+    within_ms: int
+
+
+class Disconnect(_Operation, frozen=True, kw_only=True, tag="disconnect"):
+    """Let go of the other end of a migration, and of what it has sent."""
+
+    vm: str
 
 
 class Close(_Operation, frozen=True, kw_only=True, tag="close"):
@@ -167,7 +202,8 @@ class Exit(_Operation, frozen=True, kw_only=True, tag="exit"):
 Operation = (
     Create | Init | CreateVcpu | Command | RegisterRegion | UnregisterRegion | LaunchStart | LaunchUpdateData
     | LaunchUpdateVmsa | LaunchMeasure | LaunchFinish | Status
-    | Run | Pause | Storm | Calm | Connect | GetState | SetState | SendFd | Move | Mirror | Commit | Close | Exit
+    | Run | Pause | Storm | Calm | Listen | Connect | Accept | GetState | ReceiveState | SetState | SendFd
+    | Move | Mirror | Commit | Disconnect | Close | Exit
 )  # fmt: skip
 
 
@@ -313,27 +349,45 @@ TO_SERVER: msgspec.msgpack.Decoder[ToServer] = msgspec.msgpack.Decoder(ToServer)
 FROM_SERVER: msgspec.msgpack.Decoder[FromServer] = msgspec.msgpack.Decoder(FromServer)
 
 
-class State(msgspec.Struct, frozen=True, kw_only=True, tag="state"):
-    """Between agents: the state of every vCPU, in order, is in memory that comes with this message, `size` bytes.
-
-    As a message it could be longer than what a socket holds, and the other end hears it only when it is told to.
-    """
-
-    size: int
-
-
 class Descriptor(msgspec.Struct, frozen=True, kw_only=True, tag="descriptor"):
-    """Between agents: brings the source VM's descriptor."""
+    """Between agents, over a Unix socket: brings the source VM's descriptor."""
+
+
+DESCRIPTORS: msgspec.msgpack.Decoder[Descriptor] = msgspec.msgpack.Decoder(Descriptor)
+
+# -- between the two VMMs of a migration, over the network --------------------------------------------------
+
+VERSION = 1
+
+VcpuStates = tuple[dict[str, bytes], ...]
+"""Of each vCPU in order; each part is one structure of KVM by name."""
+
+
+class Greeting(msgspec.Struct, frozen=True, kw_only=True, tag="greeting"):
+    """The first message, either way: which version of all this I speak, which VM I am, and which I want to talk to."""
+
+    version: int
+    vm: str
+    peer: str
+
+
+class State(msgspec.Struct, frozen=True, kw_only=True, tag="state"):
+    """From the source: its vCPUs."""
+
+    vcpus: VcpuStates
+
+
+class Received(msgspec.Struct, frozen=True, kw_only=True, tag="received"):
+    """From the destination: the state is here and whole."""
 
 
 class Taken(msgspec.Struct, frozen=True, kw_only=True, tag="taken"):
-    """Between agents, from the destination: the guest is mine and runs, you may let go."""
+    """From the destination: the guest is mine and runs."""
 
 
-Between = State | Descriptor | Taken
+class LetGo(msgspec.Struct, frozen=True, kw_only=True, tag="let-go"):
+    """From the source: I know."""
 
-# Of each vCPU in order; each part is one structure of KVM by name.
-VcpuStates = tuple[dict[str, bytes], ...]
-VCPU_STATES: msgspec.msgpack.Decoder[VcpuStates] = msgspec.msgpack.Decoder(VcpuStates)
 
-BETWEEN: msgspec.msgpack.Decoder[Between] = msgspec.msgpack.Decoder(Between)
+Said = Greeting | State | Received | Taken | LetGo
+SAID: msgspec.msgpack.Decoder[Said] = msgspec.msgpack.Decoder(Said)

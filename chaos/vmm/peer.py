@@ -1,114 +1,188 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The other end of a migration, as a VM of an agent has it: what is said to it, and what it has sent.
+"""The other end of a hand-over, as a VM of an agent has it: what is said to it, and what it has sent.
 
-One thread of the agent at a time. A wait has a deadline and an end that is gone ends it at once; both are OSErrors
+Two channels. Descriptors go over a Unix socket, since nothing else carries them; what a migration is about goes over
+TCP between the namespaces of the two VMMs. The source connects to where the destination listens. Each names itself and
+whom it wants, and is not talked to if that is somebody else. What one tells the other is answered, so that both know.
+
+    source                                  destination
+    Greeting     ─────────────────────────▶             connect, accept
+                 ◀───────────────────────── Greeting
+    State        ─────────────────────────▶             get_state, receive_state
+                 ◀───────────────────────── Received
+    Descriptor   ─────── Unix ────────────▶             send_fd, move
+                 ◀───────────────────────── Taken       commit
+    LetGo        ─────────────────────────▶
+
+One thread of the agent at a time. A wait has a deadline, and an end that is gone ends it at once; both are OSErrors
 that say what was waited for.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from errno import EPIPE, ETIMEDOUT
+import socket
+from errno import EBADMSG, ENOTCONN, EPIPE, EPROTO, EPROTONOSUPPORT, ETIMEDOUT
+from typing import TypeVar
 
-import msgspec
-
-from chaos.errors import InternalError
 from chaos.kvm.fd import OwnedFd
-from chaos.vmm.messages import BETWEEN, VCPU_STATES, Between, Descriptor, State, Taken, VcpuStates
-from chaos.vmm.wire import Channel, Ended, FdSet, memory_file
+from chaos.vmm import state
+from chaos.vmm.messages import (
+    DESCRIPTORS,
+    SAID,
+    VERSION,
+    Descriptor,
+    Greeting,
+    LetGo,
+    Received,
+    Said,
+    State,
+    Taken,
+    VcpuStates,
+)
+from chaos.vmm.stream import Stream
+from chaos.vmm.wire import Channel, Ended
 
-# How long one end of a migration waits for what the other end was told to send before.
-PEER_WITHIN = 20.0
+# How long the destination waits for a descriptor that the source was told to send before. No network is in between.
+DESCRIPTOR_WITHIN = 20.0
+
+T = TypeVar("T", Greeting, State, Received, Taken, LetGo)
 
 
 class Peer:
+    """`within` is in seconds, for all that an operation waits for."""
+
     def __init__(self) -> None:
-        self._connection: Channel[Between] | None = None
+        self._unix: Channel[Descriptor] | None = None
+        self._listener: socket.socket | None = None
+        self._stream: Stream[Said] | None = None
         self._state: VcpuStates | None = None
-        self._fd: OwnedFd | None = None
         self._receives = False  # whether we are the destination of what we are connected for
 
-    def connect(self, connection: OwnedFd) -> None:
-        """Over a socket that arrived as a descriptor. What there was before is let go."""
+    # -- connecting ---------------------------------------------------------------------------------------
+
+    def join(self, connection: OwnedFd) -> None:
+        """Over a Unix socket that arrived as a descriptor. What there was before is let go."""
         self.disconnect()
         self._receives = False
-        self._connection = Channel.adopt(connection, BETWEEN)
+        self._unix = Channel.adopt(connection, DESCRIPTORS)
 
-    def send_state(self, states: VcpuStates) -> int:
-        """How many bytes went."""
-        data = msgspec.msgpack.encode(states)
-        with memory_file("state", len(data)) as file:
-            if os.pwrite(file.number, data, 0) != len(data):
-                raise InternalError("the state of the vCPUs was not written whole")
-            self._send(State(size=len(data)), file.number)
-        return len(data)
+    def listen(self, connection: OwnedFd, address: str) -> int:
+        """The port. Raises OSError."""
+        self.join(connection)
+        self._receives = True
+        self._listener = socket.create_server((address, 0), backlog=1)
+        return int(self._listener.getsockname()[1])
+
+    def accept(self, name: str, peer: str, *, within: float) -> None:
+        """Raises OSError."""
+        if self._listener is None:
+            raise OSError(ENOTCONN, "nothing listens for the other end of the migration")
+        with self._listener as listener:
+            self._listener = None
+            self._stream = Stream.accept(listener, SAID, within=within)
+        self._greeted(name, peer, within)
+        self._say(Greeting(version=VERSION, vm=name, peer=peer), "greet the source", within)
+
+    def connect(self, connection: OwnedFd, address: str, port: int, name: str, peer: str, *, within: float) -> None:
+        """Raises OSError."""
+        self.join(connection)
+        self._stream = Stream.connect(address, port, SAID, within=within)
+        self._say(Greeting(version=VERSION, vm=name, peer=peer), "greet the destination", within)
+        self._greeted(name, peer, within)
+
+    def _greeted(self, name: str, peer: str, within: float) -> None:
+        greeting = self._hear(Greeting, "be greeted", within)
+        if greeting.version != VERSION:
+            text = f"the other end speaks version {greeting.version} of the protocol, this one {VERSION}"
+            raise OSError(EPROTONOSUPPORT, text)
+        if (greeting.vm, greeting.peer) != (peer, name):
+            text = f"the other end is {greeting.vm!r} and wants {greeting.peer!r}; this is {name!r} and wants {peer!r}"
+            raise OSError(EPROTO, text)
+
+    # -- the state ----------------------------------------------------------------------------------------
+
+    def send_state(self, states: VcpuStates, *, within: float) -> None:
+        """It is with the other end when this returns. Raises OSError."""
+        self._say(State(vcpus=states), "send the state of the vCPUs", within)
+        self._hear(Received, "hear that the state of the vCPUs arrived", within)
+
+    def receive_state(self, extent: state.Extent, *, within: float) -> VcpuStates:
+        """Kept for `take_state`. Raises OSError."""
+        states = self._hear(State, "receive the state of the vCPUs", within).vcpus
+        for number, parts in enumerate(states):
+            wrong = state.wrong(parts, extent)
+            if wrong:
+                raise OSError(EBADMSG, f"what arrived is no state of vCPU {number}: {wrong}")
+        self._state = states
+        self._say(Received(), "say that the state of the vCPUs arrived", within)
+        return states
 
     def take_state(self) -> VcpuStates:
-        self._await(lambda: self._state is not None, "the state of the vCPUs")
+        """What was received. Raises OSError if nothing was."""
+        if self._state is None:
+            raise OSError(ENOTCONN, "the state of the vCPUs has not been received")
         arrived, self._state = self._state, None
-        assert arrived is not None
         return arrived
+
+    # -- the descriptor -----------------------------------------------------------------------------------
 
     def send_fd(self, number: int) -> None:
-        self._send(Descriptor(), number)
+        """Raises OSError."""
+        try:
+            self._channel.send(Descriptor(), (number,))
+        except Ended:
+            raise BrokenPipeError(EPIPE, "could not send the VM's descriptor: the other end is gone") from None
 
     def take_fd(self) -> OwnedFd:
-        """The source's descriptor, as it arrived; the caller's from now on."""
-        self._receives = True
-        self._await(lambda: self._fd is not None, "the VM's descriptor")
-        arrived, self._fd = self._fd, None
-        assert arrived is not None
-        return arrived
+        """The source's descriptor; the caller's from now on. Raises OSError."""
+        try:
+            _, fds = self._channel.receive(DESCRIPTOR_WITHIN)
+        except Ended:
+            raise BrokenPipeError(EPIPE, "could not receive the VM's descriptor: the other end is gone") from None
+        except TimeoutError:
+            text = f"waited {DESCRIPTOR_WITHIN:g} s to receive the VM's descriptor"
+            raise TimeoutError(ETIMEDOUT, text) from None
+        with fds:
+            return fds.steal()
 
-    def commit(self) -> None:
-        """The destination says that the guest is its own; the source waits to hear it."""
+    # -- the end ------------------------------------------------------------------------------------------
+
+    def commit(self, *, within: float) -> None:
+        """The destination says that the guest is its own, and waits until the source knows. Raises OSError."""
         if self._receives:
-            self._send(Taken())
+            self._say(Taken(), "tell the source that it may let go", within)
+            self._hear(LetGo, "hear that the source lets go", within)
         else:
-            message, fds = self._hear("its confirmation")
-            fds.close()
-            if not isinstance(message, Taken):
-                raise InternalError(f"the destination said {message!r} where it was to confirm")
+            self._hear(Taken, "hear that the destination has the guest", within)
+            self._say(LetGo(), "tell the destination that it is heard", within)
         self.disconnect()
 
     def disconnect(self) -> None:
-        """Let go of the other end and of what it sent."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-        if self._fd is not None:
-            self._fd.close()
-            self._fd = None
-        self._state = None
+        """Let go of the other end and of what it sent, descriptors that were not taken included."""
+        for end in (self._unix, self._listener, self._stream):
+            if end is not None:
+                end.close()
+        self._unix = self._listener = self._stream = self._state = None
+
+    # -- in short -----------------------------------------------------------------------------------------
 
     @property
-    def _channel(self) -> Channel[Between]:
-        if self._connection is None:
-            raise InternalError("the VM is not connected with another")
-        return self._connection
+    def _channel(self) -> Channel[Descriptor]:
+        if self._unix is None:
+            raise OSError(ENOTCONN, "the VM is not connected with another")
+        return self._unix
 
-    def _send(self, message: Between, *fds: int) -> None:
-        try:
-            self._channel.send(message, fds)
-        except Ended:
-            raise BrokenPipeError(EPIPE, "the other end of the migration is gone") from None
+    def _say(self, message: Said, what: str, within: float) -> None:
+        self._connected.send(message, what, within=within)
 
-    def _hear(self, what: str) -> tuple[Between, FdSet]:
-        try:
-            return self._channel.receive(PEER_WITHIN)
-        except Ended:
-            raise BrokenPipeError(EPIPE, f"the other end of the migration ended before it sent {what}") from None
-        except TimeoutError:
-            text = f"the other end of the migration did not send {what} within {PEER_WITHIN:g} s"
-            raise TimeoutError(ETIMEDOUT, text) from None
+    def _hear(self, kind: type[T], what: str, within: float) -> T:
+        message = self._connected.receive(what, within=within)
+        if not isinstance(message, kind):
+            raise OSError(EPROTO, f"could not {what}: the other end said {type(message).__name__.lower()} instead")
+        return message
 
-    def _await(self, arrived: Callable[[], bool], what: str) -> None:
-        while not arrived():
-            message, fds = self._hear(what)
-            with fds:
-                if isinstance(message, State):
-                    with fds.steal() as file:
-                        self._state = VCPU_STATES.decode(os.pread(file.number, message.size, 0))
-                elif isinstance(message, Descriptor):
-                    self._fd = fds.steal()
+    @property
+    def _connected(self) -> Stream[Said]:
+        if self._stream is None:
+            raise OSError(ENOTCONN, "the VM is not connected with another over the network")
+        return self._stream

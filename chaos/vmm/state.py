@@ -21,7 +21,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from chaos.kvm.structs import DebugRegs, Fpu, Lapic, MpState, Regs, Sregs, VcpuEvents, Xcrs, from_bytes
+from chaos.kvm.structs import DebugRegs, Fpu, Lapic, MpState, Regs, Sregs, VcpuEvents, Xcrs, Xsave, from_bytes
 from chaos.kvm.vcpu import Vcpu
 
 TSC = 0x10
@@ -30,6 +30,18 @@ TSC_DEADLINE = 0x6E0
 TIMER_COUNT = slice(0x390, 0x394)
 # Hyper-V's: some of them are clocks, and no guest of ours is told that it runs on Hyper-V.
 LEFT_OUT = range(0x4000_0000, 0x4000_0200)
+
+_STRUCTURES: dict[str, type[ctypes.Structure]] = {
+    "sregs": Sregs,
+    "regs": Regs,
+    "fpu": Fpu,
+    "xcrs": Xcrs,
+    "lapic": Lapic,
+    "events": VcpuEvents,
+    "debug": DebugRegs,
+    "mp_state": MpState,
+}
+_MSR = struct.Struct("<IQ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +100,23 @@ def give(vcpu: Vcpu, state: dict[str, bytes]) -> None:
     vcpu.set_mp_state(from_bytes(MpState, state["mp_state"]))
 
 
+def wrong(state: dict[str, bytes], extent: Extent) -> str:
+    """Why this cannot be what `take` gives on this host, "" if it can."""
+    sizes = {part: ctypes.sizeof(structure) for part, structure in _STRUCTURES.items()}
+    sizes |= {"xsave": max(extent.xsave, ctypes.sizeof(Xsave)), "tsc_offset": 8}
+    if not extent.lapic:
+        del sizes["lapic"]
+    if not extent.tsc_offset:
+        del sizes["tsc_offset"]
+    parts = {*sizes, "msrs"}
+    if state.keys() != parts:
+        return f"it has the parts {', '.join(sorted(state)) or '(none)'}, not {', '.join(sorted(parts))}"
+    for part, size in sizes.items():
+        if len(state[part]) != size:
+            return f"{part} has {size} bytes, not {len(state[part])}"
+    return f"{len(state['msrs'])} bytes are no list of MSRs" if len(state["msrs"]) % _MSR.size else ""
+
+
 def differences(given: dict[str, bytes], found: dict[str, bytes]) -> Iterator[str]:
     """What is not as it was given: the parts by name, of registers which, of an area where it begins."""
     for part, data in given.items():
@@ -131,11 +160,11 @@ def _other_fields(part: str, structure: type[ctypes.Structure], was: bytes, now:
 
 
 def _packed(values: dict[int, int]) -> bytes:
-    return b"".join(struct.pack("<IQ", index, value) for index, value in values.items())
+    return b"".join(_MSR.pack(index, value) for index, value in values.items())
 
 
 def _unpacked(data: bytes) -> dict[int, int]:
     """Raises ValueError if it is not what `_packed` made."""
-    if len(data) % 12:
+    if len(data) % _MSR.size:
         raise ValueError(f"{len(data)} bytes are no list of MSRs")
-    return dict(struct.iter_unpack("<IQ", data))
+    return dict(_MSR.iter_unpack(data))

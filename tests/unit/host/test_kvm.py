@@ -22,7 +22,8 @@ from chaos.steps import WrongFd
 from chaos.vmm import drive, guest, state, wrong
 from chaos.vmm.ask import VCPU_QUESTIONS, VM_QUESTIONS, ask
 from chaos.vmm.machine import Host, Machine
-from chaos.vmm.wire import memory_file, pair
+from chaos.vmm.wire import memory_file
+from tests.unit.host.peers import join, together
 
 SECONDS = 20.0
 ENOTTY = 25
@@ -165,25 +166,31 @@ def test_stopping_right_after_starting_loses_no_signal(make: Make) -> None:
         driver.pause()
 
 
+def handed_over(source: Machine, destination: Machine) -> int:
+    """The state, as far as to the destination's memory; of how many vCPUs."""
+    sent, received = together(
+        lambda: source.get_state(within=SECONDS), lambda: destination.receive_state(within=SECONDS)
+    )
+    assert sent == received
+    return int(str(sent["vcpus"]))
+
+
 def test_state_and_memory_carried_over_the_guest_goes_on_where_it_stopped(make: Make) -> None:
     old, new = make(2), make(2)
     old.runnable.resume(1)
     counted(old, 50)
-    ours, theirs = pair()
-    old.peer.connect(ours)
-    new.peer.connect(theirs)
+    join(old.peer, new.peer)
     old.runnable.pause()
     stopped = old.sample().ticks
-    assert old.get_state()["vcpus"] == 2
+    assert handed_over(old, new) == 2
     old.send_fd()
-    with new.peer.take_fd() as descriptor:  # the state came first and waits
+    with new.peer.take_fd() as descriptor:
         assert descriptor.number != old.vm.fd.number
     assert new.set_state() == {"vcpus": 2, "differs": []}
     assert new.sample().ticks == stopped
     new.runnable.resume(1)
     assert counted(new, 50) >= stopped + 50
-    new.peer.commit()
-    old.peer.commit()
+    together(lambda: new.peer.commit(within=SECONDS), lambda: old.peer.commit(within=SECONDS))
 
 
 def carried(host: Host, old: Machine, new: Machine) -> list[str]:
@@ -228,11 +235,9 @@ def test_a_destination_with_more_vcpus_starts_those_the_guest_has(make: Make) ->
     old.runnable.resume(1)
     stopped = counted(old, 50)
     for source, destination, vcpus in ((old, new, 1), (new, last, 1)):
-        ours, theirs = pair()
-        source.peer.connect(ours)
-        destination.peer.connect(theirs)
+        join(source.peer, destination.peer)
         source.runnable.pause()
-        assert source.get_state()["vcpus"] == vcpus
+        assert handed_over(source, destination) == vcpus
         assert destination.set_state()["vcpus"] == vcpus
         destination.runnable.resume(1)
         assert len(destination.sample().each) == vcpus

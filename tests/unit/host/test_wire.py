@@ -13,7 +13,7 @@ import pytest
 
 from chaos.errors import InternalError
 from chaos.vmm import wire
-from chaos.vmm.messages import BETWEEN, REQUESTS, VCPU_STATES, Between, Create, Request, State
+from chaos.vmm.messages import REQUESTS, Create, Request
 from chaos.vmm.wire import Channel, Ended, FdSet, memory_file, pair
 
 
@@ -121,23 +121,6 @@ def test_what_is_too_long_is_not_sent() -> None:
     one, other = channels()
     with pytest.raises(InternalError, match="longer than"):
         one.send({"regs": bytes(wire.MESSAGE_LIMIT)})
-    one.close()
-    other.close()
-
-
-def test_the_state_of_vcpus_travels_in_memory_of_its_own() -> None:
-    ours, theirs = pair()
-    one: Channel[Between] = Channel.adopt(ours, BETWEEN)
-    other: Channel[Between] = Channel.adopt(theirs, BETWEEN)
-    states = ({"xsave": bytes(8192), "lapic": b"\1" * 1024},) * 16  # more than a message may be
-    data = msgspec.msgpack.encode(states)
-    with wire.memory_file("state", len(data)) as file:
-        os.pwrite(file.number, data, 0)
-        one.send(State(size=len(data)), (file.number,))
-    message, fds = other.receive(5.0)
-    assert isinstance(message, State)
-    with fds.steal() as file:
-        assert VCPU_STATES.decode(os.pread(file.number, message.size, 0)) == states
     one.close()
     other.close()
 

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who looks after a migration, as a management layer does: tries again, or leaves the guest where it is.
+
+    abandon   one attempt; if it fails before the move, the guest stays at the source
+    retry     up to `attempts`; before each further one a destination whose VMM has died is started afresh, as a new
+              process of the same name in the same cgroup and network, with its VM created again
+
+After the move nothing is tried again: a source that died is not needed any more, and a destination that died has taken
+the guest with it. What became of each attempt goes to the history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from chaos.history import Handover
+from chaos.migration.handover import Attempt, Ended
+from chaos.stage import Stage
+from chaos.steps import Migrate, Phase
+
+
+def supervise(stage: Stage, step: Migrate, before: Callable[[Phase], None]) -> None:
+    """Carry the step out. Raises `StepFailed` for what is no answer: a VMM that does not give any, or cannot be
+    started again."""
+    source, destination = stage.guest(step.source), stage.guest(step.destination)
+    number = 0
+    again = True
+    while again:
+        number += 1
+        ended = Attempt(stage, source, destination, step.within, before).carry_out()
+        recorder = stage.fleet.recorder
+        recorder.write(
+            Handover(
+                t=recorder.now(), step=stage.fleet.step, source=source.name, destination=destination.name,
+                attempt=number, outcome=ended.outcome, phase=ended.phase, guest=ended.guest, why=ended.why,
+                stood=ended.stood,
+            )
+        )  # fmt: skip
+        again = tries_again(step, number, ended)
+        if again and not destination.vmm.alive:
+            stage.restart(destination.vmm.name)
+            stage.create(destination)
+
+
+def tries_again(step: Migrate, attempt: int, ended: Ended) -> bool:
+    """After the attempt of that number, from 1, has ended."""
+    return step.supervise == "retry" and ended.outcome in ("aborted", "refused") and attempt < step.attempts
