@@ -90,9 +90,12 @@ class Stage:
     def create(self, guest: Guest) -> None:
         """Raises `StepFailed`."""
         spec = guest.spec
+        users = (vm.kind for vm in self.experiment.vms.values() if vm.memory == spec.memory)
+        ordinary = all(kind is Kind.PLAIN for kind in users)  # nobody encrypts that memory, so the program is plain too
         create = Create(
-            vm=guest.name, kind=spec.kind.value, vcpus=spec.vcpus, memory=spec.memory, type=spec.type, lane=guest.lane
-        )
+            vm=guest.name, kind=spec.kind.value, vcpus=spec.vcpus, memory=spec.memory, type=spec.type, lane=guest.lane,
+            lanes=self.lanes[spec.memory] if ordinary else 0,
+        )  # fmt: skip
         self.must(guest, create, fds=(self.memories[spec.memory].number,))
         guest.created = True
 
@@ -145,6 +148,14 @@ class Stage:
             raise StepFailed(f"there is no storm on {guest.name}")
         self.must(guest, messages.Calm(vm=guest.name))
         self.fleet.storm_over(guest.vmm, guest.name)
+
+    def close_aside(self, guest: Guest) -> None:
+        """Let it be closed and go on. Its agent knows no such VM from then on. Raises `StepFailed` as `close` does."""
+        if guest.name in guest.vmm.storms:
+            self.calm(guest)
+        self.under_way[guest.name] = self.fleet.invoke(guest.vmm, Close(vm=guest.name), aside=True)
+        guest.created, guest.every = False, None
+        guest.vmm.unwatch(guest.name)
 
     def close(self, guest: Guest) -> Done:
         """Raises `StepFailed` if a storm on it does not end."""

@@ -137,6 +137,7 @@ class Close(_Step, frozen=True, kw_only=True, tag="close"):
     """Close every file descriptor of the VM."""
 
     vm: Name
+    wait: bool = True
 
 
 # -- the guest --------------------------------------------------------------------------------------------

@@ -74,7 +74,10 @@ def mirror(actor: Actor, step: s.Mirror) -> None:
 def close(actor: Actor, step: s.Close) -> None:
     vm = actor.stage.guest(step.vm)
     actor.free(vm)
-    actor.stage.close(vm)
+    if step.wait:
+        actor.stage.close(vm)
+    else:
+        actor.stage.close_aside(vm)
 
 
 def _finish(stage: Stage, vm: Guest) -> None:

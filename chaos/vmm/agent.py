@@ -165,7 +165,7 @@ class Agent:
             raise InternalError(f"{self.name} has a VM {do.vm!r} already")
         with fds.steal() as memory:
             self.machines[do.vm] = Machine.create(
-                self.host, Kind(do.kind), do.vcpus, memory.number, vm_type=do.type, lane=do.lane
+                self.host, Kind(do.kind), do.vcpus, memory.number, vm_type=do.type, lane=do.lane, lanes=do.lanes
             )
 
     def _question(self, number: int, do: Question) -> Reply:

@@ -73,9 +73,13 @@ class Machine:
     page: ArgumentPage | None = None
 
     @classmethod
-    def create(cls, host: Host, kind: Kind, count: int, memory_fd: int, *, vm_type: int = 0, lane: int = 0) -> Machine:
+    def create(
+        cls, host: Host, kind: Kind, count: int, memory_fd: int, *, vm_type: int = 0, lane: int = 0, lanes: int = 0
+    ) -> Machine:
         """A VM with its memory, and with its vCPUs too unless it is to be encrypted: INIT wants none."""
         memory = Mapping(memory_fd, guest.MEMORY)
+        if lanes:
+            memory.write(guest.CODE, guest.image(lanes))
         vm = None
         try:
             vm = host.system.create_vm(vm_type)

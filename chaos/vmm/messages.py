@@ -17,7 +17,8 @@ class _Operation(msgspec.Struct, frozen=True, kw_only=True, tag_field="f"):
 
 
 class Create(_Operation, frozen=True, kw_only=True, tag="create"):
-    """Brings the descriptor of the guest's memory. The vCPUs count in it from lane `lane` on."""
+    """Brings the descriptor of the guest's memory. The vCPUs count in it from lane `lane` on. With `lanes` the program
+    for so many is written there: into the memory of a VM that is to run without ever being encrypted."""
 
     vm: str
     kind: str
@@ -25,6 +26,7 @@ class Create(_Operation, frozen=True, kw_only=True, tag="create"):
     memory: str
     type: int = 0
     lane: int = 0
+    lanes: int = 0
 
 
 class Init(_Operation, frozen=True, kw_only=True, tag="init", omit_defaults=True):
