@@ -154,6 +154,8 @@ class Experiment(Part, frozen=True, kw_only=True):
                 return frozenset({".", *self.groups})
             case "host":
                 return frozenset({""})
+            case "caller":
+                return frozenset({"", *self.vmms})
 
     @property
     def types(self) -> frozenset[int]:
@@ -395,6 +397,15 @@ def _references(experiment: Experiment, part: Part) -> Iterator[tuple[str, str, 
             yield field, f"there is no {kind} {value!r}", f"the {kind}s are {allowed}"
 
 
+_TARGETS: dict[Target, str] = {
+    "vmm": "a VMM",
+    "vm": "a VM",
+    "cgroup": "a cgroup",
+    "host": "the host, which has no name",
+    "caller": "a VMM, or without a name whoever calls",
+}
+
+
 def _fault_problems(experiment: Experiment, step: Strike) -> Iterator[tuple[str, str, str]]:
     try:
         target = fault.find(step.fault, step.options).TARGET
@@ -403,6 +414,6 @@ def _fault_problems(experiment: Experiment, step: Strike) -> Iterator[tuple[str,
         return
     allowed = experiment.names(target)
     if step.target not in allowed:
-        what = {"vmm": "a VMM", "vm": "a VM", "cgroup": "a cgroup", "host": "the host, which has no name"}[target]
         given = repr(step.target) if step.target else "nothing"
-        yield "target", f"{step.fault} strikes {what}, not {given}", f"give one of {', '.join(sorted(allowed))}"
+        problem = f"{step.fault} strikes {_TARGETS[target]}, not {given}"
+        yield "target", problem, f"give one of {', '.join(sorted(allowed))}"

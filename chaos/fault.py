@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from chaos.schedule.kfault import Kfault
 
 GROUP = "sevchaos.faults"
-Target = Literal["vmm", "vm", "cgroup", "host"]
+# caller: a VMM whose calls alone count, or with no target whoever calls.
+Target = Literal["vmm", "vm", "cgroup", "host", "caller"]
 
 
 class Victim(Protocol):

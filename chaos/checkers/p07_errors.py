@@ -65,12 +65,22 @@ def _judged(evidence: Evidence, each: Judged) -> Verdict:
     seen, due = _said(each.answer), sorted({_said(answer) for answer in each.allowed})
     return deviated(
         PROMISE,
-        f"{_named(each)} answered {seen} where {' or '.join(due)} was due",
+        f"{_named(each)} answered {seen} where {' or '.join(due)} was due{_though(evidence, each)}",
         records,
         signature=f"{kind}:{seen}-for-{'-or-'.join(due)}".replace(" ", "-"),
         expected=" or ".join(due),
         seen=seen,
     )
+
+
+def _though(evidence: Evidence, each: Judged) -> str:
+    """Of an EBUSY where a charge would have been in order: that there was room for it."""
+    if each.answer.errno != EBUSY or each.invoke.f not in ("init", "move"):
+        return ""
+    worlds = evidence.ledger.during.get(each.invoke.op, frozenset())
+    payers = sorted({world.home(each.invoke.agent) or "" for world in worlds})
+    key = argument(each.invoke, "key") or evidence.key(argument(each.invoke, "source"))
+    return f", and cgroup {' or '.join(map(repr, payers))} had room for a charge of {key}"
 
 
 def _said(answer: Answer) -> str:

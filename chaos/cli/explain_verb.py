@@ -15,7 +15,7 @@ import experiments
 from chaos import experiment, fault
 from chaos.errors import UsageError
 
-_TARGETS = {"vmm": "a VMM", "vm": "a VM", "cgroup": "a cgroup", "host": "the host"}
+_TARGETS = {"vmm": "a VMM", "vm": "a VM", "cgroup": "a cgroup", "host": "the host", "caller": "a VMM, or whoever calls"}
 _WIDTH = 96
 
 
@@ -62,7 +62,7 @@ def _options(kind: type[fault.Fault]) -> Iterator[dict[str, str]]:
         if not field.init:
             continue
         choices = get_args(hints[field.name])
-        allowed = ", ".join(map(str, choices)) if choices else getattr(hints[field.name], "__name__", "")
+        allowed = ", ".join(getattr(choice, "__name__", str(choice)) for choice in choices or (hints[field.name],))
         default = "must be given" if field.default is dataclasses.MISSING else repr(field.default)
         yield {"name": field.name, "allowed": allowed, "default": default}
 
@@ -75,5 +75,6 @@ def _lines(told: dict[str, Any]) -> Iterator[str]:
         yield textwrap.fill(told[title], width=_WIDTH, initial_indent=f"  {title + ':':<8}", subsequent_indent=" " * 10)
     for option in told["options"]:
         yield f"  option {option['name']}: {option['allowed']} (default: {option['default']})"
-    target = "" if told["target"] == "host" else f", target: NAME OF {_TARGETS[told['target']].upper()}"
+    named = "a VMM" if told["target"] == "caller" else _TARGETS[told["target"]]
+    target = "" if told["target"] == "host" else f", target: NAME OF {named.upper()}"
     yield f"  in a script: - {{do: fault, fault: {told['name']}{target}, options: {{…}}}}"

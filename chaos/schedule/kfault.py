@@ -322,6 +322,12 @@ class Kfault:
         self._unclaimed += new
         return tuple(new)
 
+    def told(self, slot: Slot, what: Happening) -> tuple[Event, ...]:
+        """All such events of this slot so far, whether or not they were waited for."""
+        self.events()
+        mine = (event for event in self.log if event.slot == slot.number and event.ns >= slot.armed_ns)
+        return tuple(event for event in mine if event.what is what)
+
     def wait(self, slot: Slot, what: Happening, *, within: float, call: int | None = None) -> Event | None:
         """The next such event of this slot that was not waited for before; None if it does not come in `within`
         seconds. `call` asks for the one about that call."""

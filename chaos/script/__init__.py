@@ -67,7 +67,7 @@ def require_all(scene: Scene, *, shared: bool) -> None:
     for _, step in s.walk(scene.stage.experiment.script):
         if isinstance(step, s.Strike):
             fault = faults.find(step.fault, step.options)
-            if shared and fault.TARGET == "host":
+            if shared and not step.target:
                 raise _theirs_too(f"the fault {step.fault} strikes the whole host")
             fault.require(scene, step.target)
         elif isinstance(step, s.Arm):

@@ -30,6 +30,7 @@ def test_p7() -> None:
     assert (held.outcome, held.reason) == (HELD, "refusals as documented: mirror of new from old: EINVAL")
     verdict = verdict_of("P7", refused(error=EBUSY))
     assert (verdict.outcome, verdict.signature) == (DEVIATED, "move:EBUSY-for-EBADF-or-ok")
+    assert "and cgroup 'destination' had room for a charge of sev" in verdict.reason
     assert verdict_of("P7", refused(error=EINVAL, f="mirror", kernel="6.1.192")).outcome is HELD
     verdict = verdict_of("P7", refused(error=0, f="mirror"))
     assert (verdict.outcome, verdict.seen) == (DEVIATED, "ok")
