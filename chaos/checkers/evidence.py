@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from chaos.contexts import Contexts
-from chaos.history import Asked, Counted, Done, Exited, History, Invoke, Observation, Record, Stormed
+from chaos.history import Asked, Counted, Done, Exited, Handover, History, Invoke, Observation, Record, Stormed
 from chaos.ledger import Entry, Ledger, replay
 from chaos.verdict import Outcome, Verdict
 from chaos.world import argument, levels
@@ -190,12 +190,20 @@ class Evidence:
 
     @cached_property
     def tried(self) -> tuple[Move, ...]:
-        """The same, and those that were given a descriptor which is no VM's."""
+        """The same, and those that were given a descriptor which is no VM's. Of one whose source's descriptor did not
+        arrive, the kernel was asked nothing."""
         return tuple(
             Move(invoke, done, self.ledger.happened(invoke, done), self._over(invoke, done))
             for invoke, done in self.operations
-            if invoke.f == "move"
+            if invoke.f == "move" and (done is None or done.outcome != "fail" or ioctl_answered(done))
         )
+
+    @cached_property
+    def untried(self) -> str:
+        """That no move was tried, and what became of the migrations that were to make one."""
+        ended = (r for r in self.history.records if isinstance(r, Handover))
+        told = [f"the migration from {r.source} to {r.destination} was {r.outcome} in {r.phase}" for r in ended]
+        return "; ".join(["no move was tried", *told])
 
     def _over(self, invoke: Invoke, done: Done | None) -> int | None:
         if done is not None and done.outcome != "info":
@@ -275,6 +283,15 @@ class Evidence:
         return next(
             (r for r in self.history.records if isinstance(r, Exited) and r.agent == agent and r.seq > after), None
         )
+
+    def died(self, vm: str, *, at: int) -> Exited | None:
+        """The end of the process that had the VM at that record, unless it was told to end."""
+        creators = [i for i, _ in self.operations if i.f == "create" and argument(i, "vm") == vm and i.seq < at]
+        told = {invoke.pid for invoke, _ in self.operations if invoke.f == "exit"}
+        if not creators or creators[-1].pid in told:
+            return None
+        exited = self.exited(creators[-1].agent, after=creators[-1].seq)
+        return exited if exited is not None and exited.pid == creators[-1].pid else None
 
     def next_move(self, vm: str, after: int) -> Move | None:
         """The next move that takes the VM as its source."""

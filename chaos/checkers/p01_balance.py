@@ -29,7 +29,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
     charged = [entry for entry in evidence.observations if shows_charge(entry)]
     if any(isinstance(step, Move | Migrate) for _, step in walk(experiment.script)):
         if not evidence.moves:
-            return unknown(PROMISE, "no move was tried, so no charge had to follow one")
+            return unknown(PROMISE, f"{evidence.untried}, so no charge had to follow one")
         if evidence.settled is None:
             return unknown(PROMISE, f"{evidence.moves[-1]}: the charges after it cannot be asked for")
         begun, over = evidence.moves[0].invoke.seq, evidence.settled

@@ -39,7 +39,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
     evidence = Evidence(history)
     parts = [part for move in evidence.moves for part in _move(experiment, evidence, move)]
     if not evidence.moves:
-        parts.append(unknown(PROMISE, "no move was tried, so no source could die"))
+        parts.append(unknown(PROMISE, f"{evidence.untried}, so no source could die"))
     parts += [part for stormed in evidence.stormed for part in _storm(evidence, stormed)]
     return combine(PROMISE, parts)
 
@@ -62,10 +62,8 @@ def _move(experiment: Experiment, evidence: Evidence, move: Move) -> Iterator[Ve
 
 
 def _not_asked(evidence: Evidence, move: Move) -> Verdict:
-    agent = evidence.agent(move.source)
-    exited = evidence.exited(agent)
-    told = any(invoke.f == "exit" and invoke.agent == agent for invoke, _ in evidence.operations)
-    if exited is not None and not told:
+    exited = evidence.died(move.source, at=move.invoke.seq)
+    if exited is not None:
         reason = "the source process is dead, and only it could ask its file descriptors"
         return unknown(PROMISE, reason, (*move.records, exited))
     return unknown(PROMISE, f"{move}, and {move.source} was not asked afterwards", move.records)

@@ -24,7 +24,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
     if evidence.ledger.lost:
         parts.append(unknown(PROMISE, f"who owns what cannot be told: {evidence.ledger.lost}"))
     elif not evidence.moves:
-        parts.append(unknown(PROMISE, "no move was tried, so ownership was never in question"))
+        parts.append(unknown(PROMISE, f"{evidence.untried}, so ownership was never in question"))
     elif evidence.settled is None:
         parts.append(unknown(PROMISE, f"{evidence.moves[-1]}: who owns the context after it cannot be asked"))
     else:
@@ -76,9 +76,8 @@ def _other(evidence: Evidence, move: Move) -> Verdict:
     if move.happened is None or move.over is None:
         return unknown(PROMISE, f"{move}, and nobody can say whether it took effect", move.records)
     vm, over = move.other, move.over
-    exited = evidence.exited(evidence.agent(vm), after=move.invoke.seq)
-    told = any(i.f == "exit" and i.agent == evidence.agent(vm) for i, _ in evidence.operations)
-    if exited is not None and not told:
+    exited = evidence.died(vm, at=move.invoke.seq)
+    if exited is not None:
         return held(PROMISE, f"the process of {vm} is dead and owns nothing", (exited,))
     if not move.happened and evidence.held(vm, move.invoke):
         return _its_own(evidence, move)

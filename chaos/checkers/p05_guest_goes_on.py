@@ -37,7 +37,7 @@ STATUS = ("handle", "policy", "state")
 def check(experiment: Experiment, history: History) -> Verdict:
     evidence = Evidence(history)
     if not evidence.moves:
-        return unknown(PROMISE, "no move was tried, so nothing interrupted the guest")
+        return unknown(PROMISE, f"{evidence.untried}, so nothing interrupted the guest")
     return combine(PROMISE, [part for move in evidence.moves for part in _move(evidence, move)])
 
 
@@ -169,6 +169,12 @@ def goes_on(evidence: Evidence, move: Move, promise: str) -> Verdict:
     # A move that failed may be tried again at once: then the guest goes on wherever that one took it.
     other = move.other if later is None or not later.happened else None
     after = [count for count in mine if count.seq > over and count.vm != other]
+    refused = _not_entered(evidence, move, promise, over)
+    if refused is not None:
+        return refused
+    exited = evidence.died(move.survivor, at=over)
+    if not after and exited is not None:
+        return unknown(promise, f"whether the guest itself goes on: the process of {move.survivor} is dead", (exited,))
     if not before or not after:
         side = "before" if not before else "after"
         return unknown(promise, f"whether the guest itself goes on: it was not seen to count {side} the move")
@@ -179,6 +185,24 @@ def goes_on(evidence: Evidence, move: Move, promise: str) -> Verdict:
             promise, f"whether the guest itself goes on: {after[0].vm} was not given its registers", after[:1]
         )
     return _compared(promise, before[-1], after[0], move)
+
+
+def _not_entered(evidence: Evidence, move: Move, promise: str, over: int) -> Verdict | None:
+    """That the survivor's vCPUs could not be let into the guest, None if nobody tried or they could."""
+    later = evidence.next_move(move.survivor, over)
+    end = later.invoke.seq if later is not None else len(evidence.history.records)
+    first = next((done for invoke, done in evidence.done(move.survivor, "run") if over < invoke.seq < end), None)
+    if first is None or first.outcome == "ok" or not ioctl_answered(first):
+        return None
+    call, name = first.value.get("call") or "run", errname(first.errno)
+    return deviated(
+        promise,
+        f"the guest does not go on: at {move.survivor} {call} fails with {name}",
+        (*move.records, first),
+        signature=f"not-entered-after-{'' if move.happened else 'failed-'}move:{call}:{name}",
+        expected="a guest that runs",
+        seen=name,
+    )
 
 
 def _compared(promise: str, last: Counted, first: Counted, move: Move) -> Verdict:

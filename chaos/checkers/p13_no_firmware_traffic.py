@@ -33,7 +33,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
     parts = [unknown(PROMISE, f"records of the firmware are missing between {a.order} and {b.order}", (a, b))
              for a, b in evidence.contexts.gaps]  # fmt: skip
     if not evidence.moves:
-        parts.append(unknown(PROMISE, "no move was tried, so it could send nothing"))
+        parts.append(unknown(PROMISE, f"{evidence.untried}, so it could send nothing"))
     parts += [_move(evidence, seen, move) for move in evidence.moves]
     parts += _once(evidence)
     return combine(PROMISE, parts)
