@@ -297,6 +297,16 @@ class Evidence:
         """The next move that takes the VM as its source."""
         return next((move for move in self.moves if move.source == vm and move.invoke.seq > after), None)
 
+    def remade(self, vm: str, after: int) -> int:
+        """The record at which another VM of that name was created, or the end of the history."""
+        creations = (i.seq for i, _ in self.operations if i.f == "create" and argument(i, "vm") == vm and i.seq > after)
+        return next(creations, len(self.history.records))
+
+    def death(self, vm: str, before: int) -> Move | None:
+        """The move that took the VM's context away before that record, and left it dead."""
+        earlier = (m for m in self.moves if m.happened and m.source == vm and m.invoke.seq < before)
+        return next((move for move in earlier if self.remade(vm, move.invoke.seq) >= before), None)
+
     def lineage(self, vm: str) -> frozenset[str]:
         """The VMs that have owned the VM's context, or could have: those its moves have gone through."""
         vms = {vm}

@@ -45,12 +45,16 @@ def check(experiment: Experiment, history: History) -> Verdict:
 
 
 def _move(experiment: Experiment, evidence: Evidence, move: Move) -> Iterator[Verdict]:
-    """The questions put to the source of one move, until it is the source of the next."""
+    """The questions put to the source of one move: for ever if it happened, else until the next."""
     if move.happened is None or move.over is None:
         yield unknown(PROMISE, f"{move}, and nobody can say whether it took effect", move.records)
         return
-    later = evidence.next_move(move.source, move.over)
-    end = later.invoke.seq if later is not None else len(evidence.history.records)
+    death = evidence.death(move.source, move.invoke.seq)
+    if not move.happened and death is not None:
+        yield held(PROMISE, f"{move}; {move.source} was dead before: {death}", (*move.records, *death.records))
+        return
+    later = evidence.next_move(move.source, move.over) if not move.happened else None
+    end = later.invoke.seq if later is not None else evidence.remade(move.source, move.over)
     asked = [record for record in evidence.asked if record.vm == move.source and move.over < record.seq < end]
     for record in asked:
         yield judge_asked(experiment, evidence, move, record)

@@ -101,20 +101,25 @@ def _without(evidence: Evidence, move: Move, vm: str, over: int) -> Verdict:
 
 
 def _its_own(evidence: Evidence, move: Move) -> Verdict:
-    """The destination of a move that failed had a context already, and still has that one and no other."""
+    """The destination of a move that failed had a context already, and has that one and no other. Where the firmware
+    is not reached before and after, it says of both times that there is one."""
     vm, over = move.destination, move.over or 0
-    answers = [(i.seq, done) for i, done in evidence.done(vm, "guest_status") if done.outcome == "ok"]
+    answers = [(i.seq, done) for i, done in evidence.done(vm, "guest_status") if owns(done)]
     before = [done for seq, done in answers if seq < move.invoke.seq]
     after = [done for seq, done in answers if seq > over]
     if not before or not after:
         side = "after" if before else "before"
         return unknown(PROMISE, f"{move}, and {vm} was not asked for its own context {side} it", move.records)
-    was, now = before[-1].value.get("handle"), after[0].value.get("handle")
+    was, now = _which(before[-1]), _which(after[0])
     if was == now:
-        return held(PROMISE, f"{vm} owns its own (handle {now}), as before", (before[-1], after[0]))
-    reason = f"{move}, and {vm} has another context than before"
-    records, expected, seen = (before[-1], after[0]), f"handle {was}", f"handle {now}"
-    return deviated(PROMISE, reason, records, signature="another-context", expected=expected, seen=seen)
+        return held(PROMISE, f"{vm} owns its own ({now}), as before", (before[-1], after[0]))
+    reason = f"{move}, and {vm} answered {was} for its context before and {now} after"
+    records = (before[-1], after[0])
+    return deviated(PROMISE, reason, records, signature="another-context", expected=was, seen=now)
+
+
+def _which(done: Done) -> str:
+    return f"handle {done.value.get('handle')}" if done.outcome == "ok" else f"GUEST_STATUS: {_said(done)}"
 
 
 def _said(done: Done) -> str:

@@ -39,8 +39,8 @@ def _failed(experiment: Experiment, evidence: Evidence, move: Move) -> Iterator[
     assert move.over is not None
     yield _charges(evidence, move)
     yield _destination(evidence, move)
-    if not move.source:  # then there is nobody else who could have been harmed
-        return
+    if not move.source or evidence.death(move.source, move.invoke.seq) is not None:
+        return  # then there is nobody else who could have been harmed
     later = evidence.next_move(move.source, move.over)
     again = later if later is not None and later.happened else None
     end = later.invoke.seq if later is not None else len(evidence.history.records)
@@ -121,9 +121,9 @@ def _destination(evidence: Evidence, move: Move) -> Verdict:
     One that a context was moved away from before is dead, and has to stay it.
     """
     vm, over = move.destination, move.over or 0
-    killed = [m for m in evidence.moves if m.happened and m.source == vm and m.invoke.seq < move.invoke.seq]
-    if killed:
-        return held(PROMISE, f"{vm} was dead before: {killed[0]}", killed[0].records)
+    death = evidence.death(vm, move.invoke.seq)
+    if death is not None:
+        return held(PROMISE, f"{vm} was dead before: {death}", death.records)
     exited = evidence.exited(move.invoke.agent, after=move.invoke.seq)
     if exited is not None and exited.seq <= over:
         return held(PROMISE, f"the process of {vm} died with the move", (exited,))

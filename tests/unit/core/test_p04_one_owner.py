@@ -137,6 +137,37 @@ def test_p4_a_destination_that_had_a_context_keeps_that_one() -> None:
     assert verdict.outcome is Outcome.UNKNOWN and "full was not asked for its own context after it" in verdict.reason
 
 
+def replayed(*then: int) -> Builder:
+    """A move, and the same again, refused; GUEST_STATUS of the destination answers so before and after the second."""
+    b = Builder()
+    b.begin()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.status("old", "source")
+    b.observe("before", {"source": 1})
+    b.move("old", "new", "destination")
+    b.status("new", "destination", error=then[0])
+    b.do("send_fd", "source", vm="old", to="destination")
+    b.move("old", "new", "destination", error=errno.EINVAL)
+    b.observe("after", {"destination": 1})
+    b.status("new", "destination", error=then[1])
+    b.ask("old", "source", dead=True)
+    return b
+
+
+def test_replayed_moves() -> None:
+    """The source is dead from the first on, and the destination owns what it owned; P3 and P6 know that too."""
+    for promise in ("P3", "P4", "P6"):
+        assert CHECKERS[promise](shipped(MOVE), replayed(0, 0).finish()).outcome is Outcome.HELD
+    verdict = CHECKERS["P4"](shipped(MOVE), replayed(errno.EBADF, errno.EBADF).finish())
+    assert verdict.outcome is Outcome.HELD and "new owns its own (GUEST_STATUS: EBADF)" in verdict.reason
+    verdict = CHECKERS["P4"](shipped(MOVE), replayed(0, errno.EBADF).finish())
+    assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, "another-context")
+    b = replayed(0, 0)
+    b.do("launch_measure", "source", vm="old")
+    assert CHECKERS["P3"](shipped(MOVE), b.finish()).outcome is Outcome.DEVIATED
+
+
 def test_p4_where_there_was_nothing_nobody_has_to_own_it() -> None:
     for error, outcome in ((errno.ENOTTY, Outcome.HELD), (0, Outcome.DEVIATED)):
         b = Builder()
