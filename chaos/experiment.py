@@ -408,10 +408,15 @@ _TARGETS: dict[Target, str] = {
 
 def _fault_problems(experiment: Experiment, step: Strike) -> Iterator[tuple[str, str, str]]:
     try:
-        target = fault.find(step.fault, step.options).TARGET
+        found = fault.find(step.fault, step.options)
     except UsageError as error:
         yield "fault", error.message, error.remedy
         return
+    for option, kind in found.NAMES.items():
+        given, known = getattr(found, option), experiment.names(kind)
+        if given not in known:
+            yield f"options.{option}", f"there is no {kind} {given!r}", f"give one of {', '.join(sorted(known))}"
+    target = found.TARGET
     allowed = experiment.names(target)
     if step.target not in allowed:
         given = repr(step.target) if step.target else "nothing"

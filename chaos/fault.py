@@ -29,6 +29,7 @@ from chaos.errors import UsageError
 
 if TYPE_CHECKING:
     from chaos.cgroup.group import Cgroup
+    from chaos.history import Done
     from chaos.schedule.firmware import Firmware
     from chaos.schedule.kfault import Kfault
 
@@ -97,6 +98,12 @@ class Scene(Protocol):
 
     def enable_misc(self, cgroup: str) -> None: ...
 
+    def take(self, vmm: str, vm: str, key: str) -> Done:
+        """Have a VMM create a VM of this name and take a context of `key` for it; how its INIT was answered."""
+
+    def close(self, vmm: str, vm: str) -> None:
+        """Have a VMM close a VM that it took a context for."""
+
     # What is not.
 
     def kfault(self) -> Kfault:
@@ -122,12 +129,14 @@ class Fault(abc.ABC):
     """Inherit, be a dataclass, say what TARGET is: `target` names one. Verbs may raise OSError.
 
     The docstring, WHERE (it may strike), NEEDS (what a host must have) and PROOF are what `sevchaos explain` says.
+    NAMES says of which options the value names something of the experiment, and what.
     """
 
     TARGET: ClassVar[Target]
     WHERE: ClassVar[str] = "at any step, before any phase of a migration, in any hold"
     NEEDS: ClassVar[str] = "nothing that a run does not need anyway"
     PROOF: ClassVar[str]
+    NAMES: ClassVar[Mapping[str, Target]] = {}
 
     def require(self, scene: Scene, target: str) -> None:  # noqa: B027 - most need nothing
         """Raises `Unsupported` if this host cannot do it. Asked before anything is done; there are no VMMs yet."""

@@ -229,6 +229,7 @@ class Run:
             finally:
                 fleet.step = length
         with self._going_on():
+            self._settle(group)
             observer.observe(self.recorder, "end", length)
             for below in group.children():
                 below.destroy()
@@ -254,10 +255,13 @@ class Run:
             fleet.end(helper)
         finally:
             helper_group.destroy()
-            # The kernel lets go of a removed cgroup a moment later; what stays longer shows in the next observation.
-            with contextlib.suppress(TimedOut):
-                self.loop.wait(lambda: not group.dying(), GONE_WITHIN, "a removed cgroup to go", look=LOOK_AGAIN)
+            self._settle(group)
         self.recorder.write(Filled(t=self.recorder.now(), label=label, count=count, errno=errno))
+
+    def _settle(self, group: Cgroup) -> None:
+        """The kernel lets go of a removed cgroup a moment later; what stays longer shows in the next observation."""
+        with contextlib.suppress(TimedOut):
+            self.loop.wait(lambda: not group.dying(), GONE_WITHIN, "a removed cgroup to go", look=LOOK_AGAIN)
 
     def _tear_down(self, stage: Stage) -> None:
         """Close every VM and end every VMM, as far as they are still there."""

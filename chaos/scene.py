@@ -12,10 +12,12 @@ from pathlib import Path
 from chaos.cgroup.group import Cgroup
 from chaos.errors import HostLacks, Unsupported
 from chaos.fleet import Vmm
+from chaos.history import Done
 from chaos.poll import LOOK_AGAIN, TimedOut
 from chaos.schedule.firmware import Firmware
 from chaos.schedule.kfault import Kfault
 from chaos.stage import Stage
+from chaos.vmm.messages import Close, Create, Init
 
 # Where the lab has the module; on a machine of somebody's own it is theirs to load.
 MODULE = Path("/lab/kfault.ko")
@@ -66,6 +68,16 @@ class Scene:
 
     def enable_misc(self, cgroup: str) -> None:
         self.stage.groups.enable_misc(cgroup)
+
+    def take(self, vmm: str, vm: str, key: str) -> Done:
+        memory = next(iter(self.stage.memories))
+        create = Create(vm=vm, kind=key.replace("_", "-"), vcpus=0, memory=memory)
+        fleet, victim = self.stage.fleet, self.vmm(vmm)
+        created = fleet.do(victim, create, fds=(self.stage.memories[memory].number,))
+        return created if created.outcome != "ok" else fleet.do(victim, Init(vm=vm, key=key))
+
+    def close(self, vmm: str, vm: str) -> None:
+        self.stage.fleet.do(self.vmm(vmm), Close(vm=vm))
 
     def kfault(self) -> Kfault:
         if self._kfault is None:

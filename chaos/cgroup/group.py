@@ -82,15 +82,19 @@ class Cgroup:
 
     def enable(self, controller: str) -> None:
         """Let the children of this cgroup have `controller`. Raises OSError: ENOENT if the kernel has no such one."""
-        if controller not in read_list(self._node, "subtree_control"):
+        if not self.divides(controller):
             write(self._node, "subtree_control", f"+{controller}")
 
     def disable(self, controller: str) -> None:
         """Take `controller` from the children. Raises OSError: EBUSY if children of theirs have it from them."""
         write(self._node, "subtree_control", f"-{controller}")
 
+    def divides(self, controller: str) -> bool:
+        """Whether its children have the controller."""
+        return controller in read_list(self._node, "subtree_control")
+
     def has(self, controller: str) -> bool:
-        """Whether the controller is there for this cgroup's children to have."""
+        """Whether this cgroup has the controller, so that its children may."""
         return controller in read_list(self._node, "controllers")
 
     # -- processes ----------------------------------------------------------------------------------------
@@ -115,6 +119,15 @@ class Cgroup:
     def kill(self) -> None:
         """SIGKILL to every process in it and below, also to those being forked right now."""
         write(self._node, "kill", True)
+
+    def freeze(self, on: bool) -> None:
+        """Stop every process in it and below where it next leaves the kernel, or let them go on."""
+        write(self._node, "freeze", on)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether every process in it and below is stopped."""
+        return bool((read_keyed(self._node, "events") or {}).get("frozen", 0))
 
     def wait_empty(self, within: float) -> None:
         """Wait for the last process to go. Raises `CleanupFailed` after `within` seconds."""

@@ -48,6 +48,7 @@ class UnifiedController(Controller):  # type: ignore[misc]
     events = KeyedFile("cgroup.events", readonly=True)
     stat = KeyedFile("cgroup.stat", readonly=True)
     kill = FlagFile("cgroup.kill", writeonly=True)
+    freeze = FlagFile("cgroup.freeze")
 
     misc_capacity = KeyedFile("misc.capacity", readonly=True)
     misc_current = KeyedFile("misc.current", readonly=True)

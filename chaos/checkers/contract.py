@@ -197,16 +197,22 @@ class Contract:
 def changed(limits: Limits, change: Invoke) -> Limits:
     """The limits after an operation on cgroups."""
     name = argument(change, "cgroup")
+    if change.f == "limit":
+        key, number = argument(change, "key"), change.args.get("max")
+        others = frozenset(limit for limit in limits if limit[:2] != (name, key))
+        return others | {(name, key, number)} if isinstance(number, int) else others
+    return frozenset(limit for limit in limits if not renews(change, limit[0]))
+
+
+def renews(change: Invoke, cgroup: str) -> bool:
+    """Whether after this operation on cgroups the files of the cgroup are new ones: no limit, nothing counted."""
+    name = argument(change, "cgroup")
     match change.f:
-        case "limit":
-            key, number = argument(change, "key"), change.args.get("max")
-            others = frozenset(limit for limit in limits if limit[:2] != (name, key))
-            return others | {(name, key, number)} if isinstance(number, int) else others
         case "add_cgroup" | "remove_cgroup":
-            return frozenset(limit for limit in limits if name not in levels(limit[0]))
-        case "disable_misc":
-            return frozenset(limit for limit in limits if name not in levels(limit[0])[:-1])
-    return limits
+            return name in levels(cgroup)
+        case "disable_misc" | "enable_misc":
+            return name in levels(cgroup)[:-1]
+    return False
 
 
 def limits_of(observation: Observation) -> Limits | None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from errno import EBUSY
 from itertools import pairwise
 
-from chaos.checkers.contract import Contract, Judged, events_of
+from chaos.checkers.contract import Contract, Judged, events_of, renews
 from chaos.checkers.evidence import Evidence, combine, deviated, errname, held, unknown
 from chaos.experiment import Experiment
 from chaos.history import History, Invoke, Observation
@@ -75,14 +75,10 @@ def _events(contract: Contract, judged: Sequence[Judged], before: Observation, a
         for invoke, done in evidence.operations
         if invoke.f in CHARGING and invoke.seq < after.seq and (done is None or done.seq > before.seq)
     )
-    anew = {
-        argument(invoke, "cgroup")
-        for invoke, done in contract.changes
-        if invoke.f != "limit" and _between(invoke.seq, done.seq, before, after)
-    }
+    changes = [invoke for invoke, done in contract.changes if _between(invoke.seq, done.seq, before, after)]
     for cgroup in sorted(after.misc.keys() & before.misc.keys()):
-        if anew & set(levels(cgroup)):
-            continue  # its counters began anew
+        if any(renews(change, cgroup) for change in changes):
+            continue
         for key in KEYS:
             first, last = events_of(before, cgroup, key), events_of(after, cgroup, key)
             low, high = _due(evidence, judged, before, after, cgroup, key)

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Faults of the tree of cgroups under a VMM: it is put elsewhere, its cgroup goes, stands still, or loses its
+controller."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from signal import Signals
+from typing import ClassVar
+
+from chaos.fault import Evidence, Fault, Scene, Target, Victim
+from faults.vmm import ended
+
+FROZEN_WITHIN = 2.0
+
+
+@dataclass(kw_only=True, slots=True)
+class Enter(Fault):
+    """Put the VMM, all of it, into the cgroup `into`. It is put back when this is undone."""
+
+    TARGET: ClassVar[Target] = "vmm"
+    PROOF: ClassVar[str] = "cgroup.procs of that cgroup has the process"
+    NAMES: ClassVar[Mapping[str, Target]] = {"into": "cgroup"}
+
+    into: str
+    _from: str | None = field(init=False, default=None)
+
+    def ends(self, scene: Scene, target: str) -> tuple[str, ...]:
+        return ()
+
+    def apply(self, scene: Scene, target: str) -> None:
+        pid = scene.vmm(target).pid
+        self._from = next((path for path in scene.below(".") if pid in scene.cgroup(path).processes()), None)
+        scene.enter(target, self.into)
+
+    def evidence(self, scene: Scene, target: str) -> Evidence:
+        pid, group = scene.vmm(target).pid, scene.cgroup(self.into)
+        inside = group.exists and pid in group.processes()
+        return Evidence(inside, f"process {pid} is {'' if inside else 'not '}in cgroup.procs of {self.into}")
+
+    def undo(self, scene: Scene, target: str) -> str:
+        if scene.vmm(target).status is not None:
+            return f"{target} has ended"
+        if self._from is None or not scene.cgroup(self._from).exists:
+            return "there is no way back"
+        scene.enter(target, self._from)
+        return f"{target} is in {self._from} again"
+
+
+@dataclass(kw_only=True, slots=True)
+class RemoveCgroup(Fault):
+    """Remove a cgroup that something is still charged to; nobody lives in it any more. It is made again, with its
+    limits and nothing charged, when this is undone."""
+
+    TARGET: ClassVar[Target] = "cgroup"
+    NEEDS: ClassVar[str] = "no process in the cgroup, and no cgroup below it"
+    PROOF: ClassVar[str] = "it is gone, it was charged until then, and the run's cgroup counts it as a dying one"
+
+    _charged: dict[str, int] = field(init=False, default_factory=dict)
+    _limits: dict[str, int] = field(init=False, default_factory=dict)
+    _dying: int = field(init=False, default=0)
+
+    def apply(self, scene: Scene, target: str) -> None:
+        misc = scene.cgroup(target).misc()
+        self._charged = {key: number for key, number in misc.get("current", {}).items() if number}
+        self._limits = misc.get("max", {})
+        scene.remove_cgroup(target)
+        self._dying = scene.cgroup(".").dying()
+
+    def evidence(self, scene: Scene, target: str) -> Evidence:
+        if scene.cgroup(target).exists:
+            return Evidence(False, f"{target} is there")
+        charged = ", ".join(f"{key} {number}" for key, number in self._charged.items())
+        detail = f"{target} is gone, charged {charged or 'nothing'}; dying cgroups: {self._dying}"
+        return Evidence(bool(charged) and self._dying > 0, detail)
+
+    def undo(self, scene: Scene, target: str) -> str:
+        if scene.cgroup(target).exists:
+            return "it is there"
+        scene.add_cgroup(target)
+        for key, number in self._limits.items():
+            scene.limit(target, key, number)
+        return f"{target} was made again"
+
+
+@dataclass(kw_only=True, slots=True)
+class Freeze(Fault):
+    """Freeze a cgroup: every process in it stands still where it next leaves the kernel, a vCPU out of its guest. It is
+    thawed when this is undone."""
+
+    TARGET: ClassVar[Target] = "cgroup"
+    PROOF: ClassVar[str] = (
+        "cgroup.events says frozen 1, at the latest when it is thawed: what waits in the kernel is not"
+    )
+
+    def apply(self, scene: Scene, target: str) -> None:
+        scene.cgroup(target).freeze(True)
+
+    def evidence(self, scene: Scene, target: str) -> Evidence:
+        group = scene.cgroup(target)
+        frozen = scene.wait(lambda: group.frozen, FROZEN_WITHIN, f"{target} to freeze")
+        detail = f"cgroup.events of {target} says frozen {int(frozen)}, with {len(scene.living_in(target))} VMMs in it"
+        return Evidence(True if frozen else None, detail)
+
+    def undo(self, scene: Scene, target: str) -> str:
+        group = scene.cgroup(target)
+        if not group.exists:
+            return "it is gone"
+        group.freeze(False)
+        thawed = scene.wait(lambda: not group.frozen, FROZEN_WITHIN, f"{target} to thaw")
+        return "it is thawed" if thawed else "it is still frozen"
+
+
+@dataclass(kw_only=True, slots=True)
+class KillCgroup(Fault):
+    """End every process in a cgroup and below it at once, with cgroup.kill."""
+
+    TARGET: ClassVar[Target] = "cgroup"
+    PROOF: ClassVar[str] = "every VMM that lived there was reaped, ended by SIGKILL"
+
+    _hit: tuple[Victim, ...] = field(init=False, default=())
+
+    def ends(self, scene: Scene, target: str) -> tuple[str, ...]:
+        return tuple(victim.name for victim in scene.living_in(target))
+
+    def apply(self, scene: Scene, target: str) -> None:
+        self._hit = scene.living_in(target)
+        scene.cgroup(target).kill()
+
+    def evidence(self, scene: Scene, target: str) -> Evidence:
+        if not self._hit:
+            return Evidence(False, f"no VMM in {target} was hit")
+        each = [ended(victim, Signals.SIGKILL) for victim in self._hit]
+        return Evidence(all(one.struck for one in each), "; ".join(one.detail for one in each))
+
+    def undo(self, scene: Scene, target: str) -> str:
+        return "the dead stay dead"
+
+
+@dataclass(kw_only=True, slots=True)
+class DisableMisc(Fault):
+    """Take the misc controller from everything below a cgroup: what is charged there stays charged to accounts that
+    nobody can read any more, and who takes an ASID below is charged here. It is given back, with the limits, when this
+    is undone."""
+
+    TARGET: ClassVar[Target] = "cgroup"
+    NEEDS: ClassVar[str] = "cgroups below the one it strikes"
+    PROOF: ClassVar[str] = "cgroup.controllers of every cgroup below has no misc"
+
+    _disabled: list[str] = field(init=False, default_factory=list)
+    _limits: list[tuple[str, str, int]] = field(init=False, default_factory=list)
+
+    def apply(self, scene: Scene, target: str) -> None:
+        below = scene.below(target)
+        for path in below:
+            limits = scene.cgroup(path).misc().get("max", {})
+            self._limits += [(path, key, number) for key, number in limits.items()]
+        for path in reversed((target, *below)):  # the kernel wants the deepest first
+            if scene.cgroup(path).divides("misc"):
+                scene.disable_misc(path)
+                self._disabled.append(path)
+
+    def evidence(self, scene: Scene, target: str) -> Evidence:
+        below = scene.below(target)
+        without = [path for path in below if not scene.cgroup(path).has("misc")]
+        return Evidence(
+            bool(below) and without == list(below),
+            f"{len(without)} of {len(below)} cgroups below {target} have no misc",
+        )
+
+    def undo(self, scene: Scene, target: str) -> str:
+        count = len(self._disabled)
+        while self._disabled:
+            path = self._disabled.pop()
+            if scene.cgroup(path).exists:
+                scene.enable_misc(path)
+        while self._limits:
+            path, key, number = self._limits.pop()
+            if scene.cgroup(path).exists:
+                scene.limit(path, key, number)
+        return f"the children of {count} cgroups have misc again"
