@@ -129,7 +129,8 @@ class Fault(abc.ABC):
     """Inherit, be a dataclass, say what TARGET is: `target` names one. Verbs may raise OSError.
 
     The docstring, WHERE (it may strike), NEEDS (what a host must have) and PROOF are what `sevchaos explain` says.
-    NAMES says of which options the value names something of the experiment, and what.
+    NAMES says of which options the value names something of the experiment, and what. LETS_GO is off if neither `apply`
+    nor `undo` can let anything go that is held in the kernel, as a signal does that takes a vCPU out of its guest.
     """
 
     TARGET: ClassVar[Target]
@@ -137,6 +138,7 @@ class Fault(abc.ABC):
     NEEDS: ClassVar[str] = "nothing that a run does not need anyway"
     PROOF: ClassVar[str]
     NAMES: ClassVar[Mapping[str, Target]] = {}
+    LETS_GO: ClassVar[bool] = True
 
     def require(self, scene: Scene, target: str) -> None:  # noqa: B027 - most need nothing
         """Raises `Unsupported` if this host cannot do it. Asked before anything is done; there are no VMMs yet."""

@@ -34,7 +34,7 @@ class Groups:
             self[path].make()
             for key, number in spec.max.items():
                 self[path].limit(key, number)
-            if any(other.startswith(f"{path}/") for other in wanted):
+            if any(other.startswith(f"{path}/") for other in wanted) and self[path].has("misc"):
                 if spec.misc:
                     self[path].enable("misc")
                 else:

@@ -28,7 +28,7 @@ from chaos import stopped
 from chaos.contexts import Contexts
 from chaos.effects import EFFECTS, begin, effect, halfway, owing, took_effect
 from chaos.history import Asked, Counted, Done, Exited, Fault, Held, History, Invoke, Observation
-from chaos.world import ON_CGROUPS, Stage, World, argument, die, drop, forget, give_back
+from chaos.world import STILL, Stage, World, argument, die, drop, forget, give_back
 
 Kind = Literal["charge", "guests", "owner", "answer"]
 Witness = Observation | Done | Asked
@@ -182,7 +182,7 @@ class _Replay:
                 yield max(record.t, record.until), (record.seq, 1), partial(self._observe, record)
             elif isinstance(record, Asked):
                 yield record.t, (record.seq, 0), partial(self._ask, record)
-            elif isinstance(record, Counted | Fault):
+            elif isinstance(record, Counted) or (isinstance(record, Fault) and record.lets_go):
                 yield record.t, (record.seq, 0), self._release
             elif isinstance(record, Held) and record.reached:
                 yield record.t, (record.seq, 0), partial(self._hold, record)
@@ -216,7 +216,7 @@ class _Replay:
     def _begin(self, invoke: Invoke) -> None:
         if invoke.f == "create":
             self.owners[argument(invoke, "vm")] = invoke.agent
-        if invoke.f not in ON_CGROUPS:
+        if invoke.f not in STILL:
             self.stopped.clear()
         if invoke.f in EFFECTS:
             self.pending[invoke.op] = invoke
@@ -232,7 +232,7 @@ class _Replay:
                 self._status(invoke, done, window)
         if invoke.op not in self.pending:
             return
-        if invoke.f not in ON_CGROUPS:
+        if invoke.f not in STILL:
             self.stopped.clear()
         if done.outcome == "info":
             self._become(self.worlds)  # settled when its process is reaped: only then can it not happen any more

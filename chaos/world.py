@@ -38,7 +38,10 @@ GONE = " (removed)"
 """In the name of a cgroup that was removed, or whose misc controller was; no living one has it."""
 
 ON_CGROUPS = frozenset({"add_cgroup", "remove_cgroup", "limit", "disable_misc", "enable_misc"})
-"""Operations on cgroups. Nobody living has to make them, and they let nothing go that is stopped in the kernel."""
+"""Operations on cgroups, which nobody living has to make."""
+
+STILL = ON_CGROUPS | {"enter"}
+"""Operations that let nothing go that is stopped in the kernel."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ class Enter(Fault):
 
     TARGET: ClassVar[Target] = "vmm"
     PROOF: ClassVar[str] = "cgroup.procs of that cgroup has the process"
+    LETS_GO: ClassVar[bool] = False
     NAMES: ClassVar[Mapping[str, Target]] = {"into": "cgroup"}
 
     into: str
@@ -56,6 +57,7 @@ class RemoveCgroup(Fault):
     TARGET: ClassVar[Target] = "cgroup"
     NEEDS: ClassVar[str] = "no process in the cgroup, and no cgroup below it"
     PROOF: ClassVar[str] = "it is gone, it was charged until then, and the run's cgroup counts it as a dying one"
+    LETS_GO: ClassVar[bool] = False
 
     _charged: dict[str, int] = field(init=False, default_factory=dict)
     _limits: dict[str, int] = field(init=False, default_factory=dict)
@@ -147,6 +149,7 @@ class DisableMisc(Fault):
     TARGET: ClassVar[Target] = "cgroup"
     NEEDS: ClassVar[str] = "cgroups below the one it strikes"
     PROOF: ClassVar[str] = "cgroup.controllers of every cgroup below has no misc"
+    LETS_GO: ClassVar[bool] = False
 
     _disabled: list[str] = field(init=False, default_factory=list)
     _limits: list[tuple[str, str, int]] = field(init=False, default_factory=list)

@@ -21,6 +21,7 @@ class Limit(Fault):
 
     TARGET: ClassVar[Target] = "cgroup"
     PROOF: ClassVar[str] = "misc.max still reads so when it is taken back; how many charges it has refused is told"
+    LETS_GO: ClassVar[bool] = False
 
     max: int
     key: Key = "sev"

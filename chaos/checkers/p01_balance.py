@@ -2,7 +2,8 @@
 """P1, balance: an ASID in use is charged exactly once, under its own key, to exactly one cgroup and its ancestors.
 
 Every observation is compared with the ledger. The promise is shown only if a charge was seen before the move and
-another after it: counters that read zero throughout fit a ledger that nobody put to the test.
+another after it, unless nobody is left whom one could be due from: counters that read zero throughout fit a ledger that
+nobody put to the test.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
             return unknown(PROMISE, f"{evidence.moves[-1]}: the charges after it cannot be asked for")
         begun, over = evidence.moves[0].invoke.seq, evidence.settled
         before = [entry for entry in charged if entry.record.seq < begun]
-        after = [entry for entry in charged if entry.record.seq > over]
+        after = [entry for entry in charged if entry.record.seq > over] or _nothing_due(evidence, over)
     else:
         before, after = charged[:1], charged[1:]
     for side, name in ((before, "before"), (after, "after")):
@@ -56,6 +57,12 @@ def shows_charge(entry: Entry) -> bool:
     return all(
         world.contexts and {cgroup for cgroup, _ in world.charges if GONE not in cgroup} <= read for world in entry.fits
     )
+
+
+def _nothing_due(evidence: Evidence, over: int) -> list[Entry]:
+    """The observations after record `over`, if no context has lived since then."""
+    after = [entry for entry in evidence.observations if entry.record.seq > over]
+    return after if not any(world.contexts for entry in after for world in entry.fits) else []
 
 
 def paid(entry: Entry) -> str:

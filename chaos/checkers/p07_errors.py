@@ -58,10 +58,7 @@ def _judged(evidence: Evidence, each: Judged) -> Verdict:
     records = (each.invoke, each.done)
     if each.gap:
         return unknown(PROMISE, f"{_named(each)} answered {errname(each.answer.errno)}: {each.gap}", records)
-    # A mirror has refusals of its own kind, and no finding about them may excuse those of other VMs.
-    worlds = evidence.ledger.during.get(each.invoke.op, frozenset())
-    mirror = all(world.mirror(argument(each.invoke, "vm")) for world in worlds)
-    kind = f"{each.invoke.f}-of-mirror" if mirror else each.invoke.f
+    kind = _kind(evidence, each)
     seen, due = _said(each.answer), sorted({_said(answer) for answer in each.allowed})
     return deviated(
         PROMISE,
@@ -81,6 +78,16 @@ def _though(evidence: Evidence, each: Judged) -> str:
     payers = sorted({world.home(each.invoke.agent) or "" for world in worlds})
     key = argument(each.invoke, "key") or evidence.key(argument(each.invoke, "source"))
     return f", and cgroup {' or '.join(map(repr, payers))} had room for a charge of {key}"
+
+
+def _kind(evidence: Evidence, each: Judged) -> str:
+    """The operation, for a signature. Mirrors, and moves of SEV-ES guests, have refusals of their own kind, and no
+    finding about them may excuse those of other VMs."""
+    worlds = evidence.ledger.during.get(each.invoke.op, frozenset())
+    if all(world.mirror(argument(each.invoke, "vm")) for world in worlds):
+        return f"{each.invoke.f}-of-mirror"
+    es = each.invoke.f == "move" and evidence.key(argument(each.invoke, "source")) == "sev_es"
+    return "move-of-sev_es" if es else each.invoke.f
 
 
 def _said(answer: Answer) -> str:

@@ -31,7 +31,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
     if contract.gap:
         return unknown(PROMISE, contract.gap)
     judged = [each for each in contract.judged() if each.invoke.f in CHARGING]
-    parts = [part for each in judged for part in _stopped(each)]
+    parts = [part for each in judged for part in _stopped(evidence, each)]
     for before, after in pairwise(contract.observations):
         parts += _events(contract, judged, before, after)
     met = [each for each in judged if each.limits and not each.gap]
@@ -45,7 +45,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
     return combine(PROMISE, parts)
 
 
-def _stopped(each: Judged) -> Iterator[Verdict]:
+def _stopped(evidence: Evidence, each: Judged) -> Iterator[Verdict]:
     """A charge over a limit was refused."""
     records = (each.invoke, each.done)
     vm = argument(each.invoke, "vm")
@@ -60,7 +60,7 @@ def _stopped(each: Judged) -> Iterator[Verdict]:
             PROMISE,
             f"{each.invoke.f} of {vm} succeeded over {each.in_the_way}",
             records,
-            signature=f"over-limit:{each.invoke.f}",
+            signature=f"over-limit:{each.invoke.f}:{_key(evidence, each.invoke)}",
             expected="EBUSY",
             seen=errname(each.answer.errno),
         )
@@ -87,6 +87,8 @@ def _events(contract: Contract, judged: Sequence[Judged], before: Observation, a
                     yield unknown(PROMISE, f"the events of {cgroup} were not read", (before, after))
             elif not low <= last - first <= high and not unclear:
                 way = "missing" if last - first < low else "unexplained"
+                if way == "unexplained" and any(_of_other_key(evidence, each, key, before, after) for each in judged):
+                    way = "under-wrong-key"
                 yield deviated(
                     PROMISE,
                     f"{cgroup} counted {last - first} events of {key} from {before.label!r} to {after.label!r}",
@@ -97,6 +99,12 @@ def _events(contract: Contract, judged: Sequence[Judged], before: Observation, a
                 )
             elif low:
                 yield held(PROMISE, f"{cgroup} counted {last - first} events of {key}", (before, after))
+
+
+def _of_other_key(evidence: Evidence, each: Judged, key: str, before: Observation, after: Observation) -> bool:
+    """Whether it was refused between the two without a reason, and would have been charged under another key."""
+    inside = _between(each.invoke.seq, each.done.seq, before, after)
+    return inside and each.answer.errno == EBUSY and not each.fits and _key(evidence, each.invoke) != key
 
 
 def _between(begun: int, over: int, before: Observation, after: Observation) -> bool:

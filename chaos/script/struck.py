@@ -58,6 +58,6 @@ class Struck:
         self.recorder.write(
             Record(
                 t=self.recorder.now(), fault=self.name, event=event, step=self.step, target=self.target, struck=struck,
-                detail=detail, ends=ends,
+                detail=detail, ends=ends, lets_go=self.fault.LETS_GO,
             )
         )  # fmt: skip
