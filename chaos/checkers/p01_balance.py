@@ -2,8 +2,8 @@
 """P1, balance: an ASID in use is charged exactly once, under its own key, to exactly one cgroup and its ancestors.
 
 Every observation is compared with the ledger. The promise is shown only if a charge was seen before the move and
-another after it, unless nobody is left whom one could be due from: counters that read zero throughout fit a ledger that
-nobody put to the test.
+another after it, unless both sides of the move were killed: counters that read zero throughout fit a ledger that nobody
+put to the test.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
             return unknown(PROMISE, f"{evidence.moves[-1]}: the charges after it cannot be asked for")
         begun, over = evidence.moves[0].invoke.seq, evidence.settled
         before = [entry for entry in charged if entry.record.seq < begun]
-        after = [entry for entry in charged if entry.record.seq > over] or _nothing_due(evidence, over)
+        after = [entry for entry in charged if entry.record.seq > over] or _nobody_left(evidence, over)
     else:
         before, after = charged[:1], charged[1:]
     for side, name in ((before, "before"), (after, "after")):
@@ -59,10 +59,13 @@ def shows_charge(entry: Entry) -> bool:
     )
 
 
-def _nothing_due(evidence: Evidence, over: int) -> list[Entry]:
-    """The observations after record `over`, if no context has lived since then."""
-    after = [entry for entry in evidence.observations if entry.record.seq > over]
-    return after if not any(world.contexts for entry in after for world in entry.fits) else []
+def _nobody_left(evidence: Evidence, over: int) -> list[Entry]:
+    """The observations after record `over`, if by then every process that the moves were between had been killed."""
+    agents = {evidence.agent(vm) for move in evidence.moves for vm in (move.source, move.destination)}
+    ends = [evidence.exited(agent) for agent in agents]
+    if any(exited is None or exited.status >= 0 or exited.seq > over for exited in ends):
+        return []
+    return [entry for entry in evidence.observations if entry.record.seq > over]
 
 
 def paid(entry: Entry) -> str:

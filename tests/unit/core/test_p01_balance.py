@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from chaos.checkers import CHECKERS
-from chaos.history import Observation, Record
+from chaos.history import History, Observation, Record
 from chaos.verdict import Outcome
 from tests.unit.core.build import Builder, shipped
 from tests.unit.core.doctored import KILL_SOURCE, MOVE, charge, check, move_unanswered, without
@@ -128,3 +128,26 @@ def test_p1_without_a_move_in_the_script() -> None:
     assert CHECKERS["P1"](experiment, b.history()).outcome is Outcome.UNKNOWN
     b.observe("two", {"source": 1})
     assert CHECKERS["P1"](experiment, b.history()).outcome is Outcome.HELD
+
+
+def both_killed(*, left: int = 0, killed: bool = True) -> History:
+    b = Builder()
+    b.begin()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.observe("before", {"source": 1})
+    b.do("send_fd", "source", vm="old", to="destination")
+    move = b.invoke("move", "destination", vm="new", source="old")
+    b.hold(move)
+    b.observe("held", {"source": 1, "destination": 1}, guests=1)
+    for agent in ("source", "destination"):
+        b.kill(agent) if killed else b.exited(agent)
+    b.done(move, "info")
+    b.observe("after", {"destination": left}, guests=0)
+    return b.finish()
+
+
+def test_p1_after_both_sides_were_killed_nothing_is_due() -> None:
+    assert CHECKERS["P1"](shipped(MOVE), both_killed()).outcome is Outcome.HELD
+    assert CHECKERS["P1"](shipped(MOVE), both_killed(killed=False)).outcome is Outcome.UNKNOWN
+    assert CHECKERS["P1"](shipped(MOVE), both_killed(left=1)).signature.startswith("overcharged")

@@ -33,7 +33,7 @@ def test_p10() -> None:
     assert verdict_of("P10", limited(counted=0)).signature == "event-missing:sev"
     assert verdict_of("P10", limited(above=3)).signature == "event-unexplained:sev"
     verdict = verdict_of("P10", limited(error=0, counted=0, above=0))
-    assert verdict.signature == "over-limit:move"
+    assert verdict.signature == "over-limit:move:sev"
 
 
 def test_p10_without_its_witness() -> None:
@@ -78,7 +78,7 @@ def lowered(*, error: int = EBUSY, undone: bool = False, recorded: bool = True) 
 
 def test_a_limit_counts_from_the_moment_it_was_set() -> None:
     assert verdict_of("P10", lowered()).outcome is HELD
-    assert verdict_of("P10", lowered(error=0)).signature == "over-limit:move"
+    assert verdict_of("P10", lowered(error=0)).signature == "over-limit:move:sev"
     assert verdict_of("P7", lowered(undone=True)).signature == "move:EBUSY-for-EBADF-or-ok"
     # A change that nobody recorded may have come before the move or after it.
     for error in (0, EBUSY):
