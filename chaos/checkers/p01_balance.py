@@ -60,12 +60,13 @@ def shows_charge(entry: Entry) -> bool:
 
 
 def _nobody_left(evidence: Evidence, over: int) -> list[Entry]:
-    """The observations after record `over`, if by then every process that the moves were between had been killed."""
+    """The observations after record `over` by when every process that the moves were between had been killed."""
     agents = {evidence.agent(vm) for move in evidence.moves for vm in (move.source, move.destination)}
     ends = [evidence.exited(agent) for agent in agents]
-    if any(exited is None or exited.status >= 0 or exited.seq > over for exited in ends):
+    killed = [exited.seq for exited in ends if exited is not None and exited.status < 0]
+    if len(killed) < len(agents):
         return []
-    return [entry for entry in evidence.observations if entry.record.seq > over]
+    return [entry for entry in evidence.observations if entry.record.seq > max(over, *killed)]
 
 
 def paid(entry: Entry) -> str:
