@@ -75,6 +75,28 @@ class Memory(click.ParamType[int]):
         return size
 
 
+class Failpoints(click.ParamType[str]):
+    """What the firmware is to fail, as docs/firmware.md has it."""
+
+    name = "PLAN"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from chaos.lab.psp import failpoints
+
+        try:
+            return failpoints.write(failpoints.parse(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+firmware_option = click.option(
+    "--firmware",
+    type=Failpoints(),
+    help="Commands that the lab's firmware fails, delays or stalls meanwhile, as in "
+    "LAUNCH_START#2=fail:RESOURCE_LIMIT; see docs/firmware.md.",
+)
+
+
 def lab_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say what lab it is to be; the command gets them as `wish`, and a voice as `say`."""
     options = (

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from chaos.cli.common import Stdin, lab_options, say
+from chaos.cli.common import Stdin, firmware_option, lab_options, say
 from chaos.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def lab_() -> None:
     "--copy", "copies", multiple=True, metavar="PATH", type=click.Path(exists=True, path_type=Path),
     help="Copy a file or directory to the command's working directory; a program brings its libraries. Repeatable.",
 )  # fmt: skip
+@firmware_option
 @click.option("--timeout", type=click.FloatRange(1, 86400), default=_TIMEOUT, show_default=True, metavar="S",
               help="Give up after so many seconds of the command.")  # fmt: skip
 @click.argument("command", nargs=-1, required=True)
@@ -47,6 +48,7 @@ def run(
     say: Say,
     insmod: tuple[str, ...],
     copies: tuple[Path, ...],
+    firmware: str | None,
     timeout: float,
     command: tuple[str, ...],
 ) -> int:
@@ -56,11 +58,14 @@ def run(
     sevchaos lab run -- cat /sys/fs/cgroup/misc.capacity
     sevchaos lab run --kernel debian:6.1 --copy ./sev_migrate_tests -- ./sev_migrate_tests
     """
+    from chaos.lab.psp import failpoints
+    from chaos.lab.psp.plan import Plan
     from chaos.lab.tools import run_command
 
+    plan = Plan() if firmware is None else Plan(failpoints.parse(firmware))
     modules = [_module(text) for text in insmod]
     return asyncio.run(
-        run_command(wish, command, copies=copies, modules=modules, timeout=timeout, say=say, stdin=Stdin)
+        run_command(wish, command, copies=copies, modules=modules, firmware=plan, timeout=timeout, say=say, stdin=Stdin)
     )
 
 

@@ -12,16 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import msgspec
 
 import experiments
 from chaos import fault, findings, verdict
-from chaos.cli.common import DEFAULT_KERNEL, Asids, Memory, say, silent
+from chaos.cli.common import DEFAULT_KERNEL, Asids, Memory, firmware_option, say, silent
 from chaos.cli.reporting import chosen, format_option, show
 from chaos.conduct import Conducted, Console, conduct
 from chaos.errors import UsageError
 from chaos.experiment import Experiment
 from chaos.history import Invoke, Record
 from chaos.host import Host, LabHost, LocalHost, Session
+from chaos.steps import Strike
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +113,13 @@ Tell = Callable[[str, str], None]  # which run, and what it is doing
     help="With --host local: run although SEV guests of others live here. A part of the ASIDs is left to them, and "
     "whatever strikes the whole host is skipped.",
 )
+@firmware_option
 @click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
 def run_(
     *, names: tuple[str, ...], host: str, kernels: tuple[str, ...], seed: int | None, form: str | None, as_json: bool,
     accept_known: bool, runs: Path, timeout: float, asids: tuple[int, int], cpus: int, memory: int,
     cold: bool, quiet: bool, repeat: int, everything: bool, expression: str | None, withhold: tuple[str, ...],
-    shared: bool,
+    shared: bool, firmware: str | None,
 ) -> int:  # fmt: skip
     """Carry out experiments, by name, by file or by selection, and say which promises the kernel kept.
 
@@ -129,6 +132,8 @@ def run_(
         raise UsageError("nothing to run", remedy="name experiments, or give --select EXPR or --all")
     for name in withhold:
         fault.load(name)
+    if firmware is not None:
+        wanted = [_with_firmware(experiment, firmware) for experiment in wanted]
     voice = silent if quiet else say
     hosts: list[Host]
     if host == "local":
@@ -155,6 +160,12 @@ def run_(
         done = asyncio.run(_all(hosts, wanted, plan, tell))
     _report(done, form)
     return verdict.exit_code([conducted.verdict for conducted in done])
+
+
+def _with_firmware(experiment: Experiment, plan: str) -> Experiment:
+    """The experiment with a firmware that follows a plan from the first step on."""
+    strike = Strike(fault="firmware", options={"plan": plan})
+    return msgspec.structs.replace(experiment, script=(strike, *experiment.script))
 
 
 async def _all(hosts: Sequence[Host], wanted: Sequence[Experiment], plan: _Plan, tell: Tell) -> list[Conducted]:

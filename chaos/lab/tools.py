@@ -7,6 +7,7 @@ import asyncio
 import io
 import signal
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from chaos.errors import UsageError
 from chaos.lab.image import shared_libraries
 from chaos.lab.machine import Lab
 from chaos.lab.protocol import Resize, Terminal
+from chaos.lab.psp.plan import Plan
 from chaos.lab.session import Say, Source, Wish, execute, no_input, open_lab, write_to
 
 COPIES = "copy"  # the directory of the lab that copies go to, and in which programs start
@@ -27,18 +29,23 @@ async def run_command(
     *,
     copies: Sequence[Path],
     modules: Sequence[tuple[Path, tuple[str, ...]]],
+    firmware: Plan,
     timeout: float,
     say: Say,
     stdin: Callable[[], Source],
 ) -> int:
-    """Open a lab, bring files and modules in, run `argv`; returns its exit code."""
+    """Open a lab, bring files and modules in, run `argv` while the firmware follows its plan; returns its exit code."""
     archive = _archive([*copies, *(path for path, _ in modules)])
     async with open_lab(wish, say=say) as lab:
         if archive:
             await _tool(lab, ["tar", "-x", "-C", "/"], stdin=_bytes(archive))
         for path, parameters in modules:
             await _tool(lab, ["insmod", f"/{COPIES}/{path.name}", *parameters])
+        await lab.psp.plan(firmware)
         ended = await execute(lab, argv, stdin=stdin(), stdout=write_to(1), stderr=write_to(2), timeout=timeout)
+        fired = (await lab.psp.status()).fired if firmware.rules else ()
+    for rule, count in Counter(firmware.rules[firing.rule] for firing in fired).items():
+        say(f"the firmware: {rule}, {count} times")
     if ended.reason:
         say(ended.reason)
     return ended.code

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -127,3 +128,17 @@ def test_a_million_random_bytes() -> None:
         except ValueError:
             left += 1
     assert left > read > 0
+
+
+def test_the_page_names_every_command_status_and_action() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "firmware.md").read_text()
+    told = set(re.findall(r"`([A-Z_0-9]+)`", page))
+    assert not {command.name for command in Command} - told
+    rows = {(int(number), name) for number, name in re.findall(r"^\| (\d+) \| `([A-Z_]+)` \|$", page, re.MULTILINE)}
+    assert rows == {(int(status), status.name) for status in Status}
+    numbers = {name: int(n, 16) for name, n in re.findall(r"^\| `([A-Z_]+)` \| (0x[0-9a-f]+) \|", page, re.MULTILINE)}
+    assert numbers and all(Command[name] == number for name, number in numbers.items())
+    with pytest.raises(ValueError, match="give one of") as refused:
+        failpoints.parse("NOP=?")
+    actions = str(refused.value).rpartition("give one of ")[2].split(", ")
+    assert all(f"| `{action}` |" in page for action in actions)
