@@ -35,6 +35,7 @@ bench: setup
 	$(bin)/sevchaos lab run --copy bench/psp_round_trip.py -- python3 psp_round_trip.py
 	$(bin)/python bench/moves.py
 	$(bin)/python bench/firmware_holds.py
+	$(bin)/python bench/storm_moves.py --moves 100
 	$(bin)/python bench/oracle_programs.py
 
 wheel: setup

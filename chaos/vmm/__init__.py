@@ -4,6 +4,7 @@
     runner ──── Spawn, Reap ───▶ server.ForkServer ──── fork ───▶ agent.Agent
        │                                                             ▲   │
        └──── client.Vmm: Request, Begun, Reply over `wire` ──────────┘   ├── drive.Driver   a vCPU, on a native thread
+                                                                         ├── storm.Storm    native threads of ioctls
                                                                          └── peer.Peer      the other end of a migration
                                                                              (state and the VM's descriptor)
 
@@ -11,6 +12,9 @@ The fork server is forked from the runner while that has one thread, so that an 
 nothing under way. An agent goes into its cgroup and its network namespace before it does anything else: what it takes
 is charged there from the first. Agents die with the fork server and that with the runner, by PR_SET_PDEATHSIG and by
 the end of their sockets.
+
+What native threads see stands in memory files, which the runner makes and keeps a copy of: the last tick of a guest and
+the answers of a storm are known also of a VMM that was killed.
 
 Descriptors travel with SCM_RIGHTS and have one owner at a time (`wire.FdSet`). A VM's descriptor goes straight from
 one agent to the other: if the runner stood between, its copy would keep a VM alive that both VMMs had given up.
