@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from chaos import experiment as e
 from chaos import steps as s
 from chaos.findings import Finding
-from chaos.history import Asked, Counted, Done, Fault, Held, History, Invoke, Note, Stormed
+from chaos.history import Asked, Counted, Done, Fault, Handover, Held, History, Invoke, Note, Stormed
 from chaos.verdict import PROMISES, Outcome, RunVerdict, Verdict
 
 FEW = 6  # operations of one step of which each is told by itself
@@ -50,9 +50,12 @@ def details(verdict: Verdict, finding: Finding | None) -> Iterator[str]:
         yield f"this is {finding}; see {finding.document}. --accept-known leaves it out of the exit code"
 
 
-def step(experiment: e.Experiment, number: int) -> str:  # noqa: PLR0911, PLR0912 - a table
+def step(experiment: e.Experiment, number: int) -> str:
     """A step of the script as a sentence."""
-    do = experiment.script[number]
+    return _sentence(experiment, experiment.script[number])
+
+
+def _sentence(experiment: e.Experiment, do: s.Step) -> str:  # noqa: PLR0911, PLR0912 - a table
     match do:
         case s.Launch():
             return _launch(experiment, do.vm)
@@ -72,7 +75,7 @@ def step(experiment: e.Experiment, number: int) -> str:  # noqa: PLR0911, PLR091
         case s.Mirror():
             return f"make {do.vm} a mirror of {_taken(do)}, whose context it shares"
         case s.Migrate():
-            return f"hand {do.source} over to {do.destination}: state, descriptor, move, resume"
+            return _migrate(experiment, do)
         case s.Move():
             waiting = "" if do.wait else ", and go on while it is under way"
             return f"move the context of {_taken(do)} into {do.destination}{waiting}"
@@ -107,6 +110,14 @@ def step(experiment: e.Experiment, number: int) -> str:  # noqa: PLR0911, PLR091
             return f"let what is stopped at {do.hold} go on"
         case s.Close():
             return f"close every descriptor of {do.vm}"
+
+
+def _migrate(experiment: e.Experiment, do: s.Migrate) -> str:
+    tries = f", in up to {do.attempts} attempts" if do.supervise == "retry" else ""
+    said = f"hand {do.source} over to {do.destination}: state, descriptor, move, resume{tries}"
+    for phase, steps in do.before.items():
+        said += f"; before {phase}, {', '.join(_sentence(experiment, inner) for inner in steps)}"
+    return said
 
 
 def _taken(do: s.Taking) -> str:
@@ -167,6 +178,8 @@ def _results(history: History, records: Sequence[object]) -> Iterator[str]:
                 yield "withheld"
             case Stormed():
                 yield stormed(record)
+            case Handover():
+                yield handed_over(record)
             case Fault(event="evidence"):
                 yield "struck" if record.struck else "nothing shows that it struck"
             case Note():
@@ -211,6 +224,15 @@ def stormed(record: Stormed) -> str:
     """A storm in a line: "81211 calls of 8 threads, 40180 EIO"."""
     refused = sum(thread.errnos.get("EIO", 0) for thread in record.threads)
     return f"{sum(thread.calls for thread in record.threads)} calls of {len(record.threads)} threads, {refused} EIO"
+
+
+def handed_over(record: Handover) -> str:
+    """How an attempt ended, in a line: "aborted in send-fd (...)", "attempt 2: committed, stood still for 12.3 ms"."""
+    said = f"attempt {record.attempt}: " if record.attempt > 1 else ""
+    said += record.outcome if record.outcome == "committed" else f"{record.outcome} in {clean(record.phase)}"
+    if record.why:
+        said += f" ({clean(record.why)})"
+    return said + (f", stood still for {max(record.stood) / 1e6:.1f} ms" if record.stood else "")
 
 
 def by_errno(record: Asked) -> Iterator[tuple[str, str]]:

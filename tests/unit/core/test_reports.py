@@ -13,8 +13,9 @@ import pytest
 
 from chaos import findings
 from chaos.experiment import Experiment, decode, encode
-from chaos.history import Asked, Fault, Held, History, Kernel, Note, Observation, Record
+from chaos.history import Asked, Fault, Handover, Held, History, Kernel, Note, Observation, Record
 from chaos.judge import judge
+from chaos.steps import Migrate, Strike
 from reports import machine, text, words
 from reports.text import Run
 from tests.unit.core.build import ALL, Builder, changed, destination_killed, moved, moved_es, shipped, source_killed
@@ -62,6 +63,23 @@ def test_steps_and_what_came_of_them() -> None:
         assert said in report
     assert "guest_status failed: EBADF" in shown(moved(status_error=errno.EBADF), "move-across-cgroups")
     assert "a SEV-ES guest with 2 vCPUs" in shown(moved_es(), "move-across-cgroups-es")
+
+
+def test_a_migration_in_words() -> None:
+    lost = Handover(
+        t=1, step=6, source="old", destination="new", attempt=1, outcome="lost", phase="resume", guest="",
+        why="the VMM of new is dead",
+    )  # fmt: skip
+    assert words.handed_over(lost) == "lost in resume (the VMM of new is dead)"
+    done = msgspec.structs.replace(lost, attempt=2, outcome="committed", why="", stood=(1_000_000, 12_340_000))
+    assert words.handed_over(done) == "attempt 2: committed, stood still for 12.3 ms"
+    kill = Strike(fault="kill", target="destination")
+    step = Migrate(source="old", destination="new", supervise="retry", before={"send-fd": (kill,)})
+    experiment = msgspec.structs.replace(shipped("move-across-cgroups"), script=(step,))
+    assert words.step(experiment, 0) == (
+        "hand old over to new: state, descriptor, move, resume, in up to 2 attempts; "
+        "before send-fd, apply the fault kill to destination"
+    )
 
 
 def test_a_run_that_was_cut_off() -> None:
