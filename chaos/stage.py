@@ -90,8 +90,9 @@ class Stage:
     def create(self, guest: Guest) -> None:
         """Raises `StepFailed`."""
         spec = guest.spec
-        users = (vm.kind for vm in self.experiment.vms.values() if vm.memory == spec.memory)
-        ordinary = all(kind is Kind.PLAIN for kind in users)  # nobody encrypts that memory, so the program is plain too
+        users = [vm for vm in self.guests.values() if vm.spec.memory == spec.memory]
+        # Where nobody encrypts the memory the program is plain too. It is written once: a guest may run there already.
+        ordinary = all(vm.spec.kind is Kind.PLAIN and not vm.created for vm in users)
         create = Create(
             vm=guest.name, kind=spec.kind.value, vcpus=spec.vcpus, memory=spec.memory, type=spec.type, lane=guest.lane,
             lanes=self.lanes[spec.memory] if ordinary else 0,

@@ -13,6 +13,7 @@ whom it wants, and is not talked to if that is somebody else. What one tells the
     Descriptor   ─────── Unix ────────────▶             send_fd, move
                  ◀───────────────────────── Taken       commit
     LetGo        ─────────────────────────▶
+                 ◀───────────────────────── the end
 
 One thread of the agent at a time. A wait has a deadline, and an end that is gone ends it at once; both are OSErrors
 that say what was waited for.
@@ -155,6 +156,7 @@ class Peer:
         else:
             self._hear(Taken, "hear that the destination has the guest", within)
             self._say(LetGo(), "tell the destination that it is heard", within)
+            self._connected.wait_end("see that the destination has heard it", within=within)
         self.disconnect()
 
     def disconnect(self) -> None:

@@ -5,6 +5,10 @@ A message is a frame: a head that says how long the body is and what its CRC-32 
 and the body, one msgpack value. TCP's own checksum is weak and whoever stands between the two may compute a new one,
 and a guest that is given damaged registers is lost; so the frame has one of its own.
 
+Its end is an abrupt one (SO_LINGER of 0), also when the process is killed: an end in good order would be tried for
+minutes where the network is gone, and keep the namespace for so long. So what was sent last may be lost, unless the
+other end is waited for.
+
 What comes over a network is data. A frame that is too long, damaged or of no known kind is an OSError that says so
 (EMSGSIZE, EBADMSG, EPROTO), a wait that passes its deadline a TimeoutError, an end of the stream BrokenPipeError. After
 any of these nothing more can be read from it.
@@ -28,6 +32,7 @@ from chaos.errors import InternalError
 LIMIT = 1 << 22  # the state of 16 vCPUs is about 200 KiB
 
 _HEAD = struct.Struct("!II")
+_ABRUPT = struct.pack("ii", 1, 0)  # struct linger
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -44,6 +49,7 @@ class Stream(Generic[T]):
         self._socket = connection
         self._decoder = decoder
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABRUPT)
 
     @classmethod
     def connect(cls, address: str, port: int, decoder: msgspec.msgpack.Decoder[T], *, within: float) -> Self:
@@ -87,6 +93,15 @@ class Stream(Generic[T]):
             return self._decoder.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise OSError(EPROTO, f"could not {what}: it makes no sense: {error}") from error
+
+    def wait_end(self, what: str, *, within: float) -> None:
+        """Wait until the other end has closed. Raises OSError, also if it says something more."""
+        try:
+            more = _waiting(self._socket, time.monotonic() + within, what, within, self._socket.recv, 1)
+        except ConnectionError:
+            return
+        if more:
+            raise OSError(EPROTO, f"could not {what}: it said something more")
 
     def _read(self, length: int, until: float, what: str, within: float) -> bytes:
         data = bytearray()

@@ -8,7 +8,7 @@ import socket
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from errno import EBADMSG, ENOTCONN, EPIPE, EPROTO, EPROTONOSUPPORT
+from errno import EBADMSG, ECONNRESET, ENOTCONN, EPIPE, EPROTO, EPROTONOSUPPORT
 from pathlib import Path
 
 import msgspec
@@ -104,9 +104,9 @@ def test_a_descriptor_of_an_end_that_is_gone(joined: tuple[Peer, Peer]) -> None:
     old.disconnect()
     with pytest.raises(BrokenPipeError, match="could not receive the VM's descriptor: the other end is gone"):
         new.take_fd()
-    with pytest.raises(BrokenPipeError) as caught:
+    with pytest.raises(ConnectionError) as caught:
         new.commit(within=SECONDS)
-    assert caught.value.errno == EPIPE
+    assert caught.value.errno in (EPIPE, ECONNRESET)
 
 
 def test_what_was_not_taken_is_closed(joined: tuple[Peer, Peer]) -> None:

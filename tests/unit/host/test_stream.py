@@ -197,3 +197,20 @@ def test_a_million_random_bytes() -> None:
     for _ in range(100):
         got = heard(chance.randbytes(10_000))
         assert isinstance(got, OSError) and got.errno in (EBADMSG, EMSGSIZE, EPIPE, EPROTO)
+
+
+def test_the_other_end_is_waited_for(ends: Ends) -> None:
+    with pytest.raises(TimeoutError, match=r"waited 0\.05 s to see it go"):
+        ends.stream.wait_end("see it go", within=0.05)
+    ends.bare.sendall(b"more")
+    with pytest.raises(OSError, match="could not see it go: it said something more"):
+        ends.stream.wait_end("see it go", within=SECONDS)
+    ends.bare.close()
+
+
+@pytest.mark.parametrize("abrupt", [False, True])
+def test_an_end_is_an_end_however_abrupt(ends: Ends, abrupt: bool) -> None:
+    if abrupt:
+        ends.bare.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    ends.bare.close()
+    ends.stream.wait_end("see it go", within=SECONDS)
