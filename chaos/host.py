@@ -158,7 +158,7 @@ class LabHost:
             clock = await compare_clocks(lab)
             runner = execute(lab, [RUNNER], stdin=talk.stdin, stdout=talk.stdout, stderr=talk.stderr, warm=True)
             async with _under_way(_code(runner)) as task:
-                yield _LabSession(lab, clock, talk, task)
+                yield LabSession(lab, clock, talk, task)
 
 
 async def _code(runner: Awaitable[Exited]) -> int:
@@ -175,9 +175,9 @@ async def _under_way(work: Coroutine[object, object, int]) -> AsyncIterator[asyn
         await asyncio.gather(task, return_exceptions=True)
 
 
-class _LabSession:
+class LabSession:
     def __init__(self, lab: Lab, clock: Clock, talk: Conversation, runner: asyncio.Task[int]) -> None:
-        self._lab, self._clock, self._talk, self._runner = lab, clock, talk, runner
+        self.lab, self._clock, self._talk, self._runner = lab, clock, talk, runner
         self.spent = ""
 
     async def carry_out(self, order: Order, *, record: Write, timeout: float) -> None:
@@ -191,7 +191,7 @@ class _LabSession:
             told.append(entry)
             record(entry)
 
-        psp = self._lab.psp
+        psp = self.lab.psp
         psp.records.clear()
         firmware = Firmware(psp, self._clock)
         await firmware.begin()
@@ -199,7 +199,7 @@ class _LabSession:
         try:
             end = await self._talk.ask(order, keep, self._runner, timeout, answer=firmware.answer)
         except LabHung as hung:
-            hung.console = self._lab.console.tail()
+            hung.console = self.lab.console.tail()
             raise
         finally:
             with contextlib.suppress(LabFailed):  # then there is no firmware any more
