@@ -252,6 +252,13 @@ class Held(_Record, frozen=True, kw_only=True):
     stack: tuple[str, ...] = ()  # the functions on its way there, innermost first
 
 
+class Released(_Record, frozen=True, kw_only=True):
+    """What is stopped at the hold that was armed by this name may go on from now."""
+
+    step: Int
+    hold: str
+
+
 class Fault(_Record, frozen=True, kw_only=True):
     """A fault's life. `target` is what it strikes, "" for the host. One that is `withheld` was to be applied and was
     not, to see that it leaves no evidence then. For `evidence`, `struck` says whether it did what it was meant to; that
@@ -370,6 +377,7 @@ Record = (
     | Stormed
     | Filled
     | Held
+    | Released
     | Fault
     | Handover
     | Exited

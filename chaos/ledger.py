@@ -12,8 +12,8 @@ written down later than it was given. An observation takes time, and reads its c
 change meanwhile, each counter is compared by itself with every value that was possible, and nothing is concluded from
 it. An answer of one system call is of one moment, so it always tells something.
 
-A hold that was reached stops its operation at a stage that `chaos.stopped` tells by the place: until something is done
-again, it comes no further.
+A hold that was reached stops its operation at a stage that `chaos.stopped` tells by the place: until something lets it
+go, it comes no further.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Literal
 from chaos import stopped
 from chaos.contexts import Contexts
 from chaos.effects import EFFECTS, begin, effect, halfway, owing, took_effect
-from chaos.history import Asked, Counted, Done, Exited, Fault, Held, History, Invoke, Observation
+from chaos.history import Asked, Counted, Done, Exited, Fault, Held, History, Invoke, Observation, Released
 from chaos.world import STILL, Stage, World, argument, die, drop, forget, give_back
 
 Kind = Literal["charge", "guests", "owner", "answer"]
@@ -160,7 +160,7 @@ class _Replay:
     lost: str = ""
     entries: list[Entry] = field(default_factory=list)
     pending: dict[int, Invoke] = field(default_factory=dict)
-    stopped: set[int] = field(default_factory=set)
+    stopped: dict[int, Held] = field(default_factory=dict)
     doomed: set[str] = field(default_factory=set)
     windows: dict[int, _Window] = field(default_factory=dict)
     owners: dict[str, str] = field(default_factory=dict)
@@ -186,6 +186,8 @@ class _Replay:
                 yield record.t, (record.seq, 0), self._release
             elif isinstance(record, Held) and record.reached:
                 yield record.t, (record.seq, 0), partial(self._hold, record)
+            elif isinstance(record, Released):
+                yield record.t, (record.seq, 0), partial(self._release, record.hold)
             elif isinstance(record, Exited):
                 yield record.t, (record.seq, 0), partial(self._exited, record.agent)
         for time, seq, agent in deaths_begin(self.history):
@@ -200,11 +202,18 @@ class _Replay:
             window.steady &= window.calm
             window.worlds |= self.worlds
 
-    def _release(self) -> None:
-        """Something was done, and it may have let go what was held: reading a counter takes a vCPU out of the guest,
-        and so does stopping or killing its process."""
-        self.stopped.clear()
+    def _release(self, hold: str = "", agent: str = "") -> None:
+        """Something was done, and it may have let go what was held."""
+        self._let_go(hold, agent)
         self._become(self.worlds)
+
+    def _let_go(self, hold: str = "", agent: str = "") -> None:
+        """Those are not stopped any more that wait at `hold` or are operations of `agent`, and those that anything may
+        let go: reading a counter takes a vCPU out of the guest, and so does stopping or killing its process."""
+        for op, held in list(self.stopped.items()):
+            invoke = self.pending.get(op)
+            if held.place not in stopped.FIRM or held.hold == hold or invoke is None or invoke.agent == agent:
+                del self.stopped[op]
 
     @property
     def _steady(self) -> bool:
@@ -217,7 +226,7 @@ class _Replay:
         if invoke.f == "create":
             self.owners[argument(invoke, "vm")] = invoke.agent
         if invoke.f not in STILL:
-            self.stopped.clear()
+            self._let_go()
         if invoke.f in EFFECTS:
             self.pending[invoke.op] = invoke
         self._become(begin(world, invoke) for world in self.worlds)
@@ -233,7 +242,8 @@ class _Replay:
         if invoke.op not in self.pending:
             return
         if invoke.f not in STILL:
-            self.stopped.clear()
+            self._let_go()
+        self.stopped.pop(invoke.op, None)
         if done.outcome == "info":
             self._become(self.worlds)  # settled when its process is reaped: only then can it not happen any more
             return
@@ -258,17 +268,19 @@ class _Replay:
         """Stopped at the place that was waited for, the operation has come so far and no further."""
         invoke = self.pending.get(held.op)
         if invoke is not None:
-            self.stopped.add(held.op)
+            self.stopped.pop(held.op, None)  # if it was stopped somewhere before, it has gone on
+            self._become(self.worlds)
+            self.stopped[held.op] = held
             waiting = stopped.at(self.worlds, held.op, stopped.stages(invoke.f, held))
             self._become(waiting or self.worlds)
 
     def _doom(self, agent: str) -> None:
         self.doomed.add(agent)
-        self._release()
+        self._release(agent=agent)
 
     def _exited(self, agent: str) -> None:
         self.doomed.discard(agent)
-        self.stopped.clear()
+        self._let_go(agent=agent)
         worlds = set(self.worlds)
         for op in [op for op, invoke in self.pending.items() if invoke.agent == agent]:
             del self.pending[op]

@@ -25,6 +25,10 @@ AHEAD = frozenset({Stage.AHEAD})
 OWING = frozenset({Stage.OWING})
 AFTER = frozenset({Stage.AFTER})
 
+# Places that hold until they are released, or the process is killed. The others let go by themselves: a vCPU leaves the
+# guest, another call comes back, the driver has no more patience with its firmware.
+FIRM = frozenset({"kernel", "page"})
+
 # Operation → kernel function whose entry it is stopped at.
 FUNCTIONS: Mapping[str, Mapping[str, frozenset[Stage]]] = {
     "init": {

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chaos.fleet import ANSWER_WITHIN, Pending, StepFailed
-from chaos.history import Asked, Counted, Fault, Held
+from chaos.history import Asked, Counted, Fault, Held, Released
 from chaos.migration import handover
 from chaos.observe import Observer
 from chaos.poll import TimedOut
@@ -85,7 +85,7 @@ class Actor:
     def now(self) -> int:
         return self.stage.fleet.recorder.now()
 
-    def write(self, record: Counted | Held | Asked | Fault) -> None:
+    def write(self, record: Counted | Held | Released | Asked | Fault) -> None:
         self.stage.fleet.recorder.write(record)
 
     def note(self, topic: Any, text: str) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 from chaos import steps as s
 from chaos.errors import Unsupported
 from chaos.fleet import Pending, StepFailed
-from chaos.history import Held
+from chaos.history import Held, Released
 from chaos.kvm import userfault
 from chaos.poll import LOOK_AGAIN, TimedOut
 from chaos.scene import Scene
@@ -116,4 +116,5 @@ def release(actor: Actor, step: s.Release) -> None:
 def _release(actor: Actor, name: str) -> None:
     place = actor.armed.pop(name, None)
     if place is not None:
+        actor.write(Released(t=actor.now(), step=actor.step, hold=name))
         place.release()

@@ -31,6 +31,7 @@ from chaos.history import (
     Note,
     Observation,
     Record,
+    Released,
     Traced,
     Value,
     damage_of,
@@ -192,6 +193,9 @@ class Builder:
                 place=place, function=function, command=command,
             )
         )  # fmt: skip
+
+    def release(self, hold: str) -> Released:
+        return self.add(Released(t=self.tick(), step=-1, hold=hold))
 
     def kill_begins(self, agent: str, *, step: int = -1) -> Fault:
         return self.add(Fault(t=self.tick(), fault="kill", event="apply", step=step, target=agent, ends=(agent,)))

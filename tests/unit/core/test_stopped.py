@@ -79,17 +79,40 @@ def test_stopped_twice_in_one_move() -> None:
     b.hold_at(invoke, function="misc_cg_try_charge")
     b.observe("first", {"source": 1})
     b.hold_at(invoke, function="sev_init_vmcb")
-    assert seen(b) == {SOURCE}, "nothing was done in between, so it cannot have gone on"
-    b.do("guest_status", "source", vm="old")
-    b.hold_at(invoke, function="sev_init_vmcb")
-    assert seen(b) == {BOTH}
-    b.do("observe", "source")
+    assert seen(b) == {BOTH}, "it is there, so it has gone on"
+    b.release("here")
+    assert seen(b) == {BOTH, DESTINATION}
     b.hold_at(invoke, function="misc_cg_uncharge")
     b.observe("last", {"source": 1, "destination": 1}, guests=1)
     b.done(invoke)
     b.observe("after", {"destination": 1})
     assert ledger(b).mismatches("charge", "guests", "answer", "owner") == ()
     assert payers(ledger(b)) == {("destination",)}
+
+
+@pytest.mark.parametrize("place", ["vcpu", "lock", "kernel", "page"])
+def test_what_another_operation_lets_go(place: Literal["vcpu", "lock", "kernel", "page"]) -> None:
+    """A vCPU may leave the guest, a lock be given up. The others hold."""
+    b, invoke = moving()
+    held = b.hold_at(invoke, function="sev_lock_vcpus_for_migration")
+    b.records[-1] = msgspec.structs.replace(held, place=place)
+    before = seen(b)
+    b.do("pause", "source", vm="old")
+    assert (seen(b) == before) == (place in ("kernel", "page"))
+    b.release("another")
+    assert (seen(b) == before) == (place in ("kernel", "page"))
+    b.release("here")
+    assert seen(b) == {SOURCE, BOTH, DESTINATION}
+
+
+def test_a_kill_lets_go_what_the_process_does_and_not_what_another_does() -> None:
+    b, invoke = moving()
+    b.do("send_fd", "source", vm="old", to="destination")
+    b.hold_at(invoke, function="sev_init_vmcb")
+    b.kill("source")
+    assert seen(b) == {BOTH}
+    b.kill_begins("destination")
+    assert seen(b) == {BOTH, DESTINATION, (0, 0)}
 
 
 def test_a_move_that_fails_gives_its_charge_back_after_the_hold() -> None:
