@@ -65,6 +65,7 @@ class Kernel:
     pending: list[Pending] = field(default_factory=list)
     truths: dict[int, Truth] = field(default_factory=dict)
     held: Pending | None = None
+    firm: bool = False  # whether only a release or a kill lets it go
 
     def start(self) -> None:
         for agent, cgroup in CGROUPS.items():
@@ -154,11 +155,19 @@ class Kernel:
             self.send(source, self.vms[destination].agent, named=True)
             self.begin(source, destination)
 
-    def hold(self, number: int) -> None:
-        """The runner sees that the move sleeps. Until something is done it does not go on."""
-        if number < len(self.pending):
-            self.held = self.pending[number]
-            self.b.hold_at(self.held.invoke, function=self.held.function)
+    def hold(self, number: int, firm: bool) -> None:
+        """The runner sees that the move sleeps: at the entry of a function, or until something is done."""
+        if number < len(self.pending) and self.held is None and (firm or self.pending[number].stage == 1):
+            self.held, self.firm = self.pending[number], firm
+            if firm:
+                self.b.hold_at(self.held.invoke, function=self.held.function)
+            else:
+                self.b.hold(self.held.invoke)
+
+    def let_go(self) -> None:
+        if self.held is not None and self.firm:
+            self.b.release("here")
+            self.held = None
 
     def advance(self, number: int) -> None:
         if not self.pending:
@@ -179,6 +188,8 @@ class Kernel:
     def end(self, number: int) -> None:
         if not self.pending:
             return
+        if self.pending[number % len(self.pending)] is self.held:
+            self.let_go()
         p = self.pending.pop(number % len(self.pending))
         source = self.vms[p.source]
         if p.agent != source.agent and p.agent in source.open_in:
@@ -198,6 +209,7 @@ class Kernel:
         self.b.kill_begins(agent)
         for p in [p for p in self.pending if p.agent == agent]:
             self.pending.remove(p)
+            self.held = None if p is self.held else self.held
         for vm in self.vms.values():
             vm.open_in = [holder for holder in vm.open_in if holder != agent]
         self.release()
@@ -241,7 +253,8 @@ ARGUMENTS: dict[str, tuple[st.SearchStrategy[object], ...]] = {
     "send": (vms, agents, st.booleans()),
     "begin": (vms, vms),
     "hand": (vms, vms),
-    "hold": (numbers,),
+    "hold": (numbers, st.booleans()),
+    "let_go": (),
     "advance": (numbers,),
     "end": (numbers,),
     "observe": (),
@@ -270,7 +283,7 @@ def carried_out(program: Program) -> Kernel:
     for f, *arguments in (*(PROLOGUE if with_guest else ()), *steps):
         written = len(kernel.b.records)
         getattr(kernel, str(f))(*arguments)
-        if f not in ("observe", "hold") and len(kernel.b.records) > written:
+        if f not in ("observe", "hold") and len(kernel.b.records) > written and not kernel.firm:
             kernel.held = None  # something was done, and it may have let the move go
     kernel.observe()
     return kernel
