@@ -152,6 +152,8 @@ class Experiment(Part, frozen=True, kw_only=True):
                 return frozenset(self.vms)
             case "cgroup":
                 return frozenset({".", *self.groups})
+            case "link":
+                return frozenset(vmm for pair in self.handovers for vmm in pair)
             case "host":
                 return frozenset({""})
             case "caller":
@@ -401,6 +403,7 @@ _TARGETS: dict[Target, str] = {
     "vmm": "a VMM",
     "vm": "a VM",
     "cgroup": "a cgroup",
+    "link": "the links of a VMM that migrates",
     "host": "the host, which has no name",
     "caller": "a VMM, or without a name whoever calls",
 }

@@ -30,12 +30,13 @@ from chaos.errors import UsageError
 if TYPE_CHECKING:
     from chaos.cgroup.group import Cgroup
     from chaos.history import Done
+    from chaos.netns.link import End
     from chaos.schedule.firmware import Firmware
     from chaos.schedule.kfault import Kfault
 
 GROUP = "sevchaos.faults"
 # caller: a VMM whose calls alone count, or with no target whoever calls.
-Target = Literal["vmm", "vm", "cgroup", "host", "caller"]
+Target = Literal["vmm", "vm", "cgroup", "link", "host", "caller"]
 
 
 class Victim(Protocol):
@@ -112,6 +113,9 @@ class Scene(Protocol):
     @property
     def firmware(self) -> Firmware:
         """The firmware's commands, made to fail, to be late or to be stalled; in the lab only."""
+
+    def links(self, vmm: str) -> tuple[tuple[End, End, Victim], ...]:
+        """The links between this VMM and those that it migrates with: its own end, the other's, and whose that is."""
 
     def wait(self, happened: Callable[[], bool], within: float, what: str) -> bool:
         """Whether it happened within so many seconds; the run goes on meanwhile."""

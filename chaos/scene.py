@@ -13,6 +13,7 @@ from chaos.cgroup.group import Cgroup
 from chaos.errors import HostLacks, Unsupported
 from chaos.fleet import Vmm
 from chaos.history import Done
+from chaos.netns.link import End
 from chaos.poll import LOOK_AGAIN, TimedOut
 from chaos.schedule.firmware import Firmware
 from chaos.schedule.kfault import Kfault
@@ -84,6 +85,10 @@ class Scene:
             self._kfault = _open_kfault()
             self.stack.callback(self._kfault.close)
         return self._kfault
+
+    def links(self, vmm: str) -> tuple[tuple[End, End, Vmm], ...]:
+        ends = self.stage.network.interfaces
+        return tuple((ends[at].end, ends[at[::-1]].end, self.vmm(at[1])) for at in ends if at[0] == vmm)
 
     def wait(self, happened: Callable[[], bool], within: float, what: str) -> bool:
         try:

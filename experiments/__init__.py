@@ -44,7 +44,7 @@ def scaffold(name: str, *, kind: str, fault: str) -> str:
     """The text of a commented experiment of this name to start from, that applies `fault` at its end."""
     import jinja2
 
-    target = {"vmm": "source", "vm": "old", "cgroup": "source", "host": "", "caller": "source"}[load(fault).TARGET]
+    target = {"vm": "old", "host": ""}.get(load(fault).TARGET, "source")
     template = jinja2.Template((_HERE / "scaffold.yaml.j2").read_text(), undefined=jinja2.StrictUndefined)
     return f"{template.render(name=name, kind=kind, fault=fault, target=target)}\n"
 

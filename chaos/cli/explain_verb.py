@@ -15,7 +15,14 @@ import experiments
 from chaos import experiment, fault
 from chaos.errors import UsageError
 
-_TARGETS = {"vmm": "a VMM", "vm": "a VM", "cgroup": "a cgroup", "host": "the host", "caller": "a VMM, or whoever calls"}
+_TARGETS = {
+    "vmm": "a VMM",
+    "vm": "a VM",
+    "cgroup": "a cgroup",
+    "link": "the links of a VMM",
+    "host": "the host",
+    "caller": "a VMM, or whoever calls",
+}
 _WIDTH = 96
 
 
