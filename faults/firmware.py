@@ -77,6 +77,7 @@ class PlatformReset(Fault):
     and so can be made to fail by the firmware. There must be no guest."""
 
     TARGET: ClassVar[Target] = "host"
+    WHERE: ClassVar[str] = "at any step at which no guest is launched"
     NEEDS: ClassVar[str] = "a lab: a real machine would lose its identity for good"
     PROOF: ClassVar[str] = "the platform says that it is not initialised"
 
