@@ -229,6 +229,13 @@ class Evidence:
         had = {vm in world.holders for world in self.ledger.during.get(invoke.op, ())}
         return had.pop() if len(had) == 1 else None
 
+    def had_guest(self, move: Move) -> bool:
+        """Whether the source of a move that failed had a guest to interrupt. If nobody can say it did, unless another
+        move was just giving or taking it: then it is that one's."""
+        had = self.held(move.source, move.invoke)
+        other, _ = self.changed(move.source, move)
+        return had or (had is None and (other is None or not other.happened))
+
     def home(self, invoke: Invoke) -> str:
         """The cgroup of whoever made the call, then; "" if nobody knows."""
         homes = [
@@ -293,9 +300,15 @@ class Evidence:
         exited = self.exited(creators[-1].agent, after=creators[-1].seq)
         return exited if exited is not None and exited.pid == creators[-1].pid else None
 
-    def next_move(self, vm: str, after: int) -> Move | None:
-        """The next move that takes the VM as its source."""
-        return next((move for move in self.moves if move.source == vm and move.invoke.seq > after), None)
+    def changed(self, vm: str, after: Move) -> tuple[Move | None, int]:
+        """The move that next gives or takes the VM's context once `after` is over, or may, and the record from which on
+        what is seen of the VM may be its doing. It may have been under way before. One that fails changes nothing."""
+        over = after.over or 0
+        for move in self.moves:
+            later = move.over is None or move.over > over
+            if later and move.happened is not False and vm in (move.source, move.destination):
+                return move, max(move.invoke.seq, over)
+        return None, self.remade(vm, over)
 
     def remade(self, vm: str, after: int) -> int:
         """The record at which another VM of that name was created, or the end of the history."""

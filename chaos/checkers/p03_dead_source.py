@@ -45,7 +45,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
 
 
 def _move(experiment: Experiment, evidence: Evidence, move: Move) -> Iterator[Verdict]:
-    """The questions put to the source of one move: for ever if it happened, else until the next."""
+    """The questions put to the source of one move: for ever if it happened, else until another takes effect on it."""
     if move.happened is None or move.over is None:
         yield unknown(PROMISE, f"{move}, and nobody can say whether it took effect", move.records)
         return
@@ -53,8 +53,9 @@ def _move(experiment: Experiment, evidence: Evidence, move: Move) -> Iterator[Ve
     if not move.happened and death is not None:
         yield held(PROMISE, f"{move}; {move.source} was dead before: {death}", (*move.records, *death.records))
         return
-    later = evidence.next_move(move.source, move.over) if not move.happened else None
-    end = later.invoke.seq if later is not None else evidence.remade(move.source, move.over)
+    later, end = None, evidence.remade(move.source, move.over)
+    if not move.happened:
+        later, end = evidence.changed(move.source, move)
     asked = [record for record in evidence.asked if record.vm == move.source and move.over < record.seq < end]
     for record in asked:
         yield judge_asked(experiment, evidence, move, record)

@@ -45,6 +45,8 @@ def _move(evidence: Evidence, move: Move) -> Iterator[Verdict]:
     if move.happened is None or move.over is None:
         yield unknown(PROMISE, f"{move}, and nobody can say whether it took effect", move.records)
         return
+    if not move.happened and not evidence.had_guest(move):
+        return
     before, after = statuses(evidence, move)
     if move.happened or (before is not None and after is not None):
         yield _context(move, before, after)
@@ -64,8 +66,7 @@ def statuses(evidence: Evidence, move: Move) -> tuple[Done | None, Done | None]:
     if move.happened and before and before[-1].outcome != "ok":
         before = [done for done in _answers_before(evidence, move) if done.outcome == "ok"] or before
     assert move.over is not None
-    later = evidence.next_move(move.survivor, move.over)
-    end = later.invoke.seq if later is not None else len(evidence.history.records)
+    _, end = evidence.changed(move.survivor, move)
     after = [d for i, d in evidence.statuses(move.survivor) if move.over < i.seq < end]
     return (before[-1] if before else None), (after[0] if after else None)
 
@@ -119,8 +120,7 @@ def _given(evidence: Evidence, move: Move) -> Done | None:
     """The destination's answer when it was given the registers, before the context left it again."""
     if not move.happened or move.over is None:
         return None
-    later = evidence.next_move(move.destination, move.over)
-    end = later.invoke.seq if later is not None else len(evidence.history.records)
+    _, end = evidence.changed(move.destination, move)
     answers = (d for i, d in evidence.done(move.destination, "set_state") if move.over < i.seq < end)
     return next(answers, None)
 
@@ -165,8 +165,8 @@ def goes_on(evidence: Evidence, move: Move, promise: str) -> Verdict:
     vms = evidence.lineage(move.source)
     mine = [count for count in evidence.counted if count.vm in vms]
     before = [count for count in mine if count.seq < bound]
-    later = evidence.next_move(move.source, over) if not move.happened else None
     # A move that failed may be tried again at once: then the guest goes on wherever that one took it.
+    later = None if move.happened else evidence.changed(move.source, move)[0]
     other = move.other if later is None or not later.happened else None
     after = [count for count in mine if count.seq > over and count.vm != other]
     refused = _not_entered(evidence, move, promise, over)
@@ -189,8 +189,7 @@ def goes_on(evidence: Evidence, move: Move, promise: str) -> Verdict:
 
 def _not_entered(evidence: Evidence, move: Move, promise: str, over: int) -> Verdict | None:
     """That the survivor's vCPUs could not be let into the guest, None if nobody tried or they could."""
-    later = evidence.next_move(move.survivor, over)
-    end = later.invoke.seq if later is not None else len(evidence.history.records)
+    _, end = evidence.changed(move.survivor, move)
     first = next((done for invoke, done in evidence.done(move.survivor, "run") if over < invoke.seq < end), None)
     if first is None or first.outcome == "ok" or not ioctl_answered(first):
         return None

@@ -41,16 +41,18 @@ def _failed(experiment: Experiment, evidence: Evidence, move: Move) -> Iterator[
     yield _destination(evidence, move)
     if not move.source or evidence.death(move.source, move.invoke.seq) is not None:
         return  # then there is nobody else who could have been harmed
-    later = evidence.next_move(move.source, move.over)
+    later, end = evidence.changed(move.source, move)
     again = later if later is not None and later.happened else None
-    end = later.invoke.seq if later is not None else len(evidence.history.records)
-    yield _answers(evidence, move, again)
-    yield goes_on(evidence, move, PROMISE)
+    if evidence.had_guest(move):
+        yield _answers(evidence, move, again)
+        yield goes_on(evidence, move, PROMISE)
     asked = [record for record in evidence.asked if record.vm == move.source and move.over < record.seq < end]
     for record in asked:
         yield judge_asked(experiment, evidence, move, record, PROMISE)
     if not asked and again is None:
         yield unknown(PROMISE, f"{move}, and {move.source} was not asked whether it lives", move.records)
+    elif not asked and again is not None:
+        yield held(PROMISE, f"{move}; then {again}", (*move.records, *again.records))
 
 
 def _answers(evidence: Evidence, move: Move, again: Move | None) -> Verdict:
@@ -58,7 +60,7 @@ def _answers(evidence: Evidence, move: Move, again: Move | None) -> Verdict:
     before, after = statuses(evidence, move)
     if after is None:
         if again is not None:
-            return held(PROMISE, f"{move}; tried again, {again}", (*move.records, *again.records))
+            return held(PROMISE, f"{move}; then {again}", (*move.records, *again.records))
         return unknown(PROMISE, f"{move}, and {move.source} was not asked for its status afterwards", move.records)
     same = before is not None and before.outcome == "fail" and before.errno == after.errno
     if after.outcome == "ok" or same:
@@ -127,7 +129,13 @@ def _destination(evidence: Evidence, move: Move) -> Verdict:
     exited = evidence.exited(move.invoke.agent, after=move.invoke.seq)
     if exited is not None and exited.seq <= over:
         return held(PROMISE, f"the process of {vm} died with the move", (exited,))
-    later = [(invoke, done) for invoke, done in evidence.done(vm) if invoke.seq > over and invoke.f != "close"]
+    return _usable(evidence, move)
+
+
+def _usable(evidence: Evidence, move: Move) -> Verdict:
+    vm, over = move.destination, move.over or 0
+    given, end = evidence.changed(vm, move)
+    later = [(invoke, done) for invoke, done in evidence.done(vm) if over < invoke.seq < end and invoke.f != "close"]
     for invoke, done in later:
         if says_dead(done):
             return deviated(
@@ -138,10 +146,12 @@ def _destination(evidence: Evidence, move: Move) -> Verdict:
                 expected="no EIO",
                 seen="EIO",
             )
-    for invoke, done in later:
-        if done.outcome == "ok" or (invoke.f == "guest_status" and owns(done) is False):
-            return held(PROMISE, f"{vm} is usable: {invoke.f} answers", (done,))
-    for asked in evidence.asked:
-        if asked.vm == vm and asked.seq > over and said_dead(asked) is False:
-            return held(PROMISE, f"{vm} is usable, by its own answers", (asked,))
+    answers = [(i.f, d) for i, d in later if d.outcome == "ok" or (i.f == "guest_status" and owns(d) is False)]
+    lives = [a for a in evidence.asked if a.vm == vm and over < a.seq < end and said_dead(a) is False]
+    if answers:
+        return held(PROMISE, f"{vm} is usable: {answers[0][0]} answers", (answers[0][1],))
+    if lives:
+        return held(PROMISE, f"{vm} is usable, by its own answers", lives[:1])
+    if given is not None and given.happened:
+        return held(PROMISE, f"{vm} was usable: {given}", given.records)
     return unknown(PROMISE, f"{move}, and whether {vm} is still usable was not asked", move.records)

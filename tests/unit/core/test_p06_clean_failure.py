@@ -100,3 +100,47 @@ def test_p6_a_ledger_that_is_lost() -> None:
     b = failed()
     b.do("init", "source", vm="old", key="sev")
     assert "what must be charged cannot be told" in p6(b).reason
+
+
+def test_p6_of_several_moves_that_failed_each_is_answered_for_by_what_was_asked_after_all_of_them() -> None:
+    b = Builder()
+    b.begin()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.count("old", "source", 10)
+    b.status("old", "source")
+    b.observe("before", {"source": 1})
+    for _ in range(2):
+        b.move("old", "new", "destination", error=errno.EBUSY)
+    b.observe("after", {"source": 1})
+    b.count("old", "source", 20)
+    b.status("old", "source")
+    b.ask("old", "source", dead=False)
+    b.ask("new", "destination", dead=False)
+    assert p6(b).outcome is Outcome.HELD
+
+
+def crossing(*, asked: bool = True) -> Builder:
+    """While a move is under way, its destination is refused as the source of another, which it has no context for."""
+    b = Builder()
+    b.begin()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.launch("third", "source")
+    b.observe("before", {"source": 1})
+    first = b.invoke("move", "destination", vm="new", source="old")
+    b.move("new", "third", "source", error=errno.EBUSY)
+    if asked:
+        b.status("third", "source", error=errno.ENOTTY)
+    b.done(first)
+    b.status("new", "destination", error=errno.EBADF)
+    b.observe("after", {"destination": 1})
+    return b
+
+
+def test_p6_what_another_move_did_is_not_laid_on_the_one_that_failed() -> None:
+    verdict = p6(crossing())
+    assert verdict.outcome is Outcome.HELD
+    assert "then the move from old to new succeeded" in verdict.reason
+    assert "whether third is still usable was not asked" in p6(crossing(asked=False)).reason
+    assert "interrupted" not in CHECKERS["P5"](shipped(KILL_DESTINATION), crossing().history()).reason
