@@ -235,8 +235,8 @@ def _command(world: World, invoke: Invoke) -> World | None:
 
 def _send_fd(world: World, invoke: Invoke) -> World | None:
     vm = argument(invoke, "vm")
-    if vm in world.dead or not world.open(vm):
-        return world  # a descriptor of a VM that owns nothing keeps nothing alive
+    if vm in world.dead or not world.open(vm) or Reference(vm, invoke.agent, lost=True) in world.references:
+        return world  # what is no descriptor of a VM, or of one that owns nothing, keeps nothing alive
     return replace(
         world, references=world.references | {Reference(vm, argument(invoke, "to") or ON_ITS_WAY, sent=True)}
     )
@@ -294,8 +294,20 @@ def _move(world: World, invoke: Invoke) -> World | None:
 
 def _close(world: World, invoke: Invoke) -> World | None:
     vm = argument(invoke, "vm")
-    mine = {Reference(vm, invoke.agent, sent) for sent in (False, True)}
+    mine = {Reference(vm, invoke.agent, sent, lost=lost) for sent in (False, True) for lost in (False, True)}
     return settled(replace(world, references=world.references - mine))
+
+
+def _lose_fd(world: World, invoke: Invoke) -> World | None:
+    """Without its own descriptor the VM lives as long as one of a vCPU is open."""
+    name, which = argument(invoke, "vm"), argument(invoke, "fd")
+    if which == "sev":
+        return replace(world, cut_off=world.cut_off | {invoke.agent})
+    vm, mine = world.vm(name), Reference(name, invoke.agent)
+    if which != "vm" or mine not in world.references:
+        return world
+    kept = {Reference(name, invoke.agent, lost=True)} if vm is not None and vm.created else set()
+    return settled(replace(world, references=world.references - {mine} | kept))
 
 
 def _owed_by_move(world: World, after: World, invoke: Invoke) -> Context | None:
@@ -325,6 +337,7 @@ EFFECTS: dict[str, Callable[[World, Invoke], World | None]] = {
     "send_fd": _send_fd,
     "move": _move,
     "close": _close,
+    "lose_fd": _lose_fd,
 }
 
 HALFWAY: dict[str, Callable[[World, Invoke], World | None]] = {

@@ -29,10 +29,11 @@ from chaos.errors import UsageError
 
 if TYPE_CHECKING:
     from chaos.cgroup.group import Cgroup
-    from chaos.history import Done
+    from chaos.history import Done, Value
     from chaos.netns.link import End
     from chaos.schedule.firmware import Firmware
     from chaos.schedule.kfault import Kfault
+    from chaos.vmm.messages import Question
 
 GROUP = "sevchaos.faults"
 # caller: a VMM whose calls alone count, or with no target whoever calls.
@@ -51,6 +52,10 @@ class Victim(Protocol):
     @property
     def pidfd(self) -> int:
         """Refers to the process and no other, also when its pid is used again."""
+
+    @property
+    def busy(self) -> tuple[int, ...]:
+        """The threads that are in system calls of operations under way."""
 
     @property
     def status(self) -> int | None:
@@ -77,6 +82,9 @@ class Scene(Protocol):
 
     def below(self, cgroup: str) -> tuple[str, ...]:
         """The cgroups below it that there are now, parents first."""
+
+    def home(self, vmm: str) -> str:
+        """The cgroup that it lives in, by its path."""
 
     def living_in(self, cgroup: str) -> tuple[Victim, ...]:
         """The VMMs that live in it or below."""
@@ -105,7 +113,13 @@ class Scene(Protocol):
     def close(self, vmm: str, vm: str) -> None:
         """Have a VMM close a VM that it took a context for."""
 
+    def lose_fd(self, vm: str, fd: str) -> Done:
+        """Have a descriptor closed behind the back of the VM's VMM: "vm", "vcpu 0" or "sev"."""
+
     # What is not.
+
+    def ask(self, vmm: str, question: Question) -> Mapping[str, Value] | None:
+        """What a VMM answers (`chaos.vmm.messages`), None if it ends first."""
 
     def kfault(self) -> Kfault:
         """The kernel's functions, held, delayed or made to fail; loads the module in the lab."""

@@ -100,6 +100,10 @@ class Vmm:
     def pidfd(self) -> int:
         return self.handle.number
 
+    @property
+    def busy(self) -> tuple[int, ...]:
+        return tuple(pending.tid for pending in tuple(self.pending.values()) if pending.tid)
+
     def wait_end(self, within: float) -> bool:
         """Whether it ended within so many seconds; it is reaped then."""
         with contextlib.suppress(TimedOut):

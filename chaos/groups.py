@@ -7,12 +7,15 @@ the kernel may answer afterwards hangs on each, so they are operations of the hi
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from chaos.cgroup.group import Cgroup
 from chaos.experiment import Group
 from chaos.fleet import Fleet, Vmm
+from chaos.schedule.holds import parse_state
 
 RUN = "."
 """The path of the run's own cgroup."""
@@ -48,10 +51,15 @@ class Groups:
         inside = (other for other in sorted(self._below) if path == RUN or other.startswith(f"{path}/"))
         return tuple(other for other in inside if self[other].exists)
 
+    def home(self, vmm: Vmm) -> str:
+        """The path of the cgroup that it lives in, every thread of it; the run's own if there is none such."""
+        threads = _threads(vmm.pid)
+        return next((path for path in self.below(RUN) if threads and threads <= self[path].threads()), RUN)
+
     def living_in(self, path: str) -> tuple[Vmm, ...]:
         """The VMMs of the experiment that live in it or below."""
-        pids = {pid for group in self[path].walk() for pid in group.processes()} if self[path].exists else set()
-        return tuple(vmm for vmm in self.fleet.vmms.values() if vmm.recorded and vmm.alive and vmm.pid in pids)
+        inside = {path, *self.below(path)}
+        return tuple(v for v in self.fleet.vmms.values() if v.recorded and v.alive and self.home(v) in inside)
 
     def enter(self, vmm: Vmm, path: str) -> None:
         """Put the process, all of it, into another cgroup."""
@@ -79,3 +87,13 @@ class Groups:
     def _at(self, path: str) -> Cgroup:
         above, _, name = path.rpartition("/")
         return self[above or RUN].child(name)
+
+
+def _threads(pid: int) -> frozenset[int]:
+    """The threads of the process that have not ended: a cgroup does not take a zombie along."""
+    found: set[int] = set()
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if parse_state(stat.read_text()) not in ("Z", "X"):
+                found.add(int(stat.parent.name))
+    return frozenset(found)

@@ -45,6 +45,8 @@ Operations, by `f`, with their arguments and, after the arrow, what `value` hold
     commit {vm, within_ms}              the destination confirms to the source, which answers; then both disconnect
     disconnect {vm}                     the other end of a migration is let go of, and what it has sent
     close {vm}                          every file descriptor of the VM in this process
+    lose_fd {vm, fd}                    one is closed behind the VMM's back: "vm", "vcpu 0", or the process's /dev/sev,
+                                        "sev"; whoever uses it then is answered EBADF
     enter {cgroup}                      the process goes into another cgroup; it makes no call itself
     exit {}                             the VMM ends in good order
 

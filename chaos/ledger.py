@@ -20,15 +20,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from errno import EIO, ENOTTY
+from errno import EBADF, EIO, ENOTTY
 from functools import partial
 from typing import Literal
 
 from chaos import stopped
 from chaos.contexts import Contexts
 from chaos.effects import EFFECTS, begin, effect, halfway, owing, took_effect
-from chaos.history import Asked, Counted, Done, Exited, Fault, Held, History, Invoke, Observation, Released
-from chaos.world import STILL, Stage, World, argument, die, drop, forget, give_back
+from chaos.history import Answer, Asked, Counted, Done, Exited, Fault, Held, History, Invoke, Observation, Released
+from chaos.world import STILL, Reference, Stage, World, argument, die, drop, forget, give_back
 
 Kind = Literal["charge", "guests", "owner", "answer"]
 Witness = Observation | Done | Asked
@@ -132,10 +132,17 @@ def charged(value: int) -> int:
 
 def said_dead(asked: Asked) -> bool | None:
     """What the answers say: that the VM is dead, that it is not, or (None) nothing that can be relied on."""
-    dead = {answer.errno == EIO for answer in asked.answers}
-    if len(dead) != 1 or any(answer.control == EIO for answer in asked.answers):
+    answers = answers_of_open(asked)
+    dead = {answer.errno == EIO for answer in answers}
+    if len(dead) != 1 or any(answer.control == EIO for answer in answers):
         return None
     return dead.pop()
+
+
+def answers_of_open(asked: Asked) -> tuple[Answer, ...]:
+    """Without those of descriptors that answer EBADF to everything: they are closed, and say nothing of the VM."""
+    still_open = {answer.fd for answer in asked.answers if answer.errno != EBADF}
+    return tuple(answer for answer in asked.answers if answer.fd in still_open)
 
 
 @dataclass(slots=True)
@@ -317,10 +324,10 @@ class _Replay:
         return seen - self.guests_before
 
     def _status(self, invoke: Invoke, done: Done, window: _Window) -> None:
-        said = owns(done)
-        if said is None:
+        said, vm = owns(done), argument(invoke, "vm")
+        lost = Reference(vm, invoke.agent, lost=True)
+        if said is None or any(lost in world.references for world in window.worlds):
             return
-        vm = argument(invoke, "vm")
         fits = frozenset(world for world in window.worlds if (vm in world.holders) == said)
         mismatch = Mismatch("owner", done.seq, vm, "", frozenset({int(not said)}), int(said))
         self.entries.append(Entry(done, window.worlds, fits or window.worlds, () if fits else (mismatch,)))

@@ -4,21 +4,21 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from chaos.cgroup.group import Cgroup
 from chaos.errors import HostLacks, Unsupported
-from chaos.fleet import Vmm
-from chaos.history import Done
+from chaos.fleet import StepFailed, Vmm
+from chaos.history import Done, Value
 from chaos.netns.link import End
 from chaos.poll import LOOK_AGAIN, TimedOut
 from chaos.schedule.firmware import Firmware
 from chaos.schedule.kfault import Kfault
 from chaos.stage import Stage
-from chaos.vmm.messages import Close, Create, Init
+from chaos.vmm.messages import Close, Create, Init, LoseFd, Question
 
 # Where the lab has the module; on a machine of somebody's own it is theirs to load.
 MODULE = Path("/lab/kfault.ko")
@@ -48,6 +48,9 @@ class Scene:
 
     def below(self, cgroup: str) -> tuple[str, ...]:
         return self.stage.groups.below(cgroup)
+
+    def home(self, vmm: str) -> str:
+        return self.stage.groups.home(self.vmm(vmm))
 
     def living_in(self, cgroup: str) -> tuple[Vmm, ...]:
         return self.stage.groups.living_in(cgroup)
@@ -79,6 +82,20 @@ class Scene:
 
     def close(self, vmm: str, vm: str) -> None:
         self.stage.fleet.do(self.vmm(vmm), Close(vm=vm))
+
+    def lose_fd(self, vm: str, fd: str) -> Done:
+        return self.stage.fleet.do(self.vmm_of(vm), LoseFd(vm=vm, fd=fd))
+
+    def ask(self, vmm: str, question: Question) -> Mapping[str, Value] | None:
+        victim = self.vmm(vmm)
+        if not victim.alive:
+            return None
+        try:
+            return self.stage.fleet.ask(victim, question).value
+        except StepFailed:
+            if victim.alive:
+                raise
+            return None
 
     def kfault(self) -> Kfault:
         if self._kfault is None:

@@ -87,12 +87,13 @@ class Vm:
 @dataclass(frozen=True, slots=True)
 class Reference:
     """`agent` has descriptors of `vm` open; `sent` if they came from another process. With `op` it is the operation of
-    that number that holds the file."""
+    that number that holds the file. If its own is `lost`, those of the vCPUs keep the VM."""
 
     vm: str
     agent: str
     sent: bool = False
     op: int | None = None
+    lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,8 @@ class Extra:
 class World:
     """`homes` are the live processes, each with its cgroup. `dead` are the VMs a context was moved away from.
     `happened` are those operations that have taken effect without having answered. `undivided` are the cgroups whose
-    children have no misc controller: to it, whoever lives below one is in it."""
+    children have no misc controller: to it, whoever lives below one is in it. `cut_off` are the processes that have
+    lost their descriptor of /dev/sev."""
 
     homes: frozenset[tuple[str, str]] = frozenset()
     references: frozenset[Reference] = frozenset()
@@ -121,6 +123,7 @@ class World:
     extras: frozenset[Extra] = frozenset()
     happened: frozenset[int] = frozenset()
     undivided: frozenset[str] = frozenset()
+    cut_off: frozenset[str] = frozenset()
 
     def home(self, agent: str) -> str | None:
         """The cgroup that pays for what the process takes, None if it does not live."""

@@ -20,7 +20,7 @@ class Enter(Fault):
     """Put the VMM, all of it, into the cgroup `into`. It is put back when this is undone."""
 
     TARGET: ClassVar[Target] = "vmm"
-    PROOF: ClassVar[str] = "cgroup.procs of that cgroup has the process"
+    PROOF: ClassVar[str] = "cgroup.threads of that cgroup has every thread of the process that has not ended"
     LETS_GO: ClassVar[bool] = False
     NAMES: ClassVar[Mapping[str, Target]] = {"into": "cgroup"}
 
@@ -31,14 +31,12 @@ class Enter(Fault):
         return ()
 
     def apply(self, scene: Scene, target: str) -> None:
-        pid = scene.vmm(target).pid
-        self._from = next((path for path in scene.below(".") if pid in scene.cgroup(path).processes()), None)
+        self._from = scene.home(target)
         scene.enter(target, self.into)
 
     def evidence(self, scene: Scene, target: str) -> Evidence:
-        pid, group = scene.vmm(target).pid, scene.cgroup(self.into)
-        inside = group.exists and pid in group.processes()
-        return Evidence(inside, f"process {pid} is {'' if inside else 'not '}in cgroup.procs of {self.into}")
+        home = scene.home(target)
+        return Evidence(home == self.into, f"every thread of {target} is in {home}")
 
     def undo(self, scene: Scene, target: str) -> str:
         if scene.vmm(target).status is not None:

@@ -101,8 +101,7 @@ class Exhaust(Fault):
     def _room(self, scene: Scene, target: str) -> Iterator[tuple[int, str]]:
         """How many more charges every level from the VMM's cgroup upwards has room for, in words."""
         capacity = capacity_above(scene.cgroup("."), self.key)
-        home = next((path for path in (*scene.below("."), ".") if self._lives_in(scene, target, path)), ".")
-        for level in reversed(levels(home)):
+        for level in reversed(levels(scene.home(target))):
             misc = scene.cgroup(level).misc()
             used, limit = misc.get("current", {}).get(self.key), misc.get("max", {}).get(self.key)
             if used is None:
@@ -111,10 +110,6 @@ class Exhaust(Fault):
                 yield limit - used, f"{level} uses {used} of its limit of {limit}"
             else:
                 yield capacity - used, f"{level} uses {used} of the host's capacity of {capacity}"
-
-    @staticmethod
-    def _lives_in(scene: Scene, target: str, path: str) -> bool:
-        return scene.vmm(target).pid in scene.cgroup(path).processes()
 
     def undo(self, scene: Scene, target: str) -> str:
         if scene.vmm(target).status is not None:

@@ -12,8 +12,11 @@ from pathlib import Path
 from signal import SIGCONT, SIGSTOP, Signals, pidfd_send_signal
 from typing import ClassVar, Literal
 
+from chaos.cgroup.group import Cgroup
+from chaos.errors import Unsupported
 from chaos.fault import Evidence, Fault, Scene, Target, Victim
 from chaos.schedule.holds import parse_state
+from chaos.vmm.messages import Eat, EndThread, Inside
 
 # A process that sleeps in the kernel where only a fatal signal can reach it takes a moment to unwind.
 GONE_WITHIN = 30.0
@@ -104,6 +107,132 @@ class Stop(Fault):
         return "it goes on" if gone_on else "it does not go on"
 
 
+@dataclass(kw_only=True, slots=True)
+class LoseFd(Fault):
+    """Close a descriptor behind the VMM's back: the VM's own, that of a vCPU, or the process's /dev/sev. Who uses it
+    then is answered EBADF; what a call under way holds, it keeps. There is no way back."""
+
+    TARGET: ClassVar[Target] = "vm"
+    PROOF: ClassVar[str] = "in the process the descriptor's number leads to nothing any more"
+
+    fd: Literal["vm", "vcpu", "sev"] = "vm"
+    vcpu: int = 0
+
+    @property
+    def _name(self) -> str:
+        return f"vcpu {self.vcpu}" if self.fd == "vcpu" else self.fd
+
+    def ends(self, scene: Scene, target: str) -> tuple[str, ...]:
+        return ()
+
+    def apply(self, scene: Scene, target: str) -> None:
+        scene.lose_fd(target, self._name)
+
+    def evidence(self, scene: Scene, target: str) -> Evidence:
+        told = scene.ask(scene.vmm_of(target).name, Inside(vm=target, fd=self._name))
+        if told is None:
+            return Evidence(False, "its process has ended")
+        return Evidence(bool(told["lost"]), f"{self._name} of {target} {'is lost' if told['lost'] else 'is open'}")
+
+    def undo(self, scene: Scene, target: str) -> str:
+        return "what is lost stays lost"
+
+
+@dataclass(kw_only=True, slots=True)
+class ThreadExit(Fault):
+    """Let a thread end while its process lives: those that drive the VM's vCPUs, or the VMM's first one, which leaves
+    a process whose leader is a zombie. (A thread that is inside a system call cannot end by itself.)"""
+
+    TARGET: ClassVar[Target] = "vm"
+    PROOF: ClassVar[str] = (
+        "the vCPUs' threads are gone from the process, or its first one is in state Z, and others live"
+    )
+
+    thread: Literal["vcpu", "first"] = "vcpu"
+
+    def ends(self, scene: Scene, target: str) -> tuple[str, ...]:
+        return ()
+
+    def apply(self, scene: Scene, target: str) -> None:
+        scene.ask(scene.vmm_of(target).name, EndThread(vm=target if self.thread == "vcpu" else ""))
+
+    def evidence(self, scene: Scene, target: str) -> Evidence:
+        victim = scene.vmm_of(target)
+        told = scene.ask(victim.name, Inside(vm=target))
+        threads = told["threads"] if told is not None else []
+        assert isinstance(threads, list)
+        if told is None or (self.thread == "vcpu" and not threads):
+            return Evidence(False, f"{victim.name} has {'ended' if told is None else 'no thread that drives a vCPU'}")
+
+        def gone() -> bool:
+            if self.thread == "first":
+                return state(victim.pid, victim.pid) == "Z"
+            return not any(state(victim.pid, int(tid)) for tid in threads)
+
+        ended = scene.wait(gone, STOPPED_WITHIN, f"a thread of {victim.name} to end")
+        which = "its first thread" if self.thread == "first" else f"threads {', '.join(map(str, threads))}"
+        told_of = f"of {victim.name}, {which} {'ended' if ended else 'did not end'}"
+        return Evidence(ended, f"{told_of}; the others by state: {_listed(states(victim.pid))}")
+
+    def undo(self, scene: Scene, target: str) -> str:
+        return "what has ended stays ended"
+
+
+@dataclass(kw_only=True, slots=True)
+class Oom(Fault):
+    """Let the VMM run out of memory: its cgroup gets a `memory.max` of `mebibytes` more than it uses, and it uses twice
+    as much. The kernel kills it, wherever it is. The limit, and the controller where it had to be enabled, are taken
+    back when this is undone."""
+
+    TARGET: ClassVar[Target] = "vmm"
+    NEEDS: ClassVar[str] = "the memory controller, no process in any cgroup above the VMM's"
+    PROOF: ClassVar[str] = "memory.events of its cgroup counts one more oom_kill, and it was reaped, ended by SIGKILL"
+
+    mebibytes: int = 16
+    _enabled: list[Cgroup] = field(init=False, default_factory=list)
+    _group: Cgroup | None = field(init=False, default=None)
+    _before: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.mebibytes <= 1024:
+            raise ValueError(f"mebibytes is 1 to 1024, not {self.mebibytes}")
+
+    def require(self, scene: Scene, target: str) -> None:
+        if not scene.cgroup(".").has("memory") and not _root(scene).has("memory"):
+            raise Unsupported("the hierarchy has no memory controller", remedy="enable it, or use the lab")
+
+    def apply(self, scene: Scene, target: str) -> None:
+        self._group = scene.cgroup(scene.home(target))
+        for path in reversed(self._group.path.parents):
+            above = Cgroup.at(path)
+            if path.is_relative_to(_root(scene).path) and not above.divides("memory"):
+                above.enable("memory")
+                self._enabled.append(above)
+        self._before = self._group.oom_kills()
+        self._group.limit_memory(self.mebibytes << 20)
+        scene.ask(target, Eat(mebibytes=2 * self.mebibytes))
+
+    def evidence(self, scene: Scene, target: str) -> Evidence:
+        end = ended(scene.vmm(target), Signals.SIGKILL)
+        kills = self._group.oom_kills() - self._before if self._group is not None else 0
+        return Evidence(bool(end.struck) and kills > 0, f"oom_kill of its cgroup: {kills} more; {end.detail}")
+
+    def undo(self, scene: Scene, target: str) -> str:
+        if self._group is not None and self._group.exists and self._group.has("memory"):
+            self._group.limit_memory(None)
+        count = len(self._enabled)
+        while self._enabled:
+            self._enabled.pop().disable("memory")
+        return f"the limit is gone, and the memory controller from {count} cgroups" if count else "the limit is gone"
+
+
+def _root(scene: Scene) -> Cgroup:
+    """Of the hierarchy."""
+    here = scene.cgroup(".").path
+    above = [path for path in (here, *here.parents) if (path / "cgroup.controllers").exists()]
+    return Cgroup.at(above[-1])
+
+
 def ended(victim: Victim, number: Signals) -> Evidence:
     """Whether it was this signal that ended the process."""
     if not victim.wait_end(GONE_WITHIN):
@@ -120,6 +249,14 @@ def states(pid: int) -> Counter[str]:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             found[parse_state(task.read_text())] += 1
     return found
+
+
+def state(pid: int, tid: int) -> str:
+    """The state of one thread, "" if it is gone."""
+    try:
+        return parse_state(Path(f"/proc/{pid}/task/{tid}/stat").read_text())
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def _stopped(pid: int) -> bool:

@@ -110,6 +110,10 @@ class Cgroup:
     def processes(self) -> tuple[int, ...]:
         return tuple(int(pid) for pid in self._node.controller.procs)
 
+    def threads(self) -> frozenset[int]:
+        """Every thread in it, also of a process whose first one has ended: `processes` has that where it ended."""
+        return frozenset(map(int, read_list(self._node, "threads")))
+
     @property
     def populated(self) -> bool:
         """Whether any process lives in it or below."""
@@ -128,6 +132,16 @@ class Cgroup:
     def frozen(self) -> bool:
         """Whether every process in it and below is stopped."""
         return bool((read_keyed(self._node, "events") or {}).get("frozen", 0))
+
+    def limit_memory(self, size: int | None) -> None:
+        """Set memory.max in bytes, None for no limit; with one there is no swap either. Raises OSError."""
+        if (self.path / "memory.swap.max").exists():  # not without swap accounting
+            write(self._node, "memory_swap_max", None if size is None else 0)
+        write(self._node, "memory_max", size)
+
+    def oom_kills(self) -> int:
+        """How many processes of this cgroup and below were killed for want of memory; 0 without the controller."""
+        return (read_keyed(self._node, "memory_events") or {}).get("oom_kill") or 0
 
     def wait_empty(self, within: float) -> None:
         """Wait for the last process to go. Raises `CleanupFailed` after `within` seconds."""

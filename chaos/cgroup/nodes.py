@@ -31,6 +31,16 @@ class KeyedFile(BaseFileInterface):  # type: ignore[misc]
         return f"{key} {'max' if number is None else number}"
 
 
+class MaxFile(BaseFileInterface):  # type: ignore[misc]
+    """A number, or "max", which is None: no limit."""
+
+    def sanitize_get(self, value: str) -> int | None:
+        return None if value.strip() == "max" else int(value)
+
+    def sanitize_set(self, value: int | None) -> str:
+        return "max" if value is None else str(value)
+
+
 class SwitchFile(ListFile):  # type: ignore[misc]
     """cgroup.subtree_control: a list to read, and "+name" or "-name" to write."""
 
@@ -45,10 +55,15 @@ class UnifiedController(Controller):  # type: ignore[misc]
 
     controllers = ListFile("cgroup.controllers")
     subtree_control = SwitchFile("cgroup.subtree_control")
+    threads = ListFile("cgroup.threads", readonly=True)
     events = KeyedFile("cgroup.events", readonly=True)
     stat = KeyedFile("cgroup.stat", readonly=True)
     kill = FlagFile("cgroup.kill", writeonly=True)
     freeze = FlagFile("cgroup.freeze")
+
+    memory_max = MaxFile("memory.max")
+    memory_swap_max = MaxFile("memory.swap.max")
+    memory_events = KeyedFile("memory.events", readonly=True)
 
     misc_capacity = KeyedFile("misc.capacity", readonly=True)
     misc_current = KeyedFile("misc.current", readonly=True)

@@ -279,6 +279,12 @@ class Evidence:
         """Every GUEST_STATUS of the VM that has answered, unless the firmware was made to answer otherwise."""
         return ((i, done) for i, done in self.done(vm, "guest_status") if self.contexts.honest(i, done))
 
+    def lost(self, operation: Invoke) -> bool:
+        """Whether the VM that it is on had lost its descriptor by then: EBADF says nothing of the VM."""
+        vm = argument(operation, "vm")
+        lost = (i for i, _ in self.operations if i.f == "lose_fd" and i.args.get("fd") == "vm")
+        return any(argument(invoke, "vm") == vm and invoke.seq < operation.seq for invoke in lost)
+
     def agent(self, vm: str) -> str:
         """The process that created the VM, "" if none did."""
         creators = [invoke.agent for invoke, _ in self.operations if invoke.f == "create"]

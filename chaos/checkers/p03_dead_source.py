@@ -13,7 +13,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from errno import EIO
+
+import msgspec
 
 from chaos.checkers.evidence import (
     IOCTLS,
@@ -30,6 +33,7 @@ from chaos.checkers.evidence import (
 from chaos.checkers.storm import Call, Death, Kind, instant_of_death
 from chaos.experiment import Experiment
 from chaos.history import Answer, Asked, Done, History, Invoke, Stormed
+from chaos.ledger import answers_of_open
 from chaos.verdict import Verdict
 
 PROMISE = "P3"
@@ -63,7 +67,7 @@ def _move(experiment: Experiment, evidence: Evidence, move: Move) -> Iterator[Ve
         yield _not_asked(evidence, move)
     yield from _instant(evidence, move, end)
     done = [(i, d) for i, d in evidence.done(move.source) if i.f in IOCTLS and move.over < i.seq < end]
-    yield from _operations(move, done)
+    yield from _operations(evidence, move, done)
 
 
 def _not_asked(evidence: Evidence, move: Move) -> Verdict:
@@ -78,12 +82,14 @@ def judge_asked(
     experiment: Experiment, evidence: Evidence, move: Move, asked: Asked, promise: str = PROMISE
 ) -> Verdict:
     """What the answers of the source say after the move, as a verdict on `promise`."""
+    every, asked = asked, msgspec.structs.replace(asked, answers=answers_of_open(asked))
+    closed = {answer.fd for answer in every.answers} - {answer.fd for answer in asked.answers}
     if move.happened:
         wrong = [answer for answer in asked.answers if answer.errno != EIO]
         if wrong:
             reason = f"{move}, and {_several(wrong)} of {asked.vm} still answered: {_compact(wrong)}"
             return _deviated(promise, move, asked, reason, "answered", expected="EIO", seen=_compact(wrong))
-    problem = _worthless(experiment, evidence, asked)
+    problem = _worthless(experiment, evidence, asked, closed)
     if problem:
         return unknown(promise, problem, (asked,))
     wrong = [answer for answer in asked.answers if answer.errno == EIO]
@@ -95,8 +101,8 @@ def judge_asked(
     return held(promise, f"{move}; {said}, asked in {asked.agent} beside a live VM", (*move.records, asked))
 
 
-def _worthless(experiment: Experiment, evidence: Evidence, asked: Asked) -> str:
-    """Why the answers prove nothing, "" if they do."""
+def _worthless(experiment: Experiment, evidence: Evidence, asked: Asked, closed: AbstractSet[str]) -> str:
+    """Why the answers prove nothing, "" if they do. Of the `closed` descriptors there is nothing to ask any more."""
     if not asked.answers:
         return f"{asked.vm} was asked nothing"
     if asked.agent != evidence.agent(asked.vm):
@@ -104,7 +110,7 @@ def _worthless(experiment: Experiment, evidence: Evidence, asked: Asked) -> str:
     if any(answer.control == EIO for answer in asked.answers):
         return f"the live VM beside {asked.vm} answered EIO as well, so its EIO means nothing"
     vcpus = experiment.vms[asked.vm].vcpus if asked.vm in experiment.vms else 0
-    missing = {"vm", *(f"vcpu {number}" for number in range(vcpus))} - {answer.fd for answer in asked.answers}
+    missing = {"vm", *(f"vcpu {number}" for number in range(vcpus))} - {answer.fd for answer in asked.answers} - closed
     return f"of {asked.vm} only some descriptors were asked, not {', '.join(sorted(missing))}" if missing else ""
 
 
@@ -203,10 +209,10 @@ def _lived_or_died(evidence: Evidence, stormed: Stormed, death: Move | None) -> 
     return f"{death}; {told} {calls - refused} were answered before and {refused} failed with EIO after {within}"
 
 
-def _operations(move: Move, done: Iterable[tuple[Invoke, Done]]) -> Iterator[Verdict]:
+def _operations(evidence: Evidence, move: Move, done: Iterable[tuple[Invoke, Done]]) -> Iterator[Verdict]:
     """Ordinary operations on the source afterwards are witnesses too, though nobody meant to ask."""
     for invoke, answer in done:
-        if says_dead(answer) == move.happened or not ioctl_answered(answer):
+        if says_dead(answer) == move.happened or not ioctl_answered(answer) or evidence.lost(invoke):
             continue
         said = "ok" if answer.outcome == "ok" else errname(answer.errno)
         yield deviated(

@@ -62,7 +62,7 @@ def _owner(evidence: Evidence, after: list[Entry], vms: frozenset[str]) -> Verdi
         vm: done
         for vm in sorted(vms)
         for invoke, done in evidence.done(vm, "guest_status")
-        if invoke.seq > (evidence.settled or 0) and owns(done)
+        if invoke.seq > (evidence.settled or 0) and owns(done) and not evidence.lost(invoke)
     }
     first = after[0].fits if after else evidence.ledger.worlds
     if not any(world.holders & vms and world.holders & vms <= answered.keys() for world in first):

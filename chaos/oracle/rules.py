@@ -296,6 +296,11 @@ def _not_started(state: State, op: Invoke) -> Refusal | None:
     return None if started else Refusal(Answer(EBADF), sure=False)
 
 
+def _cut_off(state: State, op: Invoke) -> Refusal | None:
+    """The process has no /dev/sev any more to send the command through."""
+    return _sure(EBADF, when=op.agent in state.world.cut_off)
+
+
 def _no_guest(state: State, op: Invoke) -> Refusal | None:
     context = state.world.shared(argument(op, "vm"))
     return None if context is None or context.launched else Refusal(Answer(EIO, firmware=True))
@@ -401,7 +406,7 @@ _WITHOUT_DATA = (
     _left_open(EIO, firmware=True),
 )
 _COMMAND = (*_IOCTL, _no_command_of_a_mirror, _no_context)
-_FIRMWARE = (_not_started, _noticed, _stalled, _no_guest, _firmware_refuses)
+_FIRMWARE = (_cut_off, _not_started, _noticed, _stalled, _no_guest, _firmware_refuses)
 _TO_GUEST = (*_COMMAND, *_FIRMWARE)
 
 CHECKS: dict[str, tuple[Check, ...]] = {
@@ -432,7 +437,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
         _no_flush,
         _platform_refuses,
     ),
-    "launch_start": (*_COMMAND, _noticed, _stalled, _started_twice, _firmware_refuses),
+    "launch_start": (*_COMMAND, _cut_off, _noticed, _stalled, _started_twice, _firmware_refuses),
     "launch_update_data": _TO_GUEST,
     "launch_measure": _TO_GUEST,
     "launch_finish": _TO_GUEST,

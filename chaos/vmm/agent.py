@@ -13,6 +13,7 @@ The times in an answer are those of the system calls.
 from __future__ import annotations
 
 import errno
+import os
 import threading
 import time
 import traceback
@@ -27,6 +28,7 @@ from chaos.history import Value
 from chaos.kvm.call import Around, KernelError, mark, outside, timed
 from chaos.kvm.sev import Sev
 from chaos.kvm.system import System
+from chaos.vmm import harm
 from chaos.vmm import messages as m
 from chaos.vmm.ask import ask
 from chaos.vmm.machine import Host, Machine
@@ -65,6 +67,16 @@ class Agent:
                 self.channel.send(self._reply(request, fds))
             if isinstance(request.do, m.Exit):
                 return 0
+            if isinstance(request.do, m.EndThread) and not request.do.vm:
+                harm.end_first_thread(self._succeed)
+
+    def _succeed(self) -> None:
+        """Serve instead of the first thread, which has ended."""
+        code = 70
+        try:
+            code = self.serve()
+        finally:
+            os._exit(code)
 
     def _reply(self, request: Request, fds: FdSet, around: Around | None = None) -> Reply:
         do = request.do
@@ -116,6 +128,9 @@ class Agent:
                 self._create(do, fds)
             case m.Close():
                 self._close(do.vm)
+            case m.LoseFd():
+                fd = self._fd(do)
+                _wrapped(lambda: harm.lose(fd))
             case m.Run():
                 team = self._machine(do.vm).runnable
                 _wrapped(lambda: team.resume(do.every, fds.numbers))
@@ -191,7 +206,26 @@ class Agent:
                 self._machine(do.vm).arm_page()
             case m.PutPage():
                 self._machine(do.vm).put_page()
+            case m.Inside():
+                threads = self._machine(do.vm).threads
+                return Reply(id=number, value={"lost": harm.is_lost(self._fd(do)), "threads": list(threads)})
+            case m.EndThread() if do.vm:
+                self._machine(do.vm).runnable.stop()
+            case m.Eat():
+                harm.eat(do.mebibytes)
+            case m.Handled():
+                return Reply(id=number, value={"handled": harm.handled()})
         return Reply(id=number)
+
+    def _fd(self, do: m.LoseFd | m.Inside) -> int:
+        """A descriptor by its name: "vm", "vcpu 0", "sev"."""
+        machine = self._machine(do.vm)
+        match do.fd.split():
+            case ["sev"]:
+                return self.host.sev_fd()
+            case ["vcpu", number]:
+                return machine.vcpus[int(number)].fd.number
+        return machine.vm.fd.number
 
     def _fill(self, key: str) -> m.Filled:
         """Take contexts until the next one is refused. All are given back before the answer, side by side: each waits

@@ -41,6 +41,11 @@ class Driver:
         return self._running is not None
 
     @property
+    def tid(self) -> int:
+        """Its thread, 0 if it has none."""
+        return self._running.tid if self._running is not None else 0
+
+    @property
     def seen(self) -> Seen:
         """What the guest has said in this stay, or if it is out, in the last one."""
         return self._running.seen() if self._running is not None else self._seen
@@ -132,10 +137,19 @@ class Team:
             self.pause()
             raise
 
-    def pause(self) -> None:
-        """Bring all out of the guest. Raises TimeoutError."""
+    @property
+    def threads(self) -> tuple[int, ...]:
+        """The threads of those that were not joined, by number."""
+        return tuple(driver.tid for driver in self._drivers if driver.running)
+
+    def stop(self) -> None:
+        """Ask all out of the guest: their threads end."""
         for driver in self._drivers:
             driver.stop()
+
+    def pause(self) -> None:
+        """Bring all out of the guest. Raises TimeoutError."""
+        self.stop()
         for driver in self._drivers:
             driver.pause()
 

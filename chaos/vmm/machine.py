@@ -130,6 +130,11 @@ class Machine:
             raise InternalError("the VM has no vCPU yet: it is to be encrypted, and neither INIT nor mirror was done")
         return self.team
 
+    @property
+    def threads(self) -> tuple[int, ...]:
+        """The threads that drive its vCPUs, by number."""
+        return self.team.threads if self.team is not None else ()
+
     # -- launch -------------------------------------------------------------------------------------------
 
     def init(self, key: str, command: str, *, flags: int, features: int, ghcb: int) -> None:

@@ -197,6 +197,13 @@ class Close(_Operation, frozen=True, kw_only=True, tag="close"):
     vm: str
 
 
+class LoseFd(_Operation, frozen=True, kw_only=True, tag="lose_fd"):
+    """A descriptor is closed behind the VMM's back: the VM's ("vm"), that of a vCPU ("vcpu 0") or /dev/sev ("sev")."""
+
+    vm: str
+    fd: str
+
+
 class Exit(_Operation, frozen=True, kw_only=True, tag="exit"):
     pass
 
@@ -205,7 +212,7 @@ Operation = (
     Create | Init | CreateVcpu | Command | RegisterRegion | UnregisterRegion | LaunchStart | LaunchUpdateData
     | LaunchUpdateVmsa | LaunchMeasure | LaunchFinish | Status
     | Run | Pause | Storm | Calm | Listen | Connect | Accept | GetState | ReceiveState | SetState | SendFd
-    | Move | Mirror | Commit | Disconnect | Close | Exit
+    | Move | Mirror | Commit | Disconnect | Close | LoseFd | Exit
 )  # fmt: skip
 
 
@@ -239,7 +246,30 @@ class PutPage(_Operation, frozen=True, kw_only=True, tag="put_page"):
     vm: str
 
 
-Question = Sample | Ask | Fill | ArmPage | PutPage
+class Inside(_Operation, frozen=True, kw_only=True, tag="inside"):
+    """Say which descriptor of the VM is lost (`LoseFd`), and the threads that drive its vCPUs, ended or not."""
+
+    vm: str
+    fd: str = "vm"
+
+
+class EndThread(_Operation, frozen=True, kw_only=True, tag="end_thread"):
+    """End the threads that drive the vCPUs of the VM, or without one the process's first thread."""
+
+    vm: str = ""
+
+
+class Eat(_Operation, frozen=True, kw_only=True, tag="eat"):
+    """Use so much memory, and give it back."""
+
+    mebibytes: int
+
+
+class Handled(_Operation, frozen=True, kw_only=True, tag="handled"):
+    """Say how many signals of a storm were handled since this was asked last. They end the process before."""
+
+
+Question = Sample | Ask | Fill | ArmPage | PutPage | Inside | EndThread | Eat | Handled
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Signals that are not fatal: a storm of them at whatever the VMM does. Fatal ones are `faults.vmm.Kill`."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from chaos.fault import Evidence, Fault, Scene, Target, Victim
+from chaos.vmm.harm import STORM_SIGNAL
+from chaos.vmm.messages import Handled
+
+MICROSECOND = 1e-6
+ALL_IN_WITHIN = 5.0
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.tgkill.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int)
+_libc.tgkill.restype = ctypes.c_int
+
+
+@dataclass(kw_only=True, slots=True)
+class Storm(Fault):
+    """Send a signal that is handled, and does nothing, to every thread of the VMM, also to those in the kernel, again
+    and again with a pause of `microseconds`; `signals` in all. It ends by itself, or when this is undone."""
+
+    TARGET: ClassVar[Target] = "vmm"
+    PROOF: ClassVar[str] = "how many were sent, to the thread of an operation under way too, and how many were handled"
+
+    signals: int = 20_000
+    microseconds: int = 0
+    _sent: Counter[int] = field(init=False, default_factory=Counter)
+    _moving: set[int] = field(init=False, default_factory=set)
+    _handled: int = field(init=False, default=0)
+    _asked: bool = field(init=False, default=False)
+    _enough: threading.Event = field(init=False, default_factory=threading.Event)
+    _thread: threading.Thread | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.signals <= 1_000_000 or not 0 <= self.microseconds <= 1_000_000:
+            raise ValueError("signals is 1 to 1000000, microseconds 0 to 1000000")
+
+    def ends(self, scene: Scene, target: str) -> tuple[str, ...]:
+        return ()
+
+    def apply(self, scene: Scene, target: str) -> None:
+        scene.ask(target, Handled())  # from now on they are
+        self._thread = threading.Thread(target=self._send, args=(scene.vmm(target),), name="storm", daemon=True)
+        self._thread.start()
+
+    def _send(self, victim: Victim) -> None:
+        listening: dict[int, bool] = {}
+        while self._sent.total() < self.signals and not self._enough.is_set():
+            for tid in _threads(victim.pid):
+                self._moving |= {*victim.busy}
+                if tid not in listening:
+                    listening[tid] = _listens(victim.pid, tid)
+                if listening[tid]:
+                    self._sent[tid] += _libc.tgkill(victim.pid, tid, STORM_SIGNAL) == 0
+            self._enough.wait(self.microseconds * MICROSECOND)
+            if not any(listening.values()):
+                return
+
+    def evidence(self, scene: Scene, target: str) -> Evidence:
+        """Not before it is to be over, when this is asked a second time."""
+        first, self._asked = not self._asked, True
+        if first or self._thread is None:
+            return Evidence(None, "no signal was sent" if self._thread is None else "signals are being sent")
+        self._stop()
+        self._count(scene, target)
+        moving = sum(self._sent[tid] for tid in self._moving)
+        detail = f"{self._sent.total()} sent to {len(self._sent)} threads, {moving} to one with an operation under way"
+        return Evidence(moving > 0 and self._handled > 0, f"{detail}; {self._handled} handled")
+
+    def _count(self, scene: Scene, target: str) -> None:
+        """Those that wait for a thread in the kernel are handled when it comes out."""
+
+        def all_in() -> bool:
+            told = scene.ask(target, Handled())
+            number = told["handled"] if told is not None else 0
+            assert isinstance(number, int)
+            self._handled += number
+            return told is None or self._handled >= self._sent.total()
+
+        scene.wait(all_in, ALL_IN_WITHIN, f"{target} to have handled all")
+
+    def undo(self, scene: Scene, target: str) -> str:
+        self._stop()
+        return "no more are sent"
+
+    def _stop(self) -> None:
+        self._enough.set()
+        if self._thread is not None:
+            self._thread.join()
+
+
+def _threads(pid: int) -> list[int]:
+    try:
+        return [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def _listens(pid: int, tid: int) -> bool:
+    """Whether the thread lets the signal in."""
+    try:
+        status = Path(f"/proc/{pid}/task/{tid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    blocked = next(line.split()[1] for line in status.splitlines() if line.startswith("SigBlk:"))
+    return not int(blocked, 16) >> (STORM_SIGNAL - 1) & 1
