@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs inside the lab: kills the runner in the middle of a run, in several ways, and says as JSON what it left.
 
-The order is the file named by the first argument.
+The orders are the files named by the arguments: one that holds a move, one that migrates.
 """
 
 from __future__ import annotations
@@ -16,20 +16,24 @@ from pathlib import Path
 from typing import Any
 
 from chaos import cleanup
+from chaos.errors import HostLacks
+from chaos.netns.space import Namespace
 from chaos.survey import Paths, hierarchy
 
-ORDER = Path(sys.argv[1]).read_bytes()
+ORDER, MIGRATION = (Path(argument).read_bytes() for argument in sys.argv[1:])
 HELD = b'"type":"Held"'
 # When a run is killed: as soon as a record with this in it was written.
 MOMENTS = (b'"type":"Filled"', b'"f":"init"', HELD, b'"f":"close"', b'"label":"end"')
+IN_MIGRATION = (b'"f":"receive_state"', b'"phase":"resume"')
 WITHIN = 30.0
+NAMESPACES = Path("/proc/sys/user/max_net_namespaces")
 
 
-def started(until: bytes) -> subprocess.Popen[bytes]:
+def started(until: bytes, order: bytes = ORDER) -> subprocess.Popen[bytes]:
     argv = [sys.executable, "-m", "chaos.runner"]
     runner = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert runner.stdin is not None and runner.stdout is not None
-    runner.stdin.write(ORDER)
+    runner.stdin.write(order)
     runner.stdin.flush()
     while until not in (line := runner.stdout.readline()):
         assert line, f"the run ended before {until!r}"
@@ -37,10 +41,10 @@ def started(until: bytes) -> subprocess.Popen[bytes]:
 
 
 def left() -> dict[str, Any]:
-    """What there is of ours: cgroups, processes, charges and the firmware's guests."""
+    """What there is of ours: cgroups, processes, charges and network namespaces."""
     ours = Path("/sys/fs/cgroup/sevchaos")
     groups = [Path(path).name for path, _, _ in os.walk(ours)][1:]
-    return {"groups": groups, "processes": processes(), "charges": charges(ours)}
+    return {"groups": groups, "processes": processes(), "charges": charges(ours), "namespaces": namespaces()}
 
 
 def processes() -> list[int]:
@@ -62,6 +66,19 @@ def charges(ours: Path) -> int:
         return 0
 
 
+def namespaces() -> int:
+    """1 if there is a network namespace besides the machine's own. If one is allowed, another cannot be made then."""
+    before = NAMESPACES.read_text()
+    NAMESPACES.write_text("1")
+    try:
+        Namespace.create().close()
+    except HostLacks:
+        return 1
+    finally:
+        NAMESPACES.write_text(before)
+    return 0
+
+
 def settled() -> dict[str, Any]:
     deadline = time.monotonic() + WITHIN
     while any((state := left()).values()) and time.monotonic() < deadline:
@@ -69,8 +86,8 @@ def settled() -> dict[str, Any]:
     return state
 
 
-def killed(moment: bytes) -> dict[str, Any]:
-    runner = started(moment)
+def killed(moment: bytes, order: bytes = ORDER) -> dict[str, Any]:
+    runner = started(moment, order)
     runner.kill()
     runner.wait()
     return settled()
@@ -110,6 +127,7 @@ def killed_with_its_warden() -> dict[str, Any]:
 json.dump(
     {
         "killed": {moment.decode(): killed(moment) for moment in MOMENTS},
+        "migrating": {moment.decode(): killed(moment, MIGRATION) for moment in IN_MIGRATION},
         "asked": asked_to_end(),
         "unread": unread(),
         "both": killed_with_its_warden(),

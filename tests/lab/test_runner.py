@@ -14,14 +14,16 @@ import pytest
 from chaos import experiment, history
 from chaos.errors import ExitCode
 from chaos.experiment import Order
-from chaos.history import Asked, Counted, Done, End, Fault, Held, Invoke, Note, Observation, Record
+from chaos.history import Asked, Counted, Done, End, Fault, Handover, Held, Invoke, Note, Observation, Record
 from tests.lab.conftest import Sevchaos
 
 pytestmark = pytest.mark.lab
 
 EIO, EINVAL, EBUSY = 5, 22, 16
-NOTHING = {"groups": [], "processes": [], "charges": 0}
-KILL_DESTINATION = Path(experiment.__file__).parent.parent / "experiments/resilience/kill-destination-in-move.yaml"
+NOTHING = {"groups": [], "processes": [], "charges": 0, "namespaces": 0}
+RESILIENCE = Path(experiment.__file__).parent.parent / "experiments/resilience"
+KILL_DESTINATION = RESILIENCE / "kill-destination-in-move.yaml"
+MOVE = RESILIENCE / "move-across-cgroups.yaml"
 
 
 def order(path: Path) -> bytes:
@@ -136,7 +138,9 @@ def test_a_migration_whose_move_is_refused_is_taken_back(carry_out: Carry) -> No
     assert run.end.complete, run.end.reason
     assert run.answers("move") == [EINVAL]
     phases = [invoke.phase for invoke in run.of(Invoke) if invoke.phase]
-    assert phases == ["connect", "connect", "pause", "send-state", "send-fd", "move", "abort"]
+    assert list(dict.fromkeys(phases)) == ["connect", "pause", "send-state", "send-fd", "move", "abort"]
+    (ended,) = run.of(Handover)
+    assert (ended.outcome, ended.phase, ended.guest) == ("refused", "move", "old")
     assert [fault.struck for fault in run.of(Fault)] == [None, True, None]
     assert_clean(run)
 
@@ -172,14 +176,16 @@ def test_what_is_refused_at_launch_ends_the_script_and_leaves_nothing(carry_out:
 
 
 def test_whoever_dies_in_the_middle_of_a_run_nothing_is_left(in_lab: Sevchaos, kernel: str, tmp_path: Path) -> None:
-    orders = tmp_path / "order.json"
-    orders.write_bytes(order(KILL_DESTINATION))
+    (tmp_path / "order.json").write_bytes(order(KILL_DESTINATION))
+    (tmp_path / "migration.json").write_bytes(order(MOVE))
     script = Path(__file__).parent / "kill_runner.py"
-    options = ("--kernel", kernel, "--copy", str(script), "--copy", str(orders))
-    done = in_lab("python3", "kill_runner.py", "order.json", options=options)
+    copies = (script, tmp_path / "order.json", tmp_path / "migration.json")
+    options = ("--kernel", kernel, *(word for path in copies for word in ("--copy", str(path))))
+    done = in_lab("python3", "kill_runner.py", "order.json", "migration.json", options=options)
     assert done.returncode == 0, done.stderr.decode()
     said = json.loads(done.stdout)
     assert all(left == NOTHING for left in said["killed"].values()), said["killed"]
+    assert all(left == NOTHING for left in said["migrating"].values()), said["migrating"]
     asked = said["asked"]
     assert (asked["code"], asked["left"]) == (ExitCode.INTERRUPTED, NOTHING)
     assert asked["end"]["type"] == "End" and asked["end"]["reason"] == "interrupted by SIGTERM"
