@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Faults of the CPUs that VMMs run on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from chaos.errors import Unsupported
+from chaos.fault import Evidence, Fault, Scene, Target
+
+CPUS = Path("/sys/devices/system/cpu")
+
+
+def _threads(pid: int) -> tuple[int, ...]:
+    return tuple(int(task.name) for task in Path(f"/proc/{pid}/task").iterdir())
+
+
+@dataclass(kw_only=True, slots=True)
+class Pin(Fault):
+    """Put every thread that a VMM has onto one CPU, and with them those that they start.
+
+    Two VMMs that are pinned to one CPU take turns on it: whatever one does while the other waits has to wait as well.
+    """
+
+    TARGET: ClassVar[Target] = "vmm"
+    NEEDS: ClassVar[str] = "the CPU"
+    PROOF: ClassVar[str] = "the affinity that the kernel tells of each thread is this CPU alone"
+
+    cpu: int = 0
+    _before: dict[int, set[int]] = field(init=False, default_factory=dict)
+
+    def ends(self, scene: Scene, target: str) -> tuple[str, ...]:
+        return ()
+
+    def require(self, scene: Scene, target: str) -> None:
+        if self.cpu not in os.sched_getaffinity(0):
+            raise Unsupported(f"there is no CPU {self.cpu} to run on here", remedy="choose another")
+
+    def apply(self, scene: Scene, target: str) -> None:
+        for tid in _threads(scene.vmm(target).pid):
+            self._before[tid] = os.sched_getaffinity(tid)
+            os.sched_setaffinity(tid, {self.cpu})
+
+    def evidence(self, scene: Scene, target: str) -> Evidence:
+        try:
+            found = {tid: os.sched_getaffinity(tid) for tid in _threads(scene.vmm(target).pid)}
+        except (FileNotFoundError, ProcessLookupError):
+            return Evidence(False, f"{target} is gone")
+        elsewhere = [tid for tid, cpus in found.items() if cpus != {self.cpu}]
+        return Evidence(
+            bool(found) and not elsewhere, f"{len(found) - len(elsewhere)} of {len(found)} threads on CPU {self.cpu}"
+        )
+
+    def undo(self, scene: Scene, target: str) -> str:
+        if not self._before:
+            return "no thread was pinned"
+        pid = scene.vmm(target).pid
+        freed = 0
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it may be ending
+            for tid in _threads(pid):
+                os.sched_setaffinity(tid, self._before.get(tid, self._before[pid]))
+                freed += 1
+        return f"{freed} threads may run where they could before"
+
+
+@dataclass(kw_only=True, slots=True)
+class CpuOffline(Fault):
+    """Take a CPU offline. What ran on it is moved to the others, in the middle of whatever it does."""
+
+    TARGET: ClassVar[Target] = "host"
+    NEEDS: ClassVar[str] = "a CPU that can be taken offline, and another one beside it; a host that nobody shares"
+    PROOF: ClassVar[str] = "the kernel no longer counts the CPU among those online"
+
+    cpu: int = 1
+    _taken: bool = field(init=False, default=False)
+
+    @property
+    def _switch(self) -> Path:
+        return CPUS / f"cpu{self.cpu}" / "online"
+
+    def require(self, scene: Scene, target: str) -> None:
+        if not self._switch.exists():
+            raise Unsupported(f"CPU {self.cpu} is not there, or cannot be taken offline", remedy="choose another")
+
+    def apply(self, scene: Scene, target: str) -> None:
+        self._switch.write_text("0")
+        self._taken = True
+
+    def evidence(self, scene: Scene, target: str) -> Evidence:
+        online = (CPUS / "online").read_text().strip()
+        return Evidence(self._taken and self._switch.read_text().strip() == "0", f"online: {online}")
+
+    def undo(self, scene: Scene, target: str) -> str:
+        self._switch.write_text("1")
+        return f"CPU {self.cpu} is online"
