@@ -221,7 +221,8 @@ class Evidence:
             first = firsts.get(move.source)
             if move.happened and first is not None and move.over is not None and move.over < seq:
                 firsts[move.destination] = first
-                homes[first.op] = self.home(move.invoke), self.key(argument(first, "source"))
+                # Also of SEV-ES: the destination does not know yet what it will be (finding 0002).
+                homes[first.op] = self.home(move.invoke), "sev"
         return Counter((level, key) for cgroup, key in homes.values() for level in levels(cgroup))
 
     def held(self, vm: str, invoke: Invoke) -> bool | None:

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Typed VMs, mirrors, chains, ways back and several vCPUs, each once on the kernel where it matters."""
+"""Every topology of a move with every kind of guest: across cgroups, in one, in a chain, there and refused back, with a
+mirror, and of a mirror; SEV and SEV-ES on both kernels, and both with a type on the one that knows types."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,38 @@ from tests.lab.test_experiments import Told, charges
 pytestmark = pytest.mark.lab
 
 EIO = 5
-ON_612 = ("move-across-cgroups-typed", "move-a-mirror", "move-with-mirror", "move-four-vcpus", "move-back-refused")
-ON_61 = ("move-chain-es", "move-with-mirror-es")
+OLD, NEW = "debian:6.1", "debian:6.12"
+TOPOLOGIES = (
+    "move-across-cgroups", "move-in-one-cgroup", "move-chain", "move-back-refused", "move-with-mirror", "move-a-mirror",
+)  # fmt: skip
+GUESTS = [(OLD, ""), (OLD, "-es"), (NEW, ""), (NEW, "-es"), (NEW, "-typed"), (NEW, "-es-typed")]
+
+# What does not hold on stock kernels, and which finding says so.
+SEV = {
+    "move-across-cgroups": {"P5": "0001"},
+    "move-in-one-cgroup": {"P5": "0001"},
+    "move-chain": {"P5": "0001"},
+    "move-back-refused": {"P5": "0001"},
+    "move-with-mirror": {"P5": "0001", "P7": "0005"},
+    "move-a-mirror": {"P1": "0004", "P2": "0004", "P7": "0005", "P9": "0004"},
+}
+WRONG_KEY = {"P1": "0002", "P12": "0002"}
+SEV_ES = {
+    "move-across-cgroups": {**WRONG_KEY, "P5": "0001", "P9": "0002"},
+    "move-in-one-cgroup": {"P5": "0001"},
+    "move-chain": {**WRONG_KEY, "P5": "0001"},
+    "move-back-refused": {**WRONG_KEY, "P5": "0001", "P9": "0002"},
+    "move-with-mirror": {**WRONG_KEY, "P5": "0001", "P7": "0005", "P9": "0002"},
+    "move-a-mirror": {"P1": "0004", "P2": "0004", "P9": "0004"},
+}
+TYPED = {
+    topology: {promise: "0003" if promise == "P5" else finding for promise, finding in found.items()}
+    for topology, found in SEV.items()
+}
+TYPED["move-back-refused"]["P6"] = "stated"  # the guest is lost by then
+EXPECTED = {"": SEV, "-es": SEV_ES, "-typed": TYPED, "-es-typed": SEV_ES}
+
+Carry = Callable[[str, str], Told]
 
 
 def carried_out(sevchaos: Sevchaos, where: Path, kernel: str, *names: str) -> Told:
@@ -28,19 +60,57 @@ def carried_out(sevchaos: Sevchaos, where: Path, kernel: str, *names: str) -> To
 
 
 @pytest.fixture(scope="module")
-def kept() -> dict[str, Told]:
+def kept() -> dict[tuple[str, str], Told]:
     return {}
 
 
 @pytest.fixture
-def told(kept: dict[str, Told], sevchaos: Sevchaos, tmp_path_factory: pytest.TempPathFactory) -> Told:
-    if not kept:
-        kept["6.12"] = carried_out(sevchaos, tmp_path_factory.mktemp("runs"), "debian:6.12", *ON_612)
-    return kept["6.12"]
+def carry(kept: dict[tuple[str, str], Told], sevchaos: Sevchaos, tmp_path_factory: pytest.TempPathFactory) -> Carry:
+    """All topologies with one kind of guest, in one lab, carried out once for all tests of this file."""
+
+    def told(kernel: str, guest: str) -> Told:
+        if (kernel, guest) not in kept:
+            names = [f"{topology}{guest}" for topology in TOPOLOGIES]
+            kept[kernel, guest] = carried_out(sevchaos, tmp_path_factory.mktemp("runs"), kernel, *names)
+        return kept[kernel, guest]
+
+    return told
+
+
+@pytest.fixture
+def told(carry: Carry) -> Told:
+    return carry(NEW, "")
 
 
 def signature(told: Told, name: str, promise: str) -> str:
     return str(next(v["signature"] for v in told.runs[name]["verdicts"] if v["promise"] == promise))
+
+
+def finding(accepted: str) -> str:
+    """ "0001" of what a verdict is accepted for, "stated" if the experiment says that it cannot ask."""
+    return accepted.removeprefix("finding ").partition(":")[0] if accepted.startswith("finding ") else "stated"
+
+
+@pytest.mark.parametrize(("kernel", "guest"), GUESTS)
+def test_what_does_not_hold_is_what_the_findings_say(carry: Carry, kernel: str, guest: str) -> None:
+    told = carry(kernel, guest)
+    for topology in TOPOLOGIES:
+        name = f"{topology}{guest}"
+        accepted = {promise: finding(why) for promise, why in told.accepted(name).items()}
+        assert (name, accepted) == (name, EXPECTED[guest][topology])
+        rest = {p: outcome for p, outcome in told.outcomes(name).items() if p not in accepted}
+        # Whether a SEV-ES guest goes on cannot be seen here; what else is asked of it can.
+        assert set(rest.values()) - ({"skipped"} if "es" in guest and "P6" in rest else set()) == {"held"}, (name, rest)
+
+
+@pytest.mark.parametrize(("kernel", "guest"), GUESTS)
+def test_each_verdict_points_at_the_records_behind_it(carry: Carry, kernel: str, guest: str) -> None:
+    told = carry(kernel, guest)
+    for name, run in told.runs.items():
+        length = len(told.history(name).records)
+        for verdict in run["verdicts"]:
+            assert all(0 <= number < length for number in verdict["records"])
+            assert verdict["records"] or verdict["promise"] == "P12", (name, verdict)
 
 
 def test_a_kernel_without_types_skips_and_never_holds(sevchaos: Sevchaos, tmp_path: Path) -> None:
@@ -54,8 +124,9 @@ def test_a_kernel_without_types_skips_and_never_holds(sevchaos: Sevchaos, tmp_pa
     assert "KVM_CAP_VM_TYPES" in next(r.text for r in records if isinstance(r, Note) and r.topic == "skipped")
 
 
-def test_a_typed_vm_cannot_be_entered_after_a_move(told: Told) -> None:
+def test_a_typed_vm_cannot_be_entered_after_a_move(carry: Carry) -> None:
     """Finding 0003."""
+    told = carry(NEW, "-typed")
     name = "move-across-cgroups-typed"
     assert signature(told, name, "P5").endswith("stopped-after-move:KVM_RUN-EINVAL")
     before, after = (r for r in told.history(name).records if isinstance(r, Counted))
@@ -79,11 +150,12 @@ def test_a_mirror_follows_its_owner_and_both_run(told: Told) -> None:
     assert [told.outcomes(name)[promise] for promise in ("P1", "P3", "P4", "P9")] == ["held"] * 4
 
 
-def test_every_vcpu_goes_on_where_it_stopped(told: Told) -> None:
+def test_every_vcpu_goes_on_where_it_stopped(sevchaos: Sevchaos, tmp_path: Path) -> None:
+    told = carried_out(sevchaos, tmp_path, NEW, "move-four-vcpus")
     read = told.history("move-four-vcpus")
     before, after = (r for r in read.records if isinstance(r, Counted))
     assert len(before.each) == len(after.each) == 4
-    assert all(now >= was + 70 for was, now in zip(before.each, after.each, strict=True))
+    assert all(now >= was + 100 for was, now in zip(before.each, after.each, strict=True))
     assert (before.stale, after.stale) == (0, 0)
     op = next(r.op for r in read.records if isinstance(r, Invoke) and r.f == "set_state")
     given = next(r.value for r in read.records if isinstance(r, Done) and r.op == op)
@@ -104,11 +176,10 @@ def test_the_way_back_is_refused_and_the_guest_goes_on(told: Told) -> None:
     assert told.outcomes(name)["P6"] == "held"
 
 
-def test_on_the_old_kernel_chains_and_mirrors_of_sev_es_are_what_the_findings_say(
-    sevchaos: Sevchaos, tmp_path: Path
-) -> None:
-    told = carried_out(sevchaos, tmp_path, "debian:6.1", *ON_61)
-    chain = told.outcomes("move-chain-es")
-    assert {promise: chain[promise] for promise in ("P3", "P4")} == {"P3": "held", "P4": "held"}
-    read = told.history("move-with-mirror-es")
-    assert [charges(read, label)["tenant"] for label in ("mirrored", "moved", "owner-closed")] == [{"sev_es": 1}] * 3
+def test_a_mirror_of_sev_es_pays_nothing_until_it_is_moved(carry: Carry) -> None:
+    """Finding 0004, under the other key: nothing is charged for SEV, and then the moved mirror is."""
+    read = carry(OLD, "-es").history("move-a-mirror-es")
+    paid = {label: charges(read, label) for label in ("mirrored", "moved", "end")}
+    assert paid["mirrored"] == {".": {"sev_es": 1}, "owner": {"sev_es": 1}, "destination": {}}
+    assert paid["moved"] == {".": {"sev": 1, "sev_es": 1}, "owner": {"sev_es": 1}, "destination": {"sev": 1}}
+    assert paid["end"]["destination"] == {"sev": 1}

@@ -53,3 +53,24 @@ def test_the_signature_says_whether_it_is_the_mirror(
 def test_a_charge_that_is_left_by_a_mirror_says_so() -> None:
     assert "charge-left-after-mirror-move:sev" in verdict("P9", "mirror", source=1, destination=1).signature
     assert "charge-left-after-mirror-move" not in verdict("P9", "owner", source=1, destination=1).signature
+
+
+@pytest.mark.parametrize(
+    ("key", "signature"),
+    [("sev", "overcharged-after-mirror-move:sev"), ("sev_es", "overcharged-after-move:sev_es")],
+)
+def test_a_moved_mirror_of_sev_es_is_charged_under_the_key_of_sev(key: str, signature: str) -> None:
+    """Which is what finding 0004 says of it, and of no other key."""
+    b = Builder()
+    b.begin()
+    b.launch("owner", "source", "sev_es")
+    b.do("create", "source", vm="mirror", kind="mirror", vcpus=1, memory="guest")
+    b.do("mirror", "source", vm="mirror", source="owner")
+    b.observe("mirrored", {"source": 1}, key="sev_es", guests=1)
+    b.launch("new", "destination")
+    b.do("send_fd", "source", vm="mirror", to="destination")
+    b.move("mirror", "new", "destination")
+    seen = b.observe("moved", {"source": 1}, key="sev_es", guests=1)
+    for cgroup in (".", "destination"):
+        seen.misc[cgroup]["current"][key] += 1
+    assert CHECKERS["P1"](shipped("move-a-mirror"), b.history()).signature == signature
