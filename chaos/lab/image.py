@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import lzma
 import os
 import py_compile
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import chaos
+from chaos import fault
 from chaos.errors import HostLacks, NoKernel
 from chaos.lab import cache
 from chaos.lab.cpio import CpioWriter
@@ -337,35 +339,57 @@ def shared_libraries(binaries: Iterable[Path]) -> set[Path]:
 def _own_files() -> Iterator[tuple[Path, str]]:
     root = Path(chaos.__file__).parent.parent
     for package in OURS:
-        for path in sorted((root / package).rglob("*")):
-            if path.is_file() and "__pycache__" not in path.parts and path.suffix in {".py", ".yaml", ".json"}:
-                yield path, str(path.relative_to(root))
+        yield from _package_files(root / package)
     yield native.find(), f"chaos/native/{native.NAME}"  # built: the lab has no compiler
 
 
+def _package_files(place: Path) -> Iterator[tuple[Path, str]]:
+    """The files of a package, or a module, by their path from where it is imported."""
+    for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix in {".py", ".yaml", ".json", ".j2"}:
+            yield path, str(path.relative_to(place.parent))
+
+
+def _faults_of_others() -> dict[str, importlib.metadata.Distribution]:
+    """Distributions beside ours that bring faults of their own, by the package or module that these are in."""
+    points = importlib.metadata.entry_points(group=fault.GROUP)
+    return {point.module.split(".")[0]: point.dist for point in points if point.dist and point.dist.name != "sevchaos"}
+
+
+def _code_files() -> Iterator[tuple[Path, str]]:
+    yield from _own_files()
+    for name in sorted(_faults_of_others()):
+        found = importlib.util.find_spec(name)
+        if found is None or found.origin is None:
+            raise HostLacks(f"{name}, which brings faults, cannot be found", remedy="install it again, or remove it")
+        origin = Path(found.origin)
+        yield from _package_files(origin.parent if origin.name == "__init__.py" else origin)
+
+
 def _code_key() -> str:
-    files = [part for path, name in _own_files() for part in (name, path.read_bytes())]
-    return _digest([*files, *(part for pair in _own_metadata() for part in pair)])
+    files = [part for path, name in _code_files() for part in (name, path.read_bytes())]
+    return _digest([*files, *(part for pair in _metadata() for part in pair)])
 
 
-def _own_metadata() -> Iterator[tuple[str, str]]:
-    """What names our version and entry points. In a checkout it may be an egg-info, which calls the first PKG-INFO."""
-    ours = importlib.metadata.distribution("sevchaos")
-    yield "METADATA", ours.read_text("METADATA") or ours.read_text("PKG-INFO") or ""
-    yield "entry_points.txt", ours.read_text("entry_points.txt") or ""
+def _metadata() -> Iterator[tuple[str, str]]:
+    """What names versions and entry points. In a checkout it may be an egg-info, which calls the first PKG-INFO."""
+    for distribution in (importlib.metadata.distribution("sevchaos"), *_faults_of_others().values()):
+        folder = f"{distribution.name.replace('-', '_')}.dist-info"
+        yield f"{folder}/METADATA", distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+        yield f"{folder}/entry_points.txt", distribution.read_text("entry_points.txt") or ""
 
 
 def _write_code(out: BinaryIO) -> None:
     archive = CpioWriter(out)
     tag = sys.implementation.cache_tag
-    for path, name in _own_files():
+    for path, name in _code_files():
         target = f"/lab/code/{name}"
         archive.add_path(target, path)  # sources too: a traceback without lines helps nobody
         if path.suffix == ".py":
             compiled = Path(target).parent / "__pycache__" / f"{path.stem}.{tag}.pyc"
             archive.add_file(str(compiled), _byte_code(path, target))
-    for file, text in _own_metadata():
-        archive.add_file(f"/lab/code/sevchaos.dist-info/{file}", text.encode())
+    for file, text in _metadata():
+        archive.add_file(f"/lab/code/{file}", text.encode())
     archive.close()
 
 
