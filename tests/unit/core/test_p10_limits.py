@@ -6,8 +6,11 @@ from __future__ import annotations
 from errno import EBUSY, EINVAL
 
 import msgspec
+import pytest
 
-from chaos.history import History, Observation, Record
+from chaos.checkers import contract
+from chaos.checkers.evidence import Evidence
+from chaos.history import History, Invoke, Observation, Record
 from tests.unit.core.build import Builder, changed, moved
 from tests.unit.core.doctored import HELD, UNKNOWN, begun, see, verdict_of
 
@@ -120,3 +123,23 @@ def test_events_of_a_cgroup_that_was_made_anew_are_not_compared() -> None:
 
     assert verdict_of("P10", history(made_anew=True)).outcome is UNKNOWN
     assert verdict_of("P10", history(made_anew=False)).signature.startswith("event-missing:sev")
+
+
+@pytest.mark.parametrize(
+    ("f", "cgroup", "left"),
+    [
+        ("disable_misc", "a", {("a", "sev", 2)}),
+        ("enable_misc", "a", {("a", "sev", 2)}),
+        ("remove_cgroup", "a/b", {("a", "sev", 2)}),
+        ("add_cgroup", "a", set()),
+        ("kill", "a", {("a", "sev", 2), ("a/b", "sev", 1)}),
+    ],
+)
+def test_limits_go_with_their_files(f: str, cgroup: str, left: set[tuple[str, str, int]]) -> None:
+    limits = frozenset({("a", "sev", 2), ("a/b", "sev", 1)})
+    assert contract.changed(limits, Invoke(t=0, op=1, f=f, agent="", pid=0, step=-1, args={"cgroup": cgroup})) == left
+
+
+def test_a_history_of_an_unknown_kernel_judges_nothing() -> None:
+    judge = contract.Contract(Evidence(Builder(kernel="mine").end()))
+    assert judge.gap and list(judge.judged()) == []

@@ -92,3 +92,14 @@ def test_without_the_controller_two_cgroups_are_one() -> None:
 
     assert verdict_of("P1", history(middle=1)).outcome is HELD
     assert verdict_of("P1", history(middle=2)).signature == "overcharged-in-move:sev"
+
+
+def test_counters_that_were_not_read_show_no_charge_that_stayed() -> None:
+    b = begun()
+    b.launch("old", "source", "sev")
+    b.do("enter", "source", cgroup="elsewhere")
+    seen = b.observe("went", {"source": 1})
+    del seen.misc["source"]
+    verdict = verdict_of("P11", b.history())
+    assert verdict.outcome is UNKNOWN
+    assert verdict.reason == "source went into elsewhere, and no charge of its own was seen after it"
