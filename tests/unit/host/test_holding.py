@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A hold that is not reached says where the operation was instead."""
+
+from __future__ import annotations
+
+import os
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from chaos import steps as s
+from chaos.fleet import Pending, StepFailed
+from chaos.history import Done, Held
+from chaos.poll import Loop
+from chaos.script import holding
+
+
+def actor(pending: Pending) -> tuple[Any, list[Held]]:
+    written: list[Held] = []
+    vmm = SimpleNamespace(pid=os.getpid())
+    stage = SimpleNamespace(guests={"new": SimpleNamespace(vmm=vmm)}, fleet=SimpleNamespace(loop=Loop()))
+    found = SimpleNamespace(
+        stage=stage, armed={}, step=7, now=lambda: 1, write=written.append, under_way=lambda vm: pending
+    )
+    return found, written
+
+
+def test_at_its_deadline_it_says_what_the_thread_does() -> None:
+    stop, began = threading.Event(), threading.Event()
+
+    def body() -> None:
+        began.set()
+        stop.wait()
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    assert began.wait(10) and thread.native_id is not None
+    found, written = actor(Pending(3, "move", True, "destination", os.getpid(), tid=thread.native_id))
+    try:
+        with pytest.raises(StepFailed, match=r"move of new to be stopped at vcpu-running.*state S, system call 202"):
+            holding.hold(found, s.Hold(vm="new", within=0.2))
+    finally:
+        stop.set()
+        thread.join()
+    (held,) = written
+    assert (held.reached, held.place, held.state, held.call) == (False, "vcpu", "S", "system call 202")
+
+
+def test_one_that_ended_says_how() -> None:
+    pending = Pending(3, "move", True, "destination", os.getpid())
+    pending.done = Done(t=0, op=3, outcome="fail", errno=16, value={"call": "KVM_ENABLE_CAP"})
+    found, written = actor(pending)
+    with pytest.raises(StepFailed, match="ended before it was stopped at vm-locked: KVM_ENABLE_CAP: EBUSY"):
+        holding.hold(found, s.Hold(vm="new", at="vm-locked"))
+    assert [held.reached for held in written] == [False]
+
+
+def test_what_is_armed_no_more_holds_nothing() -> None:
+    found, written = actor(Pending(3, "move", True, "destination"))
+    with pytest.raises(StepFailed, match="commit is not armed"):
+        holding.hold(found, s.Hold(vm="new", at="commit"))
+    assert not written
