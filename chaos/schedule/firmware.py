@@ -42,6 +42,7 @@ class Firmware:
         self._patience = patience
         self._count = 0
         self._stalling: set[str] = set()
+        self.kept: set[str] = set()  # holds, by name, that keep the driver's lock
 
     def require(self) -> None:
         """Raises `Unsupported` if it is not ours to break."""
@@ -69,7 +70,7 @@ class Firmware:
     @property
     def may_stall(self) -> bool:
         """Whether a command may be stalled, now or at any moment. Who asks the firmware then waits for a release."""
-        return bool(self._stalling)
+        return bool(self._stalling or self.kept)
 
     def withdraw(self, name: str) -> None:
         self._outside.ask(Withdraw(name=name))

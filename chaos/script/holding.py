@@ -19,6 +19,9 @@ from chaos.script.actor import Actor
 from chaos.stage import Guest, explained
 from chaos.vmm import messages as m
 
+# At its entry the driver's lock is kept, for which whoever asks the firmware would wait.
+DRIVER_LOCKED = "__sev_do_cmd_locked"
+
 
 def require(scene: Scene, step: s.Arm) -> None:
     """Raises `Unsupported` if the host has no such place."""
@@ -35,6 +38,8 @@ def arm(actor: Actor, step: s.Arm) -> None:
     if step.hold in actor.armed:
         raise StepFailed(f"the hold {step.hold} is armed already")
     actor.armed[step.hold] = _arm(actor, step)
+    if step.kernel is not None and step.kernel.function == DRIVER_LOCKED:
+        actor.scene.firmware.kept.add(step.hold)
     actor.undo.callback(_release, actor, step.hold)
 
 
@@ -118,3 +123,4 @@ def _release(actor: Actor, name: str) -> None:
     if place is not None:
         actor.write(Released(t=actor.now(), step=actor.step, hold=name))
         place.release()
+        actor.scene.firmware.kept.discard(name)

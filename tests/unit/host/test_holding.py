@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from chaos import steps as s
 from chaos.fleet import Pending, StepFailed
 from chaos.history import Done, Held
 from chaos.poll import Loop
+from chaos.schedule.firmware import Firmware
 from chaos.script import holding
 
 
@@ -55,6 +57,21 @@ def test_one_that_ended_says_how() -> None:
     with pytest.raises(StepFailed, match="ended before it was stopped at vm-locked: KVM_ENABLE_CAP: EBUSY"):
         holding.hold(found, s.Hold(vm="new", at="vm-locked"))
     assert [held.reached for held in written] == [False]
+
+
+def test_while_the_driver_is_held_the_firmware_is_not_asked() -> None:
+    slot = SimpleNamespace(function=holding.DRIVER_LOCKED)
+    kfault = SimpleNamespace(hold=lambda function, nth, pid: slot, clear=lambda slot: 0)
+    outside: Any = None
+    firmware = Firmware(outside, 0, None)
+    found, written = actor(Pending(3, "move", True, "destination"))
+    found.scene = SimpleNamespace(kfault=lambda: kfault, firmware=firmware)
+    found.undo = ExitStack()
+    assert not firmware.may_stall
+    holding.arm(found, s.Arm(hold="driver", kernel=s.KernelPlace(function=holding.DRIVER_LOCKED)))
+    assert firmware.may_stall
+    found.undo.close()
+    assert not firmware.may_stall and len(written) == 1, "what was armed is released at the end, and recorded"
 
 
 def test_what_is_armed_no_more_holds_nothing() -> None:
