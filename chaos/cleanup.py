@@ -10,7 +10,8 @@ is used again.
 
 Three times somebody cleans up. The runner does when a run ends. The warden, a process of its own session that was
 forked before anything else and waits for the end of a pipe, does when the runner was killed. `sevchaos clean` does
-when both were. Agents die with the fork server and that with the runner in any case; the cgroup is what is left.
+when both were. Agents die with the fork server and that with the runner in any case; the cgroup is what is left, and
+the runner's instance of the kernel's tracer (`chaos.tracefs`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from chaos import tracefs
 from chaos.cgroup.group import Cgroup
 from chaos.errors import CleanupFailed, HostLacks
 from chaos.kvm.fd import OwnedFd
@@ -154,4 +156,8 @@ def _keep_watch(reader: int) -> int:
                 group.destroy(GONE_WITHIN)
             except (CleanupFailed, OSError):
                 failed = 1  # nobody listens any more; `sevchaos clean` will find it
+    try:
+        tracefs.clean()
+    except OSError:
+        failed = 1
     return failed

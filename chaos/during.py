@@ -54,7 +54,8 @@ class During:
         """The operation that the event is part of, None if it is part of none.
 
         Nobody has told the thread of an operation that never answered: an event of a thread that is nobody else's is
-        its, if there is only one such operation. A move is never made by a process's first thread.
+        its, if there is only one such operation. A move is never made by a process's first thread. An operation that
+        was killed ends with its process: what its thread does in dying counts with it.
         """
         calls = self._threads.get(event.tid, ())
         at = bisect_right(calls, event.t + ROUNDING, key=lambda span: span.begin)
@@ -68,6 +69,16 @@ class During:
         ]
         return lost[0] if len(lost) == 1 else None
 
+    def left(self, entered: Traced) -> Traced | None:
+        """When the thread left the function again, None if that was not seen."""
+        ends = (
+            record
+            for record in self._history.records
+            if isinstance(record, Traced) and record.event == "leave" and record.t >= entered.t
+            if (record.tid, record.function) == (entered.tid, entered.function)
+        )
+        return min(ends, key=lambda event: event.t, default=None)
+
     @cached_property
     def events(self) -> dict[int, tuple[Traced, ...]]:
         """The events of each operation that has some, by its number and in the order of their times."""
@@ -76,6 +87,12 @@ class During:
             if isinstance(record, Traced) and (invoke := self.made(record)) is not None:
                 events.setdefault(invoke.op, []).append(record)
         return {op: tuple(sorted(found, key=lambda event: event.t)) for op, found in events.items()}
+
+
+def told(event: Traced) -> str:
+    """The event in words: "entered misc_cg_uncharge (key sev, amount 1, cgroup source)"."""
+    values = ", ".join(f"{name} {value}" for name, value in event.values.items())
+    return f"{'entered' if event.event == 'enter' else 'left'} {event.function}" + (f" ({values})" if values else "")
 
 
 def named(invoke: Invoke) -> str:

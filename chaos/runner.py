@@ -60,6 +60,7 @@ from chaos.script import perform, require_all
 from chaos.script.actor import Actor
 from chaos.stage import Stage
 from chaos.survey import Paths, Surveyed, allowance, hierarchy, refuse_others, require, survey
+from chaos.tracing import Tracer
 from chaos.vmm.messages import Fill
 from chaos.vmm.server import ForkServer
 
@@ -84,6 +85,7 @@ class Run:
     warden: Warden
     recorder: Recorder
     outside: Outside
+    tracer: Tracer
     paths: Paths = field(default_factory=Paths)
     loop: Loop = field(default_factory=Loop)
     reasons: list[str] = field(default_factory=list)
@@ -218,16 +220,17 @@ class Run:
         scene = Scene(stage, stack, firmware)
         require_all(scene, shared=self.order.shared)  # now, not in the middle
         self._fill("start", host, fleet, group)
-        stage.groups.make(self.order.experiment.groups)
-        observer.observe(self.recorder, "start", -1)
-        with self._going_on(), ExitStack() as undo:
-            undo.callback(stage.clear)
-            undo.callback(self._tear_down, stage)
-            try:
-                with self._going_on():
-                    self._perform(scene, observer, undo)
-            finally:
-                fleet.step = length
+        with self.tracer.recording(self.loop, self.recorder, group.path.name):
+            stage.groups.make(self.order.experiment.groups)
+            observer.observe(self.recorder, "start", -1)
+            with self._going_on(), ExitStack() as undo:
+                undo.callback(stage.clear)
+                undo.callback(self._tear_down, stage)
+                try:
+                    with self._going_on():
+                        self._perform(scene, observer, undo)
+                finally:
+                    fleet.step = length
         with self._going_on():
             self._settle(group)
             observer.observe(self.recorder, "end", length)
@@ -325,7 +328,9 @@ def main(argv: Sequence[str]) -> int:
             stack.callback(warden.dismiss)
             server = ForkServer()
             stack.callback(server.close)
-            return _serve(server, warden, recorder, Outside(recorder, sys.stdin.fileno()))
+            tracer = Tracer.open()
+            stack.callback(tracer.close)
+            return _serve(server, warden, recorder, Outside(recorder, sys.stdin.fileno()), tracer)
     except Interrupted as why:
         sys.stderr.write(f"interrupted by {why}\n")
         return ExitCode.INTERRUPTED
@@ -336,7 +341,7 @@ def main(argv: Sequence[str]) -> int:
         return ExitCode.INTERNAL
 
 
-def _serve(server: ForkServer, warden: Warden, recorder: Recorder, outside: Outside) -> int:
+def _serve(server: ForkServer, warden: Warden, recorder: Recorder, outside: Outside, tracer: Tracer) -> int:
     for line in outside.orders():
         try:
             order = _decoder.decode(line)
@@ -344,7 +349,7 @@ def _serve(server: ForkServer, warden: Warden, recorder: Recorder, outside: Outs
             sys.stderr.write(f"this is no order: {error}\n")
             return ExitCode.USAGE
         try:
-            Run(order, server, warden, recorder, outside).carry_out()
+            Run(order, server, warden, recorder, outside, tracer).carry_out()
         except Interrupted as why:
             recorder.write(End(t=recorder.now(), complete=False, reason=f"interrupted by {why}"))
             raise

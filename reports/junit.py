@@ -50,7 +50,7 @@ def _suite(run: Run, known: Sequence[Finding]) -> ET.Element:
         ET.SubElement(properties, "property", name=name, value=clean(value))
     # A dot separates packages for most readers, and a kernel's version has dots.
     classname = f"linux-{verdict.kernel.replace('.', '_') or 'unknown'}.{verdict.experiment}"
-    cases = [_case(clean(classname), judged, verdict.kernel, known) for judged in verdict.verdicts]
+    cases = [_case(clean(classname), judged, run, known) for judged in verdict.verdicts]
     cases = cases or [_nothing(clean(classname))]
     suite.extend(cases)
     suite.set("tests", str(len(cases)))
@@ -71,7 +71,7 @@ def _properties(run: Run) -> Iterator[tuple[str, str]]:
         yield "damage", run.history.damage
 
 
-def _case(classname: str, judged: Verdict, kernel: str, known: Sequence[Finding]) -> ET.Element:
+def _case(classname: str, judged: Verdict, run: Run, known: Sequence[Finding]) -> ET.Element:
     case = ET.Element("testcase", classname=classname, name=words.promise(judged))
     if judged.accepted:
         element = ET.SubElement(case, "skipped", message=words.accepted(judged))
@@ -83,8 +83,8 @@ def _case(classname: str, judged: Verdict, kernel: str, known: Sequence[Finding]
         element = ET.SubElement(case, "skipped", message=clean(judged.reason))
     else:
         return case
-    lines = [clean(judged.reason), *words.details(judged, findings.matching(judged, kernel, known))]
-    element.text = "\n".join(lines)
+    finding = findings.matching(judged, run.verdict.kernel, known)
+    element.text = "\n".join((clean(judged.reason), *words.details(judged, run.history, finding)))
     return case
 
 

@@ -51,7 +51,7 @@ def _subtests(run: Run, known: Sequence[Finding]) -> Iterator[str]:
     if run.history.damage:
         yield _comment(f"the history is damaged: {run.history.damage}")
     for number, judged in enumerate(verdict.verdicts, start=1):
-        for line in _diagnosis(judged, verdict.kernel, known):
+        for line in _diagnosis(judged, run, known):
             yield _comment(f"{judged.promise}: {line}")
         yield _result(number, judged)
     count = Counter(_kind(judged) for judged in verdict.verdicts)
@@ -60,11 +60,11 @@ def _subtests(run: Run, known: Sequence[Finding]) -> Iterator[str]:
     yield _comment(f"records: {run.directory}")
 
 
-def _diagnosis(judged: Verdict, kernel: str, known: Sequence[Finding]) -> Iterator[str]:
+def _diagnosis(judged: Verdict, run: Run, known: Sequence[Finding]) -> Iterator[str]:
     """What the result line has no room for."""
     if judged.accepted or "#" in judged.reason:
         yield f"{judged.outcome}: {judged.reason}"
-    yield from words.details(judged, findings.matching(judged, kernel, known))
+    yield from words.details(judged, run.history, findings.matching(judged, run.verdict.kernel, known))
 
 
 def _kind(judged: Verdict) -> str:

@@ -78,7 +78,7 @@ def _run(run: Run, known: Sequence[Finding]) -> Iterator[RenderableType]:
     yield from _charges(run)
     yield from _asked(run)
     yield from _counted(run)
-    yield from _verdicts(verdict, known)
+    yield from _verdicts(run, known)
     yield Text(f"\nrecords: {clean(str(run.directory))}\n", style="dim", overflow="fold")
 
 
@@ -163,14 +163,15 @@ def _counted(run: Run) -> Iterator[RenderableType]:
         yield from _part("Guest.", meaning, table)
 
 
-def _verdicts(verdict: RunVerdict, known: Sequence[Finding]) -> Iterator[RenderableType]:
+def _verdicts(run: Run, known: Sequence[Finding]) -> Iterator[RenderableType]:
+    verdict = run.verdict
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
     for judged in verdict.verdicts:
         said = Text.assemble((PROMISES.get(judged.promise, ""), "bold"), "\n", clean(judged.reason))
-        for line in words.details(judged, findings.matching(judged, verdict.kernel, known)):
+        for line in words.details(judged, run.history, findings.matching(judged, verdict.kernel, known)):
             said.append(f"\n{line}")
         if judged.accepted:
             said.append(f"\n{words.accepted(judged)}")

@@ -9,11 +9,13 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from chaos import experiment as e
 from chaos import steps as s
+from chaos.during import During, named, told
 from chaos.findings import Finding
-from chaos.history import Asked, Counted, Done, Fault, Handover, Held, History, Invoke, Note, Stormed
+from chaos.history import Asked, Counted, Done, Fault, Handover, Held, History, Invoke, Note, Stormed, Traced
 from chaos.verdict import PROMISES, Outcome, RunVerdict, Verdict
 
 FEW = 6  # operations of one step of which each is told by itself
+EVENTS = 16  # so many of a verdict's are shown
 
 
 def clean(text: str) -> str:
@@ -41,13 +43,25 @@ def promise(verdict: Verdict) -> str:
     return clean(f"{verdict.promise} {PROMISES.get(verdict.promise, '')}".strip())
 
 
-def details(verdict: Verdict, finding: Finding | None) -> Iterator[str]:
+def details(verdict: Verdict, history: History, finding: Finding | None) -> Iterator[str]:
     """What a deviation rests on, in lines. `finding` is the written one that it is, if it is one."""
     if verdict.outcome is Outcome.DEVIATED:
         yield clean(f"expected: {verdict.expected}; seen: {verdict.seen}; signature: {verdict.signature}")
         yield f"rests on records {', '.join(map(str, verdict.records))} of the history"
+        yield from _events(verdict, history)
     if finding is not None and not verdict.accepted:
         yield f"this is {finding}; see {finding.document}. --accept-known leaves it out of the exit code"
+
+
+def _events(verdict: Verdict, history: History) -> Iterator[str]:
+    """What the kernel's tracer saw, of what the verdict rests on: "57: move of new entered misc_cg_try_charge (…)"."""
+    events = [record for record in history.records if isinstance(record, Traced) and record.seq in verdict.records]
+    during = During(history)
+    for event in sorted(events[:EVENTS], key=lambda event: event.t):
+        invoke = during.made(event)
+        yield clean(f"{event.seq}: {named(invoke) if invoke is not None else f'thread {event.tid}'} {told(event)}")
+    if len(events) > EVENTS:
+        yield f"and {len(events) - EVENTS} events more"
 
 
 def step(experiment: e.Experiment, number: int) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from chaos.contexts import Contexts
+from chaos.during import During
 from chaos.history import Asked, Counted, Done, Exited, Handover, History, Invoke, Observation, Record, Stormed
 from chaos.ledger import Entry, Ledger, replay
 from chaos.verdict import Outcome, Verdict
@@ -174,6 +175,10 @@ class Evidence:
     def shared(self) -> bool:
         """Whether SEV guests of others could come and go on the host."""
         return self.history.header is not None and self.history.header.shared
+
+    @cached_property
+    def during(self) -> During:
+        return During(self.history)
 
     @cached_property
     def contexts(self) -> Contexts:

@@ -8,9 +8,11 @@ put to the test.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from chaos.checkers.evidence import Evidence, deviated, held, unknown
 from chaos.experiment import Experiment
-from chaos.history import History, Observation
+from chaos.history import History, Observation, Traced
 from chaos.ledger import Entry, Mismatch, charged
 from chaos.steps import Migrate, Move, walk
 from chaos.verdict import Verdict
@@ -89,11 +91,24 @@ def _deviated(evidence: Evidence, wrong: tuple[Mismatch, ...]) -> Verdict:
     return deviated(
         PROMISE,
         "; ".join(text for text, _ in told[:3]) + more,
-        (by_seq[mismatch.record] for mismatch in wrong),
+        (*(by_seq[mismatch.record] for mismatch in wrong), *_charges(evidence, wrong)),
         signature="+".join(sorted(_first({signature for _, signature in told}))),
         expected="; ".join(f"{m.where} {m.key} {_values(m)}" for m in wrong),
         seen="; ".join(f"{m.where} {m.key} {m.seen}" for m in wrong),
     )
+
+
+def _charges(evidence: Evidence, wrong: tuple[Mismatch, ...]) -> Iterator[Traced]:
+    """What the kernel was seen to charge to the cgroups that are wrong, and to give back, up to then. They show who did
+    it; that it is wrong rests on the counters."""
+    records = evidence.history.records
+    cgroups = {mismatch.where for mismatch in wrong}
+    last = max(records[mismatch.record].t for mismatch in wrong)
+    for record in records:
+        if isinstance(record, Traced) and record.t <= last and record.values.get("cgroup") in cgroups:
+            yield record
+            if (answer := evidence.during.left(record)) is not None:
+                yield answer
 
 
 def _told(evidence: Evidence, mismatch: Mismatch) -> tuple[str, str]:

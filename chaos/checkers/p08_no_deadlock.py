@@ -8,10 +8,10 @@ experiment meant to end, and that was killed with an operation under way, was ki
 from __future__ import annotations
 
 from chaos.checkers.evidence import Evidence, combine, deviated, held, unknown
+from chaos.during import named, told
 from chaos.experiment import Experiment
 from chaos.history import Done, Exited, Fault, Held, History, Invoke, Record
 from chaos.verdict import Verdict
-from chaos.world import argument
 
 PROMISE = "P8"
 MOVES = ("move", "mirror")
@@ -44,20 +44,21 @@ def _left(evidence: Evidence, invoke: Invoke, done: Done | None, *, whole: bool)
     """An operation that gave no answer: whether its process had a reason to go, and went."""
     exited = evidence.exited(invoke.agent, after=invoke.seq)
     struck = _struck(evidence, invoke)
-    records: tuple[Record, ...] = tuple(r for r in (invoke, done, struck, exited) if r is not None)
-    named = f"{invoke.f} of {argument(invoke, 'vm') or invoke.agent}"
+    last = evidence.during.events.get(invoke.op, (None,))[-1]
+    records: tuple[Record, ...] = tuple(r for r in (invoke, done, struck, exited, last) if r is not None)
     if exited is None and struck is not None:
-        reason, how = f"{struck.fault} struck {invoke.agent}, and did not end {named}", "signal-did-not-end"
+        reason, how = f"{struck.fault} struck {invoke.agent}, and did not end {named(invoke)}", "signal-did-not-end"
     elif exited is None or (struck is None and _ended_by_us(exited)):
-        reason, how = f"{named} never ended", "never-ended"
+        reason, how = f"{named(invoke)} never ended", "never-ended"
     else:
         by = struck.fault if struck is not None else f"its process ended by itself, status {exited.status}"
-        return held(PROMISE, f"{named} ended with its process: {by}", records)
+        return held(PROMISE, f"{named(invoke)} ended with its process: {by}", records)
     if not whole:
         return unknown(PROMISE, f"{reason}, but the run was cut short", records)
     return deviated(
-        PROMISE, reason, records, signature=f"{how}:{invoke.f}", expected="an answer, or the end of its process"
-    )
+        PROMISE, reason, records, signature=f"{how}:{invoke.f}", expected="an answer, or the end of its process",
+        seen=f"its thread last {told(last)}" if last is not None else "",
+    )  # fmt: skip
 
 
 def _struck(evidence: Evidence, invoke: Invoke) -> Fault | None:

@@ -10,23 +10,23 @@ from chaos.errors import CleanupFailed, HostLacks
 
 @click.command("clean")
 def clean_() -> None:
-    """Remove the cgroups of runs with --host local whose runner is dead, and end what lives in them.
+    """Remove the cgroups of runs with --host local whose runner is dead, end what lives in them, and end its tracing.
 
     Runs that are alive are left alone. Labs leave nothing; what they keep on purpose goes by `sevchaos lab clean`.
     """
-    from chaos import cleanup
+    from chaos import cleanup, tracefs
     from chaos.survey import Paths, hierarchy
 
+    lacking = ""
     try:
-        root = hierarchy(Paths())
-    except HostLacks as lacks:
-        click.echo(f"nothing can have been left here: {lacks.message}")
-        return
-    try:
-        removed = cleanup.clean(root)
+        removed = tracefs.clean()
+        try:
+            removed += cleanup.clean(hierarchy(Paths()))
+        except HostLacks as lacks:
+            lacking = lacks.message
     except OSError as error:
         raise CleanupFailed(f"{error.filename}: {error.strerror}", remedy="become root, and try again") from error
     for path in removed:
         click.echo(f"removed {path}")
     if not removed:
-        click.echo("nothing was left over")
+        click.echo(f"nothing can have been left here: {lacking}" if lacking else "nothing was left over")

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from chaos import cleanup
+from chaos import cleanup, tracefs
 from chaos.errors import HostLacks
 from chaos.netns.space import Namespace
 from chaos.survey import Paths, hierarchy
@@ -41,10 +41,18 @@ def started(until: bytes, order: bytes = ORDER) -> subprocess.Popen[bytes]:
 
 
 def left() -> dict[str, Any]:
-    """What there is of ours: cgroups, processes, charges and network namespaces."""
+    """What there is of ours: cgroups, processes, charges, network namespaces, and in tracefs."""
     ours = Path("/sys/fs/cgroup/sevchaos")
     groups = [Path(path).name for path, _, _ in os.walk(ours)][1:]
-    return {"groups": groups, "processes": processes(), "charges": charges(ours), "namespaces": namespaces()}
+    return {
+        "groups": groups, "processes": processes(), "charges": charges(ours), "namespaces": namespaces(),
+        "tracing": tracing(),
+    }  # fmt: skip
+
+
+def tracing() -> list[str]:
+    instances = [path.name for path in (tracefs.ROOT / "instances").iterdir()]
+    return instances + (tracefs.ROOT / "kprobe_events").read_text().splitlines()
 
 
 def processes() -> list[int]:
@@ -111,7 +119,7 @@ def unread() -> dict[str, Any]:
 def killed_with_its_warden() -> dict[str, Any]:
     runner = started(HELD)
     root = hierarchy(Paths())
-    spared = [str(path) for path in cleanup.clean(root)]  # a live run is not cleaned away
+    spared = [str(path) for path in (*cleanup.clean(root), *tracefs.clean())]  # a live run is not cleaned away
     warden = int(Path(f"/proc/{runner.pid}/task/{runner.pid}/children").read_text().split()[0])
     os.kill(warden, signal.SIGKILL)
     runner.kill()
@@ -120,7 +128,7 @@ def killed_with_its_warden() -> dict[str, Any]:
     while processes() and time.monotonic() < deadline:
         time.sleep(0.02)
     before = left()
-    cleaned = [path.name for path in cleanup.clean(root)]
+    cleaned = [path.name for path in (*cleanup.clean(root), *tracefs.clean())]
     return {"spared": spared, "before": before, "cleaned": cleaned, "left": settled()}
 
 

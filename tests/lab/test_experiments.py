@@ -12,8 +12,9 @@ import msgspec
 import pytest
 
 from chaos import history
+from chaos.during import During
 from chaos.errors import ExitCode
-from chaos.history import Asked, Counted, Fault, Header, Held, History, Observation
+from chaos.history import Asked, Counted, Fault, Header, Held, History, Note, Observation
 from tests.lab.conftest import Sevchaos
 
 pytestmark = pytest.mark.lab
@@ -76,6 +77,39 @@ def test_the_charge_follows_a_move(told: Told) -> None:
     assert charges(read, "after") == {".": {"sev": 1}, "source": {}, "destination": {"sev": 1}}
     assert charges(read, "end") == {".": {}, "source": {}, "destination": {}}
     assert told.outcomes("move-across-cgroups")["P1"] == "held"
+
+
+def charged(told: History, f: str) -> list[tuple[str, ...]]:
+    """(function, key, cgroup) of what the kernel was seen to charge and give back in the operations of this name."""
+    during = During(told)
+    ops = [invoke.op for invoke, _ in told.operations() if invoke.f == f]
+    events = [event for op in ops for event in during.events.get(op, ()) if "key" in event.values]
+    return [(event.function, str(event.values["key"]), str(event.values.get("cgroup", ""))) for event in events]
+
+
+@pytest.mark.parametrize(("name", "key"), [("move-across-cgroups", "sev"), ("move-across-cgroups-es", "sev_es")])
+def test_the_kernels_own_events_show_who_charges_whom(told: Told, name: str, key: str) -> None:
+    """A moved SEV-ES context is charged as a plain one: finding 0002, in the kernel's own words."""
+    read = told.history(name)
+    assert not [r.text for r in read.records if isinstance(r, Note) and "kernel events" in r.text]
+    assert charged(read, "init") == [("misc_cg_try_charge", key, "source")]
+    assert charged(read, "move") == [
+        ("misc_cg_try_charge", "sev", "destination"), ("misc_cg_uncharge", "sev", "source")
+    ]  # fmt: skip
+    assert charged(read, "close") == [("misc_cg_uncharge", key, "destination")]
+
+
+def test_the_kernels_own_events_show_the_steps_of_a_move_that_was_killed(told: Told) -> None:
+    read = told.history("kill-destination-in-move")
+    (move,) = (invoke for invoke, _ in read.operations() if invoke.f == "move")
+    steps = [(event.event, event.function) for event in During(read).events[move.op]]
+    assert steps[0] == ("enter", "sev_vm_move_enc_context_from")
+    assert steps[-2:] == [("leave", "sev_vm_move_enc_context_from"), ("enter", "sev_vm_destroy")]  # dying, it closes
+    waits = [number for number, step in enumerate(steps) if step == ("enter", "sev_lock_vcpus_for_migration")]
+    assert len(waits) == 2 and steps.index(("leave", "misc_cg_try_charge")) < waits[0]
+    assert charged(read, "move") == [
+        ("misc_cg_try_charge", "sev", "destination"), ("misc_cg_uncharge", "sev", "destination")
+    ]  # fmt: skip
 
 
 def test_the_guest_counts_on_where_it_stopped(told: Told) -> None:

@@ -20,7 +20,7 @@ from tests.lab.conftest import Sevchaos
 pytestmark = pytest.mark.lab
 
 EIO, EINVAL, EBUSY = 5, 22, 16
-NOTHING = {"groups": [], "processes": [], "charges": 0, "namespaces": 0}
+NOTHING = {"groups": [], "processes": [], "charges": 0, "namespaces": 0, "tracing": []}
 RESILIENCE = Path(experiment.__file__).parent.parent / "experiments/resilience"
 KILL_DESTINATION = RESILIENCE / "kill-destination-in-move.yaml"
 MOVE = RESILIENCE / "move-across-cgroups.yaml"
@@ -193,4 +193,5 @@ def test_whoever_dies_in_the_middle_of_a_run_nothing_is_left(in_lab: Sevchaos, k
     both = said["both"]
     assert both["spared"] == [] and both["left"] == NOTHING
     assert both["before"]["groups"] and not both["before"]["processes"]
-    assert len(both["cleaned"]) == 1 and both["cleaned"][0] in both["before"]["groups"]
+    group, instance = both["cleaned"]
+    assert group in both["before"]["groups"] and instance in both["before"]["tracing"]

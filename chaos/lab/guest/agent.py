@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
+from chaos import tracefs
 from chaos.lab import protocol
 from chaos.lab.protocol import Execute, Exited, Hello, Ping, Pong, Ready, Resize, Signal, Started, StdinEnd, Terminal
 
@@ -185,8 +186,8 @@ class Agent:
             case Hello():
                 time.clock_settime_ns(time.CLOCK_REALTIME, message.realtime)
                 Path("/dev/urandom").write_bytes(message.entropy)
-                for name in WARM if message.warm else ():
-                    importlib.import_module(name)
+                if message.warm:
+                    warm()
                 version = Path("/proc/version").read_text().strip()
                 sev = Path("/dev/sev").exists()
                 self._say(Ready(release=os.uname().release, version=version, sev=sev))
@@ -238,6 +239,14 @@ class Agent:
             os.close(fd)
         self.program = None
         self._say(Exited(code=code, stdout=out, stderr=err))
+
+
+def warm() -> None:
+    """Do what takes long and need be done only once. Not for a lab that is not saved: it would wait for it."""
+    for name in WARM:
+        importlib.import_module(name)
+    with contextlib.suppress(tracefs.NoTracing):  # a runner will say so
+        tracefs.prepare()
 
 
 def drain(pump: Pump) -> None:

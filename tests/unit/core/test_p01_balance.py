@@ -12,7 +12,7 @@ from chaos.checkers import CHECKERS
 from chaos.history import History, Observation, Record
 from chaos.verdict import Outcome
 from tests.unit.core.build import Builder, shipped
-from tests.unit.core.doctored import KILL_SOURCE, MOVE, charge, check, move_unanswered, without
+from tests.unit.core.doctored import KILL_SOURCE, MOVE, begun, charge, check, move_unanswered, verdict_of, without
 
 
 def test_p1_a_source_that_stays_charged() -> None:
@@ -25,6 +25,24 @@ def test_p1_a_source_that_stays_charged() -> None:
     assert "cgroup 'source' read sev 1 where 0 was due" in verdict.reason
     assert verdict.expected == ". sev 1; source sev 0"
     assert verdict.seen == ". sev 2; source sev 1"
+
+
+def test_p1_names_the_kernels_charges_of_a_cgroup_that_is_wrong() -> None:
+    """And they change nothing else: neither the verdict nor its signature, nor a verdict that holds."""
+    b = begun()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.observe("before", {"source": 1})
+    moved = b.move("old", "new", "destination")
+    names = ("misc_cg_try_charge", "misc_cg_uncharge")
+    asked = b.traced(333, names[0], t=moved.began, key="sev", amount=1, cgroup="destination")
+    b.traced(333, names[1], t=moved.ended, key="sev", amount=1, cgroup="source")  # its counter is right
+    got = b.traced(333, names[0], "leave", t=moved.began + 1_000, returned=0)
+    wrong = b.observe("after", {"source": 0, "destination": 2, ".": 1})
+    b.traced(333, names[0], key="sev", amount=1, cgroup="destination")  # later
+    verdict = verdict_of("P1", b.finish())
+    assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, "overcharged-after-move:sev")
+    assert verdict.records == (asked.seq, got.seq, wrong.seq)
 
 
 @pytest.mark.parametrize(

@@ -37,3 +37,16 @@ def test_p8_what_never_ends() -> None:
     verdict = verdict_of("P8", hung(complete=False))
     assert verdict.outcome is UNKNOWN and "cut short" in verdict.reason
     assert verdict_of("P8", begun().finish()).outcome is UNKNOWN
+
+
+def test_p8_says_where_the_kernel_saw_it_last() -> None:
+    b = begun()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.invoke("move", "destination", vm="new", source="old")
+    b.traced(333, "sev_lock_two_vms", "leave", returned=0)
+    last = b.traced(333, "sev_lock_vcpus_for_migration")
+    verdict = verdict_of("P8", b.end())
+    assert (verdict.outcome, verdict.signature) == (DEVIATED, "never-ended:move")
+    assert verdict.seen == "its thread last entered sev_lock_vcpus_for_migration"
+    assert last.seq in verdict.records

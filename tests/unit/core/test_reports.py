@@ -16,11 +16,12 @@ from chaos.experiment import Experiment, decode, encode
 from chaos.history import Asked, Fault, Handover, Held, History, Kernel, Note, Observation, Record
 from chaos.judge import judge
 from chaos.steps import Migrate, Strike
-from reports import machine, text, words
+from reports import junit, ktap, machine, text, words
 from reports.text import Run
 from tests.unit.core.build import ALL, Builder, changed, destination_killed, moved, moved_es, shipped, source_killed
 
 KNOWN = findings.load()
+MOVE = "move-across-cgroups"
 
 
 def run(history: History, name: str, *, accept: bool = False) -> Run:
@@ -108,6 +109,34 @@ def test_a_finding_is_named_and_stays_a_deviation() -> None:
     assert "deviated (known: finding 0001" in report
     assert "the run: deviated, 1 accepted; exit code 0" in report
     assert "unknown (not askable here" in shown(source_killed(), "kill-source-in-move", accept=True)
+
+
+def test_kernel_events_of_a_deviation_are_told_in_their_order_with_the_operation_that_made_them() -> None:
+    b = Builder(MOVE)
+    b.begin()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.observe("before", {"source": 1})
+    done = b.move("old", "new", "destination")
+    b.records[done.seq] = done = msgspec.structs.replace(done, tid=333)
+    left = b.traced(333, "misc_cg_try_charge", "leave", t=done.ended, returned=0)
+    entered = b.traced(333, "misc_cg_try_charge", t=done.began, key="sev", amount=1, cgroup="destination")
+    other = b.traced(999, "misc_cg_uncharge", t=done.t, key="sev", amount=1, cgroup="destination")
+    b.observe("after", {"source": 1, "destination": 1})
+    b.observe("later", {"destination": 0, "source": 0})
+    history = b.finish()
+    expected = (
+        f"{entered.seq}: move of new entered misc_cg_try_charge (key sev, amount 1, cgroup destination)",
+        f"{left.seq}: move of new left misc_cg_try_charge (returned 0)",
+        f"{other.seq}: thread 999 entered misc_cg_uncharge (key sev, amount 1, cgroup destination)",
+    )
+    one = run(history, MOVE)
+    verdict = next(judged for judged in one.verdict.verdicts if judged.promise == "P1")
+    lines = list(words.details(verdict, history, None))
+    assert tuple(lines[-3:]) == expected
+    for form in (text.render([one], KNOWN), ktap.render([one], KNOWN), junit.render([one], KNOWN)):
+        plain = " ".join(form.replace("#", " ").split())
+        assert " ".join(expected[1:2]) in plain
 
 
 def test_answers_that_are_not_all_the_same_are_listed_by_errno() -> None:
