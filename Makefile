@@ -36,6 +36,8 @@ bench: setup
 	$(bin)/python bench/moves.py
 	$(bin)/python bench/firmware_holds.py
 	$(bin)/python bench/storm_moves.py --moves 100
+	$(bin)/sevchaos run move-four-vcpus --repeat 200 --accept-known --quiet --runs runs/downtime > /dev/null
+	$(bin)/python bench/downtime.py runs/downtime
 	$(bin)/python bench/oracle_programs.py
 
 wheel: setup
