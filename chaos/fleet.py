@@ -119,6 +119,7 @@ class Fleet:
         self.recorder = recorder
         self.step = -1
         self.vmms: dict[str, Vmm] = {}
+        self._all: list[Vmm] = []  # also those whose name another one has now
         self._server = server
         self._next = 0
 
@@ -141,6 +142,7 @@ class Fleet:
         self.loop.watch(vmm.channel.fileno(), lambda: self._hear(vmm))
         self.loop.watch(vmm.pidfd, lambda: self._bury(vmm))
         self.vmms[name] = vmm
+        self._all.append(vmm)
         done = self._await_done(pending, ANSWER_WITHIN)
         if done.outcome != "ok":
             why = os.strerror(done.errno) if done.errno else "it died"
@@ -159,13 +161,15 @@ class Fleet:
         gone = "had to be killed" if vmm.wait_end(END_WITHIN) else "could not even be killed"
         raise StepFailed(f"VMM {vmm.name} did not end by itself and {gone}")
 
-    def kill_all(self) -> None:
-        """Whoever is left, without waiting for anybody's answer."""
-        for vmm in self.vmms.values():
+    def close(self) -> None:
+        """Kill whoever is left, without waiting for anybody's answer, and let go of all there have been."""
+        for vmm in self._all:
             if vmm.alive:
                 signal.pidfd_send_signal(vmm.pidfd, signal.SIGKILL)
-        for vmm in self.vmms.values():
+        for vmm in self._all:
             vmm.wait_end(END_WITHIN)
+            vmm.handle.close()
+        self._all.clear()
 
     # -- operations ---------------------------------------------------------------------------------------
 

@@ -187,7 +187,7 @@ class Run:
             self._limit(host, root, claimed.cgroup)
             self._measured(host, fleet, claimed, platform, stack)
         finally:
-            fleet.kill_all()
+            fleet.close()
             with self._going_on():
                 claimed.give_up()
 

@@ -51,9 +51,16 @@ def _move(evidence: Evidence, move: Move) -> Iterator[Verdict]:
     if move.happened or (before is not None and after is not None):
         yield _context(move, before, after)
     given = _given(evidence, move)
-    if given is not None:
+    if given is not None and _astray(evidence, move) is None:
         yield _registers(move, given)
     yield goes_on(evidence, move, PROMISE)
+
+
+def _astray(evidence: Evidence, move: Move) -> Done | None:
+    """The pause before the move at which the guest had already left its program. What goes wrong after that, at either
+    side, the move has not done."""
+    paused = [done for invoke, done in evidence.done(move.source, "pause") if invoke.seq < move.invoke.seq]
+    return paused[-1] if paused and paused[-1].value.get("astray") else None
 
 
 def statuses(evidence: Evidence, move: Move) -> tuple[Done | None, Done | None]:
@@ -157,9 +164,9 @@ def _registers(move: Move, given: Done) -> Verdict:
 
 def goes_on(evidence: Evidence, move: Move, promise: str) -> Verdict:
     """Whether the guest's counter went on after the move, wherever it had to, as a verdict on `promise`."""
-    header = evidence.history.header
-    if evidence.key(move.source) == "sev_es" and header is not None and not header.executes_es:
-        return skipped(promise, "whether the guest itself goes on: this host cannot enter SEV-ES guests")
+    unasked = _unasked(evidence, move, promise)
+    if unasked is not None:
+        return unasked
     over = move.over if move.over is not None else len(evidence.history.records)
     bound = over if move.happened else move.invoke.seq
     vms = evidence.lineage(move.source)
@@ -185,6 +192,18 @@ def goes_on(evidence: Evidence, move: Move, promise: str) -> Verdict:
             promise, f"whether the guest itself goes on: {after[0].vm} was not given its registers", after[:1]
         )
     return _compared(promise, before[-1], after[0], move)
+
+
+def _unasked(evidence: Evidence, move: Move, promise: str) -> Verdict | None:
+    """Why the guest is no witness of this move, None if it is one."""
+    header = evidence.history.header
+    if evidence.key(move.source) == "sev_es" and header is not None and not header.executes_es:
+        return skipped(promise, "whether the guest itself goes on: this host cannot enter SEV-ES guests")
+    astray = _astray(evidence, move)
+    if astray is None:
+        return None
+    text = f"vCPUs {astray.value['astray']} of {move.source} had left the guest's program when they were taken out"
+    return unknown(promise, f"whether the guest itself goes on: {text}, before the move", (astray,))
 
 
 def _not_entered(evidence: Evidence, move: Move, promise: str, over: int) -> Verdict | None:

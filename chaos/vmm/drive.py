@@ -95,6 +95,13 @@ class Driver:
         left = self._running.join(within)
         self._running, self._seen, self._ended = None, left.seen, left.reason
 
+    def astray(self) -> bool:
+        """Whether a vCPU that is out of the guest has left its program. False where its registers are not told."""
+        try:
+            return not guest.at_home(self._vcpu.regs().rip, self._vcpu.sregs().cs.base)
+        except KernelError:
+            return False
+
     def ticks(self) -> int:
         """The counter in the registers of a vCPU that is out of the guest."""
         return ticks_of(self._vcpu.regs())
@@ -152,6 +159,10 @@ class Team:
         self.stop()
         for driver in self._drivers:
             driver.pause()
+
+    def astray(self) -> tuple[int, ...]:
+        """The vCPUs, all out of the guest, that have left its program, by number."""
+        return tuple(number for number, driver in enumerate(self._drivers) if driver.astray())
 
     def sample(self) -> tuple[tuple[int, ...], str]:
         """The counter of each vCPU and where they were read. Those of a guest that never leaves are taken out."""

@@ -83,6 +83,11 @@ def mask(every: int) -> int:
     return NEVER if every == 0 else every - 1
 
 
+def at_home(rip: int, code_base: int) -> bool:
+    """Whether a vCPU that is out of the guest is in the program: it never leaves that by itself."""
+    return code_base == 0 and CODE <= rip < CODE + len(TEXT)
+
+
 def segment(lane: int) -> int:
     """The base of DS with which a vCPU counts in this lane."""
     return lane * LANE

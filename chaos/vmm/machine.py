@@ -208,9 +208,10 @@ class Machine:
         )  # fmt: skip
 
     def pause(self) -> dict[str, Value]:
-        """When each vCPU last ticked."""
-        self.runnable.pause()
-        return {"last_ticks": list(self.runnable.last_ticks)}
+        """When each vCPU last ticked, and which have left the guest's program."""
+        team = self.runnable
+        team.pause()
+        return {"last_ticks": list(team.last_ticks), "astray": list(team.astray())}
 
     def storm(self, threads: int, calls: Sequence[str], memory: int) -> None:
         if self.current_storm is not None:

@@ -54,6 +54,26 @@ def test_p5_sev_es_that_cannot_run_here() -> None:
     assert check("P5", ES, failing).signature == "guest_status-after-move:EBADF"
 
 
+def stopped_having_paused(astray: list[int | str]) -> Change:
+    """The guest counts no further at the destination, and this is what was said of it when it was taken out before."""
+    said = answered("pause", "old", value={"last_ticks": [7], "astray": astray})
+    counted = replaced(Counted, {"vm": "new"}, ticks=100)
+    return lambda record: counted(said(record) or record)
+
+
+def test_p5_a_guest_that_was_lost_before_the_move_is_no_witness_of_it() -> None:
+    assert check("P5", MOVE, stopped_having_paused([])).outcome is Outcome.DEVIATED
+    lost = check("P5", MOVE, stopped_having_paused([0]))
+    assert lost.outcome is Outcome.UNKNOWN and "had left the guest's program" in lost.reason
+
+
+def test_p5_the_context_is_asked_for_all_the_same() -> None:
+    failing = answered("guest_status", "new", outcome="fail", errno=errno.EBADF, value={})
+    astray = stopped_having_paused([0])
+    verdict = check("P5", MOVE, lambda record: failing(record) if failing(record) != record else astray(record))
+    assert verdict.signature == "guest_status-after-move:EBADF+part-unknown"
+
+
 @pytest.mark.parametrize("ticks", [100, 99])
 def test_p5_a_guest_that_stopped(ticks: int) -> None:
     verdict = check("P5", MOVE, replaced(Counted, {"vm": "new"}, ticks=ticks))

@@ -154,3 +154,11 @@ def test_the_listing_is_what_a_disassembler_says(tmp_path: Path) -> None:
     mnemonics = [line.split("\t")[2].split()[0] for line in said.splitlines() if line.count("\t") >= 2]
     ours = [re.findall(r"[a-z]+", line.split(";")[0][31:].split(":")[-1])[0] for line in guest.listing().splitlines()]
     assert [{"jnz": "jne"}.get(name, name) for name in ours] == mnemonics
+
+
+def test_it_never_leaves_its_program() -> None:
+    cpu = boot(guest.mask(4), count=0xFFFFFFF0)
+    for _ in range(2000):
+        assert guest.at_home(cpu.ip, 0)
+        cpu.step()
+    assert not guest.at_home(guest.CODE + len(guest.TEXT), 0) and not guest.at_home(guest.CODE, 0x1000)

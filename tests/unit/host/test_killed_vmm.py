@@ -41,7 +41,7 @@ def fleet(outside: Outside) -> Iterator[Fleet]:
     server = ForkServer()
     made = Fleet(server, Loop(), Recorder(outside.writer))
     yield made
-    made.kill_all()
+    made.close()
     server.close()
 
 

@@ -65,7 +65,7 @@ class House:
         fleet = Fleet(server, Loop(), Recorder(fd))
         self.stage = Stage(_experiment(), fleet, executes_es=False, groups=groups)
         stack.callback(self.stage.clear)
-        stack.callback(fleet.kill_all)
+        stack.callback(fleet.close)
         self.stage.network = Network.lay(between([("source", "destination")]))
         self.stage.people()
         for name in ("old", "new"):

@@ -38,7 +38,7 @@ def fleet() -> Iterator[Fleet]:
     server = ForkServer()
     made = Fleet(server, Loop(), Recorder(os.open(os.devnull, os.O_WRONLY)))
     yield made
-    made.kill_all()
+    made.close()
     server.close()
 
 

@@ -185,7 +185,7 @@ def outside() -> Outside:
 def fleet(server: ForkServer, outside: Outside) -> Iterator[Fleet]:
     made = Fleet(server, Loop(), Recorder(outside.writer))
     yield made
-    made.kill_all()
+    made.close()
 
 
 def cgroup() -> Cgroup:
