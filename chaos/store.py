@@ -17,7 +17,7 @@ from typing import Literal
 
 import msgspec
 
-from chaos import experiment, history
+from chaos import experiment, history_file
 from chaos.errors import NoSpace, UsageError
 from chaos.experiment import Experiment
 from chaos.history import History
@@ -71,7 +71,7 @@ class RunDirectory:
     def read(self) -> tuple[Experiment, History]:
         """What was carried out, and what happened. Raises `UsageError` if this is no run directory."""
         try:
-            return experiment.decode((self.path / "experiment.json").read_bytes()), history.read(self.history)
+            return experiment.decode((self.path / "experiment.json").read_bytes()), history_file.read(self.history)
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise UsageError(
                 f"{self.path} is no run directory: {error}", remedy="give the path that `sevchaos run` printed"

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from chaos import history
+from chaos import history_file
 from chaos.during import During
 from chaos.errors import ExitCode
 from chaos.history import Asked, Counted, Fault, Header, Held, History, Note, Observation
@@ -36,7 +36,7 @@ class Told:
         return {v["promise"]: v["accepted"] for v in self.runs[name]["verdicts"] if v["accepted"]}
 
     def history(self, name: str) -> History:
-        return history.read(Path(self.runs[name]["directory"]) / "history.jsonl")
+        return history_file.read(Path(self.runs[name]["directory"]) / "history.jsonl")
 
 
 def charges(told: History, label: str) -> dict[str, dict[str, int]]:

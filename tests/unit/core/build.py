@@ -34,8 +34,8 @@ from chaos.history import (
     Released,
     Traced,
     Value,
-    damage_of,
 )
+from chaos.history_file import damage_of
 
 SHIPPED = Path(__file__).parents[3] / "experiments" / "resilience"
 CGROUPS = (".", "source", "destination")

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from chaos import history
+from chaos import history, history_file
 from chaos.conduct import Console, conduct
 from chaos.console import Heard, unsaid
 from chaos.errors import KernelPanicked
@@ -104,7 +104,7 @@ def broken(tmp_path: Path) -> Path:
 
 
 def test_a_panics_lines_are_in_the_history_once_and_the_end_comes_after_them(broken: Path) -> None:
-    read = history.read(broken / "history.jsonl")
+    read = history_file.read(broken / "history.jsonl")
     assert read.damage == ""
     *_, bug, panic, end = read.records
     assert isinstance(bug, Kernel) and isinstance(end, End) and not end.complete

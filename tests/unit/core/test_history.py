@@ -13,22 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chaos.errors import UsageError
-from chaos.history import (
-    FORMAT,
-    Done,
-    End,
-    Header,
-    History,
-    Invoke,
-    Kernel,
-    Observation,
-    Record,
-    Writer,
-    damage_of,
-    encode,
-    read,
-    up_to_damage,
-)
+from chaos.history import FORMAT, Done, End, Header, History, Invoke, Kernel, Observation, Record, encode
+from chaos.history_file import Writer, damage_of, read, up_to_damage
 from chaos.judge import judge
 from chaos.store import Host, RunDirectory
 from chaos.verdict import Outcome

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chaos import history, history_schema
-from chaos.history import FORMAT, Record, decode, encode, up_to_damage
+from chaos.history import FORMAT, Record, decode, encode
+from chaos.history_file import up_to_damage
 from tests.unit.core.build import ALL
 
 SCHEMA: dict[str, Any] = json.loads(history_schema.shipped())
