@@ -63,12 +63,18 @@ class Sleeper:
 
 
 def look(pid: int, tid: int, proc: Path = Path("/proc")) -> Sleeper | None:
-    """The thread as it is now, None if it is gone."""
+    """The thread as it is now, None if it is gone.
+
+    One that runs has no stack to be told, and is not asked for it: on 6.1 the kernel warns of whoever does while a
+    function on that stack is traced on its return (rethook_find_ret_addr), as those of a move are.
+    """
     task = proc / str(pid) / "task" / str(tid)
     try:
         state = parse_state((task / "stat").read_text())
     except (FileNotFoundError, ProcessLookupError):
         return None
+    if state == "R":
+        return Sleeper(state=state, call=parse_syscall(_read(task / "syscall")))
     return Sleeper(
         state=state,
         wchan=parse_wchan(_read(task / "wchan")),

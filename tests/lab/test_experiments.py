@@ -190,7 +190,9 @@ def test_inside_the_lab_with_its_own_sev_the_verdicts_are_the_same(told: Told, k
     assert done.returncode == ExitCode.HELD, done.stderr.decode()
     local = Told(done.stdout)
     assert {run["host"] for run in local.runs.values()} == {"local"}
-    assert [local.outcomes(name) for name in FIRST] == [told.outcomes(name) for name in FIRST]
+    for name in FIRST:
+        # Nobody stands between driver and firmware there, so P13 cannot be asked. Everything else is as in the lab.
+        assert local.outcomes(name) == {**told.outcomes(name), "P13": "skipped"}
 
 
 def test_twenty_restores_of_one_snapshot_give_twenty_equal_verdicts(sevchaos: Sevchaos, tmp_path: Path) -> None:
