@@ -151,8 +151,8 @@ TWO = "{old: {vmm: a, kind: sev}, new: {vmm: b, kind: plain}}"
 
 
 def test_a_script_that_ends_in_a_hold_is_torn_down(carry_out: Carry) -> None:
-    run = carry_out(TWO, *HELD, "hold, destination: new", "count, vm: old, ticks: 9")
-    assert not run.end.complete and "a move into new is under way" in run.end.reason
+    run = carry_out(TWO, *HELD, "hold, vm: new", "count, vm: old, ticks: 9")
+    assert not run.end.complete and "an operation on new is under way" in run.end.reason
     assert [held.reached for held in run.of(Held)] == [True]
     (note,) = [note for note in run.of(Note) if note.topic == "error"]
     assert note.step == 6 and note.text == run.end.reason
@@ -161,8 +161,8 @@ def test_a_script_that_ends_in_a_hold_is_torn_down(carry_out: Carry) -> None:
 
 
 def test_a_hold_that_nothing_keeps_is_not_reached(carry_out: Carry) -> None:
-    run = carry_out(TWO, *HELD[:2], HELD[4], "hold, destination: new, within: 5")
-    assert not run.end.complete and "ended before it slept" in run.end.reason
+    run = carry_out(TWO, *HELD[:2], HELD[4], "hold, vm: new, within: 5")
+    assert not run.end.complete and "ended before it was stopped" in run.end.reason
     assert [held.reached for held in run.of(Held)] == [False]
     assert_clean(run)
 
