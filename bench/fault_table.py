@@ -2,10 +2,11 @@
 """The table of docs/faults.md, its last two columns from real runs.
 
     python bench/fault_table.py                  every fault that an experiment of the catalogue applies
-    python bench/fault_table.py kill limit       only these; the rows of the others stay as they are
+    python bench/fault_table.py kill stop        only these; the rows of the others stay as they are
+    python bench/fault_table.py limit=NAME       in the experiment NAME, not in the shortest that applies it
     python bench/fault_table.py --words          no runs: only what the faults say of themselves
 
-Each fault is carried out in the shortest experiment that applies it, and that experiment again with the fault withheld:
+Each fault is carried out in an experiment that applies it, and in that again with the fault withheld:
 then it must leave no evidence, and nothing may have held. If either is not so the row is not written, and this ends
 with 1. Whatever stands in the page outside of the tables is left alone.
 """
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import experiments
-from chaos import experiment, fault, history
+from chaos import experiment, fault, history_file
 from chaos.cli.explain_verb import describe
 from chaos.history import Fault
 from chaos.steps import Strike, walk
@@ -46,9 +47,10 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     shown = dict(_shown(PAGE.read_text()))
     failed = 0
-    for name in [] if options.words else options.names or fault.names():
+    for given in [] if options.words else options.names or fault.names():
+        name, _, chosen = given.partition("=")
         try:
-            shown[name] = seen(name, options.kernel)
+            shown[name] = seen(name, chosen or shortest(name), options.kernel)
             print(f"{name}: {shown[name][0]}", flush=True)
         except Wrong as wrong:
             failed = 1
@@ -58,9 +60,8 @@ def main(arguments: Sequence[str]) -> int:
     return failed
 
 
-def seen(name: str, kernel: str) -> tuple[str, str]:
-    """What a run with the fault shows, and one without it. Raises `Wrong`."""
-    chosen = shortest(name)
+def seen(name: str, chosen: str, kernel: str) -> tuple[str, str]:
+    """What a run of the experiment with the fault shows, and one without it. Raises `Wrong`."""
     with tempfile.TemporaryDirectory() as runs:
         run = _carried_out(chosen, kernel, runs)
         evidence = _evidence(run, name)
@@ -100,7 +101,7 @@ def _carried_out(title: str, kernel: str, runs: str, *more: str) -> dict[str, An
 
 
 def _evidence(run: dict[str, Any], name: str) -> list[Fault]:
-    records = history.read(Path(run["directory"]) / "history.jsonl").records
+    records = history_file.read(Path(run["directory"]) / "history.jsonl").records
     return [r for r in records if isinstance(r, Fault) and r.fault == name and r.event == "evidence"]
 
 
