@@ -354,9 +354,10 @@ class Console(_Record, frozen=True, kw_only=True):
 
 
 class Note(_Record, frozen=True, kw_only=True):
-    """Something a reader should know: a witness lost, a step that could not be done."""
+    """Something a reader should know: a witness lost, a step that could not be done, something of ours that is left on
+    the host."""
 
-    topic: Literal["witness", "skipped", "error", "progress"]
+    topic: Literal["witness", "skipped", "error", "left", "progress"]
     text: str
     step: Int = -1
 

@@ -43,6 +43,7 @@ def judge(experiment: Experiment, history: History, *, known: Sequence[Finding] 
         seed=header.seed if header is not None else 0,
         outcome=worst(verdict.outcome for verdict in judged),
         verdicts=judged,
+        left="; ".join(r.text for r in history.records if isinstance(r, Note) and r.topic == "left"),
     )
 
 

@@ -41,5 +41,7 @@ class Recorder:
             self._gone = True
             raise OutsideGone from None
 
-    def note(self, topic: Literal["witness", "skipped", "error", "progress"], text: str, step: int = -1) -> None:
+    def note(
+        self, topic: Literal["witness", "skipped", "error", "left", "progress"], text: str, step: int = -1
+    ) -> None:
         self.write(Note(t=self.now(), topic=topic, text=text, step=step))

@@ -41,7 +41,7 @@ import msgspec
 from chaos import cleanup
 from chaos.cgroup.group import Cgroup
 from chaos.cleanup import Claim, Warden
-from chaos.errors import ExitCode, HostLacks, SevchaosError, Unsupported
+from chaos.errors import CleanupFailed, ExitCode, HostLacks, SevchaosError, Unsupported
 from chaos.experiment import Order
 from chaos.fleet import Fleet, StepFailed
 from chaos.groups import Groups
@@ -123,7 +123,11 @@ class Run:
         """Say it now, and again at the end."""
         reason = _told(error)
         self.reasons.append(reason)
-        topic: Literal["skipped", "error"] = "skipped" if isinstance(error, Unsupported) else "error"
+        topic: Literal["skipped", "error", "left"] = "error"
+        if isinstance(error, Unsupported):
+            topic = "skipped"
+        elif isinstance(error, CleanupFailed):
+            topic = "left"
         self.recorder.note(topic, reason, error.step if isinstance(error, StepFailed) else -1)
 
     @contextlib.contextmanager

@@ -66,7 +66,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunVerdict(msgspec.Struct, frozen=True, kw_only=True):
-    """The verdict on a run: the worst of its promises, deviated before unknown."""
+    """The verdict on a run: the worst of its promises, deviated before unknown. `left` says what of the run could not
+    be removed from the host, "" if nothing was left."""
 
     experiment: str
     kernel: str
@@ -74,10 +75,16 @@ class RunVerdict(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     outcome: Outcome
     verdicts: tuple[Verdict, ...]
+    left: str = ""
 
     @property
     def exit_code(self) -> ExitCode:
         """Of the run alone, with what was accepted left out of the count."""
+        code = self._judged
+        return ExitCode.UNCLEAN if self.left and code is not ExitCode.DEVIATED else code
+
+    @property
+    def _judged(self) -> ExitCode:
         counted = [verdict.outcome for verdict in self.verdicts if not verdict.accepted]
         if self.verdicts and not counted:
             return ExitCode.HELD  # every one is a written finding or a stated limit
@@ -92,7 +99,7 @@ def worst(outcomes: Iterable[Outcome]) -> Outcome:
 def exit_code(runs: Sequence[RunVerdict]) -> ExitCode:
     """Of several runs: the worst one's."""
     codes = [run.exit_code for run in runs]
-    for code in (ExitCode.DEVIATED, ExitCode.UNKNOWN, ExitCode.HELD, ExitCode.SKIPPED):
+    for code in (ExitCode.DEVIATED, ExitCode.UNCLEAN, ExitCode.UNKNOWN, ExitCode.HELD, ExitCode.SKIPPED):
         if code in codes:
             return code
     return ExitCode.UNKNOWN

@@ -14,7 +14,7 @@ from chaos.errors import ExitCode, InternalError
 from chaos.findings import matching, parse, series
 from chaos.history import Asked, End, Fault, Header, Held, History, Kernel, Note, Observation, Record
 from chaos.judge import judge
-from chaos.verdict import Outcome, RunVerdict, Verdict
+from chaos.verdict import Outcome, RunVerdict, Verdict, exit_code
 from tests.unit.core.build import ALL, Builder, changed, destination_killed, moved, shipped, source_killed
 
 KNOWN = findings.load()
@@ -287,3 +287,18 @@ def test_findings_are_read() -> None:
 def test_wrong_findings_are_a_bug_of_ours(data: bytes) -> None:
     with pytest.raises(InternalError, match=r"chaos/known\.yaml"):
         parse(data)
+
+
+def test_what_a_run_leaves_on_its_host_shows_in_the_exit_code() -> None:
+    b = Builder("move-across-cgroups")
+    b.records = list(moved().records[:-1])
+    b.t = b.records[-1].t
+    b.add(Note(t=b.tick(), topic="left", text="a namespace"))
+    left = judge(shipped("move-across-cgroups"), b.end(complete=False, reason="a namespace"))
+    assert (left.left, left.outcome, left.exit_code) == ("a namespace", Outcome.UNKNOWN, ExitCode.UNCLEAN)
+    clean = judge(shipped("move-across-cgroups"), moved())
+    assert (clean.left, clean.exit_code) == ("", ExitCode.HELD)
+    assert exit_code([clean, left]) is ExitCode.UNCLEAN
+    deviated = Verdict(promise="P1", outcome=Outcome.DEVIATED, reason="a charge that is wrong")
+    wrong = msgspec.structs.replace(left, verdicts=(deviated,))
+    assert exit_code([left, wrong]) is ExitCode.DEVIATED  # evidence against the kernel is not hidden
