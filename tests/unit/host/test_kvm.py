@@ -145,7 +145,8 @@ def test_the_first_and_the_last_tick_of_a_stay_are_told_and_can_be_read_elsewher
             read = [read_vcpu(board.number) for board in (one, other)]
         out = machine.sample()
         assert out.first_ticks == sampled.first_ticks == tuple(seen.first_tick for seen in read)
-        assert value == {"last_ticks": list(out.last_ticks)} == {"last_ticks": [seen.last_tick for seen in read]}
+        assert value["last_ticks"] == list(out.last_ticks) == [seen.last_tick for seen in read]
+        assert value["astray"] == []
         for first, early, last in zip(out.first_ticks, sampled.last_ticks, out.last_ticks, strict=True):
             assert began < first <= early <= last < ended
         began = ended
@@ -155,8 +156,20 @@ def test_a_guest_that_never_leaves_tells_no_tick(make: Make) -> None:
     machine = make()
     machine.runnable.resume(0)
     counted(machine, 100)
-    assert machine.pause() == {"last_ticks": [0]}
+    assert machine.pause() == {"last_ticks": [0], "astray": []}
+
     assert machine.sample().first_ticks == (0,)
+
+
+def test_a_vcpu_that_has_left_the_program_is_told_when_it_is_paused(make: Make) -> None:
+    machine = make(vcpus=2)
+    machine.runnable.resume(0)
+    counted(machine, 100)
+    assert machine.pause()["astray"] == []
+    registers = machine.vcpus[1].regs()
+    registers.rip = 0x3000
+    machine.vcpus[1].set_regs(registers)
+    assert machine.pause()["astray"] == [1]
 
 
 def test_stopping_right_after_starting_loses_no_signal(make: Make) -> None:
