@@ -236,13 +236,13 @@ class Attempt:
             nonlocal first
             sampled = self.stage.fleet.ask(guest.vmm, Sample(vm=guest.name)).sampled
             first = sampled.first_ticks if sampled is not None else ()
-            return bool(first) and all(first)
+            return (bool(first) and all(first)) or (sampled is not None and bool(sampled.ended))
 
         try:
             self.stage.fleet.loop.wait(counts, TICK_WITHIN, f"{guest.name} to count", look=LOOK_AGAIN)
         except (StepFailed, TimedOut):  # how long it stood cannot be said; that it does not count, others will say
             return ()
-        return tuple(now - then for now, then in zip(first, self.last_ticks, strict=False))
+        return tuple(now - then for now, then in zip(first, self.last_ticks, strict=False)) if all(first) else ()
 
 
 def connect(stage: Stage, source: Guest, destination: Guest) -> None:

@@ -232,7 +232,7 @@ int crew_set_loop(struct crew *crew, uint32_t index, const struct plan *plan, in
 
 /* `run` is the vCPU's shared area, mapped until the crew is joined. `ticks` is where the guest's counter stands. */
 int crew_set_vcpu(struct crew *crew, uint32_t index, int fd, struct kvm_run *run, uint64_t ticks, uint16_t tick_port,
-		  uint16_t stale_port, int memory, uint64_t offset)
+		  uint16_t stale_port, int memory, uint64_t offset, uint64_t rest)
 {
 	struct worker *worker = &crew->workers[index];
 	int error = map_board(worker, memory, offset);
@@ -245,6 +245,7 @@ int crew_set_vcpu(struct crew *crew, uint32_t index, int fd, struct kvm_run *run
 	worker->run->immediate_exit = 0;
 	worker->tick_port = tick_port;
 	worker->stale_port = stale_port;
+	worker->rest = rest;
 	worker->board->report.ticks = ticks;
 	return 0;
 }

@@ -117,6 +117,15 @@ static void tick(struct report *report, uint32_t low)
 	put(&report->ticks, (high + (low < (uint32_t)report->ticks)) << 32 | low);
 }
 
+/* A signal ends it, so that a vCPU that is to stop does. */
+static void rest(const struct worker *worker)
+{
+	struct timespec time = { .tv_nsec = (long)worker->rest };
+
+	if (worker->rest)
+		nanosleep(&time, NULL);
+}
+
 static int handle_port(struct worker *worker)
 {
 	const struct kvm_run *run = worker->run;
@@ -126,12 +135,14 @@ static int handle_port(struct worker *worker)
 	if (run->io.direction != KVM_EXIT_IO_OUT || run->io.size > sizeof(said))
 		return 0;
 	memcpy(&said, (const char *)run + run->io.data_offset, run->io.size);
-	if (run->io.port == worker->tick_port)
+	if (run->io.port == worker->tick_port) {
 		tick(report, said);
-	else if (run->io.port == worker->stale_port)
+		rest(worker);
+	} else if (run->io.port == worker->stale_port) {
 		put(&report->stale, report->stale + 1);
-	else
+	} else {
 		return 0;
+	}
 	return 1;
 }
 

@@ -88,6 +88,7 @@ struct worker {
 	struct kvm_run *run;	/* of a vCPU */
 	int vcpu;
 	uint16_t tick_port, stale_port;
+	uint64_t rest;		/* ns that a vCPU stays out after each tick */
 } __attribute__((aligned(128)));	/* two lines: they are fetched in pairs */
 
 struct crew {

@@ -56,13 +56,14 @@ class Left:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VcpuThread:
     """A vCPU by its descriptor and the address of its shared area, both kept until the join. `ticks` is where the
-    guest's counter stands: a tick tells its low half only."""
+    guest's counter stands: a tick tells its low half only. After each tick it stays out of the guest for `rest` ns."""
 
     fd: int
     area: int
     tick_port: int
     stale_port: int
     ticks: int = 0
+    rest: int = 0
 
     @staticmethod
     def memory() -> OwnedFd:
@@ -76,8 +77,8 @@ class VcpuThread:
         """
 
         def set_up(library: ctypes.CDLL, crew: int, file: int, offsets: tuple[int, ...]) -> int:
-            ports = self.tick_port, self.stale_port
-            return int(library.crew_set_vcpu(crew, 0, self.fd, self.area, self.ticks, *ports, file, offsets[0]))
+            vcpu = self.fd, self.area, self.ticks, self.tick_port, self.stale_port
+            return int(library.crew_set_vcpu(crew, 0, *vcpu, file, offsets[0], self.rest))
 
         return RunningVcpu(Crew((0,), set_up, memory=memory, at=at or 0, lead=max(lead, 1)))
 
