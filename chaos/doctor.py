@@ -189,7 +189,7 @@ def _capacity() -> Check:
 def _fence() -> Check:
     """What keeps runs from taking what others need."""
     from chaos.kvm.sev import Platform
-    from chaos.survey import Paths, foreign_guests, hierarchy, share, survey
+    from chaos.survey import Paths, foreign_guests, hierarchy, share, survey, taken
 
     paths = Paths()
     platform = None
@@ -205,8 +205,8 @@ def _fence() -> Check:
         if platform is not None:
             platform.close()
     host = survey("local", paths, root)
-    taken = share(host, root.current() or {})
-    seen = ", ".join(f"{number} of {host.asids[key]} {key}" for key, number in sorted(taken.items())) or "no ASID"
+    may = share(host, taken(root))
+    seen = ", ".join(f"{number} of {host.asids[key]} {key}" for key, number in sorted(may.items())) or "no ASID"
     if foreign:
         return Check("fence", State.POOR, f"{foreign} SEV guests of others live here; a run could take {seen}",
                      "runs are refused without --shared-host")  # fmt: skip

@@ -205,7 +205,7 @@ class Run:
 
     def _limit(self, host: Surveyed, root: Cgroup, group: Cgroup) -> None:
         """The run's own ceiling, so that it cannot take what others need."""
-        for key, number in allowance(host, root.current() or {}).items():
+        for key, number in allowance(host, root).items():
             group.limit(key, number)
             text = f"of {host.asids[key]} {key} ASIDs the run may take {number}; the others are left to the host"
             self.recorder.note("progress", text)

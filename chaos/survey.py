@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,20 +124,32 @@ def require(host: Surveyed, paths: Paths, keys: Iterable[str], types: Iterable[i
 def foreign_guests(root: Cgroup, platform: Platform | None) -> int:
     """How many encryption contexts on this host are not ours; all are taken for foreign where nothing tells.
 
-    6.12 shows charges at the root. Before that only the firmware can be asked, which knows launched guests only and
-    not whose they are. Raises `HostLacks` if neither can be asked.
+    The kernel that shows charges at the root has counted everybody. Before that there are two witnesses and each sees
+    a part: the cgroups below the root do not count a VMM in the root itself, and the firmware knows launched guests
+    only, and not whose they are. The larger number stands. Raises `HostLacks` if the firmware cannot be asked.
     """
-    everybody = root.current()
-    if everybody is not None:
-        ours = root.child(OURS)
-        own = (ours.current() or {}) if ours.exists else {}
-        return sum(everybody.values()) - sum(own.values())
+    ours = root.child(OURS)
+    own = (ours.current() or {}) if ours.exists else {}
+    charged = sum(taken(root).values()) - sum(own.values())
+    if root.current() is not None:
+        return charged
     if platform is None:
         raise HostLacks("nobody can say whether other SEV guests run here", remedy="make /dev/sev readable")
     try:
-        return int(platform.status().guest_count)
+        return max(charged, int(platform.status().guest_count))
     except KernelError as error:
         raise HostLacks(f"the firmware does not say how many guests it has: {error}", remedy="see dmesg") from error
+
+
+def taken(root: Cgroup) -> dict[str, int]:
+    """How many ASIDs of each key are charged on this host, as far as cgroups say."""
+    everybody = root.current()
+    if everybody is not None:
+        return everybody
+    total: Counter[str] = Counter()
+    for group in root.children():
+        total.update(group.current() or {})
+    return dict(total)
 
 
 def refuse_others(root: Cgroup, platform: Platform | None) -> None:
@@ -149,9 +162,9 @@ def refuse_others(root: Cgroup, platform: Platform | None) -> None:
         )
 
 
-def allowance(host: Surveyed, used: Mapping[str, int]) -> dict[str, int]:
+def allowance(host: Surveyed, root: Cgroup) -> dict[str, int]:
     """How many ASIDs of each key a run may take; nothing is withheld in the lab, where nobody else is."""
-    return {} if host.is_lab else share(host, used)
+    return {} if host.is_lab else share(host, taken(root))
 
 
 def share(host: Surveyed, used: Mapping[str, int]) -> dict[str, int]:

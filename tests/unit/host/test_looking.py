@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -14,10 +15,11 @@ from chaos import fault
 from chaos.cgroup.group import Cgroup
 from chaos.errors import HostLacks, UsageError
 from chaos.kmsg import KernelLog, Lost, parse, rearm
+from chaos.kvm.sev import Platform
 from chaos.poll import Loop, TimedOut
 from chaos.schedule import holds
 from chaos.schedule.holds import Sleeper
-from chaos.survey import Paths, Surveyed, allowance, foreign_guests, full_version, survey
+from chaos.survey import Paths, Surveyed, allowance, foreign_guests, full_version, survey, taken
 from faults.vmm import Kill
 
 # Texts of a move that waited for a running vCPU, as both kernels of the lab show them.
@@ -231,24 +233,61 @@ def test_full_versions(release: str, version: str, full: str) -> None:
 LOCAL = Surveyed(name="local", release="", kernel="", asids={"sev": 410, "sev_es": 99, "odd": 2})
 
 
-def test_a_real_host_keeps_a_reserve() -> None:
-    assert allowance(LOCAL, {"sev": 10}) == {"sev": 300, "sev_es": 74, "odd": 2}
-    assert allowance(LOCAL, {"sev": 409, "odd": 2})["sev"] == 1
-    assert allowance(LOCAL, {"odd": 2})["odd"] == 0
+def charged(path: Path, current: str) -> Cgroup:
+    path.mkdir(exist_ok=True)
+    (path / "misc.current").write_text(current)
+    return Cgroup.at(path)
 
 
-def test_nothing_is_withheld_in_the_lab() -> None:
+@pytest.mark.parametrize(
+    ("current", "allowed"),
+    [
+        ("sev 10\n", {"sev": 300, "sev_es": 74, "odd": 2}),
+        ("sev 409\nodd 2\n", {"sev": 1, "sev_es": 74, "odd": 0}),
+    ],
+)
+def test_a_real_host_keeps_a_reserve(tmp_path: Path, current: str, allowed: dict[str, int]) -> None:
+    assert allowance(LOCAL, charged(tmp_path, current)) == allowed
+
+
+def test_where_the_root_tells_no_charge_those_below_it_are_added_up(tmp_path: Path) -> None:
+    """The root has no misc.current before 6.12."""
+    charged(tmp_path / "machine.slice", "sev 8\nsev_es 1\n")
+    charged(tmp_path / "system.slice", "sev 2\nsev_es 0\n")
+    (tmp_path / "init.scope").mkdir()  # without the controller
+    assert taken(Cgroup.at(tmp_path)) == {"sev": 10, "sev_es": 1}
+    assert allowance(LOCAL, Cgroup.at(tmp_path))["sev"] == 300
+
+
+def test_nothing_is_withheld_in_the_lab(tmp_path: Path) -> None:
     lab = Surveyed(name="lab", release="", kernel="", asids={"sev": 8})
-    assert allowance(lab, {}) == {}
+    assert allowance(lab, charged(tmp_path, "sev 0\n")) == {}
 
 
 def test_our_own_guests_are_not_foreign(tmp_path: Path) -> None:
-    (tmp_path / "misc.current").write_text("sev 5\nsev_es 2\n")
-    root = Cgroup.at(tmp_path)
+    root = charged(tmp_path, "sev 5\nsev_es 2\n")
     assert foreign_guests(root, None) == 7
-    (tmp_path / "sevchaos").mkdir()
-    (tmp_path / "sevchaos" / "misc.current").write_text("sev 5\nsev_es 0\n")
+    charged(tmp_path / "sevchaos", "sev 5\nsev_es 0\n")
     assert foreign_guests(root, None) == 2
+
+
+class Firmware:
+    """A platform that says how many guests it has."""
+
+    def __init__(self, guests: int) -> None:
+        self.guest_count = guests
+
+    def status(self) -> Firmware:
+        return self
+
+
+@pytest.mark.parametrize(("launched", "foreign"), [(0, 3), (2, 3), (4, 4)])
+def test_before_the_root_tells_the_witness_who_saw_more_is_believed(
+    tmp_path: Path, launched: int, foreign: int
+) -> None:
+    charged(tmp_path / "machine.slice", "sev 3\n")
+    charged(tmp_path / "sevchaos", "sev 5\n")
+    assert foreign_guests(Cgroup.at(tmp_path), cast("Platform", Firmware(launched))) == foreign
 
 
 def test_a_host_that_nobody_can_ask_is_refused(tmp_path: Path) -> None:
