@@ -6,7 +6,7 @@ Tests compute the numbers again from the sizes of the structures, so that a slip
 
 from __future__ import annotations
 
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 
 
 class Ioctl(IntEnum):
@@ -63,11 +63,19 @@ class Ioctl(IntEnum):
 
 
 class Cap(IntEnum):
+    SYNC_REGS = 74
     VCPU_ATTRIBUTES = 127
     COPY_ENC_CONTEXT_FROM = 197
     MOVE_ENC_CONTEXT_FROM = 206  # answers 1 on every x86 KVM: proves nothing about SEV
     XSAVE2 = 208
     VM_TYPES = 235
+
+
+class Sync(IntFlag):
+    """What KVM_RUN leaves copies of in kvm_run. KVM_CAP_SYNC_REGS of a VM says which it may."""
+
+    REGS = 1
+    SREGS = 2
 
 
 class VmType(IntEnum):

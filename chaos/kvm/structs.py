@@ -170,8 +170,16 @@ class RunIo(ctypes.Structure):
     ]
 
 
+class Exit(ctypes.Union):
+    """What belongs to the exit's reason: of all its members the one we read."""
+
+    _fields_ = [("io", RunIo), ("padding", c_uint8 * 256)]
+
+
 class Run(ctypes.Structure):
-    """The head of kvm_run, and of the union after it the one member we read."""
+    """kvm_run. `valid_regs` asks KVM_RUN for copies of registers: it writes them whenever it ends."""
+
+    _anonymous_ = ("exit",)
 
     _fields_ = [
         ("request_interrupt_window", c_uint8),
@@ -183,7 +191,11 @@ class Run(ctypes.Structure):
         ("flags", c_uint16),
         ("cr8", c_uint64),
         ("apic_base", c_uint64),
-        ("io", RunIo),
+        ("exit", Exit),
+        ("valid_regs", c_uint64),
+        ("dirty_regs", c_uint64),
+        ("regs", Regs),
+        ("sregs", Sregs),
     ]
 
 
@@ -277,7 +289,7 @@ SIZES: dict[type[ctypes.Structure], int] = {
     CpuidEntry: 40,
     Cpuid: 8 + 40 * CPUID_ENTRIES,
     RunIo: 16,
-    Run: 48,
+    Run: 760,
     SevCmd: 24,
     SevInit: 48,
     LaunchStart: 40,

@@ -7,7 +7,7 @@ import ctypes
 
 from chaos.kvm.call import ioctl
 from chaos.kvm.fd import Mapping, OwnedFd
-from chaos.kvm.numbers import Cap, Ioctl
+from chaos.kvm.numbers import Cap, Ioctl, Sync
 from chaos.kvm.structs import EnableCap, EncRegion, MemoryRegion
 from chaos.kvm.vcpu import Vcpu
 
@@ -35,10 +35,13 @@ class Vm:
         """Raises `KernelError`, or OSError if its page cannot be mapped."""
         fd = OwnedFd(ioctl(self.fd.number, Ioctl.KVM_CREATE_VCPU, number))
         try:
-            return Vcpu(fd, Mapping(fd.number, self._vcpu_area))
+            vcpu = Vcpu(fd, Mapping(fd.number, self._vcpu_area))
         except OSError:
             fd.close()
             raise
+        # None of a VM whose registers are encrypted: there KVM_RUN refuses to.
+        vcpu.shared.valid_regs = self.check_extension(Cap.SYNC_REGS) & (Sync.REGS | Sync.SREGS)
+        return vcpu
 
     def stats_fd(self) -> OwnedFd:
         """A descriptor to read KVM's statistics of the VM from."""

@@ -100,11 +100,13 @@ class Driver:
         self._running, self._seen, self._ended = None, left.seen, left.reason
 
     def astray(self) -> bool:
-        """Whether a vCPU that is out of the guest has left its program. False where its registers are not told."""
-        try:
-            return not guest.at_home(self._vcpu.regs().rip, self._vcpu.sregs().cs.base)
-        except KernelError:
-            return False
+        """Whether a vCPU that is out of the guest has left its program. False where its registers are not told.
+
+        Read from what KVM_RUN left behind and not asked of the vCPU, which a waiting move may have locked by now.
+        """
+        left = self._vcpu.shared
+        told = left.regs.rflags != 0  # one of its bits is always set
+        return told and not guest.at_home(left.regs.rip, left.sregs.cs.base)
 
     def ticks(self) -> int:
         """The counter in the registers of a vCPU that is out of the guest."""

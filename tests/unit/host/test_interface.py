@@ -84,6 +84,8 @@ def test_numbers_whose_size_is_not_their_structures() -> None:
         (structs.EnableCap, "args", 8),
         (structs.Run, "exit_reason", 8),
         (structs.Run, "io", 32),
+        (structs.Run, "valid_regs", 288),
+        (structs.Run, "regs", 304),
         (structs.Msrs, "entries", 8),
         (structs.MsrEntry, "data", 8),
         (structs.MsrList, "indices", 4),

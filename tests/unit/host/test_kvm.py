@@ -166,9 +166,12 @@ def test_a_vcpu_that_has_left_the_program_is_told_when_it_is_paused(make: Make) 
     machine.runnable.resume(0)
     counted(machine, 100)
     assert machine.pause()["astray"] == []
+    elsewhere = guest.CODE + len(guest.TEXT)
+    machine.memory.write(elsewhere, b"\xeb\xfe")  # jmp to itself
     registers = machine.vcpus[1].regs()
-    registers.rip = 0x3000
+    registers.rip = elsewhere
     machine.vcpus[1].set_regs(registers)
+    machine.runnable.resume(0)
     assert machine.pause()["astray"] == [1]
 
 
