@@ -105,8 +105,9 @@ class Driver:
         Read from what KVM_RUN left behind and not asked of the vCPU, which a waiting move may have locked by now.
         """
         left = self._vcpu.shared
-        told = left.regs.rflags != 0  # one of its bits is always set
-        return told and not guest.at_home(left.regs.rip, left.sregs.cs.base)
+        code = left.sregs.cs
+        told = code.present != 0  # not before the first stay, and not where registers are encrypted
+        return told and not guest.at_home(left.regs.rip, code.base)
 
     def ticks(self) -> int:
         """The counter in the registers of a vCPU that is out of the guest."""
