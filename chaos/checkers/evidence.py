@@ -16,30 +16,13 @@ from functools import cached_property
 from chaos.contexts import Contexts
 from chaos.during import During
 from chaos.history import Asked, Counted, Done, Exited, Handover, History, Invoke, Observation, Record, Stormed
-from chaos.ledger import Entry, Ledger, replay
+from chaos.ledger import WATCHED, Entry, Ledger, replay
 from chaos.verdict import Outcome, Verdict
 from chaos.world import argument, levels
 
 # Operations that are ioctls on a file descriptor of their VM. `run` is none: it lets threads into KVM_RUN and
 # answers before they come out. `close`, and being the source of a move, are no ioctl on the VM.
-IOCTLS = frozenset(
-    {
-        "init",
-        "create_vcpu",
-        "command",
-        "register_region",
-        "unregister_region",
-        "launch_start",
-        "launch_update_data",
-        "launch_update_vmsa",
-        "launch_measure",
-        "launch_finish",
-        "guest_status",
-        "get_state",
-        "set_state",
-        "move",
-    }
-)
+IOCTLS = WATCHED | {"get_state", "set_state"}
 
 
 def errname(number: int) -> str:

@@ -7,34 +7,18 @@ import errno
 import fcntl
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from chaos.fleet import Fleet
-from chaos.poll import Loop
-from chaos.recorder import Recorder
 from chaos.vmm import harm
 from chaos.vmm.messages import Eat, EndThread, Exit, Handled
-from chaos.vmm.server import ForkServer
 from faults.vmm import state
-from tests.unit.host.test_processes import Group
+from tests.unit.host.conftest import nowhere
 
 SECONDS = 20.0
-
-
-@pytest.fixture
-def fleet() -> Iterator[Fleet]:
-    server = ForkServer()
-    made = Fleet(server, Loop(), Recorder(os.open(os.devnull, os.O_WRONLY)))
-    yield made
-    made.close()
-    server.close()
-
-
-def group() -> Group:
-    return Group()
 
 
 def test_a_lost_descriptor_answers_as_a_closed_one_and_keeps_its_number() -> None:
@@ -55,7 +39,7 @@ def test_a_lost_descriptor_answers_as_a_closed_one_and_keeps_its_number() -> Non
 
 
 def test_an_agent_goes_on_without_its_first_thread_and_ends_in_good_order(fleet: Fleet) -> None:
-    vmm = fleet.spawn("source", group())  # type: ignore[arg-type]
+    vmm = fleet.spawn("source", nowhere())
     fleet.ask(vmm, EndThread())
     fleet.loop.wait(lambda: state(vmm.pid, vmm.pid) == "Z", SECONDS, "the first thread to end", look=0.01)
     assert fleet.ask(vmm, Eat(mebibytes=1)).errno == 0
@@ -64,14 +48,14 @@ def test_an_agent_goes_on_without_its_first_thread_and_ends_in_good_order(fleet:
 
 
 def test_an_agent_without_its_first_thread_can_be_killed(fleet: Fleet) -> None:
-    vmm = fleet.spawn("source", group())  # type: ignore[arg-type]
+    vmm = fleet.spawn("source", nowhere())
     fleet.ask(vmm, EndThread())
     signal.pidfd_send_signal(vmm.pidfd, signal.SIGKILL)
     assert vmm.wait_end(SECONDS) and vmm.status == -signal.SIGKILL
 
 
 def test_every_signal_of_a_storm_is_counted_once(fleet: Fleet) -> None:
-    vmm = fleet.spawn("source", group())  # type: ignore[arg-type]
+    vmm = fleet.spawn("source", nowhere())
     assert fleet.ask(vmm, Handled()).value == {"handled": 0}
     for _ in range(100):
         os.kill(vmm.pid, harm.STORM_SIGNAL)

@@ -34,6 +34,7 @@ from chaos.stage import Stage
 from chaos.steps import Migrate, Phase
 from chaos.vmm.messages import Sample
 from chaos.vmm.server import ForkServer
+from tests.unit.host.conftest import Nowhere
 
 needs = pytest.mark.skipif(
     os.geteuid() != 0 or not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="needs root and KVM"
@@ -42,13 +43,6 @@ SECONDS = 20.0
 VCPUS = 2
 UP_TO_THE_MOVE: tuple[Phase, ...] = ("connect", "pause", "send-state", "send-fd", "move")
 AFTER_IT: tuple[Phase, ...] = ("load-state", "resume", "commit")
-
-
-class Group:
-    """Stands in for a cgroup."""
-
-    def open_procs(self) -> int:
-        return os.open(os.devnull, os.O_WRONLY)
 
 
 class House:
@@ -61,7 +55,7 @@ class House:
         stack.callback(os.close, fd)
         server = ForkServer()
         stack.callback(server.close)
-        groups: Any = {"a": Group(), "b": Group()}
+        groups: Any = {"a": Nowhere(), "b": Nowhere()}
         fleet = Fleet(server, Loop(), Recorder(fd))
         self.stage = Stage(_experiment(), fleet, executes_es=False, groups=groups)
         stack.callback(self.stage.clear)

@@ -5,41 +5,17 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
 
 import pytest
 
-from chaos.cgroup.group import Cgroup
 from chaos.errors import CleanupFailed, UsageError
 from chaos.fleet import Fleet, StepFailed
 from chaos.netns import link
 from chaos.netns.space import Namespace
 from chaos.network import Network, between
-from chaos.poll import Loop
-from chaos.recorder import Recorder
-from chaos.vmm.server import ForkServer
+from tests.unit.host.conftest import nowhere
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="making network namespaces needs root")
-
-
-class Group:
-    """Stands in for a cgroup."""
-
-    def open_procs(self) -> int:
-        return os.open(os.devnull, os.O_WRONLY)
-
-
-def cgroup() -> Cgroup:
-    return Group()  # type: ignore[return-value]
-
-
-@pytest.fixture
-def fleet() -> Iterator[Fleet]:
-    server = ForkServer()
-    made = Fleet(server, Loop(), Recorder(os.open(os.devnull, os.O_WRONLY)))
-    yield made
-    made.close()
-    server.close()
 
 
 def test_a_link_for_each_two_that_migrate_whoever_is_named_first() -> None:
@@ -63,7 +39,7 @@ def test_more_links_than_addresses() -> None:
 def test_vmms_live_in_their_namespaces_and_these_go_with_them(fleet: Fleet) -> None:
     laid = Network.lay(between([("old", "new"), ("new", "third")]))
     spaces = {name: laid.space(name) for name in ("old", "new", "third")}
-    vmms = {name: fleet.spawn(name, cgroup(), network=space) for name, space in spaces.items()}
+    vmms = {name: fleet.spawn(name, nowhere(), network=space) for name, space in spaces.items()}
     for name, space in spaces.items():
         assert space is not None and space.residents() == (vmms[name].pid,)
     assert laid.address("old", "new") == "192.0.2.2"
@@ -77,7 +53,7 @@ def test_vmms_live_in_their_namespaces_and_these_go_with_them(fleet: Fleet) -> N
 @needs_root
 def test_a_namespace_that_stays_is_told_with_who_keeps_it(fleet: Fleet) -> None:
     laid = Network.lay([("new", "old")])
-    vmm = fleet.spawn("old", cgroup(), network=laid.space("old"))
+    vmm = fleet.spawn("old", nowhere(), network=laid.space("old"))
     with pytest.raises(CleanupFailed, match=rf"1 of 2 .* processes {vmm.pid} are still in it"):
         laid.give_up(within=0.2)
 
@@ -88,7 +64,7 @@ def test_a_vmm_whose_namespace_is_none_does_not_start(fleet: Fleet) -> None:
         Namespace(os.open(os.devnull, os.O_RDONLY)) as nothing,
         pytest.raises(StepFailed, match="its network: Invalid"),
     ):
-        fleet.spawn("old", cgroup(), network=nothing)
+        fleet.spawn("old", nowhere(), network=nothing)
 
 
 @needs_root

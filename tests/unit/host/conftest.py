@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VMMs of a run that nobody records."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from chaos.cgroup.group import Cgroup
+from chaos.fleet import Fleet
+from chaos.poll import Loop
+from chaos.recorder import Recorder
+from chaos.vmm.server import ForkServer
+
+
+class Nowhere:
+    """Stands in for a cgroup: who enters it stays where it is."""
+
+    def open_procs(self) -> int:
+        return os.open(os.devnull, os.O_WRONLY)
+
+
+def nowhere() -> Cgroup:
+    return Nowhere()  # type: ignore[return-value]
+
+
+@pytest.fixture
+def fleet() -> Iterator[Fleet]:
+    server = ForkServer()
+    made = Fleet(server, Loop(), Recorder(os.open(os.devnull, os.O_WRONLY)))
+    yield made
+    made.close()
+    server.close()
