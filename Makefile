@@ -34,7 +34,7 @@ bench: setup
 	$(bin)/python bench/lab_start.py
 	$(bin)/sevchaos lab run --copy bench/psp_round_trip.py -- python3 psp_round_trip.py
 	$(bin)/python bench/moves.py
-	$(bin)/python bench/firmware_holds.py
+	$(bin)/python bench/holds.py
 	$(bin)/python bench/storm_moves.py --moves 100
 	$(bin)/sevchaos run move-four-vcpus --repeat 200 --accept-known --quiet --runs runs/downtime > /dev/null
 	$(bin)/python bench/downtime.py runs/downtime
