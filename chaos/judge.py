@@ -10,6 +10,7 @@ promise does not need the rest of the run.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import msgspec
@@ -67,14 +68,19 @@ def shortcomings(experiment: Experiment, history: History) -> Iterator[str]:
     if history.header is not None and history.header.experiment != experiment.name:
         yield f"the history is of another experiment, {history.header.experiment}"
     evidence = [r for r in history.records if isinstance(r, Fault) and r.event == "evidence" and r.struck]
-    struck = {(fault.step, fault.fault, fault.target) for fault in evidence}
-    reached = {(r.step, r.hold) for r in history.records if isinstance(r, Held) and r.reached}
+    # As often as there are such steps: those inside a migration all have its number.
+    struck = Counter((fault.step, fault.fault, fault.target) for fault in evidence)
+    reached = Counter((r.step, r.hold) for r in history.records if isinstance(r, Held) and r.reached)
     for number, step in walk(experiment.script):
-        if isinstance(step, Strike) and (number, step.fault, step.target) not in struck:
-            what = step.target or "the host"
-            yield f"the run is void: nothing shows that the fault {step.fault!r} of step {number} struck {what}"
-        elif isinstance(step, Hold) and (number, step.at) not in reached:
-            yield f"the run is void: the hold {step.at!r} of step {number} was not reached"
+        if isinstance(step, Strike):
+            struck[number, step.fault, step.target] -= 1
+            if struck[number, step.fault, step.target] < 0:
+                what = step.target or "the host"
+                yield f"the run is void: nothing shows that the fault {step.fault!r} of step {number} struck {what}"
+        elif isinstance(step, Hold):
+            reached[number, step.at] -= 1
+            if reached[number, step.at] < 0:
+                yield f"the run is void: the hold {step.at!r} of step {number} was not reached"
 
 
 def _judge(experiment: Experiment, history: History, promise: str, void: Sequence[str], skip: str) -> Verdict:

@@ -270,9 +270,12 @@ class Evidence:
 
     def lost(self, operation: Invoke) -> bool:
         """Whether the VM that it is on had lost its descriptor by then: EBADF says nothing of the VM."""
-        vm = argument(operation, "vm")
-        lost = (i for i, _ in self.operations if i.f == "lose_fd" and i.args.get("fd") == "vm")
-        return any(argument(invoke, "vm") == vm and invoke.seq < operation.seq for invoke in lost)
+        return "vm" in self.lost_fds(argument(operation, "vm"), operation.seq)
+
+    def lost_fds(self, vm: str, before: int) -> frozenset[str]:
+        """The descriptors of the VM that were closed behind its VMM's back before that record: "vm", "vcpu 0"."""
+        lost = (i for i, _ in self.operations if i.f == "lose_fd" and i.seq < before)
+        return frozenset(argument(invoke, "fd") for invoke in lost if argument(invoke, "vm") == vm)
 
     def agent(self, vm: str) -> str:
         """The process that created the VM, "" if none did."""
@@ -328,3 +331,12 @@ class Evidence:
         """Under which key the VM's context is charged, "" if it never had one."""
         inits = ((invoke, done) for owner in self.lineage(vm) for invoke, done in self.done(owner, "init"))
         return next((argument(invoke, "key") for invoke, done in inits if done.outcome == "ok"), "")
+
+    def kind(self, invoke: Invoke) -> str:
+        """The operation, for a signature. What happens to mirrors, and in moves of SEV-ES guests, is of its own kind,
+        and no finding about it may excuse the same of other VMs."""
+        worlds = self.ledger.during.get(invoke.op, frozenset())
+        if worlds and all(world.mirror(argument(invoke, "vm")) for world in worlds):
+            return f"{invoke.f}-of-mirror"
+        es = invoke.f == "move" and self.key(argument(invoke, "source")) == "sev_es"
+        return "move-of-sev_es" if es else invoke.f

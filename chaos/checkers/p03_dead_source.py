@@ -109,6 +109,9 @@ def _worthless(experiment: Experiment, evidence: Evidence, asked: Asked, closed:
         return f"{asked.vm} was asked in {asked.agent}, which did not create it: EIO means nothing there"
     if any(answer.control == EIO for answer in asked.answers):
         return f"the live VM beside {asked.vm} answered EIO as well, so its EIO means nothing"
+    gone = closed - evidence.lost_fds(asked.vm, asked.seq)
+    if gone:
+        return f"{', '.join(sorted(gone))} of {asked.vm} answered EBADF only, and nothing says that it was closed"
     vcpus = experiment.vms[asked.vm].vcpus if asked.vm in experiment.vms else 0
     missing = {"vm", *(f"vcpu {number}" for number in range(vcpus))} - {answer.fd for answer in asked.answers} - closed
     return f"of {asked.vm} only some descriptors were asked, not {', '.join(sorted(missing))}" if missing else ""

@@ -249,7 +249,8 @@ def _compared(promise: str, last: Counted, first: Counted, move: Move) -> Verdic
             seen=first.ended,
         )
     told = f"{last.ticks} ticks at {last.vm} before, {first.ticks} at {first.vm} after"
-    for number, (was, now) in enumerate(zip(last.each or (last.ticks,), first.each or (first.ticks,), strict=False)):
+    then, since = last.each or (last.ticks,), first.each or (first.ticks,)
+    for number, (was, now) in enumerate(zip(then, since, strict=False)):
         if now <= was:
             return deviated(
                 promise,
@@ -259,4 +260,7 @@ def _compared(promise: str, last: Counted, first: Counted, move: Move) -> Verdic
                 expected=f"more than {was} ticks",
                 seen=f"{now} ticks",
             )
+    if len(since) < len(then):
+        text = f"whether the guest itself goes on: of {len(then)} vCPUs that counted before, {len(since)} did after"
+        return unknown(promise, text, records)
     return held(promise, f"the guest itself went on: {told}", records)

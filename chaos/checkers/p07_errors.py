@@ -28,7 +28,8 @@ def check(experiment: Experiment, history: History) -> Verdict:
     contract = Contract(evidence)
     if contract.gap:
         return unknown(PROMISE, contract.gap)
-    silent = any(isinstance(record, Kernel) and TIMED_OUT in record.text for record in history.records)
+    given_up = (r.t for r in history.records if isinstance(r, Kernel) and TIMED_OUT in r.text)
+    silent = next(given_up, None)
     judged = [each for each in contract.judged() if not _is_left_to_p5(evidence, each)]
     wrong = [each for each in judged if not _as_allowed(each, silent=silent) or (each.gap and each.answer.errno)]
     parts = [_judged(evidence, each) for each in wrong]
@@ -42,9 +43,11 @@ def check(experiment: Experiment, history: History) -> Verdict:
     return combine(PROMISE, parts)
 
 
-def _as_allowed(each: Judged, *, silent: bool) -> bool:
-    """A firmware that no longer answers makes EBUSY and ETIMEDOUT the answer of whatever asks it."""
-    unheard = silent and each.invoke.f not in _ASKS_NO_FIRMWARE and each.answer.errno in (EBUSY, ETIMEDOUT)
+def _as_allowed(each: Judged, *, silent: int | None) -> bool:
+    """A firmware that the kernel has given up, at the time `silent`, makes EBUSY and ETIMEDOUT the answer of whatever
+    asks it from then on."""
+    late = silent is not None and each.done.t >= silent
+    unheard = late and each.invoke.f not in _ASKS_NO_FIRMWARE and each.answer.errno in (EBUSY, ETIMEDOUT)
     return each.fits or unheard
 
 
@@ -58,7 +61,7 @@ def _judged(evidence: Evidence, each: Judged) -> Verdict:
     records = (each.invoke, each.done)
     if each.gap:
         return unknown(PROMISE, f"{_named(each)} answered {errname(each.answer.errno)}: {each.gap}", records)
-    kind = _kind(evidence, each)
+    kind = evidence.kind(each.invoke)
     seen, due = _said(each.answer), sorted({_said(answer) for answer in each.allowed})
     return deviated(
         PROMISE,
@@ -78,16 +81,6 @@ def _though(evidence: Evidence, each: Judged) -> str:
     payers = sorted({world.home(each.invoke.agent) or "" for world in worlds})
     key = argument(each.invoke, "key") or evidence.key(argument(each.invoke, "source"))
     return f", and cgroup {' or '.join(map(repr, payers))} had room for a charge of {key}"
-
-
-def _kind(evidence: Evidence, each: Judged) -> str:
-    """The operation, for a signature. Mirrors, and moves of SEV-ES guests, have refusals of their own kind, and no
-    finding about them may excuse those of other VMs."""
-    worlds = evidence.ledger.during.get(each.invoke.op, frozenset())
-    if all(world.mirror(argument(each.invoke, "vm")) for world in worlds):
-        return f"{each.invoke.f}-of-mirror"
-    es = each.invoke.f == "move" and evidence.key(argument(each.invoke, "source")) == "sev_es"
-    return "move-of-sev_es" if es else each.invoke.f
 
 
 def _said(answer: Answer) -> str:

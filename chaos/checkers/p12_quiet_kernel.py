@@ -11,11 +11,12 @@ those levels and no others.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
-from chaos.checkers.evidence import combine, deviated, held, unknown
-from chaos.during import During, named
+from chaos.checkers.evidence import Evidence, combine, deviated, held, unknown
+from chaos.during import named
 from chaos.experiment import Experiment
-from chaos.history import Console, History, Kernel, Note
+from chaos.history import Console, History, Invoke, Kernel, Note
 from chaos.verdict import Verdict
 
 PROMISE = "P12"
@@ -72,19 +73,19 @@ PATTERNS: tuple[tuple[str, re.Pattern[str], str], ...] = (
 def check(experiment: Experiment, history: History) -> Verdict:
     lost = [r for r in history.records if isinstance(r, Note) and r.topic == "witness" and LOG_WITNESS.search(r.text)]
     lines = [record for record in history.records if isinstance(record, Kernel | Console)]
-    during = During(history)
+    evidence = Evidence(history)
     parts = [unknown(PROMISE, f"a witness was lost: {note.text}", (note,)) for note in lost]
     for line in lines:
         name = report(line)
         if name:
-            under_way = during.at(line.t)
+            under_way = evidence.during.at(line.t)
             when = f" (during {', '.join(map(named, under_way))})" if under_way else ""
             parts.append(
                 deviated(
                     PROMISE,
                     f"the kernel said: {line.text}{when}",
                     (line, *under_way),
-                    signature=name,
+                    signature=_signature(evidence, name, under_way),
                     expected="a quiet kernel",
                     seen=line.text,
                 )
@@ -92,6 +93,13 @@ def check(experiment: Experiment, history: History) -> Verdict:
     if not parts:
         parts = [held(PROMISE, f"{len(lines)} lines in the kernel's log, none of them a report of a defect", lines)]
     return combine(PROMISE, parts)
+
+
+def _signature(evidence: Evidence, name: str, under_way: Sequence[Invoke]) -> str:
+    """A warning comes out of the very call that met its condition, and the same one may be given for many reasons: a
+    counter below zero, for one. So it is of another kind in another operation. The other reports may come late."""
+    kinds = sorted({evidence.kind(invoke) for invoke in under_way})
+    return f"{name}-in-{'-and-'.join(kinds)}" if kinds and name.startswith("warn:") else name
 
 
 def report(line: Kernel | Console) -> str:

@@ -60,7 +60,7 @@ def test_a_charge_that_is_left_out(found: Verdicts) -> None:
     assert balance["expected"] == ". sev 1; destination sev 1; . sev 0; destination sev 0"
     assert balance["seen"] == ". sev 0; destination sev 0; . sev -1; destination sev -1"
     assert "cgroup 'destination' read sev 0 where 1 was due" in balance["reason"]
-    assert found["planted-charge-left-out"]["P12"]["signature"] == "warn:misc_cg_uncharge"
+    assert found["planted-charge-left-out"]["P12"]["signature"] == "warn:misc_cg_uncharge-in-close", "no finding's"
 
 
 def test_a_refusal_where_there_is_room(found: Verdicts) -> None:

@@ -12,8 +12,9 @@ from chaos import findings
 from chaos.checkers import CHECKERS
 from chaos.errors import ExitCode, InternalError
 from chaos.findings import matching, parse, series
-from chaos.history import Asked, End, Fault, Header, Held, History, Kernel, Note, Observation, Record
-from chaos.judge import judge
+from chaos.history import Asked, End, Fault, Header, Held, History, Invoke, Kernel, Note, Observation, Record
+from chaos.judge import judge, shortcomings
+from chaos.steps import Migrate, Strike
 from chaos.verdict import Outcome, RunVerdict, Verdict, exit_code
 from tests.unit.core.build import ALL, Builder, changed, destination_killed, moved, shipped, source_killed
 
@@ -145,6 +146,18 @@ def test_a_fault_that_did_not_strike_makes_the_run_void() -> None:
     assert verdict.exit_code is ExitCode.UNKNOWN
 
 
+def test_each_fault_of_a_step_has_to_strike() -> None:
+    """Those inside a migration all have its number."""
+    storms = Strike(fault="storm", target="source"), Strike(fault="storm", target="source")
+    migrate = Migrate(source="old", destination="new", before={"pause": storms[:1], "move": storms[1:]})
+    experiment = msgspec.structs.replace(shipped("move-across-cgroups"), script=(migrate,))
+    for strikes, lacking in ((2, 0), (1, 1), (0, 2)):
+        b = Builder("move-across-cgroups")
+        for _ in range(strikes):
+            b.add(Fault(t=b.tick(), fault="storm", event="evidence", step=0, target="source", struck=True))
+        assert len(list(shortcomings(experiment, b.end()))) == lacking
+
+
 def test_a_fault_without_evidence_makes_the_run_void() -> None:
     def change(record: Record) -> Record | None:
         return None if isinstance(record, Fault) and record.event == "evidence" else record
@@ -224,7 +237,8 @@ def test_a_finding_may_show_in_several_promises() -> None:
 
     records = list(changed(ALL["move-across-cgroups-es"](), change).records)
     warning = "WARNING: CPU: 0 PID: 190 at kernel/cgroup/misc.c:119 misc_cg_uncharge+0x84/0x90"
-    records.insert(-1, Kernel(seq=len(records) - 1, t=records[-1].t, level=4, text=warning))
+    move = next(record for record in records if isinstance(record, Invoke) and record.f == "move")
+    records.insert(-1, Kernel(seq=len(records) - 1, t=move.t, level=4, text=warning))
     records[-1] = msgspec.structs.replace(records[-1], seq=len(records) - 1)
     history = History(tuple(records))
     verdict = judge(shipped("move-across-cgroups-es"), history, known=KNOWN)

@@ -20,7 +20,9 @@ def answers(b: Builder, *, vm: int, vcpu: int) -> Asked:
     return b.add(Asked(t=b.tick(), agent="source", vm="old", step=-1, answers=told))
 
 
-def lost(*, vcpu: int, vm: int = EBADF, charges: dict[str, int] | None = None, error: int = 0) -> History:
+def lost(
+    *, vcpu: int, vm: int = EBADF, charges: dict[str, int] | None = None, error: int = 0, fd: str = "vm"
+) -> History:
     """The source loses its VM's descriptor after it has sent it, and the move goes on."""
     b = Builder()
     b.begin()
@@ -28,7 +30,7 @@ def lost(*, vcpu: int, vm: int = EBADF, charges: dict[str, int] | None = None, e
     b.launch("new", "destination")
     b.observe("before", {"source": 1})
     b.do("send_fd", "source", vm="old", to="destination")
-    b.do("lose_fd", "source", vm="old", fd="vm")
+    b.do("lose_fd", "source", vm="old", fd=fd)
     b.status("old", "source", error=EBADF)
     b.observe("lost", charges or {"source": 1})
     b.move("old", "new", "destination", error=error)
@@ -46,6 +48,11 @@ def test_what_is_left_of_the_source_must_be_dead() -> None:
     assert verdict_of("P3", lost(vcpu=0)).signature == "source-after-move:answered"
     verdict = verdict_of("P3", lost(vcpu=EBADF))
     assert verdict.outcome is UNKNOWN and "was asked nothing" in verdict.reason
+
+
+def test_a_descriptor_that_nobody_closed_was_not_asked() -> None:
+    verdict = verdict_of("P3", lost(vcpu=EIO, fd="vcpu 0"))
+    assert verdict.outcome is UNKNOWN and "vm of old answered EBADF only" in verdict.reason
 
 
 def test_only_a_descriptor_that_answers_ebadf_to_everything_is_closed() -> None:

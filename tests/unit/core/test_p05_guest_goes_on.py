@@ -74,6 +74,14 @@ def test_p5_the_context_is_asked_for_all_the_same() -> None:
     assert verdict.signature == "guest_status-after-move:EBADF+part-unknown"
 
 
+def test_p5_a_vcpu_that_is_not_there_any_more_was_not_seen_to_go_on() -> None:
+    four = replaced(Counted, {"vm": "old"}, each=(100, 100, 100, 100))
+    for each, outcome in (((203,) * 4, Outcome.HELD), ((203,) * 2, Outcome.UNKNOWN), ((99,) * 2, Outcome.DEVIATED)):
+        fewer = replaced(Counted, {"vm": "new"}, each=each)
+        verdict = check("P5", MOVE, lambda record, fewer=fewer: fewer(four(record)))  # type: ignore[misc]
+        assert verdict.outcome is outcome, verdict.reason
+
+
 @pytest.mark.parametrize("ticks", [100, 99])
 def test_p5_a_guest_that_stopped(ticks: int) -> None:
     verdict = check("P5", MOVE, replaced(Counted, {"vm": "new"}, ticks=ticks))

@@ -15,13 +15,18 @@ from tests.unit.core.build import Builder, changed, moved
 from tests.unit.core.doctored import HELD, UNKNOWN, begun, see, verdict_of
 
 
-def limited(*, error: int = EBUSY, counted: int = 1, above: int = 1, again: bool = True) -> History:
+def limited(
+    *, error: int = EBUSY, counted: int = 1, above: int = 1, again: bool = True, killed: bool = False
+) -> History:
+    """A move into a full cgroup, and perhaps an INIT there that was killed: nobody can say what came of that."""
     b = begun()
     b.launch("old", "source", "sev")
     b.launch("new", "destination")
     b.do("send_fd", "source", vm="old", to="destination")
     see(b, "before", {"source": 1}, limits={"destination": 0})
     b.move("old", "new", "destination", error=error)
+    if killed:
+        b.done(b.invoke("init", "destination", vm="other", key="sev"), "info")
     if again:
         where = "source" if error else "destination"
         events = {"destination": counted, ".": above}
@@ -37,6 +42,13 @@ def test_p10() -> None:
     assert verdict_of("P10", limited(above=3)).signature == "event-unexplained:sev"
     verdict = verdict_of("P10", limited(error=0, counted=0, above=0))
     assert verdict.signature == "over-limit:move:sev"
+
+
+def test_p10_an_operation_that_was_killed_excuses_more_events_and_not_fewer() -> None:
+    assert verdict_of("P10", limited(killed=True)).outcome is HELD
+    assert verdict_of("P10", limited(killed=True, counted=0)).signature == "event-missing:sev"
+    verdict = verdict_of("P10", limited(killed=True, counted=2))
+    assert verdict.outcome is UNKNOWN and "nobody can say what was refused meanwhile" in verdict.reason
 
 
 def test_p10_without_its_witness() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from chaos import findings
 from chaos.checkers import CHECKERS
 from chaos.checkers.p12_quiet_kernel import PATTERNS, report
 from chaos.history import Console, Kernel
@@ -79,6 +80,23 @@ def test_p12_every_pattern_is_tested_and_has_its_reason() -> None:
 
 def test_p12_what_is_no_warning_does_not_count() -> None:
     assert report(Kernel(t=0, level=6, text="WARNING: CPU: 1 PID: 402 at a.c:1 b+0x1/0x2")) == ""
+
+
+@pytest.mark.parametrize(("f", "key"), [("move", "sev_es"), ("move", "sev"), ("close", "sev_es")])
+def test_p12_the_warning_of_finding_0002_is_that_of_a_moved_sev_es_context_alone(f: str, key: str) -> None:
+    """A planted defect that leaves a charge of a plain SEV guest out ends in the same line of the kernel's."""
+    b = Builder()
+    b.begin()
+    b.launch("old", "source", key)
+    b.launch("new", "destination")
+    invoke = b.invoke(f, "destination", vm="new", source="old")
+    b.kernel("WARNING: CPU: 0 PID: 190 at kernel/cgroup/misc.c:119 misc_cg_uncharge+0x84/0x90")
+    b.done(invoke)
+    verdict = CHECKERS["P12"](shipped(MOVE), b.end())
+    es = key == "sev_es" and f == "move"
+    assert verdict.signature == f"warn:misc_cg_uncharge-in-{'move-of-sev_es' if es else f}"
+    found = findings.matching(verdict, "6.12.117", findings.load())
+    assert (found.id if found is not None else "") == ("0002" if es else "")
 
 
 def test_p12_a_kernels_last_words_come_from_the_console_and_name_what_was_under_way() -> None:
