@@ -29,12 +29,15 @@ from chaos.world import (
     give_back,
     gone,
     levels,
+    names,
     number,
     settled,
 )
 
 FIRST_CALL = {"init": "KVM_MEMORY_ENCRYPT_OP", "mirror": "KVM_ENABLE_CAP", "create_vcpu": "KVM_CREATE_VCPU"}
 """Of the operations that are several system calls, the one after which they have happened."""
+
+MOST_SOURCES = 16  # of one loop of moves
 
 
 def effect(world: World, invoke: Invoke) -> World | None:
@@ -261,6 +264,28 @@ def _begin_move(world: World, invoke: Invoke) -> World:
     return replace(world, references=references | {Reference(vm, invoke.agent, op=invoke.op) for vm in vms})
 
 
+def _begin_moves(world: World, invoke: Invoke) -> World:
+    """The descriptors are there for as long as the loop lasts."""
+    vms = {vm for vm in (argument(invoke, "vm"), *names(invoke, "sources")) if world.open(vm)}
+    return replace(world, references=world.references | {Reference(vm, invoke.agent, op=invoke.op) for vm in vms})
+
+
+def attempts(invoke: Invoke) -> tuple[Invoke, ...]:
+    """The moves that a loop may make, none of any other operation. Each can succeed once: then its source is dead.
+
+    Those that did are recorded by themselves. So this is what may have happened while nobody knows yet, or for good if
+    the loop was killed. That one which fails may have been charged ahead is left out: nothing reads the counters then.
+    """
+    if invoke.f != "moves":
+        return ()
+    vm, sources = argument(invoke, "vm"), sorted({*names(invoke, "sources")} - {argument(invoke, "vm")})
+    first = -(invoke.op * MOST_SOURCES + 1)
+    return tuple(
+        msgspec.structs.replace(invoke, f="attempt", op=first - number, args={"vm": vm, "source": source})
+        for number, source in enumerate(sources)
+    )
+
+
 def _halfway_move(world: World, invoke: Invoke) -> World | None:
     """The destination's cgroup is charged before the source's is not ("known limits" of the contract). A mirror has
     no charge to take along."""
@@ -336,6 +361,8 @@ EFFECTS: dict[str, Callable[[World, Invoke], World | None]] = {
     "launch_update_vmsa": _launch_update_vmsa,
     "send_fd": _send_fd,
     "move": _move,
+    "moves": lambda world, invoke: world,
+    "attempt": _move,
     "close": _close,
     "lose_fd": _lose_fd,
 }
@@ -349,4 +376,8 @@ HALFWAY: dict[str, Callable[[World, Invoke], World | None]] = {
 
 OWED: dict[str, Callable[[World, World, Invoke], Context | None]] = {"move": _owed_by_move, "close": _owed_by_close}
 
-ON_BEGIN: dict[str, Callable[[World, Invoke], World]] = {"move": _begin_move, "mirror": _begin_move}
+ON_BEGIN: dict[str, Callable[[World, Invoke], World]] = {
+    "move": _begin_move,
+    "moves": _begin_moves,
+    "mirror": _begin_move,
+}

@@ -28,7 +28,10 @@ from chaos.steps import (
     InitCommand,
     Launch,
     Migrate,
+    Mirror,
+    Moves,
     Name,
+    Observe,
     Part,
     Pause,
     Release,
@@ -36,6 +39,7 @@ from chaos.steps import (
     Step,
     Strike,
     Taking,
+    Together,
     Undo,
     Vcpu,
     walk,
@@ -71,6 +75,7 @@ class Kind(StrEnum):
 
 FEATURES = (1 << 64) - 1
 COMMANDS = 256  # that one step may try
+MOVES = 1 << 17  # of one loop, which are 3 MB of records
 
 # What INIT2 makes of a VM hangs on its type alone. A plain VM may have any: it is given its context by a move.
 TYPES = {Kind.SEV: 2, Kind.SEV_ES: 3}
@@ -342,7 +347,9 @@ def _problems(experiment: Experiment) -> Iterator[tuple[str, str, str]]:
             armed.add(step.hold)
 
 
-def _step_problems(experiment: Experiment, step: Step, armed: Collection[str]) -> Iterator[tuple[str, str, str]]:
+def _step_problems(
+    experiment: Experiment, step: Step | Moves, armed: Collection[str]
+) -> Iterator[tuple[str, str, str]]:
     """The same of a step. Yields key, problem, remedy."""
     yield from _references(experiment, step)
     yield from _argument_problems(step)
@@ -370,7 +377,7 @@ def _step_problems(experiment: Experiment, step: Step, armed: Collection[str]) -
             yield "hold", f"no hold {step.hold!r} is armed before", "arm it with the step `arm`"
 
 
-def _argument_problems(step: Step) -> Iterator[tuple[str, str, str]]:
+def _argument_problems(step: Step | Moves) -> Iterator[tuple[str, str, str]]:
     """What does not hang on the experiment."""
     match step:
         case Taking() if (step.source is None) == (step.fd is None):
@@ -381,6 +388,23 @@ def _argument_problems(step: Step) -> Iterator[tuple[str, str, str]]:
             yield "ids", f"{step.ids} are {len(step.numbers)} commands", f"give 1 to {COMMANDS}"
         case Run() if step.every & (step.every - 1):
             yield "every", f"{step.every} is no power of two", "give 1, 2, 4, … or 0 for never"
+        case Moves() if step.calls > MOVES:
+            yield "rounds", f"these are {step.calls} moves", f"at most {MOVES} are recorded: give fewer"
+        case Together():
+            yield from _together_problems(step)
+
+
+def _together_problems(step: Together) -> Iterator[tuple[str, str, str]]:
+    vms = [inner.vm if isinstance(inner, Mirror) else inner.destination for inner in step.steps]
+    twice = next((vm for vm in vms if vms.count(vm) > 1), None)
+    if twice is not None:
+        yield "steps", f"{twice} makes two of the operations", "give each another, or a loop more threads"
+    for inner in step.meanwhile:
+        if isinstance(inner, Together):
+            yield "meanwhile", "operations that begin together are under way already", "add them to `steps`"
+        if isinstance(inner, Observe) and any(isinstance(other, Moves) for other in step.steps):
+            # A move that fails may have been charged for an instant, and nobody knows when each of thousands did.
+            yield "meanwhile", "counters that are read during a loop of moves tell nothing", "observe before and after"
 
 
 def _migration_problems(experiment: Experiment, step: Migrate) -> Iterator[tuple[str, str, str]]:
@@ -392,6 +416,9 @@ def _migration_problems(experiment: Experiment, step: Migrate) -> Iterator[tuple
 def _references(experiment: Experiment, part: Part) -> Iterator[tuple[str, str, str]]:
     """VMs and VMMs that are named and are not there."""
     vmms, vms = ", ".join(experiment.vmms), ", ".join(experiment.vms)
+    for name in getattr(part, "sources", ()):
+        if name not in experiment.vms:
+            yield "sources", f"there is no VM {name!r}", f"the VMs are {vms}"
     for field in ("vm", "source", "destination", "vmm"):
         value = getattr(part, field, None)
         allowed, kind = (vmms, "VMM") if field == "vmm" else (vms, "VM")

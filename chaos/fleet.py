@@ -26,7 +26,19 @@ from chaos.netns.space import Namespace
 from chaos.poll import Loop, TimedOut
 from chaos.recorder import Recorder
 from chaos.storms import Storm
-from chaos.vmm.messages import FROM_AGENT, Begun, Exit, FromAgent, Hello, Move, Operation, Question, Reply, Request
+from chaos.vmm.messages import (
+    FROM_AGENT,
+    Begun,
+    Exit,
+    FromAgent,
+    Hello,
+    Move,
+    Operation,
+    Question,
+    Reply,
+    Request,
+    Start,
+)
 from chaos.vmm.server import ForkServer
 from chaos.vmm.wire import Channel, Ended
 
@@ -174,12 +186,13 @@ class Fleet:
     # -- operations ---------------------------------------------------------------------------------------
 
     def invoke(
-        self, vmm: Vmm, operation: Operation, *, fds: Sequence[int] = (), phase: str = "", aside: bool = False
-    ) -> Pending:
+        self, vmm: Vmm, operation: Operation, *, fds: Sequence[int] = (), phase: str = "", aside: bool = False,
+        start: Start | None = None,
+    ) -> Pending:  # fmt: skip
         """Hand an operation to its agent and go on. Raises `StepFailed` if there is no such process any more.
 
         One that is made `aside` does not keep the agent from answering, should it be held in the kernel. A move always
-        is.
+        is, and so is one that has a `start`.
         """
         self._expect_alive(vmm)
         args: dict[str, Any] = msgspec.to_builtins(operation)
@@ -192,8 +205,15 @@ class Fleet:
                     phase=phase, args=args,
                 )
             )  # fmt: skip
-        self._send(vmm, pending, Request(id=pending.op, do=operation, aside=aside or isinstance(operation, Move)), fds)
+        aside = aside or start is not None or isinstance(operation, Move)
+        self._send(vmm, pending, Request(id=pending.op, do=operation, aside=aside, start=start), fds)
         return pending
+
+    def made(self, vmm: Vmm, f: str, args: dict[str, Value], *, began: int, ended: int) -> None:
+        """Write down an operation that succeeded in the course of another."""
+        op, now = self._number(), self.recorder.now()
+        self.recorder.write(Invoke(t=began, op=op, f=f, agent=vmm.name, pid=vmm.pid, step=self.step, args=args))
+        self.recorder.write(Done(t=now, op=op, outcome="ok", began=began, ended=ended))
 
     def do(
         self, vmm: Vmm, operation: Operation, *, fds: Sequence[int] = (), phase: str = "", within: float = ANSWER_WITHIN

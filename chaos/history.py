@@ -40,8 +40,13 @@ Operations, by `f`, with their arguments and, after the arrow, what `value` hold
                                         for a descriptor
     accept {vm, peer, within_ms}        the destination lets it
     send_fd {vm, to}                    the VM's file descriptor leaves its process for the agent `to`
-    move {vm, source, fd, flags}        `vm` is the destination, which makes the call; instead of a source there may be
-                                        the sort of a descriptor, `fd`, that is no VM's; `flags` are KVM_ENABLE_CAP's
+    receive_fd {vm, source}             the descriptor is taken out of the socket, and kept until it is used
+    move {vm, source, fd, flags, of}    `vm` is the destination, which makes the call; instead of a source there may be
+                                        the sort of a descriptor, `fd`, that is no VM's; `flags` are KVM_ENABLE_CAP's,
+                                        `of` is the loop of moves that it was part of
+    moves {vm, sources, rounds, threads}
+                                        moves into `vm` in a tight loop, by several threads from each source in turn
+                                        → how many from each source were answered what: {"old EBUSY": 9000, "old ok": 1}
     mirror {vm, source, fd, flags}      `vm` makes the call and becomes a mirror of `source`; then its vCPUs are made
     commit {vm, within_ms}              the destination confirms to the source, which answers; then both disconnect
     disconnect {vm}                     the other end of a migration is let go of, and what it has sent

@@ -2,7 +2,8 @@
 """From an experiment and its history to a verdict on the run.
 
 The checkers judge what they see. What they cannot see is judged here: whether the history is whole, whether the
-script was carried out, whether every planned fault struck and every hold was reached. If not, nothing that "held" was
+script was carried out, whether every planned fault struck, every hold was reached and what was to happen together did.
+If not, nothing that "held" was
 put to the test, so it becomes unknown, with that reason. A run that did nothing, because this kernel does not know
 what the experiment is about, is skipped as a whole. A deviation that was seen stays one: evidence against a
 promise does not need the rest of the run.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import msgspec
 
@@ -19,8 +21,10 @@ from chaos.checkers import CHECKERS
 from chaos.experiment import Experiment
 from chaos.findings import Finding, matching
 from chaos.history import Fault, Held, History, Invoke, Note
-from chaos.steps import Hold, Strike, walk
+from chaos.steps import Hold, Strike, Together, walk
 from chaos.verdict import Outcome, RunVerdict, Verdict, worst
+
+TOGETHER = frozenset({"move", "mirror", "moves"})
 
 
 def judge(experiment: Experiment, history: History, *, known: Sequence[Finding] = ()) -> RunVerdict:
@@ -81,6 +85,20 @@ def shortcomings(experiment: Experiment, history: History) -> Iterator[str]:
             reached[number, step.at] -= 1
             if reached[number, step.at] < 0:
                 yield f"the run is void: the hold {step.at!r} of step {number} was not reached"
+        elif isinstance(step, Together) and not _overlapped(history, number):
+            yield f"the run is void: nothing shows that any two operations of step {number} overlapped"
+
+
+def _overlapped(history: History, number: int) -> bool:
+    """Whether two of the operations that were to begin together were under way at the same time, by their own times.
+    The moves that a loop was made of are no operations beside it."""
+    calls = sorted(
+        (done.began, done.ended)
+        for invoke, done in history.operations()
+        if invoke.step == number and invoke.f in TOGETHER and "of" not in invoke.args
+        if done is not None and done.began
+    )
+    return any(later < ended for (_, ended), (later, _) in pairwise(calls))
 
 
 def _judge(experiment: Experiment, history: History, promise: str, void: Sequence[str], skip: str) -> Verdict:

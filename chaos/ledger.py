@@ -26,7 +26,7 @@ from typing import Literal
 
 from chaos import stopped
 from chaos.contexts import Contexts
-from chaos.effects import EFFECTS, begin, effect, halfway, owing, took_effect
+from chaos.effects import EFFECTS, attempts, begin, effect, halfway, owing, took_effect
 from chaos.history import Answer, Asked, Counted, Done, Exited, Fault, Held, History, Invoke, Observation, Released
 from chaos.world import STILL, Reference, Stage, World, argument, die, drop, forget, give_back
 
@@ -43,6 +43,7 @@ WATCHED = frozenset(
         "unregister_region",
         "mirror",
         "move",
+        "moves",
         "launch_start",
         "launch_update_data",
         "launch_update_vmsa",
@@ -202,7 +203,7 @@ class _Replay:
 
     def _become(self, worlds: Iterable[World]) -> None:
         """The worlds are these, and all that they can turn into by themselves."""
-        acting = [invoke for op, invoke in self.pending.items() if op not in self.stopped]
+        acting = [i for op, i in self.pending.items() if op not in self.stopped and i.f != "moves"]
         before, self.worlds = self.worlds, _reachable(worlds, acting, self.doomed)
         for window in self.windows.values():
             window.calm &= before == self.worlds
@@ -235,7 +236,7 @@ class _Replay:
         if invoke.f not in STILL:
             self._let_go()
         if invoke.f in EFFECTS:
-            self.pending[invoke.op] = invoke
+            self.pending |= {each.op: each for each in (invoke, *attempts(invoke))}
         self._become(begin(world, invoke) for world in self.worlds)
         if invoke.f in WATCHED:
             self._open(invoke.seq)
@@ -254,8 +255,10 @@ class _Replay:
         if done.outcome == "info":
             self._become(self.worlds)  # settled when its process is reaped: only then can it not happen any more
             return
-        del self.pending[invoke.op]
-        worlds = set(_answered(self.worlds, invoke, done))
+        tried = {each.op for each in attempts(invoke)}
+        for op in (invoke.op, *tried):
+            del self.pending[op]
+        worlds = set(_answered((w for w in self.worlds if not tried & w.happened), invoke, done))
         if not worlds:
             self._contradicted(invoke, done)
             worlds = {forget(world, invoke.op) for world in self.worlds}

@@ -214,6 +214,30 @@ class Move(Taking, frozen=True, kw_only=True, tag="move"):
     wait: bool = True
 
 
+class Moves(_Step, frozen=True, kw_only=True, tag="moves"):
+    """Moves into `destination` in a tight loop, from each of `sources` in turn (itself may be among them), so many
+    rounds, by so many threads at once. What is answered is counted; each move that succeeds stands in the history."""
+
+    destination: Name
+    sources: Annotated[tuple[Name, ...], msgspec.Meta(min_length=1, max_length=16)]
+    rounds: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1000
+    threads: Annotated[int, msgspec.Meta(ge=1, le=8)] = 1
+
+    @property
+    def calls(self) -> int:
+        return self.rounds * len(self.sources) * self.threads
+
+
+class Together(_Step, frozen=True, kw_only=True, tag="together"):
+    """Begin the operations of these steps at one moment, each on another VM and by a native thread, and wait for all.
+    While they are under way the steps of `meanwhile` are carried out. What does not end `within` so many seconds is
+    left to itself."""
+
+    steps: Annotated[tuple[Move | Mirror | Moves, ...], msgspec.Meta(min_length=2, max_length=16)]
+    meanwhile: tuple[Step, ...] = ()
+    within: Seconds = 60.0
+
+
 class Join(_Step, frozen=True, kw_only=True, tag="join"):
     """Wait for the operation on `vm` that is under way."""
 
@@ -316,15 +340,19 @@ class Undo(_Step, frozen=True, kw_only=True, tag="undo"):
 
 Step = (
     Launch | Create | Call | Init | Vcpu | Command | Finish | Mirror | Close | Run | Count | Pause | Storm | Calm
-    | Migrate | Move | Join | Arm | Hold | Release | Ask | Status | Observe | Strike | Undo
+    | Migrate | Move | Together | Join | Arm | Hold | Release | Ask | Status | Observe | Strike | Undo
 )  # fmt: skip
 
 
-def walk(script: tuple[Step, ...]) -> Iterator[tuple[int, Step]]:
-    """Each step with its number in the script. Those inside a migration have the migration's."""
+def walk(script: tuple[Step | Moves, ...]) -> Iterator[tuple[int, Step | Moves]]:
+    """Each step with its number in the script. Those inside another have that one's."""
     for number, step in enumerate(script):
         yield number, step
+        inside: tuple[tuple[Step | Moves, ...], ...] = ()
         if isinstance(step, Migrate):
-            for inner in step.before.values():
-                for _, below in walk(inner):
-                    yield number, below
+            inside = tuple(step.before.values())
+        elif isinstance(step, Together):
+            inside = (step.steps, step.meanwhile)
+        for inner in inside:
+            for _, below in walk(inner):
+                yield number, below

@@ -237,6 +237,12 @@ def number(invoke: Invoke, key: str) -> int:
     return value if isinstance(value, int) else 0
 
 
+def names(invoke: Invoke, key: str) -> tuple[str, ...]:
+    """An argument of the operation that names several things, none if it is not there."""
+    value = invoke.args.get(key)
+    return tuple(str(each) for each in value) if isinstance(value, list | tuple) else ()
+
+
 def settled(world: World) -> World:
     """Contexts whose VM nobody has open are gone, unless a mirror that somebody has open keeps it. References to dead
     VMs are dropped: they keep nothing alive."""

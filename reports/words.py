@@ -87,12 +87,16 @@ def _sentence(experiment: e.Experiment, do: s.Step) -> str:  # noqa: PLR0911, PL
         case s.Finish():
             return f"finish the launch of {do.vm}"
         case s.Mirror():
-            return f"make {do.vm} a mirror of {_taken(do)}, whose context it shares"
+            return f"{_operation(do)}, whose context it shares"
         case s.Migrate():
             return _migrate(experiment, do)
         case s.Move():
             waiting = "" if do.wait else ", and go on while it is under way"
-            return f"move the context of {_taken(do)} into {do.destination}{waiting}"
+            return f"{_operation(do)}{waiting}"
+        case s.Together():
+            meanwhile = "; ".join(_sentence(experiment, inner) for inner in do.meanwhile)
+            together = "; ".join(_operation(inner) for inner in do.steps)
+            return f"at one moment: {together}" + (f"; meanwhile {meanwhile}" if meanwhile else "")
         case s.Join():
             return f"wait for the operation on {do.vm} to end"
         case s.Hold():
@@ -132,6 +136,16 @@ def _migrate(experiment: e.Experiment, do: s.Migrate) -> str:
     for phase, steps in do.before.items():
         said += f"; before {phase}, {', '.join(_sentence(experiment, inner) for inner in steps)}"
     return said
+
+
+def _operation(do: s.Move | s.Mirror | s.Moves) -> str:
+    match do:
+        case s.Moves():
+            threads = f" by {do.threads} threads" if do.threads > 1 else ""
+            return f"{do.rounds} rounds of moves into {do.destination} from {', '.join(do.sources)}{threads}"
+        case s.Mirror():
+            return f"make {do.vm} a mirror of {_taken(do)}"
+    return f"move the context of {_taken(do)} into {do.destination}"
 
 
 def _taken(do: s.Taking) -> str:
@@ -223,7 +237,19 @@ def _answer(invoke: Invoke, done: Done | None) -> Iterator[tuple[str, str]]:
         of = f", of {clean(call)}" if isinstance(call, str) and call else ""
         yield f"{invoke.f} failed: {errname(done.errno)}{firmware}", of
     elif invoke.f == "move":
-        yield "moved", ""
+        yield f"moved{_between(invoke)}", ""
+    elif invoke.f == "moves":
+        told = ", ".join(f"{clean(answer)} {count}" for answer, count in done.value.items())
+        yield f"moves into {_argument(invoke, 'vm')}: {told}", ""
+
+
+def _between(invoke: Invoke) -> str:
+    """Of a move in a loop which it was: there are several."""
+    return f" {_argument(invoke, 'source')} into {_argument(invoke, 'vm')}" if "of" in invoke.args else ""
+
+
+def _argument(invoke: Invoke, key: str) -> str:
+    return clean(str(invoke.args.get(key, "")))
 
 
 def asked(record: Asked) -> str:

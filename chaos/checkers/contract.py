@@ -7,19 +7,22 @@ was not read cannot be judged: `Judged.gap` says so.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+
+import msgspec
 
 from chaos import oracle
 from chaos.checkers.evidence import Evidence, ioctl_answered
 from chaos.effects import took_effect
 from chaos.errors import UsageError
-from chaos.history import Done, Filled, Held, Invoke, Observation
+from chaos.history import Done, Filled, Held, Invoke, Observation, Value
 from chaos.ledger import KEYS, WATCHED
 from chaos.oracle import OK, Answer, Rules, State
 from chaos.steps import UNARMED
-from chaos.world import ON_CGROUPS, argument, levels
+from chaos.world import ON_CGROUPS, argument, levels, number
 
 Limits = frozenset[tuple[str, str, int]]
 # A move marks both VMs as being migrated before it takes any lock (steps 3 and 4 of the contract's part 1.2). So it has
@@ -37,6 +40,7 @@ MARKED = frozenset(
     }
 )
 START = "start"
+OTHER_THREAD = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +119,29 @@ class Contract:
             return
         for invoke, done in self.evidence.operations:
             if invoke.f in WATCHED and done is not None and done.outcome != "info" and self._answered(invoke, done):
-                yield self._judge(invoke, done)
+                yield from self._loop(invoke, done) if invoke.f == "moves" else (self._judge(invoke, done),)
+
+    def _loop(self, invoke: Invoke, done: Done) -> Iterator[Judged]:
+        """Each answer that a loop of moves was given, once: when in the loop it was, nobody recorded. Those that
+        succeeded are operations of their own."""
+        several = number(invoke, "threads") > 1
+        for told in done.value:
+            source, _, name = told.partition(" ")
+            code = getattr(errno, name, 0) or (int(name) if name.isdigit() else 0)
+            if code:
+                args: dict[str, Value] = {"vm": argument(invoke, "vm"), "source": source}
+                move = msgspec.structs.replace(invoke, f="move", args=args)
+                yield self._judge(move, done, Answer(code), op=OTHER_THREAD if several else None)
 
     @staticmethod
     def _answered(invoke: Invoke, done: Done) -> bool:
         return took_effect(invoke, done) or ioctl_answered(done)
 
-    def _judge(self, invoke: Invoke, done: Done) -> Judged:
-        answer = OK if took_effect(invoke, done) else Answer(done.errno, done.firmware != 0)
+    def _judge(self, invoke: Invoke, done: Done, answer: Answer | None = None, *, op: int | None = None) -> Judged:
+        """`op` is what the operation goes by where it may be in the way of itself."""
+        if answer is None:
+            answer = OK if took_effect(invoke, done) else Answer(done.errno, done.firmware != 0)
+        made = invoke if op is None else msgspec.structs.replace(invoke, op=op)
         ledger = self.evidence.ledger
         if ledger.lost_at is not None and invoke.seq > ledger.lost_at:
             return Judged(invoke, done, answer, frozenset(), ledger.lost)
@@ -141,7 +160,7 @@ class Contract:
                     flushes=flushes,
                     marked=marked,
                 )
-                allowed |= oracle.allowed(state, invoke)
+                allowed |= oracle.allowed(state, made)
         gap = "" if allowed else f"nobody can say in what state {invoke.f} found its VMs"
         if not around and invoke.f in ("init", "move"):
             gap = f"the limits were not read, which {invoke.f} may have met"

@@ -14,7 +14,7 @@ from chaos.checkers.evidence import Evidence, deviated, held, unknown
 from chaos.experiment import Experiment
 from chaos.history import History, Observation, Traced
 from chaos.ledger import Entry, Mismatch, charged
-from chaos.steps import Migrate, Move, walk
+from chaos.steps import Migrate, Move, Moves, walk
 from chaos.verdict import Verdict
 from chaos.world import GONE
 
@@ -30,7 +30,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
     if evidence.ledger.lost:
         return unknown(PROMISE, f"what must be charged cannot be told: {evidence.ledger.lost}")
     charged = [entry for entry in evidence.observations if shows_charge(entry)]
-    if any(isinstance(step, Move | Migrate) for _, step in walk(experiment.script)):
+    if any(isinstance(step, Move | Moves | Migrate) for _, step in walk(experiment.script)):
         if not evidence.moves:
             return unknown(PROMISE, f"{evidence.untried}, so no charge had to follow one")
         if evidence.settled is None:

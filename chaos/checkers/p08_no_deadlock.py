@@ -14,7 +14,7 @@ from chaos.history import Done, Exited, Fault, Held, History, Invoke, Record
 from chaos.verdict import Verdict
 
 PROMISE = "P8"
-MOVES = ("move", "mirror")
+MOVES = ("move", "mirror", "moves")
 
 
 def check(experiment: Experiment, history: History) -> Verdict:

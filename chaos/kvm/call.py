@@ -37,7 +37,8 @@ class KernelError(OSError):
         self.firmware = firmware
 
 
-Around = Callable[[], AbstractContextManager[None]]
+# Given the thread that makes the call.
+Around = Callable[[int], AbstractContextManager[None]]
 
 
 @dataclass(slots=True)
@@ -72,13 +73,14 @@ def mark(began: int, ended: int) -> None:
 
 
 @contextmanager
-def outside() -> Iterator[None]:
-    """For what waits in the kernel and is no ioctl: made as those are, inside `timed`'s `around`."""
+def outside(tid: int = 0) -> Iterator[None]:
+    """For what waits in the kernel and is no ioctl of ours: made as those are, inside `timed`'s `around`. Thread `tid`
+    makes the call, this one if it is 0."""
     watch: Watch | None = getattr(_watches, "watch", None)
     if watch is None or watch.around is None:
         yield
     else:
-        with watch.around():
+        with watch.around(tid or threading.get_native_id()):
             yield
 
 
@@ -87,7 +89,7 @@ def attempt(fd: int, number: int, argument: Any = None) -> tuple[int, int]:
     watch: Watch | None = getattr(_watches, "watch", None)
     if watch is None or watch.around is None:
         return _attempt(fd, number, argument)
-    with watch.around():
+    with watch.around(threading.get_native_id()):
         return _attempt(fd, number, argument)
 
 

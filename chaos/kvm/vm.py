@@ -12,6 +12,13 @@ from chaos.kvm.structs import EnableCap, EncRegion, MemoryRegion
 from chaos.kvm.vcpu import Vcpu
 
 
+def enabling(cap: Cap, argument: int, flags: int) -> EnableCap:
+    """What KVM_ENABLE_CAP is given for a capability that takes a number."""
+    request = EnableCap(cap=cap, flags=flags)
+    request.args[0] = argument % (1 << 64)
+    return request
+
+
 class Vm:
     def __init__(self, fd: OwnedFd, *, vcpu_area: int) -> None:
         self.fd = fd
@@ -59,8 +66,7 @@ class Vm:
         self._enable(Cap.COPY_ENC_CONTEXT_FROM, owner, flags)
 
     def _enable(self, cap: Cap, argument: int, flags: int) -> None:
-        request = EnableCap(cap=cap, flags=flags)
-        request.args[0] = argument
+        request = enabling(cap, argument, flags)
         ioctl(self.fd.number, Ioctl.KVM_ENABLE_CAP, ctypes.byref(request), call=f"KVM_ENABLE_CAP {cap.name}")
 
     def register_region(self, address: int, size: int) -> None:

@@ -12,6 +12,7 @@ import mmap
 import os
 import re
 import struct
+from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
@@ -117,6 +118,26 @@ class Ran:
         for piece in self.records:
             for began, ended, index, errno in struct.iter_unpack(RECORD, piece):
                 yield Call(self.thread, index, began, ended, errno)
+
+
+    def column(self, word: int) -> array[int]:
+        """One 32-bit word of each record on record, oldest first: counted from the end, -1 is its errno, -2 its index.
+
+        There may be hundred thousands, and in the lab Python takes 10 us for each; this is worked out on their bytes.
+        """
+        values = array("I")
+        for piece in filter(len, self.records):
+            values.frombytes(piece.cast("I")[_RECORD // 4 + word :: _RECORD // 4].tobytes())
+        return values
+
+    def call_at(self, place: int) -> Call:
+        """The call whose record is at that place among those that are kept."""
+        for piece in self.records:
+            if place * _RECORD < len(piece):
+                began, ended, index, errno = struct.unpack_from(RECORD, piece, place * _RECORD)
+                return Call(self.thread, index, began, ended, errno)
+            place -= len(piece) // _RECORD
+        raise IndexError(place)
 
 
 def ran(thread: int, board: Board) -> Ran:

@@ -28,6 +28,7 @@
 #define SLEEP_UNTIL	3000000		/* ns before; a sleeper's CPU and timer are late by less, in the lab too */
 #define YIELD_UNTIL	20000
 #define NAP		10000000	/* longest sleep: a stop that comes just before it must not wait longer */
+#define LOOK_AGAIN	200000		/* at a gate */
 
 const uint32_t native_sizes[] = {
 	sizeof(struct record), sizeof(struct report), sizeof(struct board), sizeof(struct step), sizeof(struct plan),
@@ -76,6 +77,17 @@ static void roam(const struct worker *worker)
 	sched_setaffinity(0, sizeof(worker->crew->cpus), &worker->crew->cpus);
 }
 
+/* The moment that whoever has the other end of the memory writes into it, once everybody is ready. */
+static uint64_t opened(const struct crew *crew)
+{
+	const struct timespec nap = { .tv_nsec = LOOK_AGAIN };
+	uint64_t when;
+
+	while (!(when = __atomic_load_n(crew->gate, __ATOMIC_ACQUIRE)) && !stopped(crew))
+		nanosleep(&nap, NULL);
+	return when;
+}
+
 static void pass_gate(struct worker *worker)
 {
 	struct crew *crew = worker->crew;
@@ -90,7 +102,7 @@ static void pass_gate(struct worker *worker)
 	while (!crew->begin)
 		pthread_cond_wait(&crew->changed, &crew->lock);
 	pthread_mutex_unlock(&crew->lock);
-	when = crew->begin + worker->plan.offset;
+	when = (crew->gate ? opened(crew) : crew->begin) + worker->plan.offset;
 	sleep_until(crew, when > SLEEP_UNTIL ? when - SLEEP_UNTIL : 0);
 	if (!pinned)
 		roam(worker);
@@ -320,14 +332,26 @@ static void join_all(struct crew *crew)
 	crew->joined = 1;
 }
 
-/* Begin at the moment `at`, or if that is 0 `lead` ns after everybody is ready. When not all threads can be had, none
- * makes a call, and all are joined.
+static int map_gate(struct crew *crew, int gate)
+{
+	void *place = mmap(NULL, sizeof(*crew->gate), PROT_READ, MAP_SHARED | MAP_POPULATE, gate, 0);
+
+	if (place == MAP_FAILED)
+		return errno;
+	crew->gate = place;
+	return 0;
+}
+
+/* Begin at the moment `at`, or if that is 0 `lead` ns after everybody is ready; with a `gate`, which is a memory file,
+ * at the moment that is written into it. When not all threads can be had, none makes a call, and all are joined.
  */
-int crew_start(struct crew *crew, uint64_t at, uint64_t lead, uint64_t *begin)
+int crew_start(struct crew *crew, uint64_t at, uint64_t lead, int gate, uint64_t *begin)
 {
 	struct sigaction action = { .sa_handler = do_nothing };
 	int error = sigaction(kick_signal(), &action, NULL) ? errno : 0;
 
+	if (!error && gate >= 0)
+		error = map_gate(crew, gate);
 	if (error)
 		return error;
 	crew->running = crew->count;
@@ -391,6 +415,8 @@ int crew_free(struct crew *crew)
 		free((void *)(uintptr_t)worker->plan.steps);
 		free(worker->bytes);
 	}
+	if (crew->gate)
+		munmap((void *)(uintptr_t)crew->gate, sizeof(*crew->gate));
 	pthread_cond_destroy(&crew->changed);
 	pthread_mutex_destroy(&crew->lock);
 	free(crew);

@@ -26,8 +26,10 @@ LEAD = 2_000_000  # ns from the moment when all threads are ready until they beg
 class Crew:
     """Started threads. What is said on `stop` and `join` of those who have one holds for all of them."""
 
-    def __init__(self, rings: tuple[int, ...], set_up: SetUp, *, memory: int | None, at: int, lead: int) -> None:
-        """`memory` stays its owner's. Raises OSError, `HostLacks`."""
+    def __init__(
+        self, rings: tuple[int, ...], set_up: SetUp, *, memory: int | None, at: int, lead: int, gate: int | None = None
+    ) -> None:
+        """`memory` and `gate` stay their owner's. Raises OSError, `HostLacks`."""
         self._library = load()
         self._lock = threading.Lock()
         self._done = OwnedFd(os.eventfd(0, os.EFD_CLOEXEC))
@@ -43,7 +45,9 @@ class Crew:
                 self._mapped = map_memory(file.number)
                 self.boards = boards(self._mapped)
             begin = ctypes.c_uint64()
-            _check(self._library.crew_start(self._crew, at, lead, ctypes.byref(begin)), "starting native threads")
+            through = -1 if gate is None else gate
+            error = self._library.crew_start(self._crew, at, lead, through, ctypes.byref(begin))
+            _check(error, "starting native threads")
             self.begin = begin.value
         except BaseException:
             self._free()

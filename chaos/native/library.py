@@ -44,7 +44,7 @@ def _declare(library: ctypes.CDLL) -> None:
     library.crew_new.argtypes, library.crew_new.restype = (number, fd), ctypes.c_void_p
     library.crew_set_loop.argtypes = (crew, number, ctypes.POINTER(Plan), fd, offset)
     library.crew_set_vcpu.argtypes = (crew, number, fd, ctypes.c_void_p, ctypes.c_uint64, port, port, fd, offset, ns)
-    library.crew_start.argtypes = (crew, ns, ns, ctypes.POINTER(ctypes.c_uint64))
+    library.crew_start.argtypes = (crew, ns, ns, fd, ctypes.POINTER(ctypes.c_uint64))
     for name in ("crew_stop", "crew_interrupt", "crew_join", "crew_free"):
         getattr(library, name).argtypes = (crew,)
     library.crew_stop.restype = library.crew_interrupt.restype = None

@@ -124,8 +124,11 @@ class Loop:
         if this one is killed. Raises OSError."""
         return new_memory(self._rings)
 
-    def start(self, *, memory: int | None = None, at: int | None = None, lead: int = LEAD) -> RunningLoop:
-        """Create the threads and let them begin at the moment `at`, or `lead` ns after all of them are ready.
+    def start(
+        self, *, memory: int | None = None, at: int | None = None, lead: int = LEAD, gate: int | None = None
+    ) -> RunningLoop:
+        """Create the threads and let them begin at the moment `at`, or `lead` ns after all of them are ready. With a
+        `gate` (`chaos.native.gate`) they are ready when this returns, and begin when it is opened.
 
         The file descriptors must stay open until the join. Raises OSError (EINVAL: a CPU that is not there),
         `HostLacks`.
@@ -142,7 +145,7 @@ class Loop:
                     return error
             return 0
 
-        return RunningLoop(Crew(self._rings, set_up, memory=memory, at=at or 0, lead=lead))
+        return RunningLoop(Crew(self._rings, set_up, memory=memory, at=at or 0, lead=lead, gate=gate))
 
 
 def _native_steps(steps: Sequence[Step]) -> tuple[ctypes.Array[layout.Step], list[ctypes.Array[ctypes.c_char]]]:
@@ -194,7 +197,7 @@ class RunningLoop:
 
     @property
     def begin(self) -> int:
-        """The common beginning, which may be ahead."""
+        """The common beginning, which may be ahead; without a meaning where there is a gate."""
         return self._crew.begin
 
     @property

@@ -96,6 +96,7 @@ struct crew {
 	uint32_t running;
 	uint32_t count, started, ready, joined;
 	uint64_t begin;
+	const uint64_t *gate;	/* if it is not ours alone to say: 0, and then the moment */
 	cpu_set_t cpus;		/* that we may use */
 	int crowded;		/* more workers than CPUs */
 	int done;		/* an eventfd, written to when the last worker has ended */

@@ -16,7 +16,7 @@ from chaos import steps as s
 from chaos.errors import Unsupported
 from chaos.fleet import StepFailed
 from chaos.scene import Scene
-from chaos.script import guests, holding, launching, looking, moving, striking
+from chaos.script import guests, holding, launching, looking, moving, striking, together
 from chaos.script.actor import Actor
 
 _STEPS: dict[type, Callable[[Actor, Any], None]] = {
@@ -36,6 +36,7 @@ _STEPS: dict[type, Callable[[Actor, Any], None]] = {
     s.Calm: guests.calm,
     s.Migrate: lambda actor, step: moving.migrate(actor, step, carry_out),
     s.Move: moving.move,
+    s.Together: lambda actor, step: together.together(actor, step, carry_out),
     s.Join: moving.join,
     s.Arm: holding.arm,
     s.Hold: holding.hold,

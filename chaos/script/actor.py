@@ -17,8 +17,7 @@ from chaos.schedule import holds
 from chaos.schedule.places import Place
 from chaos.script.struck import Struck
 from chaos.stage import Guest, Stage
-from chaos.steps import Taking
-from chaos.vmm.messages import Operation
+from chaos.vmm.messages import Operation, ReceiveFd
 
 
 @dataclass(slots=True)
@@ -34,12 +33,15 @@ class Actor:
     armed: dict[str, Place] = field(default_factory=dict)
     struck: list[Struck] = field(default_factory=list)
 
-    def provide(self, vm: Guest, step: Taking) -> None:
-        """Send `vm` the descriptor that it is to take. It needs none of its own, and gets a wrong one by itself."""
-        if step.source is not None and step.source != vm.name:
-            source = self.stage.guest(step.source)
-            handover.connect(self.stage, source, vm)
-            handover.send(self.stage, source, vm)
+    def provide(self, vm: Guest, source: str | None, *, keep: bool = False) -> None:
+        """Send `vm` the descriptor that it is to take, to `keep` until then, or to find in its socket. It needs none of
+        its own, and gets a wrong one by itself."""
+        if source is not None and source != vm.name:
+            giver = self.stage.guest(source)
+            handover.connect(self.stage, giver, vm)
+            handover.send(self.stage, giver, vm)
+            if keep:
+                self.stage.must(vm, ReceiveFd(vm=vm.name, source=source))
 
     # -- operations that may be left under way ------------------------------------------------------------
 

@@ -65,7 +65,7 @@ def mirror(actor: Actor, step: s.Mirror) -> None:
     stage, vm = actor.stage, actor.stage.guests[step.vm]
     if not vm.created:
         stage.create(vm)
-    actor.provide(vm, step)
+    actor.provide(vm, step.source)
     done = stage.do(vm, m.Mirror(vm=vm.name, source=step.source or "", fd=step.fd or "", flags=step.flags))
     if done.outcome == "ok" and vm.spec.vcpus and stage.is_es(vm):
         stage.do(vm, m.LaunchUpdateVmsa(vm=vm.name))

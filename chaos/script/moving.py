@@ -24,7 +24,7 @@ def migrate(actor: Actor, step: s.Migrate, carry_out: Callable[[Actor, s.Step], 
 def move(actor: Actor, step: s.Move) -> None:
     destination = actor.stage.guest(step.destination)
     actor.free(destination)
-    actor.provide(destination, step)
+    actor.provide(destination, step.source)
     taken = m.Move(vm=destination.name, source=step.source or "", fd=step.fd or "", flags=step.flags)
     actor.begin(destination, taken, wait=step.wait)
 

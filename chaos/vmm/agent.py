@@ -33,6 +33,7 @@ from chaos.vmm import messages as m
 from chaos.vmm.ask import ask
 from chaos.vmm.machine import Host, Machine
 from chaos.vmm.messages import Operation, Question, Reply, Request
+from chaos.vmm.volley import At
 from chaos.vmm.wire import Channel, Ended, FdSet
 
 CLOSERS = 32  # threads that close what a host was filled with
@@ -82,20 +83,22 @@ class Agent:
         do = request.do
         if isinstance(do, Question):
             return self._question(request.id, do)
-        return _measured(request.id, lambda: self._operation(do, fds), around)
+        start = request.start
+        at = None if start is None else At(fds.numbers[-1], start.place, start.others)
+        return _measured(request.id, lambda: self._operation(do, fds, at), around)
 
     def _aside(self, request: Request, fds: FdSet) -> None:
         """Carry an operation out in this thread, which has a turn whenever it is in no system call."""
         inside = begun = False
 
         @contextmanager
-        def around() -> Iterator[None]:
+        def around(tid: int) -> Iterator[None]:
             nonlocal inside, begun
             if inside:
                 yield
                 return
             if not begun:
-                self.channel.send(m.Begun(id=request.id, tid=threading.get_native_id()))
+                self.channel.send(m.Begun(id=request.id, tid=tid))
             inside = begun = True
             self._turn.release()
             try:
@@ -119,7 +122,7 @@ class Agent:
         except KeyError:
             raise InternalError(f"{self.name} has no VM {vm!r}") from None
 
-    def _operation(self, do: Operation, fds: FdSet) -> dict[str, Value]:
+    def _operation(self, do: Operation, fds: FdSet, at: At | None) -> dict[str, Value]:
         """What is done in the process; what is done to one of its VMs is `_on_machine`."""
         match do:
             case m.Exit():
@@ -141,23 +144,27 @@ class Agent:
             case m.Mirror():
                 mirror = self._machine(do.vm)
                 with mirror.given(do) as owner:
-                    mirror.become_mirror(owner, flags=do.flags)
+                    mirror.become_mirror(owner, flags=do.flags, at=at)
             case m.Move():
-                self._move(do)
+                self._move(do, at)
+            case m.Moves():
+                assert at is not None
+                with fds.steal() as memory:
+                    return self._machine(do.vm).moves(do, memory.number, at)
             case (
                 m.Listen() | m.Connect() | m.Accept() | m.GetState() | m.ReceiveState() | m.SetState() | m.SendFd()
-                | m.Commit() | m.Disconnect()
+                | m.ReceiveFd() | m.Commit() | m.Disconnect()
             ):  # fmt: skip
                 return _hand_over(self._machine(do.vm), do, fds)
             case _:
                 return _on_machine(self._machine(do.vm), do)
         return {}
 
-    def _move(self, do: m.Move) -> None:
+    def _move(self, do: m.Move, at: At | None) -> None:
         """The receiving VMM takes the context over. The source's descriptor is closed as soon as the call is over."""
         destination = self._machine(do.vm)
         with destination.given(do) as source:
-            destination.vm.move_context_from(source, flags=do.flags)
+            destination.move_from(source, flags=do.flags, at=at)
 
     def _close(self, vm: str) -> None:
         """Nobody can do anything else to a VM that is being closed, which may take the firmware long."""
@@ -284,7 +291,8 @@ def _on_machine(machine: Machine, do: OnMachine) -> dict[str, Value]:  # noqa: P
 
 
 HandOver = (
-    m.Listen | m.Connect | m.Accept | m.GetState | m.ReceiveState | m.SetState | m.SendFd | m.Commit | m.Disconnect
+    m.Listen | m.Connect | m.Accept | m.GetState | m.ReceiveState | m.SetState | m.SendFd | m.ReceiveFd | m.Commit
+    | m.Disconnect
 )  # fmt: skip
 
 
@@ -307,6 +315,8 @@ def _hand_over(machine: Machine, do: HandOver, fds: FdSet) -> dict[str, Value]:
             return machine.set_state()
         case m.SendFd():
             _wrapped(machine.send_fd)
+        case m.ReceiveFd():
+            _wrapped(lambda: machine.receive_fd(do.source))
         case m.Commit():
             _wrapped(lambda: peer.commit(within=do.within_ms / 1000))
         case m.Disconnect():

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from errno import EINVAL
+from errno import EINVAL, errorcode
 
 from chaos.errors import InternalError
 from chaos.experiment import Kind
@@ -25,11 +26,13 @@ from chaos.kvm.system import System
 from chaos.kvm.userfault import ArgumentPage
 from chaos.kvm.vcpu import Vcpu
 from chaos.kvm.vm import Vm
-from chaos.vmm import guest, state, wrong
+from chaos.native.tally import tally
+from chaos.vmm import guest, state, volley, wrong
 from chaos.vmm.drive import Team
-from chaos.vmm.messages import Mirror, Move, Sampled, VcpuStates
+from chaos.vmm.messages import Mirror, Move, Moves, Sampled, VcpuStates
 from chaos.vmm.peer import Peer
 from chaos.vmm.storm import Storm
+from chaos.vmm.volley import At
 
 RUNNABLE = 0  # KVM_MP_STATE_RUNNABLE
 
@@ -69,6 +72,7 @@ class Machine:
     vcpus: list[Vcpu] = field(default_factory=list)
     team: Team | None = None
     peer: Peer = field(default_factory=Peer)
+    received: dict[str, OwnedFd] = field(default_factory=dict)  # descriptors of other VMs, until they are used
     current_storm: Storm | None = None
     page: ArgumentPage | None = None
 
@@ -147,9 +151,12 @@ class Machine:
             self.sev.init()
         self._create_vcpus()
 
-    def become_mirror(self, owner: int, *, flags: int = 0) -> None:
+    def become_mirror(self, owner: int, *, flags: int = 0, at: At | None = None) -> None:
         """Share the context of the VM whose descriptor is `owner`; then make the vCPUs, which it wants none of."""
-        self.vm.copy_context_from(owner, flags=flags)
+        if at is None:
+            self.vm.copy_context_from(owner, flags=flags)
+        else:
+            volley.once(self.vm, Cap.COPY_ENC_CONTEXT_FROM, owner, flags=flags, at=at)
         if not self.vcpus:
             self._create_vcpus()
 
@@ -258,9 +265,45 @@ class Machine:
             with wrong.descriptor(take.fd, self.host.system, self.host.sev_fd()) as number:
                 yield number
         else:
-            own = take.source == take.vm
-            with OwnedFd(os.dup(self.vm.fd.number)) if own else self.peer.take_fd() as source:
+            with self._descriptor_of(take) as source:
                 yield source.number
+
+    def _descriptor_of(self, take: Move | Mirror) -> OwnedFd:
+        if take.source == take.vm:
+            return OwnedFd(os.dup(self.vm.fd.number))
+        return self.received.pop(take.source, None) or self.peer.take_fd()
+
+    def receive_fd(self, source: str) -> None:
+        """Have the descriptor of `source` out of the socket, so that there may be another connection."""
+        arrived = self.peer.take_fd()
+        if source in self.received:
+            self.received.pop(source).close()
+        self.received[source] = arrived
+
+    # -- moves ------------------------------------------------------------------------------------------------
+
+    def move_from(self, source: int, *, flags: int = 0, at: At | None = None) -> None:
+        """Take the context of the VM whose descriptor is `source`."""
+        if at is None:
+            self.vm.move_context_from(source, flags=flags)
+        else:
+            volley.once(self.vm, Cap.MOVE_ENC_CONTEXT_FROM, source, flags=flags, at=at)
+
+    def moves(self, do: Moves, memory: int, at: At) -> dict[str, Value]:
+        """How many moves from each source were answered what: "old EBUSY" → 9000. The descriptors are closed then."""
+        own = self.vm.fd.number
+        fds = [own if source == do.vm else self.received[source].number for source in do.sources]
+        try:
+            outcome = volley.moves(self.vm, fds, rounds=do.rounds, threads=do.threads, memory=memory, at=at)
+        finally:
+            for source in set(do.sources) & set(self.received):
+                self.received.pop(source).close()
+        counts = Counter[str]()
+        for thread in outcome.threads:
+            for (index, number), count in tally(thread).items():
+                name = errorcode.get(number, str(number)) if number else "ok"
+                counts[f"{do.sources[index]} {name}"] += count
+        return dict(counts)
 
     # -- the end ------------------------------------------------------------------------------------------
 
@@ -274,6 +317,9 @@ class Machine:
             if self.team.running:
                 raise TimeoutError("a vCPU is still in the guest")
         self.peer.disconnect()
+        for descriptor in self.received.values():
+            descriptor.close()
+        self.received.clear()
         self.put_page()
         for vcpu in self.vcpus:
             vcpu.close()

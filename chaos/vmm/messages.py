@@ -182,6 +182,23 @@ class Mirror(_Operation, frozen=True, kw_only=True, tag="mirror", omit_defaults=
     flags: int = 0
 
 
+class ReceiveFd(_Operation, frozen=True, kw_only=True, tag="receive_fd"):
+    """Take the descriptor of `source` out of the socket that it was sent through, and keep it until it is used."""
+
+    vm: str
+    source: str
+
+
+class Moves(_Operation, frozen=True, kw_only=True, tag="moves"):
+    """Moves in a tight loop, each thread from each of `sources` in turn, of which the descriptors are here. Brings the
+    memory file in which each call is recorded (`chaos.vmm.volley`)."""
+
+    vm: str
+    sources: tuple[str, ...]
+    rounds: int
+    threads: int
+
+
 class Commit(_Operation, frozen=True, kw_only=True, tag="commit"):
     vm: str
     within_ms: int
@@ -212,7 +229,7 @@ Operation = (
     Create | Init | CreateVcpu | Command | RegisterRegion | UnregisterRegion | LaunchStart | LaunchUpdateData
     | LaunchUpdateVmsa | LaunchMeasure | LaunchFinish | Status
     | Run | Pause | Storm | Calm | Listen | Connect | Accept | GetState | ReceiveState | SetState | SendFd
-    | Move | Mirror | Commit | Disconnect | Close | LoseFd | Exit
+    | ReceiveFd | Move | Moves | Mirror | Commit | Disconnect | Close | LoseFd | Exit
 )  # fmt: skip
 
 
@@ -272,16 +289,25 @@ class Handled(_Operation, frozen=True, kw_only=True, tag="handled"):
 Question = Sample | Ask | Fill | ArmPage | PutPage | Inside | EndThread | Eat | Handled
 
 
+class Start(msgspec.Struct, frozen=True, kw_only=True):
+    """An operation is to make its system call when a gate opens (`chaos.native.gate`), whose descriptor comes last. It
+    is number `place` of those, beside `others`."""
+
+    place: int
+    others: int
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """`id` names the request; of an operation it is the number under which it is recorded.
 
     An operation that is to be carried out `aside` has a thread of its own: it may be held in the kernel, and the agent
-    goes on answering meanwhile.
+    goes on answering meanwhile. One with a `start` is a move, a mirror or a loop of moves, and made by native threads.
     """
 
     id: int
     do: Operation | Question
     aside: bool = False
+    start: Start | None = None
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):

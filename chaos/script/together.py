@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Operations that begin at one moment, in several VMMs, and what is left of loops of them.
+
+A loop of moves is one operation. The moves of it that succeeded are put into the history as operations of their own
+when all is over, each with the times of its system call; those that failed are counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from chaos import steps as s
+from chaos.fleet import Pending, StepFailed
+from chaos.history import Value
+from chaos.kvm.fd import OwnedFd
+from chaos.native import gate, read
+from chaos.native.tally import answered
+from chaos.poll import LOOK_AGAIN, TimedOut
+from chaos.schedule import holds
+from chaos.script.actor import Actor
+from chaos.stage import Guest
+from chaos.vmm import messages as m
+from chaos.vmm import volley
+
+# Nothing but threads has to be made ready; this is for a machine in trouble.
+READY_WITHIN = 60.0
+CarryOut = Callable[[Actor, s.Step], None]
+
+
+@dataclass(slots=True)
+class _Member:
+    """One of the operations, on `vm`. `memory` is where the calls of a loop are recorded."""
+
+    vm: Guest
+    operation: m.Move | m.Mirror | m.Moves
+    memory: OwnedFd | None = None
+    pending: Pending | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A move of a loop that succeeded."""
+
+    member: _Member
+    source: str
+    began: int
+    ended: int
+
+
+def together(actor: Actor, step: s.Together, carry_out: CarryOut) -> None:
+    with ExitStack() as stack:
+        members = [_prepared(actor, inner, stack) for inner in step.steps]
+        shut = stack.enter_context(gate.new())
+        pendings = [
+            _begin(actor, member, shut.number, m.Start(place=place, others=len(members) - 1))
+            for place, member in enumerate(members)
+        ]
+        _await(actor, lambda: all(pending.tid or pending.over for pending in pendings), "all operations to be ready")
+        moment = gate.open_at(shut.number)
+        _await(actor, lambda: actor.now() >= moment, "the moment at which they begin")
+        for inner in step.meanwhile:
+            carry_out(actor, inner)
+        _join(actor, members, step.within)
+        for found in in_order(found for member in members for found in _found(member)):
+            _write(actor, found)
+
+
+def _prepared(actor: Actor, step: s.Move | s.Mirror | s.Moves, stack: ExitStack) -> _Member:
+    """The descriptors of the sources are with whoever takes them, so that nobody waits for one at the moment itself."""
+    stage = actor.stage
+    if isinstance(step, s.Moves):
+        vm = stage.guest(step.destination)
+        actor.free(vm)
+        for source in dict.fromkeys(step.sources):
+            actor.provide(vm, source, keep=True)
+        memory = stack.enter_context(volley.memory_of(step.rounds * len(step.sources), step.threads))
+        loop = m.Moves(vm=vm.name, sources=step.sources, rounds=step.rounds, threads=step.threads)
+        return _Member(vm, loop, memory)
+    vm = stage.guests[step.vm] if isinstance(step, s.Mirror) else stage.guest(step.destination)
+    if not vm.created:
+        stage.create(vm)
+    actor.free(vm)
+    actor.provide(vm, step.source, keep=True)
+    kind = m.Mirror if isinstance(step, s.Mirror) else m.Move
+    return _Member(vm, kind(vm=vm.name, source=step.source or "", fd=step.fd or "", flags=step.flags))
+
+
+def _begin(actor: Actor, member: _Member, shut: int, start: m.Start) -> Pending:
+    fds = (shut,) if member.memory is None else (member.memory.number, shut)
+    member.pending = actor.stage.fleet.invoke(member.vm.vmm, member.operation, fds=fds, start=start)
+    actor.stage.under_way[member.vm.name] = member.pending
+    return member.pending
+
+
+def _await(actor: Actor, there: Callable[[], bool], what: str) -> None:
+    try:
+        actor.stage.fleet.loop.wait(there, READY_WITHIN, what, look=LOOK_AGAIN)
+    except TimedOut as late:
+        raise StepFailed(str(late)) from late
+
+
+def _join(actor: Actor, members: Iterable[_Member], within: float) -> None:
+    """What never ends is not for the script to judge: it goes on, and the operation stays under way."""
+    under_way = {member.vm.name: member.pending for member in members if member.pending is not None}
+    try:
+        actor.stage.fleet.loop.wait(
+            lambda: all(pending.over for pending in under_way.values()), within, "all operations to end"
+        )
+    except TimedOut as late:
+        for name, pending in under_way.items():
+            if not pending.over:
+                where = holds.look(pending.pid, pending.tid) or "gone"
+                actor.note("progress", f"{late}: {pending.f} of {name} is under way, its thread: {where}")
+    for name, pending in under_way.items():
+        if pending.over:
+            del actor.stage.under_way[name]
+
+
+def _found(member: _Member) -> Iterator[_Found]:
+    loop, pending = member.operation, member.pending
+    if not isinstance(loop, m.Moves) or member.memory is None or pending is None or not pending.over:
+        return
+    for thread in read(member.memory.number):
+        for call in answered(thread, 0):
+            yield _Found(member, loop.sources[call.index], call.began, call.ended)
+
+
+def in_order(found: Iterable[_Found]) -> list[_Found]:
+    """As they must have happened. A VM takes a context once and gives it away once, after that; between VMs that have
+    nothing to do with each other the times tell."""
+    left = sorted(found, key=lambda each: each.ended)
+    ordered: list[_Found] = []
+    while left:
+        waiting = {each.member.vm.name for each in left}
+        ready = next((each for each in left if each.source not in waiting), left[0])
+        left.remove(ready)
+        ordered.append(ready)
+    return ordered
+
+
+def _write(actor: Actor, found: _Found) -> None:
+    assert found.member.pending is not None
+    args: dict[str, Value] = {"vm": found.member.vm.name, "source": found.source, "of": found.member.pending.op}
+    actor.stage.fleet.made(found.member.vm.vmm, "move", args, began=found.began, ended=found.ended)
