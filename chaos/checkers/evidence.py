@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import msgspec
+
 from chaos.contexts import Contexts
 from chaos.during import During
 from chaos.history import Asked, Counted, Done, Exited, Handover, History, Invoke, Observation, Record, Stormed
@@ -144,6 +146,19 @@ class Move:
         return f"the move from {source} to {self.destination} {ended}"
 
 
+def _failed_in_loop(invoke: Invoke, done: Done) -> Iterator[Move]:
+    """For each source the answer that most of its moves were given, if any failed."""
+    most: dict[str, tuple[int, int]] = {}
+    for told, count in done.value.items():
+        source, _, name = told.partition(" ")
+        number = getattr(errno, name, 0)
+        if number and isinstance(count, int):
+            most[source] = max(most.get(source, (0, 0)), (count, number))
+    for source, (_, number) in most.items():
+        move = msgspec.structs.replace(invoke, f="move", args={"vm": argument(invoke, "vm"), "source": source})
+        yield Move(move, msgspec.structs.replace(done, outcome="fail", errno=number), False, done.seq)
+
+
 class Evidence:
     """A history, with what is asked of it most often worked out once."""
 
@@ -179,12 +194,14 @@ class Evidence:
     @cached_property
     def tried(self) -> tuple[Move, ...]:
         """The same, and those that were given a descriptor which is no VM's. Of one whose source's descriptor did not
-        arrive, the kernel was asked nothing."""
-        return tuple(
-            Move(invoke, done, self.ledger.happened(invoke, done), self._over(invoke, done))
-            for invoke, done in self.operations
-            if invoke.f == "move" and (done is None or done.outcome != "fail" or ioctl_answered(done))
-        )
+        arrive, the kernel was asked nothing. What failed in a loop of moves is one that failed, for each source."""
+        found: list[Move] = []
+        for invoke, done in self.operations:
+            if invoke.f == "move" and (done is None or done.outcome != "fail" or ioctl_answered(done)):
+                found.append(Move(invoke, done, self.ledger.happened(invoke, done), self._over(invoke, done)))
+            elif invoke.f == "moves" and done is not None and done.outcome == "ok":
+                found += _failed_in_loop(invoke, done)
+        return tuple(found)
 
     @cached_property
     def untried(self) -> str:
@@ -307,6 +324,10 @@ class Evidence:
             if later and move.happened is not False and vm in (move.source, move.destination):
                 return move, max(move.invoke.seq, over)
         return None, self.remade(vm, over)
+
+    def taken(self, move: Move) -> Move | None:
+        """The move that took the source's context elsewhere before this one, which failed, was over."""
+        return None if move.happened or move.over is None else self.death(move.source, move.over)
 
     def remade(self, vm: str, after: int) -> int:
         """The record at which another VM of that name was created, or the end of the history."""

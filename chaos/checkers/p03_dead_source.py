@@ -53,9 +53,9 @@ def _move(experiment: Experiment, evidence: Evidence, move: Move) -> Iterator[Ve
     if move.happened is None or move.over is None:
         yield unknown(PROMISE, f"{move}, and nobody can say whether it took effect", move.records)
         return
-    death = evidence.death(move.source, move.invoke.seq)
-    if not move.happened and death is not None:
-        yield held(PROMISE, f"{move}; {move.source} was dead before: {death}", (*move.records, *death.records))
+    taken = evidence.taken(move)
+    if taken is not None:
+        yield held(PROMISE, f"{move}; {move.source} was not to live: {taken}", (*move.records, *taken.records))
         return
     later, end = None, evidence.remade(move.source, move.over)
     if not move.happened:

@@ -39,7 +39,7 @@ def _failed(experiment: Experiment, evidence: Evidence, move: Move) -> Iterator[
     assert move.over is not None
     yield _charges(evidence, move)
     yield _destination(evidence, move)
-    if not move.source or evidence.death(move.source, move.invoke.seq) is not None:
+    if not move.source or evidence.taken(move) is not None:
         return  # then there is nobody else who could have been harmed
     later, end = evidence.changed(move.source, move)
     again = later if later is not None and later.happened else None

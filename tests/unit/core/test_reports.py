@@ -247,6 +247,9 @@ EVERY_STEP = b"""{"name": "all", "why": "w", "promises": ["P1"], "vmms": {"m": {
  {"do": "arm", "hold": "i", "firmware": {"command": "GUEST_STATUS"}}, {"do": "arm", "hold": "j", "page": {"vm": "v"}},
  {"do": "release", "hold": "h"}, {"do": "init", "vm": "w", "command": "init2", "flags": 2, "ghcb": 1},
  {"do": "init", "vm": "w", "each": "features"}, {"do": "vcpu", "vm": "w", "id": 7},
+ {"do": "together", "steps": [{"do": "mirror", "source": "v", "vm": "w"},
+  {"do": "moves", "destination": "v", "sources": ["v", "w"], "rounds": 9, "threads": 2}],
+  "meanwhile": [{"do": "ask", "vm": "v"}]},
  {"do": "command", "vm": "w", "ids": "0-3,5"}, {"do": "move", "destination": "w", "fd": "pipe", "flags": 1}]}"""
 
 
@@ -261,10 +264,12 @@ def test_every_step_has_its_words() -> None:
     assert "an empty VM with 2 vCPUs" in said[1]
     assert said[2:4] == ["let v run, without ever leaving the guest", "let v run, reporting every 8 ticks"]
     assert said[13] == "apply the fault kill signal=9 to m"
-    assert said[-5:] == [
+    assert said[-6:] == [
         "init2, flags 0x2, ghcb 0x1 of w",
         "init with every bit of features alone of w",
         "create vCPU 7 of w",
+        "at one moment: make w a mirror of v; 9 rounds of moves into v from v, w by 2 threads; meanwhile ask every "
+        "descriptor of v, in its own process, whether it is dead",
         "give w the SEV commands 0-3,5, without data",
         "move the context of a wrong descriptor (pipe), with flags 0x1 into w",
     ]

@@ -51,6 +51,9 @@ def test_a_mirror_is_made_and_not_launched_and_needs_no_capacity_of_its_own(tmp_
         load(tmp_path, vms, "mirror, source: y, vm: m")
 
 
+MOVE = "{do: move, destination: x, source: y}"
+MOVES = "{do: moves, destination: y, sources: [x]}"
+MANY = "{do: moves, destination: x, sources: [x, y], rounds: 100000, threads: 8}"
 BARE = "{x: {vmm: a, kind: sev}, y: {vmm: a, kind: plain, vcpus: 0, type: 3}}"
 
 
@@ -84,6 +87,12 @@ def test_a_list_of_commands() -> None:
         ("command, vm: x, ids: 9-3", r"ids: 9-3 are 0 commands"),
         ("command, vm: x, ids: 0-9999", r"ids: 0-9999 are 10000 commands"),
         ("vcpu, vm: x, id: -1", r"id: Expected `int` >= 0"),
+        (f"together, steps: [{MOVES}]", r"steps: Expected `array` of length >= 2"),
+        (f"together, steps: [{MOVES}, {MOVES}]", r"steps: y makes two of the operations"),
+        (f"together, steps: [{MOVES}, {{do: moves, destination: x, sources: [z]}}]", r"sources: there is no VM 'z'"),
+        (f"together, steps: [{MOVES}, {{do: launch, vm: x}}]", r"steps\[1\]: Invalid value 'launch'|Invalid value"),
+        (f"together, steps: [{MOVES}, {MANY}]", r"rounds: these are 1600000 moves"),
+        (f"together, steps: [{MOVES}, {MOVE}], meanwhile: [{{do: observe, label: l}}]", r"meanwhile: counters"),
     ],
 )
 def test_arguments_of_steps(tmp_path: Path, step: str, complaint: str) -> None:

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A gate that several crews of native threads wait at, and what is told of the answers of a loop."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from errno import EBADF, ENOTTY
+
+import pytest
+
+from chaos.kvm.fd import OwnedFd
+from chaos.native import Loop, Program, RunningLoop, Step, gate
+from chaos.native.tally import answered, tally
+
+WITHIN = 30.0
+TCGETS = 0x5401
+
+
+@pytest.fixture
+def shut() -> Iterator[OwnedFd]:
+    with gate.new() as made:
+        yield made
+
+
+@pytest.fixture
+def null() -> Iterator[int]:
+    with OwnedFd(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)) as opened:
+        yield opened.number
+
+
+def waiting(fd: int, shut: OwnedFd, rounds: int | None = 1) -> RunningLoop:
+    return Loop((Program((Step(fd, TCGETS), Step(-1, TCGETS)), rounds=rounds),), ring=1 << 10).start(gate=shut.number)
+
+
+def test_nobody_begins_before_the_gate_opens_and_all_do_then(shut: OwnedFd, null: int) -> None:
+    crews = [waiting(null, shut) for _ in range(3)]
+    assert not any(crew.wait(0.02) for crew in crews)
+    assert [crew.calls() for crew in crews] == [(0,)] * 3
+    moment = gate.open_at(shut.number)
+    outcomes = [crew.join(WITHIN) for crew in crews]
+    assert all(outcome.threads[0].began >= moment for outcome in outcomes)
+    assert all(outcome.threads[0].calls == 2 for outcome in outcomes)
+
+
+def test_a_crew_that_comes_late_finds_it_open(shut: OwnedFd, null: int) -> None:
+    gate.open_at(shut.number, time.monotonic_ns())
+    assert waiting(null, shut).join(WITHIN).threads[0].calls == 2
+
+
+def test_who_is_stopped_at_the_gate_makes_no_call(shut: OwnedFd, null: int) -> None:
+    crew = waiting(null, shut)
+    crew.stop()
+    assert crew.join(WITHIN).threads[0].calls == 0
+
+
+def test_answers_are_counted_by_step_and_found_by_errno(shut: OwnedFd, null: int) -> None:
+    gate.open_at(shut.number, time.monotonic_ns())
+    (thread,) = waiting(null, shut, rounds=50).join(WITHIN).threads
+    assert dict(tally(thread)) == {(0, ENOTTY): 50, (1, EBADF): 50}
+    found = list(answered(thread, EBADF))
+    assert len(found) == 50 and {call.index for call in found} == {1}
+    assert [call.began for call in found] == sorted(call.began for call in found)
+    assert list(answered(thread, 0)) == []
