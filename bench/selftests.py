@@ -3,7 +3,7 @@
 
     python bench/selftests.py PATH-OF-A-KERNEL-SOURCE-TREE [--kernel K]
 
-Builds the two from the tree (which needs its headers: `make headers`), runs them and our experiments on each kernel, and
+Builds the two from the tree (it needs its headers: `make headers`), runs them and our experiments on each kernel, and
 prints a table. Theirs ends at the first assertion that fails, so its exit code says of every case that it held, or
 nothing; ours is read from the histories.
 """

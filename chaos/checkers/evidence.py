@@ -27,6 +27,9 @@ from chaos.world import argument, levels
 IOCTLS = WATCHED | {"get_state", "set_state"}
 
 
+GIVES = frozenset({"init", "mirror", "command"})  # a command by its number may be an INIT
+
+
 def errname(number: int) -> str:
     """ "EIO" for 5, "ok" for 0, the number itself if it has no name."""
     return errno.errorcode.get(number, f"errno {number}") if number else "ok"
@@ -241,6 +244,11 @@ class Evidence:
         had = self.held(move.source, move.invoke)
         other, _ = self.changed(move.source, move)
         return had or (had is None and (other is None or not other.happened))
+
+    def given(self, vms: frozenset[str]) -> bool:
+        """Whether one of the VMs may ever have been given a context, by INIT or as a mirror."""
+        tried = ((i, done) for i, done in self.operations if i.f in GIVES and argument(i, "vm") in vms)
+        return any(self.ledger.happened(invoke, done) is not False for invoke, done in tried)
 
     def home(self, invoke: Invoke) -> str:
         """The cgroup of whoever made the call, then; "" if nobody knows."""

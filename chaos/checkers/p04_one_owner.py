@@ -29,8 +29,8 @@ def check(experiment: Experiment, history: History) -> Verdict:
         parts.append(unknown(PROMISE, f"{evidence.moves[-1]}: who owns the context after it cannot be asked"))
     else:
         after = [entry for entry in evidence.ledger.entries if _asked(evidence, entry) > evidence.settled]
-        with_context = (move for move in evidence.moves if evidence.held(move.source, move.invoke) is not False)
-        guests = dict.fromkeys(evidence.lineage(move.source) for move in with_context)
+        lineages = dict.fromkeys(evidence.lineage(move.source) for move in evidence.moves)
+        guests = [vms for vms in lineages if evidence.given(vms)]
         parts += [_owner(evidence, after, vms) for vms in guests]
         parts += [_other(evidence, move) for move in evidence.moves if move.other]
         parts.append(_firmware(evidence, after))
