@@ -21,6 +21,8 @@ from chaos.native.board import new_memory
 
 # Whoever waits for the answer gives up long before, and says what of.
 JOIN_WITHIN = 3600.0
+# Whoever is to do something meanwhile gets its turn, also where there are fewer CPUs than loops.
+NICE = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,8 @@ def moves(vm: Vm, sources: Sequence[int], *, rounds: int, threads: int, memory: 
     """Threads of moves into `vm`, each from all sources in turn; all that is answered is taken. `memory` comes from
     `memory_of`."""
     steps = tuple(_step(vm, Cap.MOVE_ENC_CONTEXT_FROM, source, 0) for source in sources)
-    programs = (Program(steps, rounds=rounds),) * threads
+    program = Program(steps, rounds=rounds, nice=NICE, cpu=_cpu(at) if threads == 1 else None)
+    programs = (program,) * threads
     loop = Loop(programs, ring=ring_of(rounds * len(steps)))
     outcome = _joined(loop.start(memory=memory, gate=at.gate))
     mark(min(thread.began for thread in outcome.threads), outcome.ended)
