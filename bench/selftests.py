@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chaos import history
+from chaos import history_file
 from chaos.history import History
 
 MIGRATE, INIT2 = "sev_migrate_tests", "sev_init2_tests"
@@ -68,7 +68,7 @@ CASES = (
     Case("F4 SEV-ES onto SEV", MIGRATE, "EINVAL", "mirror-parameters", "mirror", ("sev",), "sev-es"),
     Case("F5 SEV onto SEV-ES", MIGRATE, "EINVAL", "mirror-parameters", "mirror", ("sev-es",), "sev"),
     Case(
-        "INIT2 of types 2 and 3", INIT2, "ok", "init2-features", "init", ("sev", "sev-es"), args=(("features", None),)
+        "INIT2 of types 2 and 3", INIT2, "ok", "init2-flags", "init", ("sev", "sev-es"), args=(("flags", None),)
     ),
     Case("INIT2 of type 0", INIT2, "EINVAL", "init2-types", "init", ("plain",), args=(("command", "init2"),)),
     Case("32 flags", INIT2, "EINVAL", "init2-flags", "init", args=(("flags", any),)),
@@ -112,7 +112,7 @@ def run_ours(kernel: str, runs: Path) -> dict[str, tuple[dict[str, Any], History
     names = sorted({case.experiment for case in CASES})
     done = sevchaos("run", *names, "--kernel", kernel, "--json", "--accept-known", "--runs", str(runs))
     return {
-        run["experiment"]: (run, history.read(Path(run["directory"]) / "history.jsonl"))
+        run["experiment"]: (run, history_file.read(Path(run["directory"]) / "history.jsonl"))
         for run in json.loads(done.stdout)
     }
 
