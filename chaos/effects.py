@@ -48,6 +48,20 @@ def effect(world: World, invoke: Invoke) -> World | None:
     return world if rule is None else rule(world, invoke)
 
 
+def into_the_dead(world: World, invoke: Invoke) -> World | None:
+    """The world after a move that succeeded though its destination is dead, None if it cannot have done that either.
+
+    No promise allows it. But a kernel that asks whether a VM is dead before it takes its lock may let it happen
+    (finding 0007), and then the context is there, and so is its charge.
+    """
+    vm = argument(invoke, "vm")
+    if invoke.f != "move" or vm not in world.dead:
+        return None
+    before = replace(world, dead=world.dead - {vm}, references=world.references | {Reference(vm, invoke.agent)})
+    after = effect(before, invoke)
+    return None if after is None else replace(after, dead=after.dead | {vm})
+
+
 def took_effect(invoke: Invoke, done: Done) -> bool:
     """Whether an operation that answered ok or fail has happened.
 

@@ -26,12 +26,13 @@ from typing import Literal
 
 from chaos import stopped
 from chaos.contexts import Contexts
-from chaos.effects import EFFECTS, attempts, begin, effect, halfway, owing, took_effect
+from chaos.effects import EFFECTS, attempts, begin, effect, halfway, into_the_dead, owing, took_effect
 from chaos.history import Answer, Asked, Counted, Done, Exited, Fault, Held, History, Invoke, Observation, Released
 from chaos.world import STILL, Reference, Stage, World, argument, die, drop, forget, give_back
 
 Kind = Literal["charge", "guests", "owner", "answer"]
 Witness = Observation | Done | Asked
+Rule = Callable[[World, Invoke], World | None]
 KEYS = ("sev", "sev_es")
 # Operations whose answer is judged by what was possible while they were under way.
 WATCHED = frozenset(
@@ -258,7 +259,8 @@ class _Replay:
         tried = {each.op for each in attempts(invoke)}
         for op in (invoke.op, *tried):
             del self.pending[op]
-        worlds = set(_answered((w for w in self.worlds if not tried & w.happened), invoke, done))
+        possible = [world for world in self.worlds if not tried & world.happened]
+        worlds = set(_answered(possible, invoke, done)) or set(_answered(possible, invoke, done, into_the_dead))
         if not worlds:
             self._contradicted(invoke, done)
             worlds = {forget(world, invoke.op) for world in self.worlds}
@@ -349,13 +351,13 @@ class _Replay:
             self._become(fits)
 
 
-def _answered(worlds: Iterable[World], invoke: Invoke, done: Done) -> Iterator[World]:
+def _answered(worlds: Iterable[World], invoke: Invoke, done: Done, rule: Rule = effect) -> Iterator[World]:
     happened = took_effect(invoke, done)
     for world in worlds:
         if not happened:
             after = None if invoke.op in world.happened else world
         else:
-            after = world if invoke.op in world.happened else effect(world, invoke)
+            after = world if invoke.op in world.happened else rule(world, invoke)
         if after is not None:
             yield forget(after, invoke.op)
 

@@ -245,8 +245,9 @@ def names(invoke: Invoke, key: str) -> tuple[str, ...]:
 
 def settled(world: World) -> World:
     """Contexts whose VM nobody has open are gone, unless a mirror that somebody has open keeps it. References to dead
-    VMs are dropped: they keep nothing alive."""
-    references = frozenset(reference for reference in world.references if reference.vm not in world.dead)
+    VMs are dropped: they keep nothing alive, unless the VM was given a context when it was dead."""
+    empty = world.dead - world.holders if world.dead else world.dead
+    references = frozenset(reference for reference in world.references if reference.vm not in empty)
     opened = {reference.vm for reference in references}
     mirrors = frozenset(mirror for mirror in world.mirrors if mirror.vm in opened)
     alive = opened | {mirror.owner for mirror in mirrors}

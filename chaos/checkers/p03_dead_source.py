@@ -66,7 +66,8 @@ def _move(experiment: Experiment, evidence: Evidence, move: Move) -> Iterator[Ve
     if not asked and later is None:
         yield _not_asked(evidence, move)
     yield from _instant(evidence, move, end)
-    done = [(i, d) for i, d in evidence.done(move.source) if i.f in IOCTLS and move.over < i.seq < end]
+    ended = 0 if move.done is None else move.done.ended  # moves of a loop are written down after what they came before
+    done = [(i, d) for i, d in evidence.done(move.source) if i.f in IOCTLS and move.over < i.seq < end and i.t > ended]
     yield from _operations(evidence, move, done)
 
 

@@ -30,7 +30,8 @@ def check(experiment: Experiment, history: History) -> Verdict:
     else:
         after = [entry for entry in evidence.ledger.entries if _asked(evidence, entry) > evidence.settled]
         lineages = dict.fromkeys(evidence.lineage(move.source) for move in evidence.moves)
-        guests = [vms for vms in lineages if evidence.given(vms)]
+        wrong = {mismatch.where for mismatch in evidence.ledger.mismatches("owner") if not mismatch.seen}
+        guests = [vms for vms in lineages if evidence.given(vms) and not vms & wrong]
         parts += [_owner(evidence, after, vms) for vms in guests]
         parts += [_other(evidence, move) for move in evidence.moves if move.other]
         parts.append(_firmware(evidence, after))
@@ -44,9 +45,14 @@ def _asked(evidence: Evidence, entry: Entry) -> int:
 
 
 def _mismatch(evidence: Evidence, mismatch: Mismatch) -> Verdict:
-    record = next(entry.record for entry in evidence.ledger.entries if entry.record.seq == mismatch.record)
+    entry = next(entry for entry in evidence.ledger.entries if entry.record.seq == mismatch.record)
+    record = entry.record
     expected = " or ".join(str(value) for value in sorted(mismatch.expected))
-    if mismatch.kind == "owner":
+    dead = all(mismatch.where in world.dead for world in entry.worlds)
+    if mismatch.kind == "owner" and dead and not mismatch.seen:
+        reason = f"{mismatch.where} was given the context when it was dead, so nobody can use it any more"
+        signature = "owner-is-dead"
+    elif mismatch.kind == "owner":
         said = "owns a context and must not" if mismatch.seen else "owns no context and must"
         reason, signature = f"{mismatch.where} {said}", "two-own" if mismatch.seen else "none-owns"
     else:

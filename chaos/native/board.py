@@ -119,7 +119,6 @@ class Ran:
             for began, ended, index, errno in struct.iter_unpack(RECORD, piece):
                 yield Call(self.thread, index, began, ended, errno)
 
-
     def column(self, word: int) -> array[int]:
         """One 32-bit word of each record on record, oldest first: counted from the end, -1 is its errno, -2 its index.
 

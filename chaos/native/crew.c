@@ -29,6 +29,7 @@
 #define YIELD_UNTIL	20000
 #define NAP		10000000	/* longest sleep: a stop that comes just before it must not wait longer */
 #define LOOK_AGAIN	200000		/* at a gate */
+#define MEET_WITHIN	1000000000	/* ns; then a worker goes on without those who have not come */
 
 const uint32_t native_sizes[] = {
 	sizeof(struct record), sizeof(struct report), sizeof(struct board), sizeof(struct step), sizeof(struct plan),
@@ -83,9 +84,24 @@ static uint64_t opened(const struct crew *crew)
 	const struct timespec nap = { .tv_nsec = LOOK_AGAIN };
 	uint64_t when;
 
-	while (!(when = __atomic_load_n(crew->gate, __ATOMIC_ACQUIRE)) && !stopped(crew))
+	while (!(when = __atomic_load_n(&crew->gate->when, __ATOMIC_ACQUIRE)) && !stopped(crew))
 		nanosleep(&nap, NULL);
 	return when;
+}
+
+/* A worker that was not given its CPU in time would begin when a short call of the others is over. So all wait for each
+ * other once more: who makes a single call before it, a loop when it is under way, after its first.
+ */
+void meet(const struct worker *worker)
+{
+	const struct crew *crew = worker->crew;
+	struct gate *gate = crew->gate;
+	const uint64_t limit = now() + MEET_WITHIN;
+
+	__atomic_add_fetch(&gate->come, 1, __ATOMIC_ACQ_REL);
+	while (__atomic_load_n(&gate->come, __ATOMIC_ACQUIRE) < gate->parties && !stopped(crew) && now() < limit)
+		if (gate->parties > (uint32_t)CPU_COUNT(&crew->cpus))
+			sched_yield();
 }
 
 static void pass_gate(struct worker *worker)
@@ -107,6 +123,8 @@ static void pass_gate(struct worker *worker)
 	if (!pinned)
 		roam(worker);
 	spin_until(crew, when);
+	if (crew->gate && makes_one_call(worker))
+		meet(worker);
 }
 
 /* To interrupt a system call a signal needs a handler, without SA_RESTART, which need not do anything. The number is
@@ -334,7 +352,7 @@ static void join_all(struct crew *crew)
 
 static int map_gate(struct crew *crew, int gate)
 {
-	void *place = mmap(NULL, sizeof(*crew->gate), PROT_READ, MAP_SHARED | MAP_POPULATE, gate, 0);
+	void *place = mmap(NULL, sizeof(*crew->gate), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, gate, 0);
 
 	if (place == MAP_FAILED)
 		return errno;
@@ -416,7 +434,7 @@ int crew_free(struct crew *crew)
 		free(worker->bytes);
 	}
 	if (crew->gate)
-		munmap((void *)(uintptr_t)crew->gate, sizeof(*crew->gate));
+		munmap(crew->gate, sizeof(*crew->gate));
 	pthread_cond_destroy(&crew->changed);
 	pthread_mutex_destroy(&crew->lock);
 	free(crew);

@@ -91,6 +91,10 @@ static void run_rounds(struct worker *worker, struct clock *clock)
 				return end(worker, STOPPED, 0);
 			if (!make_call(worker, clock, i))
 				return;
+			if (!(round | i) && worker->crew->gate && !makes_one_call(worker)) {
+				meet(worker);
+				clock_tell(clock);
+			}
 		}
 	}
 	end(worker, ROUNDS, 0);

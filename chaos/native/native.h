@@ -91,12 +91,19 @@ struct worker {
 	uint64_t rest;		/* ns that a vCPU stays out after each tick */
 } __attribute__((aligned(128)));	/* two lines: they are fetched in pairs */
 
+/* In memory that several crews share (gate.py). */
+struct gate {
+	uint64_t when;		/* 0, and then the moment to begin at */
+	uint32_t parties;	/* workers that begin together */
+	uint32_t come;		/* of them, at that moment */
+};
+
 struct crew {
 	uint32_t stop;
 	uint32_t running;
 	uint32_t count, started, ready, joined;
 	uint64_t begin;
-	const uint64_t *gate;	/* if it is not ours alone to say: 0, and then the moment */
+	struct gate *gate;	/* if it is not ours alone to say when */
 	cpu_set_t cpus;		/* that we may use */
 	int crowded;		/* more workers than CPUs */
 	int done;		/* an eventfd, written to when the last worker has ended */
@@ -106,8 +113,14 @@ struct crew {
 };
 
 void run_loop(struct worker *worker);
+void meet(const struct worker *worker);
 void run_vcpu(struct worker *worker);
 void crew_stop(struct crew *crew);
+
+static inline int makes_one_call(const struct worker *worker)
+{
+	return worker->plan.rounds == 1 && worker->plan.count == 1;
+}
 
 static inline int stopped(const struct crew *crew)
 {

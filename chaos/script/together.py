@@ -38,6 +38,10 @@ class _Member:
     memory: OwnedFd | None = None
     pending: Pending | None = None
 
+    @property
+    def threads(self) -> int:
+        return self.operation.threads if isinstance(self.operation, m.Moves) else 1
+
 
 @dataclass(frozen=True, slots=True)
 class _Found:
@@ -52,7 +56,7 @@ class _Found:
 def together(actor: Actor, step: s.Together, carry_out: CarryOut) -> None:
     with ExitStack() as stack:
         members = [_prepared(actor, inner, stack) for inner in step.steps]
-        shut = stack.enter_context(gate.new())
+        shut = stack.enter_context(gate.new(sum(member.threads for member in members)))
         pendings = [
             _begin(actor, member, shut.number, m.Start(place=place, others=len(members) - 1))
             for place, member in enumerate(members)

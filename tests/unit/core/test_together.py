@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from errno import EBUSY, EINVAL
+from errno import EBUSY, EINVAL, EIO, ENOTTY
 
 import msgspec
 import pytest
@@ -85,6 +85,42 @@ def test_charged_once_whoever_got_it() -> None:
 def test_an_errno_that_no_order_explains() -> None:
     verdict = judged("P7", two_at_once(winners=1, error=12))
     assert verdict.outcome is DEVIATED and "ENOMEM" in verdict.seen
+
+
+def moved_into_the_dead(*, charged: str = "source", error: int = EIO) -> History:
+    """The source moves from the destination at the same time, and its call is over later: both succeed (finding 0007)."""
+    b = Builder()
+    b.begin()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    see(b, "before", {"source": 1})
+    b.do("send_fd", "source", vm="old", to="destination")
+    b.do("send_fd", "destination", vm="new", to="source")
+    slow = b.invoke("move", "source", vm="old", source="new")
+    b.move("old", "new", "destination")
+    b.done(slow)
+    see(b, "after", {charged: 1})
+    b.status("old", "source", error=error)
+    b.status("new", "destination", error=EIO)
+    b.ask("old", "source", dead=True)
+    b.ask("new", "destination", dead=True)
+    return b.finish()
+
+
+def test_a_dead_vm_with_the_guest_is_no_owner() -> None:
+    history = moved_into_the_dead()
+    assert not replay(history).lost
+    assert (judged("P4", history).outcome, judged("P4", history).signature) == (DEVIATED, "owner-is-dead")
+    assert judged("P7", history).outcome is DEVIATED and judged("P7", history).seen == "ok"
+    assert [judged(promise, history).outcome for promise in ("P1", "P3")] == [HELD, HELD]
+
+
+def test_a_dead_vm_with_the_guest_is_charged_for_it() -> None:
+    assert judged("P1", moved_into_the_dead(charged="destination")).outcome is DEVIATED
+
+
+def test_a_dead_vm_that_answers_is_not_dead() -> None:
+    assert judged("P3", moved_into_the_dead(error=ENOTTY)).outcome is DEVIATED
 
 
 def loops(*, moved: tuple[tuple[str, str, str], ...], told: dict[str, Value] | None = None) -> Builder:
