@@ -6,20 +6,22 @@
     python bench/fault_table.py limit=NAME       in the experiment NAME, not in the shortest that applies it
     python bench/fault_table.py --words          no runs: only what the faults say of themselves
 
-Each fault is carried out in an experiment that applies it, and in that again with the fault withheld:
-then it must leave no evidence, and nothing may have held. If either is not so the row is not written, and this ends
+Each fault is carried out in an experiment that applies it, and in that again with the fault withheld: then it must
+leave no evidence, and nothing may have held. If that is not so on every kernel the row is not written, and this ends
 with 1. Whatever stands in the page outside of the tables is left alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,18 @@ HEADINGS = ("fault", "what it does", "where it may strike", "what it needs", "wh
 ROW = re.compile(r"^\| `([a-z-]+)` \|")
 
 
+Run = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What one run says of the fault."""
+
+    title: str
+    kernel: str
+    told: str
+
+
 class Wrong(Exception):
     """What a run shows is not what the table is to say."""
 
@@ -42,65 +56,122 @@ class Wrong(Exception):
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("names", nargs="*", metavar="FAULT")
-    parser.add_argument("--kernel", default="debian:6.12")
+    parser.add_argument("--kernel", action="append", help="default: debian:6.1 and debian:6.12")
     parser.add_argument("--words", action="store_true")
     options = parser.parse_args(arguments)
     shown = dict(_shown(PAGE.read_text()))
-    failed = 0
-    for given in [] if options.words else options.names or fault.names():
-        name, _, chosen = given.partition("=")
-        try:
-            shown[name] = seen(name, chosen or shortest(name), options.kernel)
-            print(f"{name}: {shown[name][0]}", flush=True)
-        except Wrong as wrong:
-            failed = 1
-            print(f"{name}: {wrong}", file=sys.stderr, flush=True)
-        PAGE.write_text(written(PAGE.read_text(), shown))
+    wrong: list[str] = []
+    if not options.words:
+        chosen = dict(_chosen(options.names or fault.names(), wrong))
+        found = [seen(chosen, kernel, wrong) for kernel in options.kernel or ("debian:6.1", "debian:6.12")]
+        shown |= {name: _cell([each[name] for each in found]) for name in chosen if all(name in each for each in found)}
     PAGE.write_text(written(PAGE.read_text(), shown))
-    return failed
+    for told in wrong:
+        print(told, file=sys.stderr)
+    return bool(wrong)
 
 
-def seen(name: str, chosen: str, kernel: str) -> tuple[str, str]:
-    """What a run of the experiment with the fault shows, and one without it. Raises `Wrong`."""
+def _chosen(given: Iterable[str], wrong: list[str]) -> Iterator[tuple[str, str]]:
+    """Of each fault the experiment that it is shown in."""
+    for each in given:
+        name, _, title = each.partition("=")
+        try:
+            yield name, title or shortest(name)
+        except Wrong as told:
+            wrong.append(f"{name}: {told}")
+
+
+def _cell(pairs: Sequence[tuple[Shown, Shown]]) -> tuple[str, str]:
+    """The same experiment on each kernel, in the words of the last."""
+    kernels = " and ".join(run.kernel for run, _ in pairs)
+    run, withheld = pairs[-1]
+    return f"`{run.title}` on {kernels}: {run.told}", f"nothing held: {withheld.told}"
+
+
+def seen(chosen: Mapping[str, str], kernel: str, wrong: list[str]) -> dict[str, tuple[Shown, Shown]]:
+    """What each fault's experiment shows with the fault, and without it. What is not so is told in `wrong`."""
+    found = {}
     with tempfile.TemporaryDirectory() as runs:
-        run = _carried_out(chosen, kernel, runs)
-        evidence = _evidence(run, name)
-        if not evidence or not all(record.struck for record in evidence):
-            raise Wrong(f"in {chosen} it did not strike")
-        withheld = _carried_out(chosen, kernel, runs, "--withhold", name)
-        without = _evidence(withheld, name)
-        outcomes = [verdict["outcome"] for verdict in withheld["verdicts"]]
-        if any(record.struck for record in without):
-            raise Wrong(f"in {chosen}, withheld, it left evidence all the same: {without[0].detail}")
-        if "held" in outcomes or "unknown" not in outcomes:
-            raise Wrong(f"{chosen} was {', '.join(outcomes)} with it withheld")
-        where = f"`{chosen}` on {run['kernel']}"
-        missed = without[0].detail if without else "the run did not come to it"
-        return f"{where}: {evidence[0].detail}", f"nothing held: {missed}"
+        whole = _carried_out(chosen.values(), kernel, runs)
+        for group in _groups(chosen):
+            withheld = _carried_out([chosen[name] for name in group], kernel, runs, withhold=group)
+            for name in group:
+                try:
+                    found[name] = _with(name, whole.get(chosen[name])), _without(name, withheld.get(chosen[name]))
+                    print(f"{name} on {kernel}: {found[name][0].told}; withheld: {found[name][1].told}", flush=True)
+                except Wrong as told:
+                    wrong.append(f"{name} on {kernel}, in {chosen[name]}: {told}")
+    return found
+
+
+def _groups(chosen: Mapping[str, str]) -> list[list[str]]:
+    """Faults that can be withheld in one go: no experiment of a group applies two of it, so that it cannot end unknown
+    for want of another one."""
+    groups: list[list[str]] = []
+    for name in chosen:
+        for group in groups:
+            if not any(_applies(chosen[a], b) for a, b in ((name, o) for o in group)) and not any(
+                _applies(chosen[other], name) for other in group
+            ):
+                group.append(name)
+                break
+        else:
+            groups.append([name])
+    return groups
+
+
+def _with(name: str, run: Run | None) -> Shown:
+    """Raises `Wrong` unless the fault struck."""
+    if run is None:
+        raise Wrong("it could not be run")
+    evidence = _evidence(run, name)
+    if not evidence or not all(record.struck for record in evidence):
+        raise Wrong("it did not strike")
+    return Shown(run["experiment"], run["kernel"], evidence[0].detail)
+
+
+def _without(name: str, run: Run | None) -> Shown:
+    """Raises `Wrong` if the fault left evidence though it was withheld, or anything held."""
+    if run is None:
+        raise Wrong("withheld, it could not be run")
+    evidence = _evidence(run, name)
+    if any(record.struck for record in evidence):
+        raise Wrong(f"withheld, it left evidence all the same: {evidence[0].detail}")
+    outcomes = [verdict["outcome"] for verdict in run["verdicts"]]
+    if "held" in outcomes or "unknown" not in outcomes:
+        raise Wrong(f"withheld, it was {', '.join(outcomes)}")
+    return Shown(run["experiment"], run["kernel"], evidence[0].detail if evidence else "the run did not come to it")
 
 
 def shortest(name: str) -> str:
     """Of the catalogue's experiments that apply the fault the one with the fewest steps. Raises `Wrong`."""
-    found = []
-    for title, path in experiments.catalogue().items():
-        steps = [step for _, step in walk(experiment.load(path).script)]
-        if any(isinstance(step, Strike) and step.fault == name for step in steps):
-            found.append((len(steps), title))
+    found = [(len(list(walk(made.script))), title) for title, made in _catalogue().items() if _applies(title, name)]
     if not found:
         raise Wrong("no experiment of the catalogue applies it")
     return min(found)[1]
 
 
-def _carried_out(title: str, kernel: str, runs: str, *more: str) -> dict[str, Any]:
-    argv = [sys.executable, "-m", "chaos.cli", "run", title, "--kernel", kernel, "--json", "-q", "--runs", runs, *more]
+@functools.cache
+def _catalogue() -> dict[str, experiment.Experiment]:
+    return {title: experiment.load(path) for title, path in experiments.catalogue().items()}
+
+
+def _applies(title: str, name: str) -> bool:
+    steps = (step for _, step in walk(_catalogue()[title].script))
+    return any(isinstance(step, Strike) and step.fault == name for step in steps)
+
+
+def _carried_out(titles: Iterable[str], kernel: str, runs: str, *, withhold: Iterable[str] = ()) -> dict[str, Run]:
+    """The runs by experiment. The lab is booted once for all of them."""
+    argv = [sys.executable, "-m", "chaos.cli", "run", *dict.fromkeys(titles), "--kernel", kernel]
+    argv += ["--json", "-q", "--runs", runs, *(word for name in withhold for word in ("--withhold", name))]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if not done.stdout:
-        raise Wrong(f"{title} could not be run: {done.stderr.strip()}")
-    run: dict[str, Any] = json.loads(done.stdout)[0]
-    return run
+        raise SystemExit(f"nothing could be run: {done.stderr.strip()}")
+    return {run["experiment"]: run for run in json.loads(done.stdout)}
 
 
-def _evidence(run: dict[str, Any], name: str) -> list[Fault]:
+def _evidence(run: Run, name: str) -> list[Fault]:
     records = history_file.read(Path(run["directory"]) / "history.jsonl").records
     return [r for r in records if isinstance(r, Fault) and r.fault == name and r.event == "evidence"]
 
