@@ -88,7 +88,7 @@ def test_an_errno_that_no_order_explains() -> None:
 
 
 def moved_into_the_dead(*, charged: str = "source", error: int = EIO) -> History:
-    """The source moves from the destination at the same time, and its call is over later: both succeed (finding 0007)."""
+    """The source moves from the destination meanwhile, and its call is over later: both succeed (finding 0007)."""
     b = Builder()
     b.begin()
     b.launch("old", "source", "sev")
