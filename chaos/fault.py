@@ -28,6 +28,8 @@ import msgspec
 from chaos.errors import UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from chaos.cgroup.group import Cgroup
     from chaos.history import Done, Value
     from chaos.netns.link import End
@@ -120,6 +122,12 @@ class Scene(Protocol):
 
     def ask(self, vmm: str, question: Question) -> Mapping[str, Value] | None:
         """What a VMM answers (`chaos.vmm.messages`), None if it ends first."""
+
+    def remember(self, path: Path, text: str) -> None:
+        """Have `text` written into this file of the host's if the runner is killed before it was undone."""
+
+    def forget(self, path: Path, text: str) -> None:
+        """It was undone."""
 
     def kfault(self) -> Kfault:
         """The kernel's functions, held, delayed or made to fail; loads the module in the lab."""

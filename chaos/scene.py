@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chaos.cgroup.group import Cgroup
+from chaos.cleanup import Warden
 from chaos.errors import HostLacks, Unsupported
 from chaos.fleet import StepFailed, Vmm
 from chaos.history import Done, Value
@@ -22,6 +23,7 @@ from chaos.vmm.messages import Close, Create, Init, LoseFd, Question
 
 # Where the lab has the module; on a machine of somebody's own it is theirs to load.
 MODULE = Path("/lab/kfault.ko")
+LOADED_WITHIN = 60.0
 
 
 @dataclass(slots=True)
@@ -31,6 +33,7 @@ class Scene:
     stage: Stage
     stack: ExitStack
     firmware: Firmware
+    warden: Warden
     _kfault: Kfault | None = None
 
     def vmm(self, name: str) -> Vmm:
@@ -97,6 +100,12 @@ class Scene:
                 raise
             return None
 
+    def remember(self, path: Path, text: str) -> None:
+        self.warden.remember(path, text)
+
+    def forget(self, path: Path, text: str) -> None:
+        self.warden.forget(path, text)
+
     def kfault(self) -> Kfault:
         if self._kfault is None:
             self._kfault = _open_kfault()
@@ -121,7 +130,7 @@ def _open_kfault() -> Kfault:
     except HostLacks as lacking:
         if not MODULE.exists():
             raise Unsupported(lacking.message, remedy=lacking.remedy) from lacking
-    loaded = subprocess.run(["insmod", str(MODULE)], capture_output=True, text=True, check=False)
+    loaded = subprocess.run(["insmod", MODULE], capture_output=True, text=True, timeout=LOADED_WITHIN, check=False)
     if loaded.returncode:
         raise HostLacks(f"{MODULE} cannot be loaded: {loaded.stderr.strip()}", remedy="see the kernel's log")
     return Kfault.open()

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from chaos.errors import Unsupported
-from chaos.fault import Evidence, Fault, Scene, Target
+from chaos.fault import Evidence, Fault, Scene, Target, Victim
 
 CPUS = Path("/sys/devices/system/cpu")
+ONLINE, OFFLINE = "1", "0"
 
 
 def _threads(pid: int) -> tuple[int, ...]:
@@ -33,6 +34,8 @@ class Pin(Fault):
     cpu: int = 0
     _before: dict[int, set[int]] = field(init=False, default_factory=dict)
 
+    _victim: Victim | None = field(init=False, default=None)
+
     def ends(self, scene: Scene, target: str) -> tuple[str, ...]:
         return ()
 
@@ -41,7 +44,8 @@ class Pin(Fault):
             raise Unsupported(f"there is no CPU {self.cpu} to run on here", remedy="choose another")
 
     def apply(self, scene: Scene, target: str) -> None:
-        for tid in _threads(scene.vmm(target).pid):
+        self._victim = scene.vmm(target)
+        for tid in _threads(self._victim.pid):
             self._before[tid] = os.sched_getaffinity(tid)
             os.sched_setaffinity(tid, {self.cpu})
 
@@ -56,9 +60,12 @@ class Pin(Fault):
         )
 
     def undo(self, scene: Scene, target: str) -> str:
-        if not self._before:
+        """Of the process that was struck: a dead one's numbers may be somebody else's by now."""
+        if self._victim is None or not self._before:
             return "no thread was pinned"
-        pid = scene.vmm(target).pid
+        if self._victim.status is not None:
+            return f"{target} has ended"
+        pid = self._victim.pid
         freed = 0
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it may be ending
             for tid in _threads(pid):
@@ -85,15 +92,26 @@ class CpuOffline(Fault):
     def require(self, scene: Scene, target: str) -> None:
         if not self._switch.exists():
             raise Unsupported(f"CPU {self.cpu} is not there, or cannot be taken offline", remedy="choose another")
+        if not self._online:
+            raise Unsupported(f"CPU {self.cpu} is offline already", remedy="choose another, or bring it online")
+
+    @property
+    def _online(self) -> bool:
+        return self._switch.read_text().strip() == ONLINE
 
     def apply(self, scene: Scene, target: str) -> None:
-        self._switch.write_text("0")
-        self._taken = True
+        self._taken = self._online
+        if self._taken:
+            scene.remember(self._switch, ONLINE)
+        self._switch.write_text(OFFLINE)
 
     def evidence(self, scene: Scene, target: str) -> Evidence:
         online = (CPUS / "online").read_text().strip()
-        return Evidence(self._taken and self._switch.read_text().strip() == "0", f"online: {online}")
+        return Evidence(self._taken and not self._online, f"online: {online}")
 
     def undo(self, scene: Scene, target: str) -> str:
-        self._switch.write_text("1")
+        if not self._taken:
+            return f"CPU {self.cpu} was not taken"
+        self._switch.write_text(ONLINE)
+        scene.forget(self._switch, ONLINE)
         return f"CPU {self.cpu} is online"

@@ -88,8 +88,9 @@ class Exhaust(Fault):
             self._taken.append(vm)
             if scene.take(target, vm, self.key).outcome != "ok":
                 break
-        for _ in range(self.leave + 1):  # what was refused left an empty VM
-            scene.close(target, self._taken.pop())
+        for vm in self._taken[-1 - self.leave :]:  # what was refused left an empty VM
+            scene.close(target, vm)
+            self._taken.remove(vm)
 
     def evidence(self, scene: Scene, target: str) -> Evidence:
         full = [told for left, told in self._room(scene, target) if left == self.leave]

@@ -53,12 +53,12 @@ class Storm(Fault):
 
     def _send(self, victim: Victim) -> None:
         listening: dict[int, bool] = {}
-        while self._sent.total() < self.signals and not self._enough.is_set():
+        while self._sent.total() < self.signals and not self._enough.is_set() and victim.status is None:
             for tid in _threads(victim.pid):
                 self._moving |= {*victim.busy}
                 if tid not in listening:
                     listening[tid] = _listens(victim.pid, tid)
-                if listening[tid]:
+                if listening[tid] and victim.status is None:  # a dead one's numbers may be somebody else's by now
                     self._sent[tid] += _libc.tgkill(victim.pid, tid, STORM_SIGNAL) == 0
             self._enough.wait(self.microseconds * MICROSECOND)
             if not any(listening.values()):

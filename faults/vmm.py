@@ -206,6 +206,7 @@ class Oom(Fault):
         for path in reversed(self._group.path.parents):
             above = Cgroup.at(path)
             if path.is_relative_to(_root(scene).path) and not above.divides("memory"):
+                scene.remember(*_without_memory(above))
                 above.enable("memory")
                 self._enabled.append(above)
         self._before = self._group.oom_kills()
@@ -222,8 +223,15 @@ class Oom(Fault):
             self._group.limit_memory(None)
         count = len(self._enabled)
         while self._enabled:
-            self._enabled.pop().disable("memory")
+            above = self._enabled.pop()
+            above.disable("memory")
+            scene.forget(*_without_memory(above))
         return f"the limit is gone, and the memory controller from {count} cgroups" if count else "the limit is gone"
+
+
+def _without_memory(group: Cgroup) -> tuple[Path, str]:
+    """What takes the memory controller from the children: file and text."""
+    return group.path / "cgroup.subtree_control", "-memory"
 
 
 def _root(scene: Scene) -> Cgroup:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -200,6 +201,10 @@ Cgroup.enable = lambda self, controller: None
 warden = cleanup.Warden()
 claimed = cleanup.claim(Cgroup.at(Path(sys.argv[1])), "run")
 warden.guard(claimed)
+for name in sys.argv[3:]:
+    warden.remember(Path(name), "as it was")
+if sys.argv[3:]:
+    warden.forget(Path(sys.argv[3]), "as it was")
 print(claimed.cgroup.path, warden.pid, flush=True)
 if sys.argv[2] == "sleep":
     time.sleep(600)
@@ -221,6 +226,25 @@ def test_the_warden_removes_what_a_killed_runner_leaves(real: Cgroup) -> None:
     while path.exists() and time.monotonic() < deadline:
         time.sleep(0.005)
     assert not path.exists()
+
+
+def test_the_warden_restores_what_a_killed_runner_had_not(real: Cgroup, tmp_path: Path) -> None:
+    settings = [tmp_path / name for name in ("undone", "not-undone", "gone")]
+    for setting in settings[:2]:
+        setting.write_text("changed")
+    runner = subprocess.Popen(
+        [sys.executable, "-c", RUNNER, real.path, "sleep", *settings], stdout=subprocess.PIPE, text=True
+    )
+    assert runner.stdout is not None
+    warden = int(runner.stdout.readline().split()[1])
+    handle = os.pidfd_open(warden)
+    runner.kill()
+    runner.wait()
+    runner.stdout.close()
+    assert select.select([handle], [], [], 20)[0]
+    os.close(handle)
+    assert [setting.read_text() for setting in settings[:2]] == ["changed", "as it was"]
+    assert not settings[2].exists()
 
 
 def test_the_warden_has_nothing_to_do_after_a_good_end(real: Cgroup) -> None:

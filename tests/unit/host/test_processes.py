@@ -205,7 +205,7 @@ def test_spawning_and_ending_are_recorded(fleet: Fleet, outside: Outside) -> Non
 
 
 def scene_of(fleet: Fleet) -> Scene:
-    return Scene(Stage(None, fleet, Groups(cgroup(), fleet), True), ExitStack(), None)  # type: ignore[arg-type]
+    return Scene(Stage(None, fleet, Groups(cgroup(), fleet), True), ExitStack(), None, None)  # type: ignore[arg-type]
 
 
 def test_a_killed_vmm_leaves_info_and_an_exit(fleet: Fleet, outside: Outside) -> None:

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Faults of CPUs, against files that are none of the kernel's, and against this machine's scheduler."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from chaos.errors import Unsupported
+from faults import cpu
+from faults.cpu import CpuOffline, Pin
+
+
+@dataclass
+class Victim:
+    pid: int
+    status: int | None = None
+
+
+@dataclass
+class Scene:
+    """`owed` is what the warden would write."""
+
+    victim: Victim = field(default_factory=lambda: Victim(os.getpid()))
+    owed: list[tuple[Path, str]] = field(default_factory=list)
+
+    def vmm(self, name: str) -> Victim:
+        return self.victim
+
+    def remember(self, path: Path, text: str) -> None:
+        self.owed.append((path, text))
+
+    def forget(self, path: Path, text: str) -> None:
+        self.owed.remove((path, text))
+
+
+@pytest.fixture
+def switch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(cpu, "CPUS", tmp_path)
+    (tmp_path / "cpu1").mkdir()
+    (tmp_path / "online").write_text("0-1\n")
+    found = tmp_path / "cpu1" / "online"
+    found.write_text("1\n")
+    return found
+
+
+def test_a_cpu_is_taken_and_given_back(switch: Path) -> None:
+    scene, fault = Scene(), CpuOffline()
+    fault.require(scene, "")  # type: ignore[arg-type]
+    assert fault.evidence(scene, "").struck is False  # type: ignore[arg-type]
+    fault.apply(scene, "")  # type: ignore[arg-type]
+    assert switch.read_text() == "0" and fault.evidence(scene, "").struck  # type: ignore[arg-type]
+    assert scene.owed == [(switch, "1")], "should the runner be killed now"
+    assert fault.undo(scene, "") == "CPU 1 is online"  # type: ignore[arg-type]
+    assert switch.read_text() == "1" and not scene.owed
+
+
+def test_a_cpu_that_was_offline_before_is_neither_struck_nor_brought_online(switch: Path) -> None:
+    switch.write_text("0\n")
+    scene, fault = Scene(), CpuOffline()
+    with pytest.raises(Unsupported, match="offline already"):
+        fault.require(scene, "")  # type: ignore[arg-type]
+    fault.apply(scene, "")  # type: ignore[arg-type]
+    assert fault.evidence(scene, "").struck is False  # type: ignore[arg-type]
+    assert fault.undo(scene, "") == "CPU 1 was not taken" and not scene.owed  # type: ignore[arg-type]
+    assert switch.read_text() == "0"
+
+
+def test_a_process_that_ended_is_not_looked_for_by_its_number() -> None:
+    """It may be another one's by now, and the VMM of that name another process."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        before, victim = os.sched_getaffinity(child.pid), Victim(child.pid)
+        scene, fault = Scene(victim), Pin(cpu=min(before))
+        fault.apply(scene, "source")  # type: ignore[arg-type]
+        assert fault.evidence(scene, "source").struck and os.sched_getaffinity(child.pid) == {min(before)}  # type: ignore[arg-type]
+        victim.status, scene.victim = -9, Victim(os.getpid())
+        assert fault.undo(scene, "source") == "source has ended"  # type: ignore[arg-type]
+        assert os.sched_getaffinity(child.pid) == {min(before)}
+        victim.status = None
+        assert "threads may run where" in fault.undo(scene, "source")  # type: ignore[arg-type]
+        assert os.sched_getaffinity(child.pid) == before
