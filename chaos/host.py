@@ -193,8 +193,9 @@ class LabSession:
 
         psp = self.lab.psp
         psp.records.clear()
+        psp.lost = 0
         firmware = Firmware(psp, self._clock)
-        await firmware.begin()
+        before = await firmware.begin()
         await psp.trace(True)
         try:
             end = await self._talk.ask(order, keep, self._runner, timeout, answer=firmware.answer)
@@ -207,7 +208,7 @@ class LabSession:
         await psp.trace(False)  # and with it comes everything that was traced
         if psp.lost:
             record(Note(t=end.t, topic="witness", text=f"the firmware: {psp.lost} commands were not recorded"))
-        for command in firmware_records(psp.records, told, self._clock):
+        for command in firmware_records(psp.records, told, self._clock, before=before):
             record(command)
         record(end)
 

@@ -30,10 +30,11 @@ class Firmware:
         self._count = 0
         self._before: StatusReply | None = None
 
-    async def begin(self) -> None:
-        """Before anything of the run is done."""
+    async def begin(self) -> int:
+        """Before anything of the run is done; how many commands there have been."""
         await self._psp.plan(Plan())
         self._before = await self._psp.status()
+        return self._before.sequence
 
     async def answer(self, question: Question) -> Answer:
         try:

@@ -47,8 +47,11 @@ async def compare_clocks(lab: Lab) -> Clock:
     return best
 
 
-def firmware_records(trace: Sequence[Command], records: Sequence[Record], clock: Clock) -> Iterator[Firmware]:
-    """The PSP's trace as records of the history.
+def firmware_records(
+    trace: Sequence[Command], records: Sequence[Record], clock: Clock, *, before: int
+) -> Iterator[Firmware]:
+    """The PSP's trace as records of the history. It had seen `before` commands when the run began; its own count of
+    them shows which are missing.
 
     A command counts as sent during a move if it may have been: the doubt of the clocks is added on both sides. That
     can accuse a move of a command that came a millisecond before it, never acquit one. An observation made while a
@@ -56,7 +59,7 @@ def firmware_records(trace: Sequence[Command], records: Sequence[Record], clock:
     """
     moves = tuple(_moves(records))
     questions = [(r.t, r.until) for r in records if isinstance(r, Observation) and r.guests is not None]
-    for order, command in enumerate(trace):
+    for command in trace:
         began = command.start_ns + clock.ahead
         asked = _covering(questions, began, clock.doubt) if command.command == "PLATFORM_STATUS" else None
         if asked is not None:
@@ -64,7 +67,7 @@ def firmware_records(trace: Sequence[Command], records: Sequence[Record], clock:
         during = (op for op, window in moves if asked is None and _covering([window], began, clock.doubt))
         yield Firmware(
             t=began,
-            order=order,
+            order=command.sequence - before - 1,
             command=command.command,
             status=-1 if command.status is None else command.status,
             handle=command.handle,

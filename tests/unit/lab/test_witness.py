@@ -13,10 +13,10 @@ MS = 1_000_000
 CLOCK = Clock(ahead=500 * MS, doubt=MS)
 
 
-def command(name: str, at: int) -> Command:
-    """One that the lab's clock would date to `at`."""
+def command(name: str, at: int, sequence: int = 0) -> Command:
+    """One that the lab's clock would date to `at`, and the PSP counts as that of this number."""
     start = at - CLOCK.ahead
-    return Command(sequence=0, command=name, handle=1, status=0, start_ns=start, end_ns=start + 10_000)
+    return Command(sequence=sequence, command=name, handle=1, status=0, start_ns=start, end_ns=start + 10_000)
 
 
 def move(*, outcome: Literal["ok", "info"] = "ok", began: int = 1000 * MS, ended: int = 1010 * MS) -> list[Record]:
@@ -25,15 +25,21 @@ def move(*, outcome: Literal["ok", "info"] = "ok", began: int = 1000 * MS, ended
 
 
 def moves_of(trace: list[Command], records: list[Record]) -> list[int | None]:
-    return [record.move for record in firmware_records(trace, records, CLOCK)]
+    return [record.move for record in firmware_records(trace, records, CLOCK, before=0)]
 
 
 def test_time_and_order_are_the_labs() -> None:
-    told = list(firmware_records([command("INIT", 5 * MS), command("DF_FLUSH", 6 * MS)], [], CLOCK))
+    trace = [command("INIT", 5 * MS, 41), command("DF_FLUSH", 6 * MS, 42)]
+    told = list(firmware_records(trace, [], CLOCK, before=40))
     assert [(r.order, r.command, r.began, r.move) for r in told] == [
         (0, "INIT", 5 * MS, None),
         (1, "DF_FLUSH", 6 * MS, None),
     ]
+
+
+def test_a_command_that_was_not_recorded_leaves_a_hole() -> None:
+    trace = [command("INIT", 5 * MS, 2), command("DF_FLUSH", 6 * MS, 3), command("LAUNCH_START", 7 * MS, 6)]
+    assert [record.order for record in firmware_records(trace, [], CLOCK, before=0)] == [1, 2, 5]
 
 
 def test_a_command_inside_the_call_belongs_to_the_move() -> None:
