@@ -26,8 +26,10 @@ Operations, by `f`, with their arguments and, after the arrow, what `value` hold
     launch_update_data {vm, lanes}, launch_update_vmsa {vm}, launch_measure {vm} → {measure}, launch_finish {vm}
     guest_status {vm}                   → {handle, policy, state}
     run {vm, every}                     vCPUs into the guest
-    pause {vm}                          and out of it → {last_ticks, astray}: when each last ticked, 0 for never; those
-                                        that have left the guest's program, which none does by itself
+    pause {vm}                          and out of it → {last_ticks, astray, torn, registers}: when each last ticked, 0
+                                        for never; those that have left the guest's program, which none does by itself;
+                                        those whose memory is not what their registers say, as far as it can be read;
+                                        the registers of both, as text
     storm {vm, threads, calls}          so many threads make these ioctls on the VM's descriptors until
     calm {vm}                           they are told to stop; what they were answered is a record, Stormed
     get_state {vm, within_ms}           the state of every vCPU, read at the source and sent → {vcpus, bytes}
@@ -174,7 +176,7 @@ class Counted(_Record, frozen=True, kw_only=True):
 
     `first_ticks` and `last_ticks` are when each vCPU told its counter first and last in this stay in the guest, read
     right after it came out with it; 0 if it has not. From the last tick at the source to the first at the destination
-    the guest stood still."""
+    the guest stood still. `sound` is how many ticks each told in this stay before its memory was stale."""
 
     vm: str
     agent: str
@@ -186,6 +188,7 @@ class Counted(_Record, frozen=True, kw_only=True):
     each: tuple[Int, ...] = ()
     first_ticks: tuple[Int, ...] = ()
     last_ticks: tuple[Int, ...] = ()
+    sound: tuple[Int, ...] = ()
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):

@@ -30,14 +30,14 @@ class DescriptorTable(ctypes.Structure):
     _fields_ = [("base", c_uint64), ("limit", c_uint16), ("padding", c_uint16 * 3)]
 
 
-_GENERAL = "rax rbx rcx rdx rsi rdi rsp rbp r8 r9 r10 r11 r12 r13 r14 r15 rip rflags"
+GENERAL = "rax rbx rcx rdx rsi rdi rsp rbp r8 r9 r10 r11 r12 r13 r14 r15 rip rflags"
 _SEGMENTS = "cs ds es fs gs ss tr ldt"
 _CONTROL = "cr0 cr2 cr3 cr4 cr8 efer apic_base"
 _CPUID = "function index flags eax ebx ecx edx pad0 pad1 pad2"
 
 
 class Regs(ctypes.Structure):
-    _fields_ = [(name, c_uint64) for name in _GENERAL.split()]
+    _fields_ = [(name, c_uint64) for name in GENERAL.split()]
 
 
 class Sregs(ctypes.Structure):

@@ -26,6 +26,7 @@ class Report(ctypes.Structure):
         ("stale", c_uint64),
         ("first_tick", c_uint64),
         ("last_tick", c_uint64),
+        ("sound", c_uint64),
         ("ring", c_uint64),
         ("clock_error", c_uint64),
         ("tid", c_int32),

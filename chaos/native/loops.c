@@ -119,6 +119,8 @@ static void tick(struct report *report, uint32_t low)
 		put(&report->first_tick, time);
 	put(&report->last_tick, time);
 	put(&report->ticks, (high + (low < (uint32_t)report->ticks)) << 32 | low);
+	if (!report->stale)
+		put(&report->sound, report->sound + 1);
 }
 
 /* A signal ends it, so that a vCPU that is to stop does. */

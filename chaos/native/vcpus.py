@@ -22,12 +22,14 @@ from chaos.native.layout import Report
 @dataclass(frozen=True, slots=True)
 class Seen:
     """What the guest has said since the start: its counter, how often memory was stale, when the first and the last
-    tick came (CLOCK_MONOTONIC ns, 0: none came), and how often it left to the VMM for that or anything else."""
+    tick came (CLOCK_MONOTONIC ns, 0: none came), how many came before memory was stale (`sound`), and how often it left
+    to the VMM for that or anything else."""
 
     ticks: int
     stale: int
     first_tick: int
     last_tick: int
+    sound: int
     exits: int
 
 
@@ -135,5 +137,6 @@ def _seen(report: Report) -> Seen:
         stale=report.stale,
         first_tick=report.first_tick,
         last_tick=report.last_tick,
+        sound=report.sound,
         exits=report.calls,
     )

@@ -52,7 +52,7 @@ def count(actor: Actor, step: s.Count) -> None:
             t=actor.now(), vm=vm.name, agent=vm.vmm.name, step=actor.step, where=latest.where,
             ticks=latest.ticks, stale=latest.stale, ended=latest.ended,
             each=latest.each if len(latest.each) > 1 else (), first_ticks=latest.first_ticks,
-            last_ticks=latest.last_ticks,
+            last_ticks=latest.last_ticks, sound=latest.sound,
         )
     )  # fmt: skip
     if failure:

@@ -14,7 +14,7 @@ from itertools import zip_longest
 
 from chaos.errors import InternalError
 from chaos.kvm.call import KernelError
-from chaos.kvm.structs import Regs
+from chaos.kvm.structs import GENERAL, Regs
 from chaos.kvm.vcpu import Vcpu
 from chaos.native import RunningVcpu, Seen, VcpuThread
 from chaos.vmm import guest
@@ -25,7 +25,7 @@ PAUSE_WITHIN = 20.0
 # and in the lab about one exit of some hundred thousand loses it a register (docs/lab.md).
 REST = 500_000
 _HALF = 1 << 32
-_NOTHING = Seen(ticks=0, stale=0, first_tick=0, last_tick=0, exits=0)
+_NOTHING = Seen(ticks=0, stale=0, first_tick=0, last_tick=0, sound=0, exits=0)
 
 
 class Driver:
@@ -57,6 +57,11 @@ class Driver:
     def stale(self) -> int:
         """Ticks of all stays at which memory was stale."""
         return self._stale_before + self.seen.stale
+
+    @property
+    def sound(self) -> int:
+        """Ticks of this stay before memory was stale, 0 if it was in an earlier one."""
+        return 0 if self._stale_before else self.seen.sound
 
     @property
     def ended(self) -> str:
@@ -99,15 +104,31 @@ class Driver:
         left = self._running.join(within)
         self._running, self._seen, self._ended = None, left.seen, left.reason
 
-    def astray(self) -> bool:
-        """Whether a vCPU that is out of the guest has left its program. False where its registers are not told.
+    @property
+    def told(self) -> bool:
+        """Whether KVM_RUN has left a copy of the registers of a vCPU that is out of the guest.
 
-        Read from what KVM_RUN left behind and not asked of the vCPU, which a waiting move may have locked by now.
+        `astray` and `torn` are False where it has not. They look at that copy and do not ask the vCPU, which a waiting
+        move may have locked by now.
         """
+        return bool(self._vcpu.shared.sregs.cs.present)  # not before the first stay, and not where they are encrypted
+
+    def astray(self) -> bool:
+        """Whether it has left its program."""
         left = self._vcpu.shared
-        code = left.sregs.cs
-        told = code.present != 0  # not before the first stay, and not where registers are encrypted
-        return told and not guest.at_home(left.regs.rip, code.base)
+        return self.told and not guest.at_home(left.regs.rip, left.sregs.cs.base)
+
+    def torn(self, page: bytes | None) -> bool:
+        """Whether its memory is not what its registers say: the guest has said so, or its `page` shows it."""
+        readable = page is not None and self.told and not self._ended
+        return self.seen.stale > 0 or (readable and not guest.agrees(page or b"", ticks_of(self._vcpu.shared.regs)))
+
+    def registers(self) -> str:
+        """As KVM_RUN left them, for a reader."""
+        left = self._vcpu.shared
+        general = (f"{name} {getattr(left.regs, name):x}" for name in GENERAL.split())
+        segments = (f"{name} {getattr(left.sregs, name).base:x}" for name in ("cs", "ds", "ss"))
+        return " ".join((*general, *segments, f"cr0 {left.sregs.cr0:x}"))
 
     def ticks(self) -> int:
         """The counter in the registers of a vCPU that is out of the guest."""
@@ -127,6 +148,10 @@ class Team:
     @property
     def stale(self) -> int:
         return sum(driver.stale for driver in self._drivers)
+
+    @property
+    def sound(self) -> tuple[int, ...]:
+        return tuple(driver.sound for driver in self._drivers)
 
     @property
     def ended(self) -> str:
@@ -170,6 +195,14 @@ class Team:
     def astray(self) -> tuple[int, ...]:
         """The vCPUs, all out of the guest, that have left its program, by number."""
         return tuple(number for number, driver in enumerate(self._drivers) if driver.astray())
+
+    def torn(self, pages: Sequence[bytes]) -> tuple[int, ...]:
+        """Those whose memory is not what their registers say, by number. No `pages` where they cannot be read."""
+        drivers = enumerate(zip_longest(self._drivers, pages))
+        return tuple(number for number, (driver, page) in drivers if driver.torn(page))
+
+    def registers(self, number: int) -> str:
+        return self._drivers[number].registers()
 
     def sample(self) -> tuple[tuple[int, ...], str]:
         """The counter of each vCPU and where they were read. Those of a guest that never leaves are taken out."""

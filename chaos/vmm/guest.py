@@ -102,6 +102,11 @@ def pattern(count: int) -> bytes:
     return bytes(page)
 
 
+def agrees(page: bytes, count: int) -> bool:
+    """Whether the page of a vCPU holds what it must when its counter is `count`, or is the next to be written."""
+    return page in (pattern(count), pattern(count - 1))
+
+
 def image(lanes: int) -> bytes:
     """What LAUNCH_UPDATE_DATA covers, from CODE on: the program, and the pages of so many vCPUs at count 0."""
     return TEXT.ljust(LANES_AT - CODE, b"\0") + pattern(0) * lanes

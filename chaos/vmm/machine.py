@@ -211,14 +211,25 @@ class Machine:
         each, where = team.sample()
         return Sampled(
             ticks=min(each), each=each, stale=team.stale, where=where, ended=team.ended,
-            first_ticks=tuple(seen.first_tick for seen in team.seen), last_ticks=team.last_ticks,
+            first_ticks=tuple(seen.first_tick for seen in team.seen), last_ticks=team.last_ticks, sound=team.sound,
         )  # fmt: skip
 
     def pause(self) -> dict[str, Value]:
-        """When each vCPU last ticked, and which have left the guest's program."""
+        """When each vCPU last ticked, which have left the guest's program, and of which memory is not what the
+        registers say. The registers of those."""
         team = self.runnable
+        ran = team.running
         team.pause()
-        return {"last_ticks": list(team.last_ticks), "astray": list(team.astray())}
+        astray, torn = team.astray(), team.torn(self._pages() if ran else ())
+        registers: list[int | str] = [f"vcpu {number}: {team.registers(number)}" for number in sorted({*astray, *torn})]
+        return {"last_ticks": list(team.last_ticks), "astray": list(astray), "torn": list(torn), "registers": registers}
+
+    def _pages(self) -> list[bytes]:
+        """Those of the vCPUs, none where memory is encrypted: there the program does not look like itself."""
+        if self.memory.read(guest.CODE, len(guest.TEXT)) != guest.TEXT:
+            return []
+        lanes = range(self.lane, self.lane + self.count)
+        return [self.memory.read(guest.LANES_AT + guest.segment(lane), guest.LANE) for lane in lanes]
 
     def storm(self, threads: int, calls: Sequence[str], memory: int) -> None:
         if self.current_storm is not None:

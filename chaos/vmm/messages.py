@@ -329,7 +329,8 @@ class Begun(msgspec.Struct, frozen=True, kw_only=True, tag="begun"):
 class Sampled(msgspec.Struct, frozen=True, kw_only=True):
     """`each` vCPU's ticks since the guest's start, and the least of them; `where` is "exit" (they said so) or
     "registers"; `ended` why one runs no more. `first_ticks` and `last_ticks` are when each vCPU said its first and its
-    last of this stay in the guest (CLOCK_MONOTONIC ns, 0: none yet), or of the one before if it is out."""
+    last of this stay in the guest (CLOCK_MONOTONIC ns, 0: none yet), or of the one before if it is out; `sound` how
+    many it said in this stay before its memory was stale."""
 
     ticks: int
     each: tuple[int, ...]
@@ -338,6 +339,7 @@ class Sampled(msgspec.Struct, frozen=True, kw_only=True):
     ended: str = ""
     first_ticks: tuple[int, ...] = ()
     last_ticks: tuple[int, ...] = ()
+    sound: tuple[int, ...] = ()
 
 
 class Filled(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import errno
+from typing import Any
 
 import pytest
 
 from chaos.checkers import CHECKERS
-from chaos.history import Counted, Record, Value
+from chaos.checkers.p05_guest_goes_on import ROUND
+from chaos.history import Counted, Header, Record, Value
 from chaos.verdict import Outcome
+from chaos.vmm import guest
 from tests.unit.core.build import Builder, changed, shipped
 from tests.unit.core.doctored import (
     ES,
@@ -54,9 +57,9 @@ def test_p5_sev_es_that_cannot_run_here() -> None:
     assert check("P5", ES, failing).signature == "guest_status-after-move:EBADF"
 
 
-def stopped_having_paused(astray: list[int | str]) -> Change:
+def stopped_having_paused(astray: list[int | str], torn: list[int | str] | None = None) -> Change:
     """The guest counts no further at the destination, and this is what was said of it when it was taken out before."""
-    said = answered("pause", "old", value={"last_ticks": [7], "astray": astray})
+    said = answered("pause", "old", value={"last_ticks": [7], "astray": astray, "torn": torn or []})
     counted = replaced(Counted, {"vm": "new"}, ticks=100)
     return lambda record: counted(said(record) or record)
 
@@ -65,6 +68,8 @@ def test_p5_a_guest_that_was_lost_before_the_move_is_no_witness_of_it() -> None:
     assert check("P5", MOVE, stopped_having_paused([])).outcome is Outcome.DEVIATED
     lost = check("P5", MOVE, stopped_having_paused([0]))
     assert lost.outcome is Outcome.UNKNOWN and "had left the guest's program" in lost.reason
+    torn = check("P5", MOVE, stopped_having_paused([], [0]))
+    assert torn.outcome is Outcome.UNKNOWN and "memory was not what the registers said of vCPUs [0]" in torn.reason
 
 
 def test_p5_the_context_is_asked_for_all_the_same() -> None:
@@ -98,6 +103,36 @@ def test_p5_a_guest_whose_memory_is_stale() -> None:
     verdict = check("P5", MOVE, replaced(Counted, {"vm": "new"}, stale=1))
     assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, "stale-memory-after-move")
     assert check("P5", MOVE, replaced(Counted, {"vm": "old"}, stale=1)).outcome is Outcome.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("host", "sound", "broken", "outcome"),
+    [
+        ("lab", (ROUND,), {"stale": 65}, Outcome.UNKNOWN),
+        ("lab", (ROUND,), {"ended": "KVM_EXIT_SHUTDOWN"}, Outcome.UNKNOWN),
+        ("lab", (900, ROUND), {"stale": 65}, Outcome.UNKNOWN),
+        # On real hardware, when it had not seen everything yet, of one vCPU, when the kernel does not enter it, and
+        # when what it was whole with is old: then it is the move's.
+        ("local", (ROUND,), {"stale": 65}, Outcome.DEVIATED),
+        ("lab", (ROUND - 1,), {"stale": 65}, Outcome.DEVIATED),
+        ("lab", (), {"stale": 65}, Outcome.DEVIATED),
+        ("lab", (900, ROUND - 1), {"stale": 65}, Outcome.DEVIATED),
+        ("lab", (ROUND,), {"ended": "KVM_RUN: EINVAL"}, Outcome.DEVIATED),
+        ("lab", (ROUND,), {"ticks": 99}, Outcome.DEVIATED),
+        ("lab", (ROUND,), {}, Outcome.HELD),
+    ],
+)
+def test_p5_a_guest_that_breaks_in_the_lab_when_it_had_all_that_was_moved(
+    host: str, sound: tuple[int, ...], broken: dict[str, Any], outcome: Outcome
+) -> None:
+    counted = replaced(Counted, {"vm": "new"}, sound=sound, **broken)
+    somewhere = replaced(Header, {}, host=host)
+    verdict = check("P5", MOVE, lambda record: somewhere(counted(record) or record))
+    assert verdict.outcome is outcome, verdict.reason
+
+
+def test_the_checker_knows_how_long_a_round_of_the_guest_is() -> None:
+    assert ROUND == guest.SLOTS
 
 
 def test_p5_a_guest_that_stopped_after_a_failed_move() -> None:

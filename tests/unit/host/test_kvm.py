@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from errno import EBADF, EINVAL
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 import pytest
 
@@ -146,7 +146,7 @@ def test_the_first_and_the_last_tick_of_a_stay_are_told_and_can_be_read_elsewher
         out = machine.sample()
         assert out.first_ticks == sampled.first_ticks == tuple(seen.first_tick for seen in read)
         assert value["last_ticks"] == list(out.last_ticks) == [seen.last_tick for seen in read]
-        assert value["astray"] == []
+        assert (value["astray"], value["torn"], value["registers"]) == ([], [], [])
         for first, early, last in zip(out.first_ticks, sampled.last_ticks, out.last_ticks, strict=True):
             assert began < first <= early <= last < ended
         began = ended
@@ -156,7 +156,7 @@ def test_a_guest_that_never_leaves_tells_no_tick(make: Make) -> None:
     machine = make()
     machine.runnable.resume(0)
     counted(machine, 100)
-    assert machine.pause() == {"last_ticks": [0], "astray": []}
+    assert machine.pause() == {"last_ticks": [0], "astray": [], "torn": [], "registers": []}
 
     assert machine.sample().first_ticks == (0,)
 
@@ -172,7 +172,37 @@ def test_a_vcpu_that_has_left_the_program_is_told_when_it_is_paused(make: Make) 
     registers.rip = elsewhere
     machine.vcpus[1].set_regs(registers)
     machine.runnable.resume(0)
-    assert machine.pause()["astray"] == [1]
+    value = machine.pause()
+    assert (value["astray"], value["torn"]) == ([1], [])
+    (told,) = cast(list[str], value["registers"])
+    assert told.startswith("vcpu 1: rax ") and f" rip {elsewhere:x} " in told
+
+
+@pytest.mark.parametrize("every", [0, 1])
+def test_a_vcpu_whose_counter_jumped_is_told_when_it_is_paused(make: Make, every: int) -> None:
+    machine = make(vcpus=2)
+    machine.runnable.resume(every)
+    counted(machine, 100)
+    assert machine.pause()["torn"] == []
+    sound = machine.sample().sound
+    assert min(sound) >= 100 if every else sound == (0, 0)
+    registers = machine.vcpus[1].regs()
+    registers.rbx ^= 0x8000
+    machine.vcpus[1].set_regs(registers)
+    machine.runnable.resume(every)
+    value = machine.pause()
+    assert (value["astray"], value["torn"]) == ([], [1])  # the page shows it, or the guest has said so
+    assert machine.sample().sound[1] == 0
+    (told,) = cast(list[str], value["registers"])
+    assert told.startswith("vcpu 1: rax ")
+
+
+def test_pages_that_cannot_be_read_show_nothing(make: Make) -> None:
+    machine = make()
+    machine.memory.write(guest.CODE, b"\xeb\xfe")  # jmp to itself; the program does not look like itself then
+    machine.memory.write(guest.LANES_AT, bytes(guest.LANE))
+    machine.runnable.resume(0)
+    assert machine.pause()["torn"] == []
 
 
 def test_stopping_right_after_starting_loses_no_signal(make: Make) -> None:
