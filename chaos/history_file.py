@@ -12,11 +12,6 @@ import msgspec
 from chaos.history import FORMAT, Done, End, Header, History, Invoke, Observation, Record, decode, encode
 
 
-def damage_of(records: Sequence[Record]) -> str:
-    """What is wrong with these as the records of a run, "" if nothing is."""
-    return up_to_damage(records).damage
-
-
 def up_to_damage(records: Sequence[Record], unreadable: str = "") -> History:
     """The records before the first that cannot be, and what is wrong. What comes after it rests on what is lost.
 

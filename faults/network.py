@@ -16,7 +16,6 @@ from chaos.netns import link, netem
 from chaos.netns.link import End
 from chaos.netns.netem import Impairment, Reading
 
-LINK_WITHIN = 10.0
 _NEEDS = "network namespaces and veth, and VMMs that migrate"
 _WHERE = "at any step, before any phase of a migration; what it meets is what passes between the two VMMs"
 

@@ -187,12 +187,12 @@ def result(experiment: e.Experiment, history: History, number: int) -> str:
         last = max((step for step in steps if step < len(experiment.script)), default=-1)
         complete = history.end is not None and history.end.complete
         return "not reached" if number > last and not complete else ""
-    said = list(_results(history, [r for r in records if not isinstance(r, Invoke)]))
+    said = list(_results([r for r in records if not isinstance(r, Invoke)]))
     said += _answers(history, [record for record in records if isinstance(record, Invoke)])
     return ", ".join(dict.fromkeys(said))
 
 
-def _results(history: History, records: Sequence[object]) -> Iterator[str]:
+def _results(records: Sequence[object]) -> Iterator[str]:
     for record in records:
         match record:
             case Held():

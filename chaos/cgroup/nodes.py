@@ -88,13 +88,6 @@ class UnifiedNode(Node):  # type: ignore[misc]
         self.children.append(node)
         return node
 
-    def delete_cgroup(self, name: str) -> None:
-        """Raises OSError: EBUSY while something lives in it."""
-        node = UnifiedNode(name, parent=self)
-        os.rmdir(node.full_path)  # noqa: PTH106
-        if node in self.children:
-            self.children.remove(node)
-
 
 def path_of(node: UnifiedNode) -> Path:
     return Path(os.fsdecode(node.full_path))

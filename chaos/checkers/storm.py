@@ -44,43 +44,30 @@ class Contradiction:
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """What calls say of the instant, if there was one: not before `after`, and not after `before`. `answered` and
-    `refused` count the calls that were answered and those that failed with EIO."""
+    """What calls say of the instant, if there was one: not before `after`, and not after `before`."""
 
     contradictions: tuple[Contradiction, ...]
     after: int
     before: int
-    answered: int
-    refused: int
-
-    @property
-    def one_instant(self) -> bool:
-        return not self.contradictions
 
 
 def instant_of_death(calls: Iterable[Call], move: Call) -> Death:
-    """Hold calls against a move of their VM that succeeded (`errno` 0) or failed."""
+    """Hold calls against a move of their VM that succeeded."""
     last_answered: Call | None = None  # the one that began last
     first_refused: Call | None = None  # the one that ended first
-    answered = refused = 0
     for call in calls:
         if call.errno == EIO:
-            refused += 1
             if first_refused is None or call.ended < first_refused.ended:
                 first_refused = call
-        else:
-            answered += 1
-            if last_answered is None or call.began > last_answered.began:
-                last_answered = call
+        elif last_answered is None or call.began > last_answered.began:
+            last_answered = call
     after = max(move.began, last_answered.began) if last_answered else move.began
     before = min(move.ended, first_refused.ended) if first_refused else move.ended
     found = _contradictions(last_answered, first_refused, move)
-    return Death(tuple(found), after, before, answered, refused)
+    return Death(tuple(found), after, before)
 
 
 def _contradictions(answered: Call | None, refused: Call | None, move: Call) -> list[Contradiction]:
-    if move.errno:
-        return [Contradiction("eio-after-failed-move", None, refused)] if refused else []
     found: list[Contradiction] = []
     if answered and refused and refused.ended < answered.began:
         found.append(Contradiction("answered-after-eio", refused, answered))

@@ -8,13 +8,12 @@ kernel gets a new one, and two processes that build the same thing make the same
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from chaos.errors import HostLacks, InternalError
+from chaos.errors import InternalError
 from chaos.lab import cache
 from chaos.lab.command import Done, must, run, tool
 
@@ -107,10 +106,3 @@ def _compiler(build_dir: Path, config: Mapping[str, str]) -> list[str]:
         return []
     tool("gcc", package="gcc", purpose=_PURPOSE)
     return ["CC=gcc"]
-
-
-def check_tools() -> None:
-    """Raise HostLacks unless make and a compiler are there."""
-    tool("make", package="make", purpose=_PURPOSE)
-    if not any(shutil.which(name, path=os.environ.get("PATH")) for name in ("gcc", "gcc-12", "clang")):
-        raise HostLacks(f"no compiler is installed; it is needed {_PURPOSE}", remedy="apt-get install gcc")

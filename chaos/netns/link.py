@@ -26,7 +26,6 @@ IFF_UP = 1
 OPER_UP = "UP"  # IF_OPER_UP, as pyroute2 spells it
 IFA_F_NODAD = 2
 IN6_ADDR_GEN_MODE_NONE = 1
-INFINITY = 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,21 +140,6 @@ def remove(end: End, *, within: float = WITHIN) -> None:
     except OSError as error:
         if error.errno != errno.ENODEV:
             raise
-
-
-def assign(end: End, address: Interface, *, within: float = WITHIN) -> None:
-    """Give the link an address. Raises `HostLacks` or OSError: EEXIST if it has it already.
-
-    An IPv6 address can be used at once (no duplicate detection) and is lost when the link is set down; an IPv4 address
-    stays.
-    """
-
-    inside(
-        end.space.fd,
-        lambda route: _assign(route, index_of(route, end.link), address),
-        what=f"give {end} the address {address}",
-        within=within,
-    )
 
 
 def _assign(route: Any, index: int, address: Interface) -> None:

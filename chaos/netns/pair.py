@@ -20,8 +20,6 @@ from chaos.netns.space import WITHIN, Namespace, residents
 ADDRESSES: tuple[Interface, Interface] = (IPv4Interface("192.0.2.1/30"), IPv4Interface("192.0.2.2/30"))
 NAMES = ("left", "right")
 
-NO_ID = 0xFFFFFFFF  # NETNSA_NSID_NOT_ASSIGNED, as pyroute2 has it
-
 
 class Pair:
     """Two namespaces that reach each other over one link and nobody else. Loopback is up in both.

@@ -16,11 +16,16 @@ class _Operation(msgspec.Struct, frozen=True, kw_only=True, tag_field="f"):
     pass
 
 
-class Create(_Operation, frozen=True, kw_only=True, tag="create"):
+class _OnVm(_Operation, frozen=True, kw_only=True):
+    """Of one VM of the agent's."""
+
+    vm: str
+
+
+class Create(_OnVm, frozen=True, kw_only=True, tag="create"):
     """Brings the descriptor of the guest's memory. The vCPUs count in it from lane `lane` on. With `lanes` the program
     for so many is written there: into the memory of a VM that is to run without ever being encrypted."""
 
-    vm: str
     kind: str
     vcpus: int
     memory: str
@@ -29,11 +34,10 @@ class Create(_Operation, frozen=True, kw_only=True, tag="create"):
     lanes: int = 0
 
 
-class Init(_Operation, frozen=True, kw_only=True, tag="init", omit_defaults=True):
+class Init(_OnVm, frozen=True, kw_only=True, tag="init", omit_defaults=True):
     """`command` is init, es-init or init2, "" for the one that the VM's type and `key` ask for; the others are given to
     INIT2."""
 
-    vm: str
     key: str
     command: str = ""
     flags: int = 0
@@ -41,183 +45,161 @@ class Init(_Operation, frozen=True, kw_only=True, tag="init", omit_defaults=True
     ghcb: int = 0
 
 
-class CreateVcpu(_Operation, frozen=True, kw_only=True, tag="create_vcpu"):
-    vm: str
+class CreateVcpu(_OnVm, frozen=True, kw_only=True, tag="create_vcpu"):
     id: int
 
 
-class Command(_Operation, frozen=True, kw_only=True, tag="command"):
+class Command(_OnVm, frozen=True, kw_only=True, tag="command"):
     """KVM_MEMORY_ENCRYPT_OP of this number, without data."""
 
-    vm: str
     id: int
 
 
-class RegisterRegion(_Operation, frozen=True, kw_only=True, tag="register_region"):
+class RegisterRegion(_OnVm, frozen=True, kw_only=True, tag="register_region"):
     """All of the guest's memory."""
 
-    vm: str
+
+class UnregisterRegion(_OnVm, frozen=True, kw_only=True, tag="unregister_region"):
+    pass
 
 
-class UnregisterRegion(_Operation, frozen=True, kw_only=True, tag="unregister_region"):
-    vm: str
-
-
-class LaunchStart(_Operation, frozen=True, kw_only=True, tag="launch_start"):
-    vm: str
+class LaunchStart(_OnVm, frozen=True, kw_only=True, tag="launch_start"):
     policy: int
 
 
-class LaunchUpdateData(_Operation, frozen=True, kw_only=True, tag="launch_update_data"):
+class LaunchUpdateData(_OnVm, frozen=True, kw_only=True, tag="launch_update_data"):
     """For the vCPUs of the guest and of its mirrors, `lanes` in all."""
 
-    vm: str
     lanes: int = 1
 
 
-class LaunchUpdateVmsa(_Operation, frozen=True, kw_only=True, tag="launch_update_vmsa"):
-    vm: str
+class LaunchUpdateVmsa(_OnVm, frozen=True, kw_only=True, tag="launch_update_vmsa"):
+    pass
 
 
-class LaunchMeasure(_Operation, frozen=True, kw_only=True, tag="launch_measure"):
-    vm: str
+class LaunchMeasure(_OnVm, frozen=True, kw_only=True, tag="launch_measure"):
+    pass
 
 
-class LaunchFinish(_Operation, frozen=True, kw_only=True, tag="launch_finish"):
-    vm: str
+class LaunchFinish(_OnVm, frozen=True, kw_only=True, tag="launch_finish"):
+    pass
 
 
-class Status(_Operation, frozen=True, kw_only=True, tag="guest_status"):
-    vm: str
+class Status(_OnVm, frozen=True, kw_only=True, tag="guest_status"):
+    pass
 
 
-class Run(_Operation, frozen=True, kw_only=True, tag="run"):
+class Run(_OnVm, frozen=True, kw_only=True, tag="run"):
     """May bring a memory file for each vCPU (`chaos.native`), so that what the guest says can be read elsewhere."""
 
-    vm: str
     every: int
 
 
-class Pause(_Operation, frozen=True, kw_only=True, tag="pause"):
-    vm: str
+class Pause(_OnVm, frozen=True, kw_only=True, tag="pause"):
+    pass
 
 
-class Storm(_Operation, frozen=True, kw_only=True, tag="storm"):
+class Storm(_OnVm, frozen=True, kw_only=True, tag="storm"):
     """Brings the memory file in which what each thread was answered stands (`chaos.vmm.storm`)."""
 
-    vm: str
     threads: int
     calls: tuple[str, ...]
 
 
-class Calm(_Operation, frozen=True, kw_only=True, tag="calm"):
-    vm: str
+class Calm(_OnVm, frozen=True, kw_only=True, tag="calm"):
+    pass
 
 
-class Listen(_Operation, frozen=True, kw_only=True, tag="listen"):
+class Listen(_OnVm, frozen=True, kw_only=True, tag="listen"):
     """Be ready for `peer` at this address. Brings the descriptor of a Unix socket to its VMM."""
 
-    vm: str
     peer: str
     address: str
 
 
-class Connect(_Operation, frozen=True, kw_only=True, tag="connect"):
+class Connect(_OnVm, frozen=True, kw_only=True, tag="connect"):
     """Brings the descriptor of a Unix socket to the VMM of `peer`. With an `address` it is a migration, whose other end
     listens there: greet it, and wait for its greeting."""
 
-    vm: str
     peer: str
     address: str = ""
     port: int = 0
     within_ms: int = 0
 
 
-class Accept(_Operation, frozen=True, kw_only=True, tag="accept"):
+class Accept(_OnVm, frozen=True, kw_only=True, tag="accept"):
     """Wait for `peer`, and for its greeting; greet it."""
 
-    vm: str
     peer: str
     within_ms: int
 
 
-class GetState(_Operation, frozen=True, kw_only=True, tag="get_state"):
+class GetState(_OnVm, frozen=True, kw_only=True, tag="get_state"):
     """Send the state, and wait until it was received."""
 
-    vm: str
     within_ms: int
 
 
-class ReceiveState(_Operation, frozen=True, kw_only=True, tag="receive_state"):
-    vm: str
+class ReceiveState(_OnVm, frozen=True, kw_only=True, tag="receive_state"):
     within_ms: int
 
 
-class SetState(_Operation, frozen=True, kw_only=True, tag="set_state"):
-    vm: str
+class SetState(_OnVm, frozen=True, kw_only=True, tag="set_state"):
+    pass
 
 
-class SendFd(_Operation, frozen=True, kw_only=True, tag="send_fd"):
+class SendFd(_OnVm, frozen=True, kw_only=True, tag="send_fd"):
     """`to` is the agent at the other end."""
 
-    vm: str
     to: str
 
 
-class Move(_Operation, frozen=True, kw_only=True, tag="move", omit_defaults=True):
+class Move(_OnVm, frozen=True, kw_only=True, tag="move", omit_defaults=True):
     """From the VM `source`, or if that is "" with a descriptor of the sort `fd` (`chaos.vmm.wrong`)."""
 
-    vm: str
     source: str = ""
     fd: str = ""
     flags: int = 0
 
 
-class Mirror(_Operation, frozen=True, kw_only=True, tag="mirror", omit_defaults=True):
+class Mirror(_OnVm, frozen=True, kw_only=True, tag="mirror", omit_defaults=True):
     """As `Move`."""
 
-    vm: str
     source: str = ""
     fd: str = ""
     flags: int = 0
 
 
-class ReceiveFd(_Operation, frozen=True, kw_only=True, tag="receive_fd"):
+class ReceiveFd(_OnVm, frozen=True, kw_only=True, tag="receive_fd"):
     """Take the descriptor of `source` out of the socket that it was sent through, and keep it until it is used."""
 
-    vm: str
     source: str
 
 
-class Moves(_Operation, frozen=True, kw_only=True, tag="moves"):
+class Moves(_OnVm, frozen=True, kw_only=True, tag="moves"):
     """Moves in a tight loop, each thread from each of `sources` in turn, of which the descriptors are here. Brings the
     memory file in which each call is recorded (`chaos.vmm.volley`)."""
 
-    vm: str
     sources: tuple[str, ...]
     rounds: int
     threads: int
 
 
-class Commit(_Operation, frozen=True, kw_only=True, tag="commit"):
-    vm: str
+class Commit(_OnVm, frozen=True, kw_only=True, tag="commit"):
     within_ms: int
 
 
-class Disconnect(_Operation, frozen=True, kw_only=True, tag="disconnect"):
+class Disconnect(_OnVm, frozen=True, kw_only=True, tag="disconnect"):
     """Let go of the other end of a migration, and of what it has sent."""
 
-    vm: str
+
+class Close(_OnVm, frozen=True, kw_only=True, tag="close"):
+    pass
 
 
-class Close(_Operation, frozen=True, kw_only=True, tag="close"):
-    vm: str
-
-
-class LoseFd(_Operation, frozen=True, kw_only=True, tag="lose_fd"):
+class LoseFd(_OnVm, frozen=True, kw_only=True, tag="lose_fd"):
     """A descriptor is closed behind the VMM's back: the VM's ("vm"), that of a vCPU ("vcpu 0") or /dev/sev ("sev")."""
 
-    vm: str
     fd: str
 
 
@@ -233,16 +215,12 @@ Operation = (
 )  # fmt: skip
 
 
-class Sample(_Operation, frozen=True, kw_only=True, tag="sample"):
+class Sample(_OnVm, frozen=True, kw_only=True, tag="sample"):
     """Read the guest's counter. If the guest does not report it, its vCPU is taken out for that and put back."""
 
-    vm: str
 
-
-class Ask(_Operation, frozen=True, kw_only=True, tag="ask"):
+class Ask(_OnVm, frozen=True, kw_only=True, tag="ask"):
     """Ask the VM's descriptors whether they live. Its vCPUs are not in the guest."""
-
-    vm: str
 
 
 class Fill(_Operation, frozen=True, kw_only=True, tag="fill"):
@@ -251,22 +229,17 @@ class Fill(_Operation, frozen=True, kw_only=True, tag="fill"):
     key: str
 
 
-class ArmPage(_Operation, frozen=True, kw_only=True, tag="arm_page"):
+class ArmPage(_OnVm, frozen=True, kw_only=True, tag="arm_page"):
     """The next SEV command on the VM that has arguments is to wait for the page that they are on."""
 
-    vm: str
 
-
-class PutPage(_Operation, frozen=True, kw_only=True, tag="put_page"):
+class PutPage(_OnVm, frozen=True, kw_only=True, tag="put_page"):
     """That page is put there. No command waits for one any more."""
 
-    vm: str
 
-
-class Inside(_Operation, frozen=True, kw_only=True, tag="inside"):
+class Inside(_OnVm, frozen=True, kw_only=True, tag="inside"):
     """Say which descriptor of the VM is lost (`LoseFd`), and the threads that drive its vCPUs, ended or not."""
 
-    vm: str
     fd: str = "vm"
 
 

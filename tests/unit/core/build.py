@@ -35,7 +35,7 @@ from chaos.history import (
     Traced,
     Value,
 )
-from chaos.history_file import damage_of
+from chaos.history_file import up_to_damage
 
 SHIPPED = Path(__file__).parents[3] / "experiments" / "resilience"
 CGROUPS = (".", "source", "destination")
@@ -258,7 +258,7 @@ class Builder:
         return self.history()
 
     def history(self) -> History:
-        return History(tuple(self.records), damage_of(self.records))
+        return History(tuple(self.records), up_to_damage(self.records).damage)
 
 
 def moved(*, status_error: int = 0, ask_dead: bool = True) -> History:
@@ -364,4 +364,4 @@ def changed(history: History, change: Callable[[Record], Record | None]) -> Hist
     """The history with every record passed through `change`; one that becomes None is left out."""
     kept = [record for record in map(change, history.records) if record is not None]
     records = tuple(msgspec.structs.replace(record, seq=seq) for seq, record in enumerate(kept))
-    return History(records, damage_of(records))
+    return History(records, up_to_damage(records).damage)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from chaos.errors import UsageError
 from chaos.history import FORMAT, Done, End, Header, History, Invoke, Kernel, Observation, Record, encode
-from chaos.history_file import Writer, damage_of, read, up_to_damage
+from chaos.history_file import Writer, read, up_to_damage
 from chaos.judge import judge
 from chaos.store import Host, RunDirectory
 from chaos.verdict import Outcome
@@ -63,13 +63,13 @@ def test_damage() -> None:
     whole = moved().records
     header = whole[0]
     assert isinstance(header, Header)
-    assert damage_of(whole) == ""
-    assert damage_of(()) == "it is empty"
-    assert damage_of(whole[1:]) == "it does not begin with a header"
-    assert damage_of(whole[:-1]) == f"it breaks off after record {len(whole) - 2}"
-    assert damage_of((*whole[:4], *whole[5:])) == "record 4 is missing: 5 stands in its place"
+    assert up_to_damage(whole).damage == ""
+    assert up_to_damage(()).damage == "it is empty"
+    assert up_to_damage(whole[1:]).damage == "it does not begin with a header"
+    assert up_to_damage(whole[:-1]).damage == f"it breaks off after record {len(whole) - 2}"
+    assert up_to_damage((*whole[:4], *whole[5:])).damage == "record 4 is missing: 5 stands in its place"
     newer = msgspec.structs.replace(header, format=FORMAT + 1)
-    assert damage_of((newer, *whole[1:])) == f"it has format {FORMAT + 1}, this program reads {FORMAT}"
+    assert up_to_damage((newer, *whole[1:])).damage == f"it has format {FORMAT + 1}, this program reads {FORMAT}"
 
 
 @pytest.mark.parametrize(
