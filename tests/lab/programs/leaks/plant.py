@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Leaks made on purpose, of every kind. An audit that does not see them shows nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from chaos.kvm.sev import Platform, Sev
+from chaos.kvm.system import System
+from chaos.netns.link import End, connect, remove
+from chaos.netns.netem import Impairment, apply, undo
+from chaos.netns.space import Namespace
+from tests.lab.programs.leaks.audit import CGROUPS, CPUS, TRACING, contexts, leaked, look
+
+Seen = dict[str, dict[str, dict[str, list[str]]]]
+
+
+def planted(spared: Path) -> Seen:
+    """By the name of the leak, what the audit saw while it was there and after it was gone."""
+    before = look(spared) | contexts()
+    seen: Seen = {}
+    for name, leak in LEAKS.items():
+        with leak():
+            during = leaked(before, spared, within=0)
+        seen[name] = {"during": during, "after": leaked(before, spared)}
+    return seen
+
+
+@contextlib.contextmanager
+def _process() -> Iterator[None]:
+    child = subprocess.Popen(["sleep", "600"])
+    yield
+    child.kill()
+    child.wait()
+
+
+@contextlib.contextmanager
+def _unreaped() -> Iterator[None]:
+    child = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    yield
+    child.wait()
+
+
+@contextlib.contextmanager
+def _cgroup() -> Iterator[None]:
+    (CGROUPS / "left").mkdir()
+    yield
+    (CGROUPS / "left").rmdir()
+
+
+@contextlib.contextmanager
+def _namespace() -> Iterator[None]:
+    with Namespace.create():
+        yield
+
+
+@contextlib.contextmanager
+def _qdisc() -> Iterator[None]:
+    end = End(_own_network(), "lo")
+    apply(end, Impairment(delay_us=1))
+    yield
+    undo(end)
+
+
+@contextlib.contextmanager
+def _link() -> Iterator[None]:
+    with _own_network() as space:
+        connect(End(space, "left"), End(space, "right"))
+        yield
+        remove(End(space, "left"))
+
+
+def _own_network() -> Namespace:
+    return Namespace(os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
+
+
+@contextlib.contextmanager
+def _socket() -> Iterator[None]:
+    """In the hands of another process, which the audit's own are not."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        child = subprocess.Popen(["sleep", "600"], pass_fds=[listener.fileno()])
+    yield
+    child.kill()
+    child.wait()
+
+
+@contextlib.contextmanager
+def _file() -> Iterator[None]:
+    path = Path("/dev/shm/left")
+    path.touch()
+    yield
+    path.unlink()
+
+
+@contextlib.contextmanager
+def _instance() -> Iterator[None]:
+    path = TRACING / "instances/left"
+    path.mkdir()
+    yield
+    path.rmdir()
+
+
+@contextlib.contextmanager
+def _asid(key: str) -> Iterator[None]:
+    vm, platform = System.open().create_vm(), Platform.open()
+    sev = Sev(vm.fd.number, platform.fd.number)
+    sev.es_init() if key == "sev_es" else sev.init()
+    yield
+    vm.close()
+    platform.close()
+
+
+@contextlib.contextmanager
+def _guest() -> Iterator[None]:
+    vm, platform = System.open().create_vm(), Platform.open()
+    sev = Sev(vm.fd.number, platform.fd.number)
+    sev.init()
+    sev.launch_start(0)
+    yield
+    vm.close()
+    platform.close()
+
+
+@contextlib.contextmanager
+def _cpu() -> Iterator[None]:
+    switch = CPUS.parent / "cpu1/online"
+    switch.write_text("0")
+    yield
+    switch.write_text("1")
+
+
+@contextlib.contextmanager
+def _controller() -> Iterator[None]:
+    control = CGROUPS / "cgroup.subtree_control"
+    control.write_text("+pids")
+    yield
+    control.write_text("-pids")
+
+
+LEAKS: dict[str, Callable[[], AbstractContextManager[None]]] = {
+    "process": _process,
+    "process that nobody reaps": _unreaped,
+    "cgroup": _cgroup,
+    "namespace": _namespace,
+    "qdisc": _qdisc,
+    "qdisc of a link": _link,
+    "socket": _socket,
+    "file": _file,
+    "tracing": _instance,
+    "asid of sev": lambda: _asid("sev"),
+    "asid of sev_es": lambda: _asid("sev_es"),
+    "charge": _guest,
+    "setting: a CPU": _cpu,
+    "setting: a controller": _controller,
+}
+"""By a name that begins with the kind which the audit must see."""
