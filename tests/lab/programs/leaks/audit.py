@@ -11,6 +11,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -69,12 +70,16 @@ def _more(before: Things, now: Things) -> dict[str, list[str]]:
 
 def _processes() -> Iterator[str]:
     """Those that are not the kernel's own, dead ones that nobody has reaped included."""
-    for path in PROC.glob("[0-9]*"):
+    for directory in _directories():
         with contextlib.suppress(OSError):
-            name, _, rest = (path / "stat").read_text().rpartition(")")
+            name, _, rest = Path(directory, "stat").read_text().rpartition(")")
             state, parent = rest.split()[:2]
-            if _KTHREADD not in (path.name, parent) and int(path.name) != os.getpid():
-                yield f"{name.replace(' ', ' (', 1)}) {'dead' if state == 'Z' else ''}".strip()
+            if _KTHREADD not in (Path(directory).name, parent) and int(Path(directory).name) != os.getpid():
+                yield f"{name}) {'dead' if state == 'Z' else ''}".strip()
+
+
+def _directories() -> list[str]:
+    return [entry.path for entry in os.scandir(PROC) if entry.name.isdigit()]
 
 
 def _cgroups() -> Iterator[str]:
@@ -86,9 +91,10 @@ def _cgroups() -> Iterator[str]:
 
 def _namespaces() -> Iterator[str]:
     """Every one that a process is in, and of the others how many there are."""
-    for path in PROC.glob("[0-9]*/ns/*"):
+    for process in _processes():
         with contextlib.suppress(OSError):
-            yield str(path.readlink())
+            for entry in os.scandir(PROC / process.split()[0] / "ns"):
+                yield os.readlink(entry)  # noqa: PTH115 - there are many
     yield from (f"a network's ({n + 1})" for n in range(_networks()))
 
 
@@ -117,22 +123,17 @@ def _qdiscs() -> tuple[str, ...]:
 
 
 def _sockets() -> Iterator[str]:
+    """Those that this process does not have open itself."""
+    mine = set()
+    for path in PROC.glob("self/fd/*"):
+        with contextlib.suppress(OSError):
+            mine.add(str(path.readlink()))
     for family, column in _INODE.items():
         with contextlib.suppress(OSError):
             for line in (PROC / "net" / family).read_text().splitlines()[1:]:
                 fields = line.split()
-                inode = fields[column]
-                if not _mine(inode):
-                    yield f"{family} {inode} {' '.join(fields[column + 1 :])}".strip()
-
-
-def _mine(inode: str) -> bool:
-    """Whether it is a socket that this process has open."""
-    for path in PROC.glob("self/fd/*"):
-        with contextlib.suppress(OSError):
-            if str(path.readlink()) == f"socket:[{inode}]":
-                return True
-    return False
+                if f"socket:[{fields[column]}]" not in mine:
+                    yield f"{family} {' '.join(fields[column:])}"
 
 
 def _files(top: Path, spared: Path) -> Iterator[str]:
@@ -163,14 +164,15 @@ def _asids() -> Iterator[str]:
 
 
 def _can_be_had(key: str) -> int:
-    with ExitStack() as stack:
+    """They are given back side by side: each waits for grace periods of RCU."""
+    with ThreadPoolExecutor() as closers, ExitStack() as stack:
         system, platform = System.open(), Platform.open()
         stack.callback(system.close)
         stack.callback(platform.close)
         for count in range(1 << 16):
             try:
                 vm = system.create_vm()
-                stack.callback(vm.close)
+                stack.callback(closers.submit, vm.close)
                 sev = Sev(vm.fd.number, platform.fd.number)
                 sev.es_init() if key == "sev_es" else sev.init()
             except KernelError:
