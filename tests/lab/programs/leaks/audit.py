@@ -57,7 +57,7 @@ def leaked(before: Things, spared: Path, within: float = WITHIN) -> dict[str, li
     """By kind what there is that was not there before, and what is set otherwise; for good, or for so many seconds."""
     deadline = time.monotonic() + within
     while True:
-        found = _more(before, look(spared)) or _more(before, contexts())  # the dying take contexts with them
+        found = _more(before, look(spared) | contexts())
         if not found or time.monotonic() > deadline:
             return found
         time.sleep(0.05)
@@ -153,8 +153,11 @@ def _tracing() -> Iterator[str]:
 def _settings() -> Iterator[str]:
     """What a fault may have left set otherwise for the whole machine."""
     yield f"CPUs online: {CPUS.read_text().strip()}"
-    yield f"controllers: {(CGROUPS / 'cgroup.subtree_control').read_text().strip()}"
-    yield from (f"module {line.split()[0]}" for line in (PROC / "modules").read_text().splitlines())
+    for path, _, _ in os.walk(CGROUPS):
+        with contextlib.suppress(OSError):
+            yield f"controllers below {path}: {Path(path, 'cgroup.subtree_control').read_text().strip()}"
+    modules = (line.split()[0] for line in (PROC / "modules").read_text().splitlines())
+    yield from (f"module {name}" for name in modules if name == "kfault")  # what the kernel loads by itself may stay
     yield from (f"mount {' '.join(line.split()[4:])}" for line in (PROC / "self/mountinfo").read_text().splitlines())
 
 

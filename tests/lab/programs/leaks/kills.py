@@ -47,16 +47,16 @@ class Campaign:
     leaks: list[dict[str, object]] = field(default_factory=list)
     took: dict[str, float] = field(default_factory=dict)
 
-    def batch(self, length: int, kill: bool) -> None:
-        """One controller with so many runs, killed in the last of them if it is to be."""
-        chosen = [self.chance.choice(self.names)] if length == 1 else self.chance.sample(self.names, length)
+    def batch(self, chosen: Sequence[str], repeat: int, kill: bool) -> None:
+        """One controller with so many runs of each, killed in the last of them if it is to be."""
         argv = ["run", "--host", "local", "--runs", str(self.work), "--seed", str(self.chance.randrange(1 << 32))]
         with (self.work.parent / "said").open("w") as said:
             controller = subprocess.Popen(
-                ["sevchaos", *argv, "--accept-known", *chosen], stdout=said, stderr=subprocess.PIPE, text=True
-            )
+                ["sevchaos", *argv, "--accept-known", "--repeat", str(repeat), *chosen],
+                stdout=said, stderr=subprocess.PIPE, text=True,
+            )  # fmt: skip
         assert controller.stderr is not None
-        self._follow(controller.stderr, chosen[:-1] if kill else chosen)
+        self._follow(controller.stderr, len(chosen) * repeat if kill else None)
         cast = ""
         if kill:
             time.sleep(self.chance.random() * self.took.get(chosen[-1], A_RUN))
@@ -68,18 +68,17 @@ class Campaign:
             self.codes[code] += 1
         self._account(chosen, cast)
 
-    def _follow(self, said: IO[str], until: Sequence[str]) -> None:
-        """Read on until the runs named are over: the next one is announced then, or the controller ends."""
-        began, number = time.monotonic(), 0
+    def _follow(self, said: IO[str], last: int | None) -> None:
+        """Read on until the run of this number is announced, or without one until the controller ends."""
+        began, number, running = 0.0, 0, ""
         for line in said:
-            if not line.endswith(" on this machine\n"):
+            if " on this machine" not in line:
                 continue
-            if number:
-                self.took[until[number - 1]] = time.monotonic() - began
-            began = time.monotonic()
-            if number == len(until):
+            if running:
+                self.took[running] = time.monotonic() - began
+            began, number, running = time.monotonic(), number + 1, line.split()[1]
+            if number == last:
                 return
-            number += 1
 
     def _account(self, chosen: Sequence[str], cast: str) -> None:
         directories = [path for path in self.work.glob("*/*") if not path.is_symlink()]
@@ -100,6 +99,8 @@ class Campaign:
         found = leaked(self.before, self.work)
         if found or (cut and not cast):
             self.leaks.append({"runs": list(chosen), "killed": cast, "cut short": cut, "left": found})
+            for kind, words in found.items():  # told once
+                self.before[kind] |= set(words)
 
 
 def _kill(controller: int, cast: str) -> None:
@@ -117,14 +118,15 @@ def _kill(controller: int, cast: str) -> None:
 def campaign(names: Sequence[str], runs: int, kills: int, seed: int, tell: IO[str]) -> Campaign:
     """So many runs of these experiments in a random order, and in the middle of so many of them somebody is killed."""
     chance = random.Random(seed)
-    spared = Path("/tmp/campaign")
-    work = spared / "runs"
+    work = Path("/tmp/campaign/runs")
     work.mkdir(parents=True)
-    done = Campaign(names, chance, work, look(spared) | contexts())
-    done.batch(len(names), False)  # all of them once, to see how long each takes
+    done = Campaign(names, chance, work, look(work) | contexts())
+    done.batch(names, 1, False)  # to see how long each takes, and what is there for good once there was a run
+    deck: list[str] = []
     while done.runs < runs or done.killed.total() < kills:
-        to_kill = kills - done.killed.total()
-        gap = max(1, round(2 * chance.random() * (runs - done.runs) / max(1, to_kill)))
-        done.batch(min(gap, len(names)), gap <= len(names) and to_kill > 0)
+        left = kills - done.killed.total()
+        repeat = max(1, round(2 * chance.random() * (runs - done.runs) / max(1, left)))
+        deck = deck or chance.sample(names, len(names))
+        done.batch([deck.pop()], repeat, left > 0)
         print(f"{done.runs} runs, {done.killed.total()} killed, {len(done.leaks)} leaks", file=tell, flush=True)
     return done

@@ -139,9 +139,10 @@ def _cpu() -> Iterator[None]:
 @contextlib.contextmanager
 def _controller() -> Iterator[None]:
     control = CGROUPS / "cgroup.subtree_control"
-    control.write_text("+pids")
+    there = "pids" in control.read_text()
+    control.write_text("-pids" if there else "+pids")
     yield
-    control.write_text("-pids")
+    control.write_text("+pids" if there else "-pids")
 
 
 LEAKS: dict[str, Callable[[], AbstractContextManager[None]]] = {
