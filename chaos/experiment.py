@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
-import yaml
 
-from chaos import fault
+from chaos import conversion, fault, yamlfile
 from chaos.errors import UsageError
 from chaos.fault import Target
 from chaos.steps import (
@@ -42,6 +41,7 @@ from chaos.steps import (
     Together,
     Undo,
     Vcpu,
+    places,
     walk,
 )
 from chaos.verdict import PROMISES
@@ -274,56 +274,32 @@ def _like(path: Path, data: object) -> Experiment:
         )
     found = _read(other)
     if isinstance(found, dict) and "like" in found:
-        raise UsageError(f"{path}: like: {likeness.like} is like another one itself", remedy="name that one")
+        raise UsageError(
+            f"{path}: like: {likeness.like} is like another one itself", remedy="name that other one"
+        )
     return likeness.of(_converted(other, found, Experiment))
 
 
-def _read(path: Path) -> object:
-    try:
-        return yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}", remedy="`sevchaos list` names the experiments") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        text = " ".join(str(error).split())
-        raise UsageError(f"{path} is not YAML: {text}", remedy="correct it at the place named") from error
+def _read(path: Path) -> Any:
+    return yamlfile.read(path, remedy="`sevchaos list` names the experiments; of a file give the path")
 
 
 def _converted(path: Path, data: object, structure: type[P]) -> P:
     try:
-        return msgspec.convert(data, structure)
-    except msgspec.ValidationError as error:
-        raise _explained(path, data, error) from error
-
-
-def _explained(path: Path, data: object, error: msgspec.ValidationError) -> UsageError:
-    problem, _, where = str(error).partition(" - at `$")
-    value = _value_at(data, where.rstrip("`"))
-    shown = "" if value is _NOWHERE else f" (it is {str(value)[:80]!r})"
-    key = where.rstrip("`").lstrip(".") or "the file"
-    return UsageError(f"{path}: {key}: {problem}{shown}", remedy="docs/experiments.md lists keys and their values")
-
-
-_NOWHERE = object()
-
-
-def _value_at(data: Any, where: str) -> object:
-    """The value at a msgspec path like `.script[2].vm`."""
-    for part in where.replace("]", "").replace("[", ".").split("."):
-        if not part:
-            continue
-        try:
-            data = data[int(part)] if part.isdigit() else data[part]
-        except (KeyError, IndexError, TypeError, ValueError):
-            return _NOWHERE
-    return data
+        return conversion.convert(data, structure)
+    except conversion.Wrong as wrong:
+        allowed = f"give {wrong.allowed}; " if wrong.allowed else ""
+        where = "" if wrong.key else "the file: "
+        raise UsageError(f"{path}: {where}{wrong}", remedy=f"{allowed}docs/experiments.md says more") from wrong
 
 
 def _problems(experiment: Experiment) -> Iterator[tuple[str, str, str]]:
     """What the schema cannot say: references. Yields place, problem, remedy."""
     known = ", ".join(PROMISES)
-    for promise in (*experiment.promises, *experiment.unaskable):
+    named = {"promises": experiment.promises, "unaskable": experiment.unaskable}
+    for key, promise in ((key, promise) for key, promises in named.items() for promise in promises):
         if promise not in PROMISES:
-            yield "promises", f"there is no promise {promise!r}", f"the promises are {known}"
+            yield key, f"there is no promise {promise!r}", f"the promises are {known}"
     if not experiment.promises:
         yield "promises", "it puts no promise to the test", f"name at least one of {known}"
     vmms = ", ".join(experiment.vmms)
@@ -339,10 +315,12 @@ def _problems(experiment: Experiment) -> Iterator[tuple[str, str, str]]:
         if lived_in and below and experiment.groups[path].misc:
             problem = f"{lived_in[0]} cannot live in {path!r}, whose children ({below[0]}) have the misc controller"
             yield f"vmms.{lived_in[0]}.cgroup", problem, f"put it below, or give cgroup {path!r} misc: false"
+    if not experiment.script:
+        yield "script", "it has no steps", "give at least one step"
     armed: set[str] = {*UNARMED}
-    for number, step in walk(experiment.script):
+    for place, step in places(experiment.script):
         for field, problem, remedy in _step_problems(experiment, step, armed):
-            yield f"script[{number}].{field}", problem, remedy
+            yield f"{place}.{field}", problem, remedy
         if isinstance(step, Arm):
             armed.add(step.hold)
 
@@ -360,8 +338,10 @@ def _step_problems(
             yield from _migration_problems(experiment, step)
         case Undo():
             strikes = (other for _, other in walk(experiment.script) if isinstance(other, Strike))
-            if all((strike.fault, strike.target) != (step.fault, step.target) for strike in strikes):
-                yield "fault", f"no step applies the fault {step.fault!r} to {step.target!r}", "name another"
+            applied = sorted({(strike.fault, strike.target) for strike in strikes})
+            if (step.fault, step.target) not in applied:
+                given = ", ".join(f"{name} to {target or 'the host'}" for name, target in applied) or "none at all"
+                yield "fault", f"no step applies {step.fault!r} to {step.target!r}", f"what is applied: {given}"
         case Launch() if step.vm in experiment.vms and experiment.vms[step.vm].kind is Kind.MIRROR:
             yield "vm", f"{step.vm} is a mirror, which is not launched", "use the step `mirror`"
         case Arm():
@@ -437,10 +417,13 @@ _TARGETS: dict[Target, str] = {
 
 
 def _fault_problems(experiment: Experiment, step: Strike) -> Iterator[tuple[str, str, str]]:
+    key = "fault"
     try:
+        fault.load(step.fault)
+        key = "options"
         found = fault.find(step.fault, step.options)
     except UsageError as error:
-        yield "fault", error.message, error.remedy
+        yield key, error.message, error.remedy
         return
     for option, kind in found.NAMES.items():
         given, known = getattr(found, option), experiment.names(kind)

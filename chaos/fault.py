@@ -23,8 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
-import msgspec
-
+from chaos import conversion
 from chaos.errors import UsageError
 
 if TYPE_CHECKING:
@@ -201,13 +200,13 @@ def load(name: str) -> type[Fault]:
 def find(name: str, options: Mapping[str, object]) -> Fault:
     """The fault of this name with these options. Raises `UsageError`."""
     kind = load(name)
-    allowed = [field.name for field in dataclasses.fields(kind) if field.init]  # type: ignore[arg-type]
-    remedy = f"its options are {', '.join(allowed) or '(none)'}"
-    unknown = [option for option in options if option not in allowed]
+    options_there_are = [field.name for field in dataclasses.fields(kind) if field.init]  # type: ignore[arg-type]
+    remedy = f"its options are {', '.join(options_there_are) or '(none)'}"
+    unknown = [option for option in options if option not in options_there_are]
     if unknown:
         raise UsageError(f"fault {name!r} has no option {unknown[0]!r}", remedy=remedy)
     try:
-        fault = msgspec.convert(dict(options), kind)
-    except (msgspec.ValidationError, ValueError) as error:
-        raise UsageError(f"fault {name!r}: {error}", remedy=remedy) from error
-    return fault
+        return conversion.convert(dict(options), kind)
+    except conversion.Wrong as wrong:
+        allowed = f"give {wrong.allowed}; " if wrong.key else ""
+        raise UsageError(f"fault {name!r}: {wrong}", remedy=f"{allowed}{remedy}") from wrong

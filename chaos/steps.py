@@ -12,7 +12,12 @@ from typing import Annotated, Literal
 
 import msgspec
 
-Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9-]{0,40}$", description="lower case, digits, dashes")]
+Name = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[a-z][a-z0-9-]{0,40}$", description="lower case, digits, dashes; up to 41, a letter first"
+    ),
+]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=600)]
 Ticks = Annotated[int, msgspec.Meta(gt=0, le=1_000_000)]
 Nth = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
@@ -252,7 +257,9 @@ class KernelPlace(Part, frozen=True, kw_only=True):
     """The entry of a kernel function (docs/kfault.md has the list): the `nth` call that the VMM makes, or anybody if
     none is named."""
 
-    function: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_.]{0,62}$")]
+    function: Annotated[
+        str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_.]{0,62}$", description="a function's name, without brackets")
+    ]
     vmm: Name | None = None
     nth: Nth = 1
 
@@ -260,7 +267,7 @@ class KernelPlace(Part, frozen=True, kw_only=True):
 class FirmwarePlace(Part, frozen=True, kw_only=True):
     """The `nth` command of this name that the firmware gets: it is not answered until it is released."""
 
-    command: Annotated[str, msgspec.Meta(pattern=r"^[A-Z][A-Z_0-9]{0,40}$")]
+    command: Annotated[str, msgspec.Meta(pattern=r"^[A-Z][A-Z_0-9]{0,40}$", description="capitals, like DEACTIVATE")]
     nth: Nth = 1
 
 
@@ -348,11 +355,24 @@ def walk(script: tuple[Step | Moves, ...]) -> Iterator[tuple[int, Step | Moves]]
     """Each step with its number in the script. Those inside another have that one's."""
     for number, step in enumerate(script):
         yield number, step
-        inside: tuple[tuple[Step | Moves, ...], ...] = ()
-        if isinstance(step, Migrate):
-            inside = tuple(step.before.values())
-        elif isinstance(step, Together):
-            inside = (step.steps, step.meanwhile)
-        for inner in inside:
+        for inner in _inside(step).values():
             for _, below in walk(inner):
                 yield number, below
+
+
+def places(script: tuple[Step | Moves, ...], where: str = "script") -> Iterator[tuple[str, Step | Moves]]:
+    """The same with the place of each in the file, as script[2].before.move[0]."""
+    for number, step in enumerate(script):
+        yield f"{where}[{number}]", step
+        for key, inner in _inside(step).items():
+            yield from places(inner, f"{where}[{number}].{key}")
+
+
+def _inside(step: Step | Moves) -> dict[str, tuple[Step | Moves, ...]]:
+    """The steps that a step has in it, by the key that they stand under."""
+    match step:
+        case Migrate():
+            return {f"before.{phase}": inner for phase, inner in step.before.items()}
+        case Together():
+            return {"steps": step.steps, "meanwhile": step.meanwhile}
+    return {}

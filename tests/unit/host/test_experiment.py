@@ -33,7 +33,7 @@ def test_types_of_vms(tmp_path: Path) -> None:
     [
         ("kind: sev, type: 3", r"vms\.x\.type: a sev guest cannot have type 3"),
         ("kind: sev-es, type: 2", r"vms\.x\.type: a sev-es guest cannot have type 2"),
-        ("kind: sev, type: 4", r"vms\[\.\.\.\]\.type: Invalid enum value 4"),
+        ("kind: sev, type: 4", r"vms\.x\.type: there is no such choice \(it is '4'\)"),
     ],
 )
 def test_a_type_must_be_one_of_its_kind(tmp_path: Path, vm: str, complaint: str) -> None:
@@ -79,18 +79,21 @@ def test_a_list_of_commands() -> None:
     [
         ("move, destination: y", r"source: nothing to take"),
         ("move, destination: y, source: x, fd: pipe", r"source: a VM and a wrong descriptor"),
-        ("mirror, vm: y, fd: nothing", r"fd: Invalid enum value 'nothing'"),
-        ("mirror, vm: y, source: x, flags: 4294967296", r"flags: Expected `int` <= 4294967295"),
+        ("mirror, vm: y, fd: nothing", r"script\[0\]\.fd: there is no such choice \(it is 'nothing'\)"),
+        (
+            "mirror, vm: y, source: x, flags: 4294967296",
+            r"flags: expected a whole number <= 4294967295 \(it is '4294967296'\)",
+        ),
         ("init, vm: y, features: 0x10000000000000000", r"features: 0x10000000000000000 has more than 64 bits"),
-        ("init, vm: y, command: init3", r"command: Invalid enum value 'init3'"),
-        ("command, vm: x, ids: all", r"ids: Expected `str` matching regex"),
+        ("init, vm: y, command: init3", r"command: there is no such choice \(it is 'init3'\)"),
+        ("command, vm: x, ids: all", r"ids: expected text of another form"),
         ("command, vm: x, ids: 9-3", r"ids: 9-3 are 0 commands"),
         ("command, vm: x, ids: 0-9999", r"ids: 0-9999 are 10000 commands"),
-        ("vcpu, vm: x, id: -1", r"id: Expected `int` >= 0"),
-        (f"together, steps: [{MOVES}]", r"steps: Expected `array` of length >= 2"),
+        ("vcpu, vm: x, id: -1", r"id: expected a whole number >= 0"),
+        (f"together, steps: [{MOVES}]", r"steps: expected a list of length >= 2"),
         (f"together, steps: [{MOVES}, {MOVES}]", r"steps: y makes two of the operations"),
         (f"together, steps: [{MOVES}, {{do: moves, destination: x, sources: [z]}}]", r"sources: there is no VM 'z'"),
-        (f"together, steps: [{MOVES}, {{do: launch, vm: x}}]", r"steps\[1\]: Invalid value 'launch'|Invalid value"),
+        (f"together, steps: [{MOVES}, {{do: launch, vm: x}}]", r"steps\[1\]\.do: there is no such choice"),
         (f"together, steps: [{MOVES}, {MANY}]", r"rounds: these are 1600000 moves"),
         (f"together, steps: [{MOVES}, {MOVE}], meanwhile: [{{do: observe, label: l}}]", r"meanwhile: counters"),
     ],
@@ -147,9 +150,9 @@ def test_an_experiment_like_another_with_other_guests(tmp_path: Path) -> None:
     [
         ("like: nothing", r"like: there is no nothing\.yaml beside it"),
         ("like: other", "like: other is like another one itself"),
-        ("like: liked\nkind: plain", r"kind: Invalid enum value 'plain'"),
-        ("like: liked\nscript: []", "the file: Object contains unknown field `script`"),
-        ("like: liked\nvcpus: 17", "vcpus: Expected `int` <= 16"),
+        ("like: liked\nkind: plain", r"kind: there is no such choice \(it is 'plain'\)"),
+        ("like: liked\nscript: []", "script: there is no such key here"),
+        ("like: liked\nvcpus: 17", "vcpus: expected a whole number <= 16"),
         ("like: liked\ntype: 3", r"vms\.x\.type: a sev guest cannot have type 3"),
         ("like: liked\npromises: [P99]", "there is no promise 'P99'"),
     ],
@@ -161,5 +164,5 @@ def test_what_is_like_nothing(tmp_path: Path, rest: str, complaint: str) -> None
 
 def test_what_is_wrong_in_the_other_file_is_said_of_that_one(tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text("name: broken\n")
-    with pytest.raises(UsageError, match=r"broken\.yaml: the file: Object missing required field `why`"):
+    with pytest.raises(UsageError, match=r"broken\.yaml: why: it is missing"):
         like(tmp_path, "like: broken")
