@@ -76,6 +76,7 @@ class Kind(StrEnum):
 FEATURES = (1 << 64) - 1
 COMMANDS = 256  # that one step may try
 MOVES = 1 << 17  # of one loop, which are 3 MB of records
+_SAID_MOST = 700  # characters of what is wrong, and of what to do about it
 
 # What INIT2 makes of a VM hangs on its type alone. A plain VM may have any: it is given its context by a move.
 TYPES = {Kind.SEV: 2, Kind.SEV_ES: 3}
@@ -261,8 +262,14 @@ def load(path: Path) -> Experiment:
     likened = isinstance(data, dict) and "like" in data
     experiment = _like(path, data) if likened else _converted(path, data, Experiment)
     for where, problem, remedy in _problems(experiment):
-        raise UsageError(f"{path}: {where}: {problem}", remedy=remedy)
+        raise _refusal(path, f"{where}: {problem}", remedy)
     return experiment
+
+
+def _refusal(path: Path, said: str, remedy: str) -> UsageError:
+    """Of one screen, whatever the file holds."""
+    said, remedy = (text if len(text) <= _SAID_MOST else f"{text[:_SAID_MOST]}…" for text in (said, remedy))
+    return UsageError(f"{path}: {said}", remedy=remedy)
 
 
 def _like(path: Path, data: object) -> Experiment:
@@ -274,9 +281,7 @@ def _like(path: Path, data: object) -> Experiment:
         )
     found = _read(other)
     if isinstance(found, dict) and "like" in found:
-        raise UsageError(
-            f"{path}: like: {likeness.like} is like another one itself", remedy="name that other one"
-        )
+        raise UsageError(f"{path}: like: {likeness.like} is like another one itself", remedy="name that other one")
     return likeness.of(_converted(other, found, Experiment))
 
 
@@ -289,8 +294,8 @@ def _converted(path: Path, data: object, structure: type[P]) -> P:
         return conversion.convert(data, structure)
     except conversion.Wrong as wrong:
         allowed = f"give {wrong.allowed}; " if wrong.allowed else ""
-        where = "" if wrong.key else "the file: "
-        raise UsageError(f"{path}: {where}{wrong}", remedy=f"{allowed}docs/experiments.md says more") from wrong
+        said = str(wrong) if wrong.key else f"the file: {wrong}"
+        raise _refusal(path, said, f"{allowed}docs/experiments.md says more") from wrong
 
 
 def _problems(experiment: Experiment) -> Iterator[tuple[str, str, str]]:
