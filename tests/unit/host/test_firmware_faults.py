@@ -100,8 +100,8 @@ def test_without_the_device_the_driver_cannot_be_told(played: Played, patience: 
     [
         ({"plan": "NOPE=skip"}, "there is no command 'NOPE'"),
         ({"plan": "NOP=skip", "patience": -1}, "patience is 0 to 600 seconds, not -1"),
-        ({"plan": 5}, "Expected `str`, got `int`"),
-        ({}, "missing required field `plan`"),
+        ({"plan": 5}, "plan: expected text, got a whole number"),
+        ({}, "plan: it is missing"),
         ({"plans": ""}, "has no option 'plans'"),
     ],
 )
