@@ -103,7 +103,7 @@ def test_whether_it_can_be_done_is_asked_without_striking_anybody() -> None:
         ("kernel-return", {"function": "f", "value": "-ENOSUCH"}, "no number, and no error"),
         ("kernel-return", {"function": "f", "value": 1 << 63}, "does not fit"),
         ("kernel-return", {"function": "a b", "value": 0}, "not the name of a kernel function"),
-        ("kernel-return", {"function": "f"}, "missing required field `value`"),
+        ("kernel-return", {"function": "f"}, "value: it is missing"),
         ("kernel-return", {"function": "f", "value": 0, "nth": 0}, "calls count from 1"),
         ("kernel-return", {"function": "f", "value": 0, "times": -1}, "calls count from 1"),
         ("kernel-delay", {"function": "f", "microseconds": -1}, "it may be 0 to"),
