@@ -16,13 +16,9 @@ from typing import Any
 import yaml
 
 from chaos.errors import UsageError
-from chaos.kvm.fd import OwnedFd
 
 LIMIT = 1 << 18  # bytes; the longest experiment of the catalogue has four thousand
 DEPTH = 40
-
-_KINDS = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
-
 
 def read(path: Path, *, remedy: str) -> Any:
     """What the file says. Raises `UsageError`; `remedy` is for a path that leads nowhere."""
@@ -58,17 +54,20 @@ def _text(path: Path, remedy: str) -> str:
 def _bytes(path: Path, remedy: str) -> bytes:
     """Up to one byte more than there may be. Nothing is waited for: a pipe is no file."""
     try:
-        with OwnedFd(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)) as file:
-            mode = os.fstat(file.number).st_mode
+        with open(path, "rb", opener=_open) as file:  # noqa: PTH123 - whose own has no opener
+            mode = os.fstat(file.fileno()).st_mode
             if not stat.S_ISREG(mode):
-                kind = _KINDS.get(stat.S_IFMT(mode), "a device")
+                kind = "a pipe" if stat.S_ISFIFO(mode) else "a device"
                 raise UsageError(f"{path} is {kind}, not a file", remedy=remedy)
-            with open(file.number, "rb", closefd=False) as content:
-                return content.read(LIMIT + 1)
+            return file.read(LIMIT + 1)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}", remedy=remedy) from error
     except ValueError as error:  # a null byte
         raise UsageError(f"{str(path)!a} is no path: {error}", remedy=remedy) from error
+
+
+def _open(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
 
 
 def _said(error: Exception) -> str:

@@ -113,7 +113,7 @@ def a_terabyte(path: Path) -> None:
 
 
 ODD: dict[Callable[[Path], None], str] = {
-    Path.mkdir: "is a directory, not a file",
+    Path.mkdir: "Is a directory",
     a_fifo: "is a pipe, not a file",
     a_socket: "No such device or address",
     a_loop: "Too many levels of symbolic links",

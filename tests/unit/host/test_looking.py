@@ -308,7 +308,7 @@ def test_a_fault_is_found_with_its_options() -> None:
     ("name", "options", "problem", "remedy"),
     [
         ("typo", {}, "no fault 'typo'", "kill"),
-        ("kill", {"signal": "HUP"}, "there is no such choice (it is 'HUP')", "signal"),
+        ("kill", {"signal": "HUP"}, "there is no such choice .it is 'HUP'.", "signal"),
         ("kill", {"sig": "KILL"}, "has no option 'sig'", "signal"),
         ("kill", {"signal": 9}, "signal", "signal"),
     ],
