@@ -54,7 +54,7 @@ def _text(path: Path, remedy: str) -> str:
 def _bytes(path: Path, remedy: str) -> bytes:
     """Up to one byte more than there may be. Nothing is waited for: a pipe is no file."""
     try:
-        with open(path, "rb", opener=_open) as file:  # noqa: PTH123 - whose own has no opener
+        with open(path, "rb", opener=_open) as file:
             mode = os.fstat(file.fileno()).st_mode
             if not stat.S_ISREG(mode):
                 kind = "a pipe" if stat.S_ISFIFO(mode) else "a device"
