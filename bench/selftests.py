@@ -67,9 +67,7 @@ CASES = (
     Case("F3 with vCPUs", MIGRATE, "EINVAL", "mirror-parameters", "mirror", ("with-vcpu",), "sev"),
     Case("F4 SEV-ES onto SEV", MIGRATE, "EINVAL", "mirror-parameters", "mirror", ("sev",), "sev-es"),
     Case("F5 SEV onto SEV-ES", MIGRATE, "EINVAL", "mirror-parameters", "mirror", ("sev-es",), "sev"),
-    Case(
-        "INIT2 of types 2 and 3", INIT2, "ok", "init2-flags", "init", ("sev", "sev-es"), args=(("flags", None),)
-    ),
+    Case("INIT2 of types 2 and 3", INIT2, "ok", "init2-flags", "init", ("sev", "sev-es"), args=(("flags", None),)),
     Case("INIT2 of type 0", INIT2, "EINVAL", "init2-types", "init", ("plain",), args=(("command", "init2"),)),
     Case("32 flags", INIT2, "EINVAL", "init2-flags", "init", args=(("flags", any),)),
     Case("64 features", INIT2, "EINVAL", "init2-features", "init", args=(("features", any),)),

@@ -21,8 +21,7 @@ from chaos.vmm import guest
 
 # A vCPU leaves the guest within an interrupt; this is for a machine that is badly overloaded.
 PAUSE_WITHIN = 20.0
-# ns out of the guest after each tick. A guest that ticks as fast as it can takes a CPU for itself, which others need,
-# and in the lab about one exit of some hundred thousand loses it a register (docs/lab.md).
+# ns out of the guest after each tick. A guest that ticks as fast as it can takes a CPU for itself, which others need.
 REST = 500_000
 _HALF = 1 << 32
 _NOTHING = Seen(ticks=0, stale=0, first_tick=0, last_tick=0, sound=0, exits=0)
