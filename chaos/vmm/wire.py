@@ -116,7 +116,7 @@ class Channel(Generic[T]):
             raise InternalError("a message was cut off on its way")
         try:
             return self._decoder.decode(data), fds
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             fds.close()
             raise InternalError(f"a message could not be understood: {error}") from error
 

@@ -123,9 +123,13 @@ class Mailbox:
 
     def restore(self, contents: bytes) -> None:
         """What `contents` gave. ValueError if it is not that."""
-        data = zlib.decompress(contents)
-        if len(data) != len(self._bytes):
-            raise ValueError(f"saved registers are {len(data)} bytes, not {len(self._bytes)}")
+        size = len(self._bytes)
+        try:
+            data = zlib.decompressobj().decompress(contents, size + 1)  # no more, whatever it says
+        except zlib.error as error:
+            raise ValueError(f"saved registers are damaged: {error}") from error
+        if len(data) != size:
+            raise ValueError(f"saved registers are {len(data)} bytes or more, not {size}")
         self._bytes[:] = data
 
     def plan(self, plan: Plan) -> None:

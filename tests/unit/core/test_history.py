@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from chaos.verdict import Outcome
 from reports import junit, ktap, machine, text
 from reports.run import Run
 from tests.unit.core.build import ALL, moved, shipped
+from tests.unit.mutation import mutated
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -215,6 +217,21 @@ def test_random_bytes_alone(tmp_path: Path, data: bytes) -> None:
     history = read(path)
     assert history.records == ()
     assert history.damage
+
+
+def test_a_million_random_bytes_of_histories(tmp_path: Path) -> None:
+    """Nonsense, and histories with a few bytes changed, of which some are judged, as far as they can be read."""
+    chance = random.Random(4)
+    path = tmp_path / "history.jsonl"
+    fed = 0
+    while fed < 1_000_000:
+        name = chance.choice(sorted(WHOLE))
+        data = mutated(WHOLE[name], chance) if chance.random() < 0.9 else chance.randbytes(chance.choice([10, 50_000]))
+        path.write_bytes(data)
+        history = read(path)
+        if chance.random() < 0.3:
+            judged_and_reported(name, history)
+        fed += len(data)
 
 
 @MAY_CUT

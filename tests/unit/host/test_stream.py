@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 
 from chaos.errors import InternalError
 from chaos.vmm import stream
-from chaos.vmm.messages import SAID, Greeting, Received, Said, State
+from chaos.vmm.messages import SAID, Greeting, LetGo, Received, Said, State, Taken
 from chaos.vmm.stream import Stream
 from tests.unit.host.peers import LOCALHOST, SECONDS
+from tests.unit.mutation import mutated
 
 GREETING = Greeting(version=1, vm="old", peer="new")
 STATE = State(vcpus=({"regs": bytes(range(256)), "xsave": bytes(4096)},) * 3)
@@ -197,6 +198,20 @@ def test_a_million_random_bytes() -> None:
     for _ in range(100):
         got = heard(chance.randbytes(10_000))
         assert isinstance(got, OSError) and got.errno in (EBADMSG, EMSGSIZE, EPIPE, EPROTO)
+
+
+def test_a_million_random_bytes_in_good_frames() -> None:
+    """Messages with bytes changed, as somebody would send them who computes the checksum anew."""
+    chance = random.Random(6)
+    vcpu = {"regs": chance.randbytes(144), "sregs": chance.randbytes(312), "fpu": chance.randbytes(416)}
+    said = (Greeting(version=1, vm="old", peer="new"), State(vcpus=(vcpu,) * 4), Received(), Taken(), LetGo())
+    bodies = [msgspec.msgpack.encode(message) for message in said]
+    fed = 0
+    while fed < 1_000_000:
+        body = mutated(chance.choice(bodies), chance)
+        got = heard(frame(body))
+        assert isinstance(got, Said) or (isinstance(got, OSError) and got.errno == EPROTO)
+        fed += len(body)
 
 
 def test_the_other_end_is_waited_for(ends: Ends) -> None:

@@ -4,17 +4,41 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import threading
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from chaos.errors import InternalError
 from chaos.vmm import wire
-from chaos.vmm.messages import REQUESTS, Create, Request
+from chaos.vmm.messages import (
+    DESCRIPTORS,
+    FROM_AGENT,
+    FROM_SERVER,
+    REQUESTS,
+    TO_SERVER,
+    Begun,
+    Connect,
+    Create,
+    Descriptor,
+    Filled,
+    Hello,
+    Reap,
+    Reaped,
+    Reply,
+    Request,
+    Spawn,
+    Spawned,
+    Storm,
+)
 from chaos.vmm.wire import Channel, Ended, FdSet, memory_file, pair
+from tests.unit.mutation import mutated
 
 
 def channels() -> tuple[Channel[Request], Channel[Request]]:
@@ -140,3 +164,80 @@ def test_several_threads_may_send() -> None:
         thread.join()
     one.close()
     other.close()
+
+
+# -- by chance ------------------------------------------------------------------------------------------------
+
+MESSAGES = (
+    REQUEST,
+    Request(id=1 << 40, do=Connect(vm="old", peer="new", address="10.0.0.1", port=65535, within_ms=20_000)),
+    Request(id=0, do=Storm(vm="old", threads=64, calls=("KVM_RUN", "KVM_GET_REGS")), aside=True),
+    Hello(pid=7, errno=1, network=4026531840),
+    Begun(id=3, tid=9),
+    Reply(
+        id=3,
+        errno=16,
+        call="KVM_MEMORY_ENCRYPT_OP INIT",
+        value={"handle": 1},
+        filled=Filled(count=8, errno=16, call="x"),
+    ),
+    Spawn(name="source", network=True),
+    Reap(pid=12),
+    Spawned(pid=12),
+    Reaped(pid=12, status=-9),
+    Descriptor(),
+)
+DECODERS: tuple[msgspec.msgpack.Decoder[Any], ...] = (REQUESTS, FROM_AGENT, TO_SERVER, FROM_SERVER, DESCRIPTORS)
+
+
+def heard(data: bytes, decoder: msgspec.msgpack.Decoder[Any]) -> object:
+    """What one packet with a descriptor comes to; the descriptor is closed in any case."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    with ours, memory_file("x", 1) as memory:
+        channel = Channel(theirs, decoder)
+        socket.send_fds(ours, [data], [memory.number])
+        before = open_files()
+        try:
+            message, fds = channel.receive(5.0)
+            fds.close()
+        except (InternalError, Ended) as error:
+            message = error
+        assert open_files() == before
+        channel.close()
+        return message
+
+
+def test_a_million_random_bytes_in_packets() -> None:
+    """Nonsense, and every message with bytes changed, to each of the two sides."""
+    chance = random.Random(5)
+    packed = [msgspec.msgpack.encode(message) for message in MESSAGES]
+    fed = 0
+    while fed < 1_000_000:
+        if chance.random() < 0.95:
+            data = mutated(chance.choice(packed), chance)
+        else:
+            data = chance.randbytes(chance.choice([1, 100, wire.MESSAGE_LIMIT, wire.MESSAGE_LIMIT + 1]))
+        got = heard(data, chance.choice(DECODERS))
+        assert isinstance(got, InternalError | Ended | msgspec.Struct)
+        assert len(data) <= wire.MESSAGE_LIMIT or isinstance(got, InternalError)
+        fed += len(data)
+
+
+@given(st.binary(max_size=300), st.sampled_from(DECODERS))
+def test_any_packet_is_a_message_or_an_error(data: bytes, decoder: msgspec.msgpack.Decoder[Any]) -> None:
+    assert isinstance(heard(data, decoder), InternalError | Ended | msgspec.Struct)
+
+
+def test_a_packet_nested_without_end_is_an_error() -> None:
+    assert isinstance(heard(b"\x91" * 60_000, REQUESTS), InternalError)
+    nested = b"\x82\xa2id\x01\xa2do\x82\xa1f\xa6create\xa1x" + b"\x91" * 60_000  # under a key nobody knows
+    assert isinstance(heard(nested, REQUESTS), InternalError)
+
+
+@pytest.mark.parametrize("text", [b"\xff", b"\xed\xa0\x80", b"\xc0\x80"])
+def test_a_text_that_is_none_is_an_error(text: bytes) -> None:
+    packet = b"\x82\xa3pid\x01\xa4type" + bytes([0xA0 | len(text)]) + text
+    assert isinstance(heard(packet, FROM_AGENT), InternalError)
+    spawn = b"\x82\xa4type\xa5spawn\xa4name" + bytes([0xA0 | len(text)]) + text
+    assert isinstance(heard(spawn, TO_SERVER), InternalError)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import random
 import struct
 from dataclasses import dataclass
 
@@ -10,11 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from chaos.lab.psp import failpoints, wire
 from chaos.lab.psp.buffers import Buffer
 from chaos.lab.psp.firmware import Firmware
 from chaos.lab.psp.memory import Ram
 from chaos.lab.psp.model import TABLE
 from chaos.lab.psp.numbers import Command, Status
+from chaos.lab.psp.plan import Plan
+from tests.unit.mutation import mutated
 from tests.unit.psp.host import BUFFER, ES_POLICY, RAM_SIZE, SCRATCH, TMR, Host
 
 ES_ASIDS, SEV_ASIDS = 2, 3
@@ -202,12 +206,13 @@ TestRules.settings = settings(
 # -- nonsense
 
 
+_TELLING = [0, 1, 2, 3, 16, 48, 52, 128, 0x824, 0x186C, 4096, BUFFER, SCRATCH, TMR, RAM_SIZE - 16, RAM_SIZE]
+
+
 def _plausible(size: int) -> st.SearchStrategy[bytes]:
     """Buffers that are random words, mostly small or near what matters, so that checks after the first are reached."""
     word = st.one_of(
-        st.sampled_from(
-            [0, 1, 2, 3, 16, 48, 52, 128, 0x824, 0x186C, 4096, BUFFER, SCRATCH, TMR, RAM_SIZE - 16, RAM_SIZE]
-        ),
+        st.sampled_from(_TELLING),
         st.integers(0, 0xFFFFFFFF),
     )
     words = st.lists(word, min_size=size // 4 + 1, max_size=size // 4 + 1)
@@ -257,3 +262,56 @@ def test_no_register_breaks_it(words: list[tuple[int, int]]) -> None:
             assert host.answer() is not None  # a Status: anything else raises
         else:
             assert host.register(0x10980) == word
+
+
+def test_a_million_random_bytes() -> None:
+    """Any memory, any registers: buffers of nonsense, and honest ones with bytes changed."""
+    chance = random.Random(7)
+    host = _working()
+    fed = 0
+    while fed < 1_000_000:
+        command = chance.choice(sorted(TABLE)) if chance.random() < 0.9 else chance.randrange(1 << 10)
+        words = [chance.choice(_TELLING) if chance.random() < 0.7 else chance.randrange(1 << 32) for _ in range(20)]
+        data = mutated(struct.pack("<20I", *words), chance) + chance.randbytes(chance.choice([0, 500, 20_000]))
+        host.poke(BUFFER, data)
+        host.poke(SCRATCH, data)
+        host.at(command, chance.choice([BUFFER, BUFFER, SCRATCH, BUFFER + 1, RAM_SIZE - 8, 1 << 51, (1 << 64) - 1]))
+        fed += len(data)
+        if not host.firmware.guests:
+            host = _working()
+
+
+def _working() -> Host:
+    host = Host()
+    host.init()
+    host.running(4)
+    host.start(ES_POLICY)
+    return host
+
+
+def test_a_million_random_bytes_on_the_control_channel() -> None:
+    """A line is a request or a decoding error, and a snapshot with bytes changed is one too, or refused."""
+    chance = random.Random(8)
+    host = _working()
+    snapshot = wire.Snapshot(
+        version=1, registers=host.mailbox.contents(), firmware=host.firmware.save(), sequence=3, executed={"INIT": 1}
+    )
+    plan = Plan(failpoints.parse("LAUNCH_START#2=fail:RESOURCE_LIMIT; DEACTIVATE=delay:5ms; NOP=garbage"))
+    requests = (wire.Load(1, snapshot), wire.SetPlan(2, plan), wire.Withdraw(3, "x"), wire.Trace(4, True), wire.Quit(5))
+    lines = [wire.encode(request) for request in requests]
+    fed = 0
+    while fed < 1_000_000:
+        line = mutated(chance.choice(lines), chance) if chance.random() < 0.95 else chance.randbytes(1000)
+        fed += len(line)
+        try:
+            request = wire.decode_request(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(request, wire.Load):
+            try:
+                Firmware.load(Ram(host.ram), request.snapshot.firmware)
+                host.mailbox.restore(request.snapshot.registers)
+            except ValueError:
+                pass
+        elif isinstance(request, wire.SetPlan):
+            host.mailbox.plan(request.plan)
