@@ -9,6 +9,7 @@ conformance/  the kernel's own tests, with the ledger switched on
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 from chaos import experiment
@@ -55,8 +56,9 @@ def find(name: str) -> Experiment:
         return experiment.load(Path(name))
     known = catalogue()
     if name not in known:
+        like = difflib.get_close_matches(name, known)
         raise UsageError(
-            f"there is no experiment {name!r}",
-            remedy=f"the catalogue has {', '.join(known)}; a file of your own is given by its path",
+            f"there is no experiment {name!r}" + (f"; there is {', '.join(like)}" if like else ""),
+            remedy="`sevchaos list` names all; a file of your own is given by its path",
         )
     return experiment.load(known[name])
