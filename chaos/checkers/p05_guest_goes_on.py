@@ -17,7 +17,7 @@ then it has found everything the move had to bring it, registers and memory.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from chaos.checkers.evidence import (
     Evidence,
@@ -196,7 +196,16 @@ def goes_on(evidence: Evidence, move: Move, promise: str) -> Verdict:
         return unknown(
             promise, f"whether the guest itself goes on: {after[0].vm} was not given its registers", after[:1]
         )
-    return _broke_later(evidence, after[0], move, promise) or _compared(promise, before[-1], after[0], move)
+    seen = _worst(evidence, after, move)
+    return _broke_later(evidence, seen, move, promise) or _compared(promise, before[-1], seen, move)
+
+
+def _worst(evidence: Evidence, after: Sequence[Counted], move: Move) -> Counted:
+    """Of the readings after the move the first that shows a broken guest, until the context moves on; else the first
+    of all."""
+    _, end = evidence.changed(move.survivor, move)
+    broken = (count for count in after if (count.stale or count.ended) and count.seq < end)
+    return next(broken, after[0])
 
 
 def _unasked(evidence: Evidence, move: Move, promise: str) -> Verdict | None:
@@ -251,7 +260,7 @@ def _broke_later(evidence: Evidence, first: Counted, move: Move, promise: str) -
 
 
 def _compared(promise: str, last: Counted, first: Counted, move: Move) -> Verdict:
-    """The last reading before the move and the first after it."""
+    """The last reading before the move and the one after it that says most."""
     records = (last, first)
     if last.stale or last.ended:
         why = last.ended or f"its memory and registers disagreed at {last.stale} ticks"

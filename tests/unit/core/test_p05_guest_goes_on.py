@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 from typing import Any
 
+import msgspec
 import pytest
 
 from chaos.checkers import CHECKERS
@@ -85,6 +86,23 @@ def test_p5_a_vcpu_that_is_not_there_any_more_was_not_seen_to_go_on() -> None:
         fewer = replaced(Counted, {"vm": "new"}, each=each)
         verdict = check("P5", MOVE, lambda record, fewer=fewer: fewer(four(record)))  # type: ignore[misc]
         assert verdict.outcome is outcome, verdict.reason
+
+
+@pytest.mark.parametrize("broken", [{"stale": 3}, {"ended": "KVM_EXIT_SHUTDOWN"}])
+def test_p5_a_guest_that_breaks_only_after_it_was_first_counted(broken: dict[str, object]) -> None:
+    b = Builder()
+    b.begin()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.count("old", "source", 100)
+    b.status("old", "source")
+    b.move("old", "new", "destination")
+    b.give_state("new", "destination")
+    b.status("new", "destination")
+    b.count("new", "destination", 203)
+    assert CHECKERS["P5"](shipped(MOVE), b.history()).outcome is Outcome.HELD
+    b.records[-1] = msgspec.structs.replace(b.count("new", "destination", 307), **broken)
+    assert CHECKERS["P5"](shipped(MOVE), b.end()).outcome is Outcome.DEVIATED
 
 
 @pytest.mark.parametrize("ticks", [100, 99])
