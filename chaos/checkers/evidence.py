@@ -20,7 +20,7 @@ from chaos.during import During
 from chaos.history import Asked, Counted, Done, Exited, Handover, History, Invoke, Observation, Record, Stormed
 from chaos.ledger import WATCHED, Entry, Ledger, replay
 from chaos.verdict import Outcome, Verdict
-from chaos.world import argument, levels
+from chaos.world import argument, levels, number
 
 # Operations that are ioctls on a file descriptor of their VM. `run` is none: it lets threads into KVM_RUN and
 # answers before they come out. `close`, and being the source of a move, are no ioctl on the VM.
@@ -360,6 +360,11 @@ class Evidence:
         """Under which key the VM's context is charged, "" if it never had one."""
         inits = ((invoke, done) for owner in self.lineage(vm) for invoke, done in self.done(owner, "init"))
         return next((argument(invoke, "key") for invoke, done in inits if done.outcome == "ok"), "")
+
+    def typed(self, vm: str) -> bool:
+        """Whether the VM was created with a type, which says what it is to be before any INIT."""
+        creations = (invoke for invoke, _ in self.operations if invoke.f == "create" and argument(invoke, "vm") == vm)
+        return any(number(invoke, "type") for invoke in creations)
 
     def kind(self, invoke: Invoke) -> str:
         """The operation, for a signature. What happens to mirrors, and in moves of SEV-ES guests, is of its own kind,

@@ -197,7 +197,7 @@ def goes_on(evidence: Evidence, move: Move, promise: str) -> Verdict:
             promise, f"whether the guest itself goes on: {after[0].vm} was not given its registers", after[:1]
         )
     seen = _worst(evidence, after, move)
-    return _broke_later(evidence, seen, move, promise) or _compared(promise, before[-1], seen, move)
+    return _broke_later(evidence, seen, move, promise) or _compared(evidence, promise, before[-1], seen, move)
 
 
 def _worst(evidence: Evidence, after: Sequence[Counted], move: Move) -> Counted:
@@ -259,7 +259,7 @@ def _broke_later(evidence: Evidence, first: Counted, move: Move, promise: str) -
     return unknown(promise, text, (first,))
 
 
-def _compared(promise: str, last: Counted, first: Counted, move: Move) -> Verdict:
+def _compared(evidence: Evidence, promise: str, last: Counted, first: Counted, move: Move) -> Verdict:
     """The last reading before the move and the one after it that says most."""
     records = (last, first)
     if last.stale or last.ended:
@@ -280,7 +280,8 @@ def _compared(promise: str, last: Counted, first: Counted, move: Move) -> Verdic
             promise,
             f"the guest does not go on: at {first.vm} it stopped by itself ({first.ended})",
             records,
-            signature=f"stopped-{when}:{re.sub(r'[^A-Za-z0-9_]+', '-', first.ended)}",
+            # VMs with a type may stop for reasons of their own, which are not to excuse the others.
+            signature=f"stopped-{when}{'-of-typed' * evidence.typed(first.vm)}:{_plain(first.ended)}",
             expected="a guest that runs",
             seen=first.ended,
         )
@@ -300,3 +301,7 @@ def _compared(promise: str, last: Counted, first: Counted, move: Move) -> Verdic
         text = f"whether the guest itself goes on: of {len(then)} vCPUs that counted before, {len(since)} did after"
         return unknown(promise, text, records)
     return held(promise, f"the guest itself went on: {told}", records)
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_]+", "-", text)

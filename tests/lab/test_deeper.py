@@ -128,7 +128,7 @@ def test_a_typed_vm_cannot_be_entered_after_a_move(carry: Carry) -> None:
     """Finding 0003."""
     told = carry(NEW, "-typed")
     name = "move-across-cgroups-typed"
-    assert signature(told, name, "P5").endswith("stopped-after-move:KVM_RUN-EINVAL")
+    assert signature(told, name, "P5").endswith("stopped-after-move-of-typed:KVM_RUN-EINVAL")
     before, after = (r for r in told.history(name).records if isinstance(r, Counted))
     assert (before.ended, after.ended) == ("", "KVM_RUN: EINVAL")
 

@@ -9,9 +9,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from chaos import findings
 from chaos.checkers import CHECKERS
 from chaos.checkers.p05_guest_goes_on import ROUND
-from chaos.history import Counted, Header, Record, Value
+from chaos.history import Counted, Header, Invoke, Record, Value
 from chaos.verdict import Outcome
 from chaos.vmm import guest
 from tests.unit.core.build import Builder, changed, shipped
@@ -115,6 +116,20 @@ def test_p5_a_guest_that_cannot_be_entered_does_not_go_on_whatever_its_registers
     verdict = check("P5", MOVE, replaced(Counted, {"vm": "new"}, ended="KVM_RUN: EINVAL"))
     assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, "stopped-after-move:KVM_RUN-EINVAL")
     assert check("P5", MOVE, replaced(Counted, {"vm": "old"}, ended="KVM_RUN: EINVAL")).outcome is Outcome.UNKNOWN
+
+
+@pytest.mark.parametrize("vm_type", [0, 2])
+def test_p5_the_finding_about_typed_vms_excuses_no_others(vm_type: int) -> None:
+    refused = answered("guest_status", "new", outcome="fail", errno=errno.EBADF, value={})
+    stopped = replaced(Counted, {"vm": "new"}, ended="KVM_RUN: EINVAL")
+
+    def change(record: Record) -> Record | None:
+        if isinstance(record, Invoke) and record.f == "create":
+            return msgspec.structs.replace(record, args={**record.args, "type": vm_type})
+        return stopped(refused(record) or record)
+
+    found = findings.matching(check("P5", MOVE, change), "6.12.117", findings.load())
+    assert (found.id if found is not None else "") == ("0003" if vm_type else "")
 
 
 def test_p5_a_guest_whose_memory_is_stale() -> None:
