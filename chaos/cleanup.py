@@ -20,7 +20,6 @@ if the warden was killed as well, nobody does.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -29,6 +28,7 @@ from chaos import tracefs
 from chaos.cgroup.group import Cgroup
 from chaos.errors import CleanupFailed, HostLacks
 from chaos.kvm.fd import OwnedFd
+from chaos.locks import lock, locked
 from chaos.survey import OURS
 from chaos.vmm import process
 
@@ -39,9 +39,9 @@ GONE_WITHIN = 30.0
 class Claim:
     """A run's cgroup, and the lock that says its owner lives."""
 
-    def __init__(self, cgroup: Cgroup, lock: OwnedFd) -> None:
+    def __init__(self, cgroup: Cgroup, owner: OwnedFd) -> None:
         self.cgroup = cgroup
-        self._lock = lock
+        self._lock = owner
 
     def give_up(self) -> None:
         """Remove the cgroup with all that is in it. Raises `CleanupFailed`."""
@@ -70,12 +70,11 @@ def claim(hierarchy: Cgroup, name: str) -> Claim:
 def _claim(ours: Cgroup, name: str) -> Claim:
     ours.path.mkdir(exist_ok=True)
     ours.enable("misc")
-    with _locked(ours.path):
+    with locked(ours.path):  # or it would be taken for a dead run's before it has its own
         cgroup = _create(ours, f"{name}-{os.getpid()}")
-        lock = OwnedFd(os.open(cgroup.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-        fcntl.flock(lock.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        owner = lock(cgroup.path)
     cgroup.enable("misc")
-    return Claim(cgroup, lock)
+    return Claim(cgroup, owner)
 
 
 def _create(ours: Cgroup, stem: str) -> Cgroup:
@@ -85,28 +84,19 @@ def _create(ours: Cgroup, stem: str) -> Cgroup:
     raise CleanupFailed(f"{ours.path} is full of what dead runs left", remedy="run `sevchaos clean`")
 
 
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """While one process makes a run's cgroup and locks it, none may take it for a dead run's."""
-    with OwnedFd(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as lock:
-        fcntl.flock(lock.number, fcntl.LOCK_EX)
-        yield
-
-
 def abandoned(hierarchy: Cgroup) -> Iterator[Cgroup]:
     """The cgroups of runs whose owner is gone."""
     ours = hierarchy.child(OURS)
     if not ours.exists:
         return
-    with _locked(ours.path):
+    with locked(ours.path):
         groups = [group for group in ours.children() if _ownerless(group.path)]
     yield from groups
 
 
 def _ownerless(path: Path) -> bool:
     try:
-        with OwnedFd(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as lock:
-            fcntl.flock(lock.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(path).close()
     except (BlockingIOError, FileNotFoundError):
         return False
     return True

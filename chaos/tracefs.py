@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import functools
 import itertools
 import os
@@ -28,6 +27,7 @@ from pathlib import Path
 
 from chaos import symbols
 from chaos.kvm.fd import OwnedFd
+from chaos.locks import lock, locked
 
 ROOT = Path("/sys/kernel/tracing")
 GROUP = "sevchaos"
@@ -89,10 +89,10 @@ PROBES = (
 class Instance:
     """A tracer of our own, not yet tracing. `missing` names the functions that no probe could be put on."""
 
-    def __init__(self, path: Path, lock: OwnedFd, missing: tuple[str, ...]) -> None:
+    def __init__(self, path: Path, owner: OwnedFd, missing: tuple[str, ...]) -> None:
         self.path = path
         self.missing = missing
-        self._lock = lock
+        self._lock = owner
 
     def write(self, name: str, text: str) -> None:
         """Raises OSError."""
@@ -130,7 +130,7 @@ def make(root: Path = ROOT) -> Instance:
     with _available(root), _locked(root):
         missing = _prepare(root)
         path = _create(root / "instances", f"{GROUP}-{os.getpid()}")
-        instance = Instance(path, _lock(path), missing)
+        instance = Instance(path, lock(path), missing)
         try:
             instance.write("tracing_on", "0")
             instance.write("trace_clock", "mono")  # CLOCK_MONOTONIC
@@ -150,7 +150,7 @@ def clean(root: Path = ROOT) -> tuple[Path, ...]:
     removed = []
     with _locked(root):
         for path in _instances(root):
-            with contextlib.suppress(BlockingIOError), _lock(path):
+            with contextlib.suppress(BlockingIOError), lock(path):
                 _delete(path)
                 removed.append(path)
         _remove_probes(root)
@@ -167,23 +167,9 @@ def _available(root: Path) -> Iterator[None]:
         raise NoTracing(f"{error.filename}: {error.strerror}") from error
 
 
-@contextlib.contextmanager
-def _locked(root: Path) -> Iterator[None]:
+def _locked(root: Path) -> contextlib.AbstractContextManager[None]:
     """While one process makes or removes something, no other does."""
-    with OwnedFd(os.open(root / "instances", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as lock:
-        fcntl.flock(lock.number, fcntl.LOCK_EX)
-        yield
-
-
-def _lock(path: Path) -> OwnedFd:
-    """The owner's lock. Raises BlockingIOError if somebody has it."""
-    lock = OwnedFd(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-    try:
-        fcntl.flock(lock.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BaseException:
-        lock.close()
-        raise
-    return lock
+    return locked(root / "instances")
 
 
 def _instances(root: Path) -> tuple[Path, ...]:
