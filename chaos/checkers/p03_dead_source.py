@@ -149,7 +149,7 @@ def _storm(evidence: Evidence, stormed: Stormed) -> Iterator[Verdict]:
         return
     death = next((move for move in moves if move.happened), None)
     found = list(_impossible(evidence, stormed, death, failed=bool(moves)))
-    problem = _unsaid(stormed)
+    problem = _unsaid(stormed, death)
     if problem and not found:
         yield unknown(PROMISE, f"the storm on {stormed.vm}: {problem}", (stormed,))
     elif not found:
@@ -189,14 +189,16 @@ def _instant_in(evidence: Evidence, stormed: Stormed, death: Move) -> Death:
     return instant_of_death(calls, Call(began, ended, 0))
 
 
-def _unsaid(stormed: Stormed) -> str:
-    """Why the storm does not say when the VM died, "" if it does."""
+def _unsaid(stormed: Stormed, death: Move | None) -> str:
+    """Why the storm does not say when the VM died, "" if it does, or was over before that."""
     if not any(thread.calls for thread in stormed.threads):
         return "it made no call"
     if any(thread.lost for thread in stormed.threads):
         return "the call answered last, or the first to fail with EIO, is not on record any more"
     if any(bool(thread.errnos.get("EIO")) != (thread.refused is not None) for thread in stormed.threads):
         return "its counts and its calls do not agree"
+    if death is not None and death.invoke.seq < stormed.seq and not any(thread.refused for thread in stormed.threads):
+        return f"{death} while it lasted, and none of its calls was made after that"
     return ""
 
 
