@@ -7,8 +7,8 @@
     python bench/fault_table.py --words          no runs: only what the faults say of themselves
 
 Each fault is carried out in an experiment that applies it, and in that again with the fault withheld: then it must
-leave no evidence, and nothing may have held. If that is not so on every kernel the row is not written, and this ends
-with 1. Whatever stands in the page outside of the tables is left alone.
+leave no evidence, and nothing may have held. If that is not so the row says *not yet*, and this ends with 1. Whatever
+stands in the page outside of the tables is left alone.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ from chaos.steps import Strike, walk
 PAGE = Path(__file__).parents[1] / "docs" / "faults.md"
 HEADINGS = ("fault", "what it does", "where it may strike", "what it needs", "what proves it", "a run", "withheld")
 ROW = re.compile(r"^\| `([a-z-]+)` \|")
+CELL = re.compile(r"`(?P<title>[a-z0-9-]+)` on (?P<kernels>[0-9. and]+): ")
+NOT_YET = ("not yet", "not yet")
 
 
 Run = dict[str, Any]
@@ -61,10 +63,11 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     shown = dict(_shown(PAGE.read_text()))
     wrong: list[str] = []
-    if not options.words:
-        chosen = dict(_chosen(options.names or fault.names(), wrong))
-        found = [seen(chosen, kernel, wrong) for kernel in options.kernel or ("debian:6.1", "debian:6.12")]
-        shown |= {name: _cell([each[name] for each in found]) for name in chosen if all(name in each for each in found)}
+    chosen = {} if options.words else dict(_chosen(options.names or fault.names(), wrong))
+    for kernel in (options.kernel or ("debian:6.1", "debian:6.12")) if chosen else ():
+        found = seen(chosen, kernel, wrong)
+        shown |= {name: _cells_of(*found[name], shown.get(name)) if name in found else NOT_YET for name in chosen}
+        PAGE.write_text(written(PAGE.read_text(), shown))
     PAGE.write_text(written(PAGE.read_text(), shown))
     for told in wrong:
         print(told, file=sys.stderr)
@@ -81,11 +84,12 @@ def _chosen(given: Iterable[str], wrong: list[str]) -> Iterator[tuple[str, str]]
             wrong.append(f"{name}: {told}")
 
 
-def _cell(pairs: Sequence[tuple[Shown, Shown]]) -> tuple[str, str]:
-    """The same experiment on each kernel, in the words of the last."""
-    kernels = " and ".join(run.kernel for run, _ in pairs)
-    run, withheld = pairs[-1]
-    return f"`{run.title}` on {kernels}: {run.told}", f"nothing held: {withheld.told}"
+def _cells_of(run: Shown, withheld: Shown, before: tuple[str, str] | None) -> tuple[str, str]:
+    """In the words of this kernel; the others are named on which the same experiment showed it."""
+    cell = CELL.match(before[0]) if before else None
+    kernels = {run.kernel, *(cell["kernels"].split(" and ") if cell and cell["title"] == run.title else ())}
+    ordered = sorted(kernels, key=lambda kernel: [int(number) for number in kernel.split(".")])
+    return f"`{run.title}` on {' and '.join(ordered)}: {run.told}", f"nothing held: {withheld.told}"
 
 
 def seen(chosen: Mapping[str, str], kernel: str, wrong: list[str]) -> dict[str, tuple[Shown, Shown]]:
@@ -197,7 +201,7 @@ def written(page: str, shown: dict[str, tuple[str, str]]) -> str:
 
 def row(name: str, shown: dict[str, tuple[str, str]]) -> str:
     told = describe(name)
-    run, withheld = shown.get(name, ("not yet", "not yet"))
+    run, withheld = shown.get(name, NOT_YET)
     return _cells((f"`{name}`", told["does"], told["where"], told["needs"], told["proof"], run, withheld))
 
 

@@ -5,12 +5,13 @@
 
 Builds the two from the tree (it needs its headers: `make headers`), runs them and our experiments on each kernel, and
 prints a table. Theirs ends at the first assertion that fails, so its exit code says of every case that it held, or
-nothing; ours is read from the histories.
+nothing; ours is read from the histories. Ends with 1 if a case of ours was answered otherwise than theirs asserts.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import subprocess
@@ -18,7 +19,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from chaos import history_file
 from chaos.history import History
@@ -74,16 +75,30 @@ CASES = (
 )
 
 
-def main() -> None:
+class Row(NamedTuple):
+    """Of one case on one kernel."""
+
+    theirs: str
+    ours: str
+    same: str
+    besides: str
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("tree", type=Path)
     parser.add_argument("--kernel", action="append", help="default: debian:6.1 and debian:6.12")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="selftests-") as directory:
         binaries = [build(options.tree.resolve(), test, Path(directory)) for test in (MIGRATE, INIT2)]
+        rows: dict[str, list[Row]] = {}
         for kernel in options.kernel or ("debian:6.1", "debian:6.12"):
             theirs = {path.name: run_theirs(path, kernel) for path in binaries}
-            show(kernel, theirs, run_ours(kernel, Path(directory) / kernel.replace(":", "-")))
+            ours = run_ours(kernel, Path(directory) / kernel.replace(":", "-"))
+            release = next(iter(ours.values()))[0]["kernel"]
+            rows[release] = [row(case, theirs, ours) for case in CASES]
+    show(rows)
+    return any(each.same == "NO" for found in rows.values() for each in found)
 
 
 def build(tree: Path, test: str, where: Path) -> Path:
@@ -115,22 +130,32 @@ def run_ours(kernel: str, runs: Path) -> dict[str, tuple[dict[str, Any], History
     }
 
 
-def show(kernel: str, theirs: dict[str, str], ours: dict[str, tuple[dict[str, Any], History]]) -> None:
+def row(case: Case, theirs: dict[str, str], ours: dict[str, tuple[dict[str, Any], History]]) -> Row:
+    run, told = ours[case.experiment]
+    seen = answers(case, told)
+    same = "not made" if not seen else "yes" if seen == {case.expected} else "NO"
+    return Row(theirs[case.test], " ".join(sorted(seen)) or "-", same, besides(run))
+
+
+def show(rows: dict[str, list[Row]]) -> None:
+    """What is the same on all kernels once, and otherwise with the kernel before it."""
+    print(f"on {' and '.join(rows)}\n")
     print(
-        f"\n{kernel}\n\n| case | asserted | theirs | ours | the same | what else ours says |\n|---|---|---|---|---|---|"
+        "| case | asserted | theirs | ours | the same | experiment | what else ours says |", "|" + "---|" * 7, sep="\n"
     )
-    for case in CASES:
-        run, told = ours[case.experiment]
-        seen = answers(case, told)
-        same = "not made here" if not seen else "yes" if seen == {case.expected} else "NO"
-        print(f"| {case.name} | {case.expected} | {theirs[case.test]} | {' '.join(sorted(seen)) or '-'} | {same} | "
-              f"`{case.experiment}`: {besides(run)} |")  # fmt: skip
+    for index, case in enumerate(CASES):
+        on = {kernel: found[index] for kernel, found in rows.items()}
+        cells = [_merged({kernel: cell[place] for kernel, cell in on.items()}) for place in range(4)]
+        print("|", " | ".join((case.name, case.expected, *cells[:3], f"`{case.experiment}`", cells[3])), "|")
+
+
+def _merged(on: dict[str, str]) -> str:
+    values = set(on.values())
+    return values.pop() if len(values) == 1 else "; ".join(f"{kernel}: {value}" for kernel, value in on.items())
 
 
 def answers(case: Case, told: History) -> set[str]:
     """How the case's operations were answered: errnos by name, or "ok"."""
-    import errno
-
     seen = set()
     for invoke, done in told.operations():
         if invoke.f != case.f or done is None or (case.vm and invoke.args.get("vm") not in case.vm):
@@ -147,12 +172,12 @@ def answers(case: Case, told: History) -> set[str]:
 def besides(run: dict[str, Any]) -> str:
     """The promises that did not hold, each with its finding."""
     told = [
-        f"{verdict['promise']} {verdict['outcome']}" + (f" ({verdict['accepted']})" if verdict["accepted"] else "")
+        f"{verdict['promise']} {verdict['accepted'].partition(':')[0] or verdict['outcome']}"
         for verdict in run["verdicts"]
         if verdict["outcome"] != "held"
     ]
-    return "; ".join(told) or f"all {len(run['verdicts'])} promises held"
+    return ", ".join(told) or f"all {len(run['verdicts'])} promises held"
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -60,7 +60,7 @@ from chaos.script import perform, require_all
 from chaos.script.actor import Actor
 from chaos.stage import Stage
 from chaos.survey import Paths, Surveyed, allowance, hierarchy, refuse_others, require, survey
-from chaos.tracing import Tracer
+from chaos.tracing import Pause, Tracer
 from chaos.vmm.messages import Fill
 from chaos.vmm.server import ForkServer
 
@@ -224,7 +224,7 @@ class Run:
         scene = Scene(stage, stack, firmware, self.warden)
         require_all(scene, shared=self.order.shared)  # now, not in the middle
         self._fill("start", host, fleet, group)
-        with self.tracer.recording(self.loop, self.recorder, group.path.name):
+        with self.tracer.recording(self.loop, self.recorder, group.path.name) as untraced:
             stage.groups.make(self.order.experiment.groups)
             observer.observe(self.recorder, "start", -1)
             with self._going_on(), ExitStack() as undo:
@@ -232,7 +232,7 @@ class Run:
                 undo.callback(self._tear_down, stage)
                 try:
                     with self._going_on():
-                        self._perform(scene, observer, undo)
+                        self._perform(scene, observer, undo, untraced)
                 finally:
                     fleet.step = length
         with self._going_on():
@@ -242,11 +242,11 @@ class Run:
                 below.destroy()
             self._fill("end", host, fleet, group)
 
-    def _perform(self, scene: Scene, observer: Observer, undo: ExitStack) -> None:
+    def _perform(self, scene: Scene, observer: Observer, undo: ExitStack, untraced: Pause) -> None:
         stage = scene.stage
         stage.network = Network.lay(between(stage.experiment.handovers))
         stage.people()
-        perform(Actor(stage, observer, undo, scene, self.order.withhold))
+        perform(Actor(stage, observer, undo, scene, untraced, self.order.withhold))
 
     def _fill(self, label: str, host: Surveyed, fleet: Fleet, group: Cgroup) -> None:
         """Take every context that can be had, from within the run's cgroup, and give all back."""

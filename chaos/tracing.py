@@ -21,7 +21,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -33,6 +34,8 @@ from chaos.poll import Loop
 from chaos.recorder import Recorder
 from chaos.symbols import base_name
 from chaos.tracefs import Instance, NoTracing
+
+Pause = Callable[[], AbstractContextManager[None]]
 
 MOST = 20_000
 """Of more events than this in a run the rest is left out: whoever tries a move a million times knows what it does."""
@@ -181,6 +184,11 @@ class Recording:
             values["cgroup"] = cgroup
         return values
 
+    def switch(self, *, on: bool) -> None:
+        """Go on after a pause, or make one. Raises OSError."""
+        if self._count <= MOST:
+            self._instance.write("tracing_on", str(int(on)))
+
     def end(self) -> None:
         """Record what is left, and say what is missing. Raises OSError."""
         self._instance.write("tracing_on", "0")
@@ -209,11 +217,12 @@ class Tracer:
             return cls(None, str(error))
 
     @contextlib.contextmanager
-    def recording(self, loop: Loop, recorder: Recorder, run: str) -> Iterator[None]:
-        """Record what the threads of the run do inside the block. `run` is the name of its cgroup."""
+    def recording(self, loop: Loop, recorder: Recorder, run: str) -> Iterator[Pause]:
+        """Record what the threads of the run do inside the block. `run` is the name of its cgroup. Gives what makes a
+        pause: an event takes longer than a move, and that of the thousandth tells nothing new."""
         recording = self._begin(recorder, run)
         if recording is None:
-            yield
+            yield contextlib.nullcontext
             return
         pipe = recording.pipe
 
@@ -221,9 +230,20 @@ class Tracer:
             with self._surviving(loop, pipe, recorder):
                 recording.read()
 
+        @contextlib.contextmanager
+        def paused() -> Iterator[None]:
+            recorder.note("witness", "kernel events: none are recorded while loops of moves are under way")
+            with self._surviving(loop, pipe, recorder):
+                recording.switch(on=False)
+            try:
+                yield
+            finally:
+                with self._surviving(loop, pipe, recorder):
+                    recording.switch(on=True)
+
         loop.watch(pipe.number, read)
         try:
-            yield
+            yield paused
         finally:
             loop.forget(pipe.number)
             with pipe, self._surviving(loop, pipe, recorder):

@@ -13,6 +13,7 @@ from chaos.fault import Evidence, Fault, Scene, Target, Victim
 from faults.vmm import ended
 
 FROZEN_WITHIN = 2.0
+EMPTY_WITHIN = 2.0
 
 
 @dataclass(kw_only=True, slots=True)
@@ -65,6 +66,8 @@ class RemoveCgroup(Fault):
         misc = scene.cgroup(target).misc()
         self._charged = {key: number for key, number in misc.get("current", {}).items() if number}
         self._limits = misc.get("max", {})
+        # A thread that has just ended is in it a little longer than anybody can see. If more is, the kernel refuses.
+        scene.wait(lambda: not scene.cgroup(target).populated, EMPTY_WITHIN, f"{target} to be empty")
         scene.remove_cgroup(target)
         self._dying = scene.cgroup(".").dying()
 

@@ -17,18 +17,21 @@ from chaos.schedule import holds
 from chaos.schedule.places import Place
 from chaos.script.struck import Struck
 from chaos.stage import Guest, Stage
+from chaos.tracing import Pause
 from chaos.vmm.messages import Operation, ReceiveFd
 
 
 @dataclass(slots=True)
 class Actor:
     """What has to be undone afterwards is put on `undo`. `armed` are the holds by name, `struck` the faults that were
-    applied, the latest last. Those of the names in `withhold` are not."""
+    applied, the latest last. Those of the names in `withhold` are not. Nothing that is done `untraced` is among the
+    kernel's events."""
 
     stage: Stage
     observer: Observer
     undo: ExitStack
     scene: Scene
+    untraced: Pause
     withhold: frozenset[str] = frozenset()
     armed: dict[str, Place] = field(default_factory=dict)
     struck: list[Struck] = field(default_factory=list)

@@ -56,6 +56,8 @@ class _Found:
 def together(actor: Actor, step: s.Together, carry_out: CarryOut) -> None:
     with ExitStack() as stack:
         members = [_prepared(actor, inner, stack) for inner in step.steps]
+        if any(member.memory is not None for member in members):
+            stack.enter_context(actor.untraced())
         shut = stack.enter_context(gate.new(sum(member.threads for member in members)))
         pendings = [
             _begin(actor, member, shut.number, m.Start(place=place, others=len(members) - 1))

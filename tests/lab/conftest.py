@@ -30,8 +30,8 @@ def command(*arguments: str) -> list[str]:
 def sevchaos() -> Sevchaos:
     """Runs `sevchaos ARGUMENTS…` and gives exit code, stdout and stderr."""
 
-    def run(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(command(*arguments), input=stdin, capture_output=True, timeout=DEADLINE, check=False)
+    def run(*arguments: str, stdin: bytes = b"", within: float = DEADLINE) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(command(*arguments), input=stdin, capture_output=True, timeout=within, check=False)
 
     return run
 

@@ -54,6 +54,12 @@ def test_what_6_1_does_not_have_is_left_out(tmp_path: Path) -> None:
     assert tree(tmp_path / "root", {"misc.capacity": "sev 8\n"}).current() is None
 
 
+def test_events_of_the_whole_cgroup(tmp_path: Path) -> None:
+    group = tree(tmp_path, V6_1)
+    assert (group.populated, group.frozen) == (True, False)
+    assert not tree(tmp_path, {"cgroup.events": "populated 0\nfrozen 0\n"}).populated
+
+
 def test_keys_without_capacity_are_not_there(tmp_path: Path) -> None:
     group = tree(tmp_path, {"misc.current": "", "misc.max": "", "misc.events": ""})
     assert group.misc() == {"current": {}, "max": {}, "events": {}}

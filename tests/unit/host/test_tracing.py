@@ -276,6 +276,21 @@ def test_of_too_many_events_the_rest_is_left_out(
     assert [r.text for r in records if isinstance(r, Note)] == ["kernel events: more than 3; the rest is not recorded"]
 
 
+def test_a_pause_is_made_said_and_over(fake: Fake, told: Told, tmp_path: Path) -> None:
+    tracer = opened(fake, tmp_path)
+    with tracer.recording(Loop(), told.recorder, "run") as paused:
+        (instance,) = fake.instances
+        switch = fake.root / "instances" / instance / "tracing_on"
+        with pytest.raises(ZeroDivisionError), paused():
+            assert switch.read_text().split()[-1] == "0"
+            raise ZeroDivisionError
+        assert switch.read_text().split()[-1] == "1"
+    (note,) = (record for record in told.records() if isinstance(record, Note))
+    assert "none are recorded while" in note.text
+    with Tracer(None, "no tracer").recording(Loop(), told.recorder, "run") as paused, paused():
+        pass
+
+
 def test_why_there_are_none_is_said_in_every_run(told: Told, tmp_path: Path) -> None:
     (tmp_path / "self/ns").mkdir(parents=True)
     (tmp_path / "self/ns/pid").symlink_to("pid:[1]")
