@@ -3,8 +3,7 @@
 
 They are data (`known.yaml`). One cause may break several promises, so a finding has a list of deviations. It excuses a
 deviation only if promise, signature and kernel series are its own; a deviation it stays, with the finding named beside
-it. One that a newer kernel of the same series has mended simply
-does not occur there any more.
+it. One that a newer kernel of the same series has mended simply does not occur there any more.
 """
 
 from __future__ import annotations

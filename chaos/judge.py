@@ -3,10 +3,9 @@
 
 The checkers judge what they see. What they cannot see is judged here: whether the history is whole, whether the
 script was carried out, whether every planned fault struck, every hold was reached and what was to happen together did.
-If not, nothing that "held" was
-put to the test, so it becomes unknown, with that reason. A run that did nothing, because this kernel does not know
-what the experiment is about, is skipped as a whole. A deviation that was seen stays one: evidence against a
-promise does not need the rest of the run.
+If not, nothing that "held" was put to the test, so it becomes unknown, with that reason. A run that did nothing,
+because this kernel does not know what the experiment is about, is skipped as a whole. A deviation that was seen stays
+one: evidence against a promise does not need the rest of the run.
 """
 
 from __future__ import annotations

@@ -4,8 +4,7 @@
 It reads orders from standard input, one JSON object a line (`chaos.experiment.Order`), and writes each run's history
 to standard output, a record a line, flushed before the next thing happens. Nothing else is ever written there but the
 questions of `chaos.outside`, whose answers come on standard input. After the End of one run the next order is read; at
-the end of the input the runner ends. In the lab and on a real host it is
-the same program.
+the end of the input the runner ends. In the lab and on a real host it is the same program.
 
 A run, in its order:
 

@@ -3,8 +3,7 @@
 
 Four questions to the source (does its context answer, does the guest go on, is it charged as before, is it free of
 EIO) and one to the destination (is it usable, unless its process died with the move). A move that was given no VM's
-descriptor has no source to ask. A later move from the same
-source that succeeds answers for what it needed.
+descriptor has no source to ask. A later move from the same source that succeeds answers for what it needed.
 """
 
 from __future__ import annotations

@@ -164,8 +164,8 @@ def chain() -> Builder:
     return b
 
 
-def again() -> Builder:
-    """A move that fails, and succeeds when it is tried again."""
+def ready() -> Builder:
+    """A guest that was counted, asked for its status and observed, and an empty VM to move it into."""
     b = Builder()
     b.begin()
     b.launch("old", "source", "sev")
@@ -173,6 +173,12 @@ def again() -> Builder:
     b.count("old", "source", 10)
     b.status("old", "source")
     b.observe("before", {"source": 1})
+    return b
+
+
+def again() -> Builder:
+    """A move that fails, and succeeds when it is tried again."""
+    b = ready()
     b.move("old", "new", "destination", error=errno.EBUSY)
     b.observe("between", {"source": 1})
     b.move("old", "new", "destination")
@@ -186,13 +192,7 @@ def again() -> Builder:
 
 def failed(*, status_error: int = 0, ask: bool = True, count: bool = True, observe: bool = True) -> Builder:
     """A move that fails with EBUSY while both processes live."""
-    b = Builder()
-    b.begin()
-    b.launch("old", "source", "sev")
-    b.launch("new", "destination")
-    b.count("old", "source", 10)
-    b.status("old", "source")
-    b.observe("before", {"source": 1})
+    b = ready()
     b.move("old", "new", "destination", error=errno.EBUSY)
     if observe:
         b.observe("after", {"source": 1})

@@ -12,7 +12,7 @@ from chaos.checkers import CHECKERS
 from chaos.history import Asked, Counted, Observation, Record
 from chaos.verdict import Outcome, Verdict
 from tests.unit.core.build import Builder, changed, shipped
-from tests.unit.core.doctored import KILL_DESTINATION, MOVE, Change, answered, charge, check, failed, replaced
+from tests.unit.core.doctored import KILL_DESTINATION, MOVE, Change, answered, charge, check, failed, ready, replaced
 
 
 def p6(b: Builder) -> Verdict:
@@ -103,13 +103,7 @@ def test_p6_a_ledger_that_is_lost() -> None:
 
 
 def test_p6_of_several_moves_that_failed_each_is_answered_for_by_what_was_asked_after_all_of_them() -> None:
-    b = Builder()
-    b.begin()
-    b.launch("old", "source", "sev")
-    b.launch("new", "destination")
-    b.count("old", "source", 10)
-    b.status("old", "source")
-    b.observe("before", {"source": 1})
+    b = ready()
     for _ in range(2):
         b.move("old", "new", "destination", error=errno.EBUSY)
     b.observe("after", {"source": 1})

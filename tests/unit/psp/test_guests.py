@@ -149,14 +149,20 @@ def test_nothing_is_activated_before_the_first_flush() -> None:
     assert host.activate(handle, 4) is Status.SUCCESS
 
 
-@pytest.mark.parametrize("launched", [True, False])
-def test_a_used_asid_needs_a_flush(host: Host, launched: bool) -> None:
+def used(host: Host, *, launched: bool) -> int:
+    """A guest that has had ASID 4 and has it no more; it ran there if it was launched."""
     if launched:
         handle = host.running(4)
     else:
         _, handle = host.start()
         host.activate(handle, 4)
     host.on(Command.DEACTIVATE, handle)
+    return handle
+
+
+@pytest.mark.parametrize("launched", [True, False])
+def test_a_used_asid_needs_a_flush(host: Host, launched: bool) -> None:
+    handle = used(host, launched=launched)
     _, other = host.start()
     assert host.activate(other, 4) is Status.DFFLUSH_REQUIRED
     assert host.activate(handle, 4) is Status.DFFLUSH_REQUIRED
@@ -169,12 +175,7 @@ def test_a_used_asid_needs_a_flush(host: Host, launched: bool) -> None:
 def test_newer_firmware_forgives_an_asid_that_never_ran(launched: bool) -> None:
     host = Host(Config(es_asids=3, sev_asids=4, forgive_unrun=True))
     host.init()
-    if launched:
-        handle = host.running(4)
-    else:
-        _, handle = host.start()
-        host.activate(handle, 4)
-    host.on(Command.DEACTIVATE, handle)
+    handle = used(host, launched=launched)
     assert host.activate(handle, 4) is (Status.DFFLUSH_REQUIRED if launched else Status.SUCCESS)
 
 
