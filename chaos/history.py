@@ -26,10 +26,11 @@ Operations, by `f`, with their arguments and, after the arrow, what `value` hold
     launch_update_data {vm, lanes}, launch_update_vmsa {vm}, launch_measure {vm} → {measure}, launch_finish {vm}
     guest_status {vm}                   → {handle, policy, state}
     run {vm, every}                     vCPUs into the guest
-    pause {vm}                          and out of it → {last_ticks, astray, torn, registers}: when each last ticked, 0
-                                        for never; those that have left the guest's program, which none does by itself;
-                                        those whose memory is not what their registers say, as far as it can be read;
-                                        the registers of both, as text
+    pause {vm}                          and out of it → {last_ticks, astray, torn, ended, registers}: when each last
+                                        ticked, 0 for never; those that have left the guest's program, which none does
+                                        by itself; those whose memory is not what their registers say, as far as it can
+                                        be read; why one had stopped before, "" if none had; the registers of all
+                                        these, as text
     storm {vm, threads, calls}          so many threads make these ioctls on the VM's descriptors until
     calm {vm}                           they are told to stop; what they were answered is a record, Stormed
     get_state {vm, within_ms}           the state of every vCPU, read at the source and sent → {vcpus, bytes}

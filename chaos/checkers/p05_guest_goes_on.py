@@ -62,10 +62,10 @@ def _move(evidence: Evidence, move: Move) -> Iterator[Verdict]:
 
 
 def _broken(evidence: Evidence, move: Move) -> Done | None:
-    """The pause before the move at which the guest had already left its program, or its memory was not what its
-    registers said. What goes wrong after that, at either side, the move has not done."""
+    """The pause before the move at which the guest had already left its program or stopped, or its memory was not what
+    its registers said. What goes wrong after that, at either side, the move has not done."""
     paused = [done for invoke, done in evidence.done(move.source, "pause") if invoke.seq < move.invoke.seq]
-    return paused[-1] if paused and (paused[-1].value.get("astray") or paused[-1].value.get("torn")) else None
+    return paused[-1] if paused and any(paused[-1].value.get(how) for how in ("astray", "torn", "ended")) else None
 
 
 def statuses(evidence: Evidence, move: Move) -> tuple[Done | None, Done | None]:
@@ -216,7 +216,9 @@ def _unasked(evidence: Evidence, move: Move, promise: str) -> Verdict | None:
     broken = _broken(evidence, move)
     if broken is None:
         return None
-    if broken.value.get("astray"):
+    if broken.value.get("ended"):
+        text = f"{move.source} had stopped by itself ({broken.value['ended']})"
+    elif broken.value.get("astray"):
         text = f"vCPUs {broken.value['astray']} of {move.source} had left the guest's program"
     else:
         text = f"memory was not what the registers said of vCPUs {broken.value['torn']} of {move.source}"

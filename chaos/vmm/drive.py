@@ -123,11 +123,13 @@ class Driver:
         return self.seen.stale > 0 or (readable and not guest.agrees(page or b"", ticks_of(self._vcpu.shared.regs)))
 
     def registers(self) -> str:
-        """As KVM_RUN left them, for a reader."""
+        """As KVM_RUN left them, and with what exit, for a reader."""
         left = self._vcpu.shared
         general = (f"{name} {getattr(left.regs, name):x}" for name in GENERAL.split())
         segments = (f"{name} {getattr(left.sregs, name).base:x}" for name in ("cs", "ds", "ss"))
-        return " ".join((*general, *segments, f"cr0 {left.sregs.cr0:x}"))
+        control = (f"{name} {getattr(left.sregs, name):x}" for name in ("cr0", "cr3", "cr4", "efer"))
+        exit_ = f"cs.l {left.sregs.cs.l} exit {left.exit_reason} {bytes(left.io).hex()}"
+        return " ".join((*general, *segments, *control, exit_))
 
     def ticks(self) -> int:
         """The counter in the registers of a vCPU that is out of the guest."""
@@ -199,6 +201,11 @@ class Team:
         """Those whose memory is not what their registers say, by number. No `pages` where they cannot be read."""
         drivers = enumerate(zip_longest(self._drivers, pages))
         return tuple(number for number, (driver, page) in drivers if driver.torn(page))
+
+    @property
+    def stopped(self) -> tuple[int, ...]:
+        """Those whose last stay ended by itself, by number."""
+        return tuple(number for number, driver in enumerate(self._drivers) if driver.ended)
 
     def registers(self, number: int) -> str:
         return self._drivers[number].registers()

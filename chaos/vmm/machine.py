@@ -216,13 +216,17 @@ class Machine:
 
     def pause(self) -> dict[str, Value]:
         """When each vCPU last ticked, which have left the guest's program, and of which memory is not what the
-        registers say. The registers of those."""
+        registers say; why the first that ran no more by then did not. The registers of all these."""
         team = self.runnable
         ran = team.running
         team.pause()
         astray, torn = team.astray(), team.torn(self._pages() if ran else ())
-        registers: list[int | str] = [f"vcpu {number}: {team.registers(number)}" for number in sorted({*astray, *torn})]
-        return {"last_ticks": list(team.last_ticks), "astray": list(astray), "torn": list(torn), "registers": registers}
+        odd = sorted({*astray, *torn, *team.stopped})
+        registers: list[int | str] = [f"vcpu {number}: {team.registers(number)}" for number in odd]
+        return {
+            "last_ticks": list(team.last_ticks), "astray": list(astray), "torn": list(torn), "ended": team.ended,
+            "registers": registers,
+        }  # fmt: skip
 
     def _pages(self) -> list[bytes]:
         """Those of the vCPUs, none where memory is encrypted: there the program does not look like itself."""

@@ -156,7 +156,7 @@ def test_a_guest_that_never_leaves_tells_no_tick(make: Make) -> None:
     machine = make()
     machine.runnable.resume(0)
     counted(machine, 100)
-    assert machine.pause() == {"last_ticks": [0], "astray": [], "torn": [], "registers": []}
+    assert machine.pause() == {"last_ticks": [0], "astray": [], "torn": [], "ended": "", "registers": []}
 
     assert machine.sample().first_ticks == (0,)
 
@@ -195,6 +195,22 @@ def test_a_vcpu_whose_counter_jumped_is_told_when_it_is_paused(make: Make, every
     assert machine.sample().sound[1] == 0
     (told,) = cast(list[str], value["registers"])
     assert told.startswith("vcpu 1: rax ")
+
+
+def test_a_vcpu_that_has_stopped_by_itself_is_told_when_it_is_paused(make: Make) -> None:
+    machine = make(vcpus=2)
+    registers = machine.vcpus[1].regs()
+    registers.rip = guest.CODE + len(guest.TEXT)
+    machine.memory.write(registers.rip, b"\xe6\x77")  # out 0x77, al
+    machine.vcpus[1].set_regs(registers)
+    machine.runnable.resume(0)
+    deadline = time.monotonic() + SECONDS
+    while not machine.runnable.ended:
+        assert time.monotonic() < deadline
+    value = machine.pause()
+    assert value["ended"] == "an access to port 0x77, which the guest does not make"
+    (told,) = cast(list[str], value["registers"])
+    assert told.startswith("vcpu 1: rax ") and " exit 2 01017700" in told  # an OUT of one byte
 
 
 def test_pages_that_cannot_be_read_show_nothing(make: Make) -> None:
