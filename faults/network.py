@@ -74,7 +74,7 @@ class Netem(Fault):
         told = [put.told() for put in self._put]
         met = {effect for effects, _ in told for effect in effects}
         wanted = set(self._impairment.effects)
-        details = "; ".join(text for _, text in told)
+        details = "; ".join(text for _, text in told) or "no link was struck"
         missed = sorted(wanted - met)
         return Evidence(None if missed else True, details + (f"; not met: {', '.join(missed)}" if missed else ""))
 
