@@ -304,9 +304,10 @@ def _halfway_move(world: World, invoke: Invoke) -> World | None:
     """The destination's cgroup is charged before the source's is not ("known limits" of the contract). A mirror has
     no charge to take along."""
     context, payer = world.context(argument(invoke, "source")), world.home(invoke.agent)
-    if context is None or payer is None or payer == context.payer or not _movable(world, invoke):
+    if context is None or payer is None or not _movable(world, invoke):
         return None
-    return replace(world, extras=world.extras | {Extra(invoke.op, invoke.agent, context.key, payer)})
+    ahead = Extra(invoke.op, invoke.agent, context.key, payer, charged=payer != context.payer)
+    return replace(world, extras=world.extras | {ahead})
 
 
 def _move(world: World, invoke: Invoke) -> World | None:

@@ -40,7 +40,7 @@ GONE = " (removed)"
 ON_CGROUPS = frozenset({"add_cgroup", "remove_cgroup", "limit", "disable_misc", "enable_misc"})
 """Operations on cgroups, which nobody living has to make."""
 
-STILL = ON_CGROUPS | {"enter"}
+STILL = ON_CGROUPS | {"enter", "memlock"}
 """Operations that let nothing go that is stopped in the kernel."""
 
 
@@ -99,12 +99,14 @@ class Reference:
 @dataclass(frozen=True, slots=True)
 class Extra:
     """A charge beside those of the contexts while operation `op` of `agent` is under way: it has taken it ahead, or not
-    given it back yet."""
+    given it back yet. Not `charged` where the context is charged to that cgroup already: then the operation has chosen
+    the cgroup, and wherever its process goes meanwhile, that one will pay."""
 
     op: int
     agent: str
     key: str
     cgroup: str
+    charged: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +176,7 @@ class World:
         """What (cgroup, key) must read, ancestors included; 0 where nothing is named."""
         total: Counter[tuple[str, str]] = Counter()
         paid = [(context.payer, context.key) for context in self.contexts]
-        paid += [(extra.cgroup, extra.key) for extra in self.extras]
+        paid += [(extra.cgroup, extra.key) for extra in self.extras if extra.charged]
         for cgroup, key in paid:
             total.update((level, key) for level in levels(cgroup))
         return total

@@ -144,7 +144,7 @@ def violations(step: Step) -> Iterator[str]:
     state, world = step.state, step.state.world
     charged = world.charges
     paid = [(context.payer, context.key) for context in world.contexts]
-    paid += [(extra.cgroup, extra.key) for extra in world.extras]
+    paid += [(extra.cgroup, extra.key) for extra in world.extras if extra.charged]
     for key in KEYS:
         if charged[".", key] != sum(of == key for _, of in paid):
             yield f"P1: {charged['.', key]} charges of {key} for {paid}"

@@ -39,6 +39,24 @@ def test_a_move_within_a_cgroup_charges_nothing_in_between() -> None:
     assert {world.charges["shared", "sev"] for world in ledger(b).worlds} == {1}
 
 
+def test_a_move_within_a_cgroup_that_waits_has_chosen_who_pays() -> None:
+    """Wherever its process goes meanwhile: the cgroup was asked for before the vCPUs were waited for."""
+    b = Builder()
+    b.spawn("source", "shared")
+    b.spawn("destination", "shared")
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    move = b.invoke("move", "destination", vm="new", source="old")
+    b.hold(move)
+    b.do("enter", "destination", cgroup="destination")
+    b.done(move)
+    assert payers(ledger(b)) == {("shared",)}
+    b.observe("after", {"shared": 1}, guests=1)
+    assert not ledger(b).mismatches("charge")
+    b.observe("elsewhere", {"shared": 0, "destination": 1}, guests=1)
+    assert {m.where for m in ledger(b).mismatches("charge")} == {"shared", "destination"}
+
+
 def test_a_move_under_way_may_have_happened_or_not() -> None:
     b = two()
     b.invoke("move", "destination", vm="new", source="old")
