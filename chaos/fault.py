@@ -66,6 +66,18 @@ class Victim(Protocol):
         """Whether it ended within so many seconds. It is reaped then."""
 
 
+class Call(Protocol):
+    """An operation that was handed over and is not waited for."""
+
+    @property
+    def done(self) -> Done | None:
+        """How it ended, and when its system call began and ended; None while it has not."""
+
+    @property
+    def tid(self) -> int:
+        """The thread that makes its system call, 0 before it does."""
+
+
 class Scene(Protocol):
     """What there is to strike. Raises `Unsupported` where the host has no such thing."""
 
@@ -117,10 +129,27 @@ class Scene(Protocol):
     def lose_fd(self, vm: str, fd: str) -> Done:
         """Have a descriptor closed behind the back of the VM's VMM: "vm", "vcpu 0" or "sev"."""
 
+    def set_memory(self, vm: str, there: bool) -> Done:
+        """Have the VM's memory slot put there or taken away."""
+
+    def memlock(self, vmm: str, size: int | None) -> None:
+        """Have the VMM without CAP_IPC_LOCK, and RLIMIT_MEMLOCK at so many bytes; None for both as they were."""
+
+    def add_vcpu(self, vm: str, id: int, then: Callable[[], None]) -> Call:
+        """Have the VM's VMM create a vCPU that nobody drives, in a thread of its own, and go on. `then` is called when
+        that is over."""
+
     # What is not.
+
+    def moves(self, vm: str) -> tuple[Call, ...]:
+        """The moves so far that have it as their source or their destination, also those under way."""
 
     def ask(self, vmm: str, question: Question) -> Mapping[str, Value] | None:
         """What a VMM answers (`chaos.vmm.messages`), None if it ends first."""
+
+    def enable(self, cgroup: str, controller: str) -> None:
+        """Have the cgroup get a controller from those above it until the run is over. Raises OSError: EBUSY if somebody
+        lives in one of those."""
 
     def remember(self, path: Path, text: str) -> None:
         """Have `text` written into this file of the host's if the runner is killed before it was undone."""
@@ -134,6 +163,9 @@ class Scene(Protocol):
     @property
     def firmware(self) -> Firmware:
         """The firmware's commands, made to fail, to be late or to be stalled; in the lab only."""
+
+    def memory(self, vm: str) -> int:
+        """A descriptor of the file that the guest's memory is; the run's own."""
 
     def links(self, vmm: str) -> tuple[tuple[End, End, Victim], ...]:
         """The links between this VMM and those that it migrates with: its own end, the other's, and whose that is."""

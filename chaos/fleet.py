@@ -58,7 +58,8 @@ class StepFailed(Exception):
 @dataclass(slots=True)
 class Pending:
     """An operation without an answer. Thread `tid` of the process `pid`, the VMM `agent`, makes its system call; `tid`
-    is 0 before that, and of an operation that is not made aside. `args` are the operation's, as recorded."""
+    is 0 before that, and of an operation that is not made aside. `args` are the operation's, as recorded. `then` is
+    called when it is over."""
 
     op: int
     f: str
@@ -70,6 +71,7 @@ class Pending:
     tid: int = 0
     reply: Reply | None = None
     done: Done | None = None
+    then: Callable[[], None] | None = None
 
     @property
     def over(self) -> bool:
@@ -124,13 +126,15 @@ class Vmm:
 
 
 class Fleet:
-    """`step` is the place in the script that records are made for: -1 before it, its length after it."""
+    """`step` is the place in the script that records are made for: -1 before it, its length after it. `moves` are those
+    that there have been, in order."""
 
     def __init__(self, server: ForkServer, loop: Loop, recorder: Recorder) -> None:
         self.loop = loop
         self.recorder = recorder
         self.step = -1
         self.vmms: dict[str, Vmm] = {}
+        self.moves: list[Pending] = []
         self._all: list[Vmm] = []  # also those whose name another one has now
         self._server = server
         self._next = 0
@@ -206,6 +210,8 @@ class Fleet:
                 )
             )  # fmt: skip
         aside = aside or start is not None or isinstance(operation, Move)
+        if isinstance(operation, Move):
+            self.moves.append(pending)
         self._send(vmm, pending, Request(id=pending.op, do=operation, aside=aside, start=start), fds)
         return pending
 
@@ -329,6 +335,8 @@ class Fleet:
             self.recorder.write(done)
         if reply is not None and reply.bug:
             raise StepFailed(f"a bug of ours in {pending.f}: {reply.bug}")
+        if pending.then is not None:
+            pending.then()
 
     def _bury(self, vmm: Vmm) -> None:
         """The process is gone. What it said before that still counts."""

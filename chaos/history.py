@@ -14,7 +14,7 @@ Operations, by `f`, with their arguments and, after the arrow, what `value` hold
                                         KVM_CREATE_VM of this type (0, 2 or 3), memory slots; vCPUs (of one that is not
                                         plain they come with `init` or `mirror`), which count from page `lane` on; with
                                         `lanes` also the program for so many, where nobody else will encrypt one
-    create_vcpu {vm, id}                one vCPU more
+    create_vcpu {vm, id, bare}          one vCPU more; a bare one is created and nothing more: the guest never has it
     init {vm, key, command, flags, features, ghcb}
                                         `command` is init, es-init or init2 (if it is not there, what the VM's type and
                                         `key` ask for): takes an ASID, charges the agent's cgroup; the others are
@@ -56,6 +56,9 @@ Operations, by `f`, with their arguments and, after the arrow, what `value` hold
     close {vm}                          every file descriptor of the VM in this process
     lose_fd {vm, fd}                    one is closed behind the VMM's back: "vm", "vcpu 0", or the process's /dev/sev,
                                         "sev"; whoever uses it then is answered EBADF
+    set_memory {vm, there}              the VM's memory slot is put there, or taken away
+    memlock {bytes}                     the process loses CAP_IPC_LOCK and gets an RLIMIT_MEMLOCK, or with "max" both
+                                        are as before; it makes no call itself
     enter {cgroup}                      the process goes into another cgroup; it makes no call itself
     exit {}                             the VMM ends in good order
 

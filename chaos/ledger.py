@@ -42,6 +42,7 @@ WATCHED = frozenset(
         "command",
         "register_region",
         "unregister_region",
+        "set_memory",
         "mirror",
         "move",
         "moves",

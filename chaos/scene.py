@@ -3,23 +3,25 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from errno import EBUSY
 from pathlib import Path
 
 from chaos.cgroup.group import Cgroup
 from chaos.cleanup import Warden
 from chaos.errors import HostLacks, Unsupported
-from chaos.fleet import StepFailed, Vmm
+from chaos.fleet import Pending, StepFailed, Vmm
 from chaos.history import Done, Value
 from chaos.netns.link import End
 from chaos.poll import LOOK_AGAIN, TimedOut
 from chaos.schedule.firmware import Firmware
 from chaos.schedule.kfault import Kfault
 from chaos.stage import Stage
-from chaos.vmm.messages import Close, Create, Init, LoseFd, Question
+from chaos.vmm.messages import Close, Create, CreateVcpu, Init, LoseFd, MayLock, Question, SetMemory
 
 # Where the lab has the module; on a machine of somebody's own it is theirs to load.
 MODULE = Path("/lab/kfault.ko")
@@ -35,6 +37,7 @@ class Scene:
     firmware: Firmware
     warden: Warden
     _kfault: Kfault | None = None
+    _soft: dict[int, int] = field(default_factory=dict)
 
     def vmm(self, name: str) -> Vmm:
         return self.stage.fleet.vmms[name]
@@ -89,6 +92,29 @@ class Scene:
     def lose_fd(self, vm: str, fd: str) -> Done:
         return self.stage.fleet.do(self.vmm_of(vm), LoseFd(vm=vm, fd=fd))
 
+    def set_memory(self, vm: str, there: bool) -> Done:
+        return self.stage.fleet.do(self.vmm_of(vm), SetMemory(vm=vm, there=there))
+
+    def memlock(self, vmm: str, size: int | None) -> None:
+        victim = self.vmm(vmm)
+        given = "max" if size is None else size
+        self.stage.fleet.record("memlock", lambda: self._memlock(victim, size), victim, bytes=given)
+
+    def _memlock(self, victim: Vmm, size: int | None) -> None:
+        """The soft limit alone: the way back is the process's own."""
+        self.ask(victim.name, MayLock(allowed=size is None))
+        _, hard = resource.prlimit(victim.pid, resource.RLIMIT_MEMLOCK)
+        soft = self._soft.setdefault(victim.pid, resource.prlimit(victim.pid, resource.RLIMIT_MEMLOCK)[0])
+        resource.prlimit(victim.pid, resource.RLIMIT_MEMLOCK, (soft if size is None else size, hard))
+
+    def add_vcpu(self, vm: str, id: int, then: Callable[[], None]) -> Pending:
+        pending = self.stage.fleet.invoke(self.vmm_of(vm), CreateVcpu(vm=vm, id=id, bare=True), aside=True)
+        pending.then = then
+        return pending
+
+    def moves(self, vm: str) -> tuple[Pending, ...]:
+        return tuple(move for move in self.stage.fleet.moves if vm in (move.args["vm"], move.args.get("source")))
+
     def ask(self, vmm: str, question: Question) -> Mapping[str, Value] | None:
         victim = self.vmm(vmm)
         if not victim.alive:
@@ -99,6 +125,22 @@ class Scene:
             if victim.alive:
                 raise
             return None
+
+    def enable(self, cgroup: str, controller: str) -> None:
+        for path in reversed(self.cgroup(cgroup).path.parents):
+            above = Cgroup.at(path)
+            if (path / "cgroup.controllers").exists() and not above.divides(controller):
+                self.remember(path / "cgroup.subtree_control", f"-{controller}")
+                self.stack.callback(self._disable, above, controller)
+                above.enable(controller)
+
+    def _disable(self, group: Cgroup, controller: str) -> None:
+        try:
+            group.disable(controller)
+        except OSError as error:
+            if error.errno != EBUSY:  # somebody else has it from there by now
+                raise
+        self.forget(group.path / "cgroup.subtree_control", f"-{controller}")
 
     def remember(self, path: Path, text: str) -> None:
         self.warden.remember(path, text)
@@ -111,6 +153,9 @@ class Scene:
             self._kfault = _open_kfault()
             self.stack.callback(self._kfault.close)
         return self._kfault
+
+    def memory(self, vm: str) -> int:
+        return self.stage.memories[self.stage.guests[vm].spec.memory].number
 
     def links(self, vmm: str) -> tuple[tuple[End, End, Vmm], ...]:
         ends = self.stage.network.interfaces

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from chaos.cgroup.group import Cgroup
 from chaos.errors import Unsupported
 from chaos.fault import Evidence, Fault, Scene, Target, Victim
+from faults.vmm import require_controller
 
 CPUS = Path("/sys/devices/system/cpu")
 ONLINE, OFFLINE = "1", "0"
@@ -115,3 +117,56 @@ class CpuOffline(Fault):
         self._switch.write_text(ONLINE)
         scene.forget(self._switch, ONLINE)
         return f"CPU {self.cpu} is online"
+
+
+@dataclass(kw_only=True, slots=True)
+class CpuThrottle(Fault):
+    """Let the VMM, with all else in its cgroup, run for only `percent` of one CPU's time (cpu.max). When that is used
+    up it stands still until the next period of `milliseconds`, also in the kernel with whatever lock it has there."""
+
+    TARGET: ClassVar[Target] = "vmm"
+    NEEDS: ClassVar[str] = "the cpu controller, no process in any cgroup above the VMM's"
+    PROOF: ClassVar[str] = "cpu.stat of its cgroup counts more periods in which it had to stand still"
+    LETS_GO: ClassVar[bool] = False
+
+    percent: int = 20
+    milliseconds: int = 100
+    _group: Cgroup | None = field(init=False, default=None)
+    _before: tuple[int, int] = field(init=False, default=(0, 0))
+    _asked: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.percent <= 99 or not 1 <= self.milliseconds <= 1000 or self.quota < 1000:
+            raise ValueError("percent is 1 to 99, milliseconds 1 to 1000, and of a period at least one can be run")
+
+    @property
+    def quota(self) -> int:
+        """In microseconds."""
+        return self.milliseconds * 10 * self.percent
+
+    def ends(self, scene: Scene, target: str) -> tuple[str, ...]:
+        return ()
+
+    def require(self, scene: Scene, target: str) -> None:
+        require_controller(scene, "cpu")
+
+    def apply(self, scene: Scene, target: str) -> None:
+        self._group = scene.cgroup(scene.home(target))
+        scene.enable(scene.home(target), "cpu")
+        self._before = self._group.throttled()
+        self._group.limit_cpu(self.quota, self.milliseconds * 1000)
+
+    def evidence(self, scene: Scene, target: str) -> Evidence:
+        """Not before it is to be over, when this is asked a second time."""
+        first, self._asked = not self._asked, True
+        group = self._group or scene.cgroup(scene.home(target))
+        periods, spent = (now - before for now, before in zip(group.throttled(), self._before, strict=True))
+        detail = f"the cgroup of {target} stood still in {periods} periods, {spent / 1000:.0f} ms in all"
+        return Evidence(None if first else periods > 0, detail)
+
+    def undo(self, scene: Scene, target: str) -> str:
+        if self._group is None:
+            return "there was no limit"
+        if self._group.exists and self._group.has("cpu"):
+            self._group.limit_cpu(None)
+        return "it may run as much as before"

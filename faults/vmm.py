@@ -31,16 +31,20 @@ class Kill(Fault):
     PROOF: ClassVar[str] = "the process was reaped, ended by just this signal"
 
     signal: Literal["KILL", "TERM", "ABRT", "SEGV"] = "KILL"
+    _hit: Victim | None = field(init=False, default=None)
 
     @property
     def number(self) -> Signals:
         return Signals[f"SIG{self.signal}"]
 
     def apply(self, scene: Scene, target: str) -> None:
-        pidfd_send_signal(scene.vmm(target).pidfd, self.number)
+        self._hit = scene.vmm(target)  # one that is started in its stead has its name
+        pidfd_send_signal(self._hit.pidfd, self.number)
 
     def undo(self, scene: Scene, target: str) -> str:
-        return "the dead stay dead" if scene.vmm(target).status is not None else "it lives"
+        if self._hit is None:
+            return "nobody was struck"
+        return "the dead stay dead" if self._hit.status is not None else "it lives"
 
     def evidence(self, scene: Scene, target: str) -> Evidence:
         return ended(scene.vmm(target), self.number)
@@ -181,15 +185,14 @@ class ThreadExit(Fault):
 @dataclass(kw_only=True, slots=True)
 class Oom(Fault):
     """Let the VMM run out of memory: its cgroup gets a `memory.max` of `mebibytes` more than it uses, and it uses twice
-    as much. The kernel kills it, wherever it is. The limit, and the controller where it had to be enabled, are taken
-    back when this is undone."""
+    as much. The kernel kills it, wherever it is. The limit goes when this is undone, the controller, where it had to be
+    enabled, when the run is over."""
 
     TARGET: ClassVar[Target] = "vmm"
     NEEDS: ClassVar[str] = "the memory controller, no process in any cgroup above the VMM's"
     PROOF: ClassVar[str] = "memory.events of its cgroup counts one more oom_kill, and it was reaped, ended by SIGKILL"
 
     mebibytes: int = 16
-    _enabled: list[Cgroup] = field(init=False, default_factory=list)
     _group: Cgroup | None = field(init=False, default=None)
     _before: int = field(init=False, default=0)
 
@@ -198,47 +201,34 @@ class Oom(Fault):
             raise ValueError(f"mebibytes is 1 to 1024, not {self.mebibytes}")
 
     def require(self, scene: Scene, target: str) -> None:
-        if not scene.cgroup(".").has("memory") and not _root(scene).has("memory"):
-            raise Unsupported("the hierarchy has no memory controller", remedy="enable it, or use the lab")
+        require_controller(scene, "memory")
 
     def apply(self, scene: Scene, target: str) -> None:
         self._group = scene.cgroup(scene.home(target))
-        for path in reversed(self._group.path.parents):
-            above = Cgroup.at(path)
-            if path.is_relative_to(_root(scene).path) and not above.divides("memory"):
-                scene.remember(*_without_memory(above))
-                above.enable("memory")
-                self._enabled.append(above)
-        self._before = self._group.oom_kills()
+        scene.enable(scene.home(target), "memory")
+        self._before = self._group.memory_events("oom_kill")
         self._group.limit_memory(self.mebibytes << 20)
         scene.ask(target, Eat(mebibytes=2 * self.mebibytes))
 
     def evidence(self, scene: Scene, target: str) -> Evidence:
         end = ended(scene.vmm(target), Signals.SIGKILL)
-        kills = self._group.oom_kills() - self._before if self._group is not None else 0
+        kills = self._group.memory_events("oom_kill") - self._before if self._group is not None else 0
         return Evidence(bool(end.struck) and kills > 0, f"oom_kill of its cgroup: {kills} more; {end.detail}")
 
     def undo(self, scene: Scene, target: str) -> str:
-        if self._group is not None and self._group.exists and self._group.has("memory"):
+        if self._group is None:
+            return "there was no limit"
+        if self._group.exists and self._group.has("memory"):
             self._group.limit_memory(None)
-        count = len(self._enabled)
-        while self._enabled:
-            above = self._enabled.pop()
-            above.disable("memory")
-            scene.forget(*_without_memory(above))
-        return f"the limit is gone, and the memory controller from {count} cgroups" if count else "the limit is gone"
+        return "the limit is gone"
 
 
-def _without_memory(group: Cgroup) -> tuple[Path, str]:
-    """What takes the memory controller from the children: file and text."""
-    return group.path / "cgroup.subtree_control", "-memory"
-
-
-def _root(scene: Scene) -> Cgroup:
-    """Of the hierarchy."""
+def require_controller(scene: Scene, controller: str) -> None:
+    """Raises `Unsupported`."""
     here = scene.cgroup(".").path
-    above = [path for path in (here, *here.parents) if (path / "cgroup.controllers").exists()]
-    return Cgroup.at(above[-1])
+    above = [Cgroup.at(path) for path in (here, *here.parents) if (path / "cgroup.controllers").exists()]
+    if not any(group.has(controller) for group in above):
+        raise Unsupported(f"the hierarchy has no {controller} controller", remedy="enable it, or use the lab")
 
 
 def ended(victim: Victim, number: Signals) -> Evidence:

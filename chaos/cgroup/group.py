@@ -139,9 +139,29 @@ class Cgroup:
             write(self._node, "memory_swap_max", None if size is None else 0)
         write(self._node, "memory_max", size)
 
-    def oom_kills(self) -> int:
-        """How many processes of this cgroup and below were killed for want of memory; 0 without the controller."""
-        return (read_keyed(self._node, "memory_events") or {}).get("oom_kill") or 0
+    def slow_memory(self, above: int | None) -> None:
+        """Set memory.high in bytes, None for none: who uses more is made to wait for it. Raises OSError."""
+        write(self._node, "memory_high", above)
+
+    def memory_used(self) -> int:
+        """In bytes. Raises OSError, FileNotFoundError without the controller."""
+        used: int = self._node.controller.memory_current
+        return used
+
+    def memory_events(self, name: str) -> int:
+        """How often this happened here and below ("oom_kill", "high"); 0 without the controller."""
+        return (read_keyed(self._node, "memory_events") or {}).get(name) or 0
+
+    def limit_cpu(self, quota: int | None, period: int = 100_000) -> None:
+        """Set cpu.max: the microseconds of every period that all in it and below may run, None for no limit. Raises
+        OSError."""
+        write(self._node, "cpu_max", (quota, period))
+
+    def throttled(self) -> tuple[int, int]:
+        """In how many periods it had to stand still, and how many microseconds in all; nothing without the
+        controller."""
+        stat = read_keyed(self._node, "cpu_stat") or {}
+        return stat.get("nr_throttled") or 0, stat.get("throttled_usec") or 0
 
     def wait_empty(self, within: float) -> None:
         """Wait for the last process to go. Raises `CleanupFailed` after `within` seconds."""

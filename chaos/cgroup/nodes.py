@@ -41,6 +41,18 @@ class MaxFile(BaseFileInterface):  # type: ignore[misc]
         return "max" if value is None else str(value)
 
 
+class QuotaFile(BaseFileInterface):  # type: ignore[misc]
+    """cpu.max: so many microseconds of every period, the first None for no limit."""
+
+    def sanitize_get(self, value: str) -> tuple[int | None, int]:
+        quota, period = value.split()
+        return None if quota == "max" else int(quota), int(period)
+
+    def sanitize_set(self, value: tuple[int | None, int]) -> str:
+        quota, period = value
+        return f"{'max' if quota is None else quota} {period}"
+
+
 class SwitchFile(ListFile):  # type: ignore[misc]
     """cgroup.subtree_control: a list to read, and "+name" or "-name" to write."""
 
@@ -61,6 +73,11 @@ class UnifiedController(Controller):  # type: ignore[misc]
     kill = FlagFile("cgroup.kill", writeonly=True)
     freeze = FlagFile("cgroup.freeze")
 
+    cpu_max = QuotaFile("cpu.max")
+    cpu_stat = KeyedFile("cpu.stat", readonly=True)
+
+    memory_current = MaxFile("memory.current", readonly=True)
+    memory_high = MaxFile("memory.high")
     memory_max = MaxFile("memory.max")
     memory_swap_max = MaxFile("memory.swap.max")
     memory_events = KeyedFile("memory.events", readonly=True)

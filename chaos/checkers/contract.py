@@ -8,7 +8,7 @@ was not read cannot be judged: `Judged.gap` says so.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -39,6 +39,8 @@ MARKED = frozenset(
         "misc_cg_uncharge",
     }
 )
+# Between created_vcpus and online_vcpus.
+HALF_A_VCPU = "kvm_arch_vcpu_create"
 START = "start"
 OTHER_THREAD = -1
 
@@ -146,7 +148,9 @@ class Contract:
         if ledger.lost_at is not None and invoke.seq > ledger.lost_at:
             return Judged(invoke, done, answer, frozenset(), ledger.lost)
         capacity, foreign = self._capacity
-        around, marked = self._limits(invoke.seq, done.seq), self._marked(invoke, done)
+        around = self._limits(invoke.seq, done.seq)
+        marked = self._stopped("move", invoke, done, lambda r: r.hold in UNARMED or r.function in MARKED)
+        half = self._stopped("create_vcpu", invoke, done, lambda r: r.function == HALF_A_VCPU)
         flushes = not self.evidence.contexts.flush_failed(invoke, done)
         allowed: set[Answer] = set()
         for world in ledger.during.get(invoke.op, ()):
@@ -159,6 +163,8 @@ class Contract:
                     limits=limits,
                     flushes=flushes,
                     marked=marked,
+                    half=half,
+                    memlock=self._memlock(invoke, done),
                 )
                 allowed |= oracle.allowed(state, made)
         gap = "" if allowed else f"nobody can say in what state {invoke.f} found its VMs"
@@ -166,15 +172,24 @@ class Contract:
             gap = f"the limits were not read, which {invoke.f} may have met"
         return Judged(invoke, done, answer, frozenset(allowed), gap)
 
-    def _marked(self, invoke: Invoke, done: Done) -> frozenset[int]:
-        """The moves that were seen to be stopped before this operation began, and ended after it."""
+    def _stopped(self, f: str, invoke: Invoke, done: Done, at: Callable[[Held], bool]) -> frozenset[int]:
+        """The operations `f` that were seen to be stopped there before this one began, and ended after it."""
         holds = (r for r in self.evidence.history.records if isinstance(r, Held) and r.reached and r.seq < invoke.seq)
-        stopped = {r.op for r in holds if r.hold in UNARMED or r.function in MARKED}
+        stopped = {r.op for r in holds if at(r)}
         return frozenset(
             other.op
             for other, ended in self.evidence.operations
-            if other.op in stopped and (ended is None or (ended.seq > done.seq and ended.ended >= done.ended))
+            if other.f == f
+            and other.op in stopped
+            and (ended is None or (ended.seq > done.seq and ended.ended >= done.ended))
         )
+
+    def _memlock(self, invoke: Invoke, done: Done) -> frozenset[tuple[str, int]]:
+        """What the process of this operation may have been allowed to lock while it was under way."""
+        mine = [i for i, _ in self.evidence.operations if i.f == "memlock" and i.agent == invoke.agent]
+        before = [i for i in mine if i.seq < invoke.seq][-1:]
+        given = (i.args.get("bytes") for i in (*before, *(i for i in mine if invoke.seq < i.seq < done.seq)))
+        return frozenset((invoke.agent, size) for size in given if isinstance(size, int))
 
     def _limits(self, begun: int, over: int) -> frozenset[Limits]:
         """The limits that may have been in force from record `begun` to record `over`: as they were read before, with

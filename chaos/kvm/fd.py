@@ -21,6 +21,9 @@ _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_
 _libc.mmap.restype = ctypes.c_void_p
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _libc.munmap.restype = ctypes.c_int
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_libc.madvise.restype = ctypes.c_int
+_MADV_REMOVE = 9
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 
@@ -100,6 +103,12 @@ class Mapping:
         if offset < 0 or offset + length > self.size:
             raise InternalError(f"{length} bytes at {offset} are outside of a mapping of {self.size}")
         return ctypes.string_at(self.start + offset, length)
+
+    def give_up(self, offset: int, length: int) -> None:
+        """Have the file lose these pages (MADV_REMOVE): they read as zeros from now on. Raises OSError."""
+        if _libc.madvise(self.start + offset, length, _MADV_REMOVE):
+            number = ctypes.get_errno()
+            raise OSError(number, f"madvise: {os.strerror(number)}")
 
     def close(self) -> None:
         if self.address is not None:

@@ -34,6 +34,10 @@ class Vm:
         )
         ioctl(self.fd.number, Ioctl.KVM_SET_USER_MEMORY_REGION, ctypes.byref(region))
 
+    def remove_memory(self, slot: int) -> None:
+        """Take from the guest what was shown to it in this slot. Raises `KernelError`: EINVAL if there is none."""
+        ioctl(self.fd.number, Ioctl.KVM_SET_USER_MEMORY_REGION, ctypes.byref(MemoryRegion(slot=slot)))
+
     def create_irqchip(self) -> None:
         """Interrupt controllers in the kernel: before the first vCPU, each of which gets a local APIC."""
         ioctl(self.fd.number, Ioctl.KVM_CREATE_IRQCHIP)

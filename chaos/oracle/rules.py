@@ -127,10 +127,13 @@ def _charged_ahead(state: State, op: Invoke) -> bool:
 
 
 def _vcpu_creation(state: State, op: Invoke) -> Refusal | None:
-    """[10] A vCPU of either VM is half made (sev_check_source_vcpus). Whether it still is, nobody can say."""
+    """[10] A vCPU of either VM is half made (sev_check_source_vcpus). Whether it still is, nobody can say, unless it
+    was seen to be stopped so."""
+    if not state.rules.vcpu_creation_busy:
+        return None
     ends = [state.world.vm(argument(op, end)) for end in ("vm", "source")]
-    creating = any(vm is not None and vm.creating is not None for vm in ends)
-    return _maybe(EBUSY, when=state.rules.vcpu_creation_busy and creating)
+    creating = {vm.creating for vm in ends if vm is not None and vm.creating is not None}
+    return _sure(EBUSY, when=True) if creating & state.half else _maybe(EBUSY, when=bool(creating))
 
 
 def _vcpus_differ(state: State, op: Invoke) -> Refusal | None:
@@ -328,9 +331,15 @@ def _platform_refuses(state: State, op: Invoke) -> Refusal | None:
     return _maybe(EIO, firmware=True, when=state.psp == "well")
 
 
-def _too_much_locked(state: State, op: Invoke) -> Refusal | None:
-    """Whether the memory fits into RLIMIT_MEMLOCK, nobody recorded."""
-    return _maybe(ENOMEM, when=True)
+def _locks_memory(state: State, op: Invoke) -> Refusal | None:
+    """Whether the memory fits into RLIMIT_MEMLOCK, nobody recorded, unless nothing does (sev_pin_memory)."""
+    limits = {limit for agent, limit in state.memlock if agent == op.agent}
+    return _sure(ENOMEM, when=True) if limits == {0} else _maybe(ENOMEM, when=True)
+
+
+def _locks_again(state: State, op: Invoke) -> Refusal | None:
+    """As the other, of a process that was given a limit; others may lock whatever they like."""
+    return _locks_memory(state, op) if any(agent == op.agent for agent, _ in state.memlock) else None
 
 
 def _no_region(state: State, op: Invoke) -> Refusal | None:
@@ -421,6 +430,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "enable_misc": (_no_cgroup, _without_misc, _lived_in),
     "create": (_no_types,),
     "create_vcpu": _IOCTL,
+    "set_memory": _IOCTL,
     "close": (_not_open,),
     "send_fd": (_not_open, _nobody_to_send_to),
     "init": (
@@ -438,13 +448,13 @@ CHECKS: dict[str, tuple[Check, ...]] = {
         _platform_refuses,
     ),
     "launch_start": (*_COMMAND, _cut_off, _noticed, _stalled, _started_twice, _firmware_refuses),
-    "launch_update_data": _TO_GUEST,
+    "launch_update_data": (*_COMMAND, _locks_again, *_FIRMWARE),
     "launch_measure": _TO_GUEST,
     "launch_finish": _TO_GUEST,
     "launch_update_vmsa": (*_IOCTL, _no_es, _sealing_while_creating, _sealed_already, *_FIRMWARE),
     "guest_status": (*_IOCTL, _no_context, *_FIRMWARE),
     "command": (*_IOCTL, _mirror_may_not, _no_such_command, _command_without_context, *_WITHOUT_DATA),
-    "register_region": (*_IOCTL, _no_context, _no_command_of_a_mirror, _too_much_locked),
+    "register_region": (*_IOCTL, _no_context, _no_command_of_a_mirror, _locks_memory),
     "unregister_region": (*_IOCTL, _no_command_of_a_mirror, _no_context, _no_region),
     "mirror": (*_IOCTL, _flagged, _source_descriptor, _itself, _busy, _not_mirrorable, _half_a_vcpu),
     "move": (

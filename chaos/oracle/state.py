@@ -49,7 +49,8 @@ class State:
     `limits` are (cgroup, key, misc.max), without those that are "max". `blocked` are the charges that were refused, by
     the cgroup whose limit it was, in order. The firmware is `stalled` once it stops answering, and `dead` once the
     driver has noticed; `flushes` unless it fails a DF_FLUSH. `marked` are moves under way that are known to have marked
-    both their VMs as being migrated."""
+    both their VMs as being migrated, `half` creations of vCPUs that are known to be half done. `memlock` are the
+    processes that were given a limit to what they may lock, in bytes."""
 
     rules: Rules
     world: World = field(default_factory=World)
@@ -61,6 +62,8 @@ class State:
     psp: Literal["well", "stalled", "dead"] = "well"
     flushes: bool = True
     marked: frozenset[int] = frozenset()
+    half: frozenset[int] = frozenset()
+    memlock: frozenset[tuple[str, int]] = frozenset()
 
     def capacity_of(self, key: str) -> int:
         return _of(self.capacity, key)

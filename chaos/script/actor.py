@@ -70,8 +70,10 @@ class Actor:
         del self.stage.under_way[vm.name]
 
     def under_way(self, vm: str) -> Pending:
-        """Raises `StepFailed` if there is none."""
-        pending = self.stage.under_way.get(vm)
+        """The script's own, or else the oldest that a fault has made. Raises `StepFailed` if there is none."""
+        left = self.stage.guests[vm].vmm.pending.values()
+        others = (pending for pending in left if pending.recorded and pending.args.get("vm") == vm)
+        pending = self.stage.under_way.get(vm) or next(others, None)
         if pending is None:
             raise StepFailed(f"no operation on {vm} is under way")
         return pending

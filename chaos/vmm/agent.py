@@ -53,6 +53,7 @@ class Agent:
         self.machines: dict[str, Machine] = {}
         self._host: Host | None = None
         self._turn = threading.Lock()
+        self._press: harm.Press | None = None
 
     def serve(self) -> int:
         while True:
@@ -206,23 +207,37 @@ class Agent:
                 return Reply(id=number, sampled=self._machine(do.vm).sample())
             case m.Ask():
                 machine = self._machine(do.vm)
-                return Reply(id=number, answers=ask(self.host.system, machine.vm, machine.vcpus))
+                return Reply(id=number, answers=ask(self.host.system, machine.vm, machine.every_vcpu))
             case m.Fill():
                 return Reply(id=number, filled=self._fill(do.key))
             case m.ArmPage():
                 self._machine(do.vm).arm_page()
             case m.PutPage():
                 self._machine(do.vm).put_page()
+            case _:
+                return Reply(id=number, value=self._harm(do))
+        return Reply(id=number)
+
+    def _harm(self, do: m.Harm) -> dict[str, Value]:
+        """What faults want to know, and have done that cannot be done from outside."""
+        match do:
             case m.Inside():
-                threads = self._machine(do.vm).threads
-                return Reply(id=number, value={"lost": harm.is_lost(self._fd(do)), "threads": list(threads)})
+                return {"lost": harm.is_lost(self._fd(do)), "threads": list(self._machine(do.vm).threads)}
+            case m.Shown():
+                return {"there": self._machine(do.vm).has_memory()}
+            case m.Handled():
+                return {"handled": harm.handled()}
             case m.EndThread() if do.vm:
                 self._machine(do.vm).runnable.stop()
             case m.Eat():
                 harm.eat(do.mebibytes)
-            case m.Handled():
-                return Reply(id=number, value={"handled": harm.handled()})
-        return Reply(id=number)
+            case m.Press():
+                self._press = harm.press(do.mebibytes, self._press)
+            case m.MayLock():
+                harm.may_lock(do.allowed)
+            case m.PunchOut():
+                self._machine(do.vm).memory.give_up(do.offset, do.length)
+        return {}
 
     def _fd(self, do: m.LoseFd | m.Inside) -> int:
         """A descriptor by its name: "vm", "vcpu 0", "sev"."""
@@ -255,7 +270,7 @@ class Agent:
 OnMachine = (
     m.Init | m.CreateVcpu | m.Command | m.RegisterRegion | m.UnregisterRegion | m.LaunchStart | m.LaunchUpdateData
     | m.LaunchUpdateVmsa | m.LaunchMeasure | m.LaunchFinish | m.Status
-    | m.Pause | m.Calm
+    | m.Pause | m.Calm | m.SetMemory
 )  # fmt: skip
 
 
@@ -264,7 +279,7 @@ def _on_machine(machine: Machine, do: OnMachine) -> dict[str, Value]:  # noqa: P
         case m.Init():
             machine.init(do.key, do.command, flags=do.flags, features=do.features, ghcb=do.ghcb)
         case m.CreateVcpu():
-            machine.add_vcpu(do.id)
+            machine.add_vcpu(do.id, bare=do.bare)
         case m.Command():
             machine.sev.command(do.id)
         case m.RegisterRegion():
@@ -287,6 +302,8 @@ def _on_machine(machine: Machine, do: OnMachine) -> dict[str, Value]:  # noqa: P
             return _wrapped(machine.pause)
         case m.Calm():
             _wrapped(machine.calm)
+        case m.SetMemory():
+            machine.set_memory(there=do.there)
     return {}
 
 

@@ -16,12 +16,23 @@ from typing import NoReturn
 STORM_SIGNAL = signal.SIGRTMIN + 5
 _SYS_EXIT = 60  # x86-64; of this thread alone
 _PAGE = 4096
+_MEBIBYTE = 1 << 20
+_CAP_VERSION_3 = 0x20080522
+CAP_IPC_LOCK = 14
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.argtypes = (ctypes.c_long, ctypes.c_long)
 _libc.syscall.restype = ctypes.c_long
 
 _pipes: list[int] = []
+
+
+class _CapHeader(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+class _CapData(ctypes.Structure):
+    _fields_ = (("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32))
 
 
 def lose(fd: int) -> None:
@@ -51,6 +62,51 @@ def eat(mebibytes: int) -> None:
     memory = bytearray(mebibytes << 20)
     for at in range(0, len(memory), _PAGE):
         memory[at] = 1
+
+
+def may_lock(allowed: bool) -> None:
+    """Have CAP_IPC_LOCK in force in this thread, or keep it back. Raises OSError: EPERM if it never was to be had."""
+    header, data = _CapHeader(_CAP_VERSION_3, 0), (_CapData * 2)()
+    _caps("capget", header, data)
+    bit = 1 << CAP_IPC_LOCK
+    data[0].effective = data[0].effective | bit if allowed else data[0].effective & ~bit
+    _caps("capset", header, data)
+
+
+def _caps(name: str, header: _CapHeader, data: ctypes.Array[_CapData]) -> None:
+    if getattr(_libc, name)(ctypes.byref(header), data):
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name}: {os.strerror(number)}")
+
+
+class Press:
+    """Memory that is used until this is ended. Whoever asks for it may be made to wait, so that is a thread."""
+
+    def __init__(self, mebibytes: int) -> None:
+        self._kept: list[ctypes.Array[ctypes.c_char]] = []
+        self._enough = threading.Event()
+        self._thread = threading.Thread(target=self._use, args=(mebibytes,), name="press", daemon=True)
+        self._thread.start()
+
+    def _use(self, mebibytes: int) -> None:
+        for _ in range(mebibytes):
+            if self._enough.is_set():
+                return
+            self._kept.append(ctypes.create_string_buffer(_MEBIBYTE))
+            ctypes.memset(self._kept[-1], 1, _MEBIBYTE)  # a foreign function: others may run while it waits
+
+    def end(self) -> None:
+        """The mebibyte that is being asked for is the last; it comes, however late."""
+        self._enough.set()
+        self._thread.join()
+        self._kept.clear()
+
+
+def press(mebibytes: int, before: Press | None) -> Press | None:
+    """Give back what was used before, and use so much."""
+    if before is not None:
+        before.end()
+    return Press(mebibytes) if mebibytes else None
 
 
 def handled() -> int:

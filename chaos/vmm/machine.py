@@ -13,11 +13,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from errno import EINVAL, errorcode
+from errno import EEXIST, EINVAL, errorcode
 
 from chaos.errors import InternalError
 from chaos.experiment import Kind
 from chaos.history import Value
+from chaos.kvm.call import KernelError
 from chaos.kvm.fd import Mapping, OwnedFd
 from chaos.kvm.numbers import Cap
 from chaos.kvm.sev import Platform, Sev
@@ -34,6 +35,7 @@ from chaos.vmm.peer import Peer
 from chaos.vmm.storm import Storm
 from chaos.vmm.volley import At
 
+SLOT, PROBE = 0, 1
 RUNNABLE = 0  # KVM_MP_STATE_RUNNABLE
 
 
@@ -70,6 +72,7 @@ class Machine:
     type: int = 0
     lane: int = 0
     vcpus: list[Vcpu] = field(default_factory=list)
+    bare: list[Vcpu] = field(default_factory=list)
     team: Team | None = None
     peer: Peer = field(default_factory=Peer)
     received: dict[str, OwnedFd] = field(default_factory=dict)  # descriptors of other VMs, until they are used
@@ -87,7 +90,7 @@ class Machine:
         vm = None
         try:
             vm = host.system.create_vm(vm_type)
-            vm.set_memory(0, 0, memory)
+            vm.set_memory(SLOT, 0, memory)
             vm.create_irqchip()
             machine = cls(host=host, kind=kind, count=count, vm=vm, memory=memory, type=vm_type, lane=lane)
             if kind is Kind.PLAIN:
@@ -135,6 +138,11 @@ class Machine:
         return self.team
 
     @property
+    def every_vcpu(self) -> tuple[Vcpu, ...]:
+        """Also those that the guest has nothing of."""
+        return (*self.vcpus, *self.bare)
+
+    @property
     def threads(self) -> tuple[int, ...]:
         """The threads that drive its vCPUs, by number."""
         return self.team.threads if self.team is not None else ()
@@ -160,8 +168,11 @@ class Machine:
         if not self.vcpus:
             self._create_vcpus()
 
-    def add_vcpu(self, number: int) -> None:
-        """One more, under that id. While the guest runs it stays out."""
+    def add_vcpu(self, number: int, *, bare: bool = False) -> None:
+        """One more, under that id. While the guest runs it stays out, and a bare one always does."""
+        if bare:
+            self.bare.append(self.vm.create_vcpu(number))
+            return
         self._create_vcpu(number)
         if self.team is None or not self.team.running:
             self.count, self.team = len(self.vcpus), Team(self.vcpus)
@@ -188,6 +199,24 @@ class Machine:
     def guest_status(self) -> dict[str, Value]:
         status = self.sev.guest_status()
         return {"handle": int(status.handle), "policy": int(status.policy), "state": int(status.state)}
+
+    def set_memory(self, *, there: bool) -> None:
+        """The memory slot, which lies at the guest's address 0."""
+        if there:
+            self.vm.set_memory(SLOT, 0, self.memory)
+        else:
+            self.vm.remove_memory(SLOT)
+
+    def has_memory(self) -> bool:
+        """Whether the slot is there: another one in its place is refused with EEXIST. Raises `KernelError`."""
+        try:
+            self.vm.set_memory(PROBE, 0, self.memory)
+        except KernelError as error:
+            if error.number != EEXIST:
+                raise
+            return True
+        self.vm.remove_memory(PROBE)
+        return False
 
     # -- a page of arguments ------------------------------------------------------------------------------
 
@@ -336,9 +365,10 @@ class Machine:
             descriptor.close()
         self.received.clear()
         self.put_page()
-        for vcpu in self.vcpus:
+        for vcpu in self.every_vcpu:
             vcpu.close()
         self.vcpus.clear()
+        self.bare.clear()
         self.vm.close()
         self.memory.close()
 

@@ -45,8 +45,11 @@ class Init(_OnVm, frozen=True, kw_only=True, tag="init", omit_defaults=True):
     ghcb: int = 0
 
 
-class CreateVcpu(_OnVm, frozen=True, kw_only=True, tag="create_vcpu"):
+class CreateVcpu(_OnVm, frozen=True, kw_only=True, tag="create_vcpu", omit_defaults=True):
+    """A `bare` one is created and nothing more: nobody drives it, and the guest has nothing of it."""
+
     id: int
+    bare: bool = False
 
 
 class Command(_OnVm, frozen=True, kw_only=True, tag="command"):
@@ -203,6 +206,13 @@ class LoseFd(_OnVm, frozen=True, kw_only=True, tag="lose_fd"):
     fd: str
 
 
+class SetMemory(_Operation, frozen=True, kw_only=True, tag="set_memory"):
+    """The VM's one memory slot is there, or is not (KVM_SET_USER_MEMORY_REGION)."""
+
+    vm: str
+    there: bool
+
+
 class Exit(_Operation, frozen=True, kw_only=True, tag="exit"):
     pass
 
@@ -211,7 +221,7 @@ Operation = (
     Create | Init | CreateVcpu | Command | RegisterRegion | UnregisterRegion | LaunchStart | LaunchUpdateData
     | LaunchUpdateVmsa | LaunchMeasure | LaunchFinish | Status
     | Run | Pause | Storm | Calm | Listen | Connect | Accept | GetState | ReceiveState | SetState | SendFd
-    | ReceiveFd | Move | Moves | Mirror | Commit | Disconnect | Close | LoseFd | Exit
+    | ReceiveFd | Move | Moves | Mirror | Commit | Disconnect | Close | LoseFd | SetMemory | Exit
 )  # fmt: skip
 
 
@@ -255,11 +265,38 @@ class Eat(_Operation, frozen=True, kw_only=True, tag="eat"):
     mebibytes: int
 
 
+class Shown(_Operation, frozen=True, kw_only=True, tag="shown"):
+    """Say whether the VM has its memory slot (`SetMemory`)."""
+
+    vm: str
+
+
+class MayLock(_Operation, frozen=True, kw_only=True, tag="may_lock"):
+    """Have CAP_IPC_LOCK in force or not; the threads that are begun from now on are as this one."""
+
+    allowed: bool
+
+
+class Press(_Operation, frozen=True, kw_only=True, tag="press"):
+    """Use so much memory, a mebibyte at a time and in a thread of its own, and keep it; none is to give it back."""
+
+    mebibytes: int
+
+
+class PunchOut(_Operation, frozen=True, kw_only=True, tag="punch_out"):
+    """Have a part of the VM's memory given up by its pages (MADV_REMOVE), in bytes."""
+
+    vm: str
+    offset: int
+    length: int
+
+
 class Handled(_Operation, frozen=True, kw_only=True, tag="handled"):
     """Say how many signals of a storm were handled since this was asked last. They end the process before."""
 
 
-Question = Sample | Ask | Fill | ArmPage | PutPage | Inside | EndThread | Eat | Handled
+Harm = Inside | Shown | Handled | EndThread | Eat | Press | MayLock | PunchOut
+Question = Sample | Ask | Fill | ArmPage | PutPage | Harm
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True):

@@ -58,6 +58,16 @@ def test_busy_is_certain_if_the_other_move_was_seen_to_be_stopped() -> None:
     assert errnos(replace(state, marked=frozenset({999})), "move", "d", **third) == {0, EBUSY}
 
 
+@KERNELS
+@pytest.mark.parametrize(("vm", "agent"), [("old", "s"), ("new", "d")])
+def test_busy_is_certain_if_half_a_vcpu_was_seen_to_be_stopped(kernel: str, vm: str, agent: str) -> None:
+    creation = op("create_vcpu", agent, vm=vm, id=9)
+    state = under_way(ready(kernel), creation)
+    assert errnos(state, "move", "d", **MOVE) == {0, EBUSY}
+    assert errnos(replace(state, half=frozenset({creation.op})), "move", "d", **MOVE) == {EBUSY}
+    assert errnos(replace(state, half=frozenset({999})), "move", "d", **MOVE) == {0, EBUSY}
+
+
 @pytest.mark.parametrize(
     ("kernel", "vm_type", "command", "expected"),
     [

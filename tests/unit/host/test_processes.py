@@ -240,7 +240,7 @@ def test_a_signal_that_does_not_end_it_is_no_evidence(fleet: Fleet) -> None:
     vmm = fleet.spawn("source", cgroup())
     fleet.end(vmm)
     assert not Kill().evidence(scene_of(fleet), "source").struck
-    assert Kill().undo(scene_of(fleet), "source") == "the dead stay dead"
+    assert Kill().undo(scene_of(fleet), "source") == "nobody was struck"
 
 
 @pytest.mark.parametrize("name", ["TERM", "ABRT", "SEGV"])
