@@ -265,6 +265,19 @@ class Held(_Record, frozen=True, kw_only=True):
     stack: tuple[str, ...] = ()  # the functions on its way there, innermost first
 
 
+class Overdue(_Record, frozen=True, kw_only=True):
+    """The script has waited for the operation as long as it was to wait, and this is where its thread was then. `free`
+    if nothing of the experiment's stopped it: no hold was armed, no fault applied, no vCPU in its guest for good."""
+
+    op: Int
+    step: Int
+    free: bool
+    state: str  # as with Held, as is the rest; "" if the thread was gone
+    sleeping: str = ""
+    call: str = ""
+    stack: tuple[str, ...] = ()
+
+
 class Released(_Record, frozen=True, kw_only=True):
     """What is stopped at the hold that was armed by this name may go on from now."""
 
@@ -392,6 +405,7 @@ Record = (
     | Filled
     | Held
     | Released
+    | Overdue
     | Fault
     | Handover
     | Exited

@@ -3,6 +3,9 @@
 
 Every operation that was begun must have been answered, or its process must be gone. A process that nothing in the
 experiment meant to end, and that was killed with an operation under way, was killed because that did not end.
+
+Where the script did not come to its end, nobody can say so of all that was left under way. But what it had waited for
+as long as it was to wait, and found asleep inside a system call with nothing in its way, is a deadlock all the same.
 """
 
 from __future__ import annotations
@@ -10,10 +13,11 @@ from __future__ import annotations
 from chaos.checkers.evidence import Evidence, combine, deviated, held, unknown
 from chaos.during import named, told
 from chaos.experiment import Experiment
-from chaos.history import Done, Exited, Fault, Held, History, Invoke, Record
+from chaos.history import Done, Exited, Fault, Held, History, Invoke, Overdue, Record, Traced
 from chaos.verdict import Verdict
 
 PROMISE = "P8"
+ASLEEP = "D"  # where no signal but a fatal one reaches it
 MOVES = ("move", "mirror", "moves")
 
 
@@ -45,7 +49,8 @@ def _left(evidence: Evidence, invoke: Invoke, done: Done | None, *, whole: bool)
     exited = evidence.exited(invoke.agent, after=invoke.seq)
     struck = _struck(evidence, invoke)
     last = evidence.during.events.get(invoke.op, (None,))[-1]
-    records: tuple[Record, ...] = tuple(r for r in (invoke, done, struck, exited, last) if r is not None)
+    late = _overdue(evidence, invoke)
+    records: tuple[Record, ...] = tuple(r for r in (invoke, late, done, struck, exited, last) if r is not None)
     if exited is None and struck is not None:
         reason, how = f"{struck.fault} struck {invoke.agent}, and did not end {named(invoke)}", "signal-did-not-end"
     elif exited is None or (struck is None and _ended_by_us(exited)):
@@ -53,12 +58,24 @@ def _left(evidence: Evidence, invoke: Invoke, done: Done | None, *, whole: bool)
     else:
         by = struck.fault if struck is not None else f"its process ended by itself, status {exited.status}"
         return held(PROMISE, f"{named(invoke)} ended with its process: {by}", records)
-    if not whole:
+    if not whole and late is None:
         return unknown(PROMISE, f"{reason}, but the run was cut short", records)
     return deviated(
         PROMISE, reason, records, signature=f"{how}:{invoke.f}", expected="an answer, or the end of its process",
-        seen=f"its thread last {told(last)}" if last is not None else "",
+        seen=_seen(late, last),
     )  # fmt: skip
+
+
+def _overdue(evidence: Evidence, invoke: Invoke) -> Overdue | None:
+    """That the operation was waited for in vain, and slept in the kernel although nothing of ours stopped it."""
+    late = (r for r in evidence.history.records if isinstance(r, Overdue) and r.op == invoke.op)
+    return next((record for record in late if record.free and record.state == ASLEEP and record.call), None)
+
+
+def _seen(late: Overdue | None, last: Traced | None) -> str:
+    if last is not None:
+        return f"its thread last {told(last)}"
+    return f"it slept in {late.sleeping or late.call}" if late is not None else ""
 
 
 def _struck(evidence: Evidence, invoke: Invoke) -> Fault | None:

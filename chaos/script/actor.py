@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chaos.fleet import ANSWER_WITHIN, Pending, StepFailed
-from chaos.history import Asked, Counted, Fault, Held, Released
+from chaos.history import Asked, Counted, Fault, Held, Overdue, Released
 from chaos.migration import handover
 from chaos.observe import Observer
 from chaos.poll import TimedOut
@@ -66,8 +66,22 @@ class Actor:
         try:
             self.stage.fleet.wait(pending, within)
         except TimedOut as late:
-            raise StepFailed(f"{late}; its thread: {holds.look(vm.vmm.pid, pending.tid) or 'gone'}") from late
+            raise StepFailed(f"{late}; its thread: {self.overdue(pending)}") from late
         del self.stage.under_way[vm.name]
+
+    def overdue(self, pending: Pending) -> str:
+        """Write down where an operation is that should have ended by now; in words, too."""
+        sleeper = holds.look(pending.pid, pending.tid) if pending.tid else None
+        in_guest = any(vm.running and vm.every == 0 for vm in self.stage.guests.values())
+        free = not self.armed and not in_guest and all(struck.undone for struck in self.struck)
+        self.write(
+            Overdue(
+                t=self.now(), op=pending.op, step=self.step, free=free, state=sleeper.state if sleeper else "",
+                sleeping=sleeper.sleeping if sleeper else "", call=sleeper.called if sleeper else "",
+                stack=sleeper.stack if sleeper else (),
+            )
+        )  # fmt: skip
+        return str(sleeper or "gone")
 
     def under_way(self, vm: str) -> Pending:
         """The script's own, or else the oldest that a fault has made. Raises `StepFailed` if there is none."""
@@ -92,7 +106,7 @@ class Actor:
     def now(self) -> int:
         return self.stage.fleet.recorder.now()
 
-    def write(self, record: Counted | Held | Released | Asked | Fault) -> None:
+    def write(self, record: Counted | Held | Released | Overdue | Asked | Fault) -> None:
         self.stage.fleet.recorder.write(record)
 
     def note(self, topic: Any, text: str) -> None:

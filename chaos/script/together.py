@@ -18,7 +18,6 @@ from chaos.kvm.fd import OwnedFd
 from chaos.native import gate, read
 from chaos.native.tally import answered
 from chaos.poll import LOOK_AGAIN, TimedOut
-from chaos.schedule import holds
 from chaos.script.actor import Actor
 from chaos.stage import Guest
 from chaos.vmm import messages as m
@@ -117,7 +116,7 @@ def _join(actor: Actor, members: Iterable[_Member], within: float) -> None:
     except TimedOut as late:
         for name, pending in under_way.items():
             if not pending.over:
-                where = holds.look(pending.pid, pending.tid) or "gone"
+                where = actor.overdue(pending)
                 actor.note("progress", f"{late}: {pending.f} of {name} is under way, its thread: {where}")
     for name, pending in under_way.items():
         if pending.over:

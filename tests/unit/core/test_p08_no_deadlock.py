@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
-from chaos.history import History
+import pytest
+
+from chaos.history import History, Overdue
+from chaos.verdict import Outcome
 from tests.unit.core.build import moved, source_killed
 from tests.unit.core.doctored import DEVIATED, HELD, UNKNOWN, begun, verdict_of
 
@@ -37,6 +40,31 @@ def test_p8_what_never_ends() -> None:
     verdict = verdict_of("P8", hung(complete=False))
     assert verdict.outcome is UNKNOWN and "cut short" in verdict.reason
     assert verdict_of("P8", begun().finish()).outcome is UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("state", "free", "call", "outcome"),
+    [
+        ("D", True, "ioctl", DEVIATED),
+        ("D", False, "ioctl", UNKNOWN),
+        ("R", True, "ioctl", UNKNOWN),
+        ("D", True, "", UNKNOWN),
+    ],
+)
+def test_p8_what_was_waited_for_in_vain(state: str, free: bool, call: str, outcome: Outcome) -> None:
+    """The script did not come to its end, since the VMs cannot be used any more."""
+    b = begun()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    move = b.invoke("move", "destination", vm="new", source="old")
+    late = b.add(
+        Overdue(t=b.tick(), op=move.op, step=3, free=free, state=state, sleeping="sev_lock_two_vms", call=call)
+    )
+    verdict = verdict_of("P8", b.end(complete=False, reason="step 3 (join): waited 30 s for move to end"))
+    assert verdict.outcome is outcome
+    if outcome is DEVIATED:
+        assert verdict.signature == "never-ended:move" and verdict.seen == "it slept in sev_lock_two_vms"
+        assert late.seq in verdict.records
 
 
 def test_p8_says_where_the_kernel_saw_it_last() -> None:
