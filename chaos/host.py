@@ -56,6 +56,10 @@ class Session(Protocol):
 
 
 class Host(Protocol):
+    @property
+    def anew(self) -> bool:
+        """Whether each experiment is to find it as nobody has used it yet: it is opened for each, not once for all."""
+
     def describe(self) -> Description: ...
 
     def open(self, console: Callable[[str], None]) -> AbstractAsyncContextManager[Session]:
@@ -131,6 +135,8 @@ async def not_ours(question: Question) -> Answer:
 
 class LabHost:
     """A lab, restored from the same bytes each time it is opened."""
+
+    anew = True
 
     def __init__(self, wish: Wish, *, say: Say) -> None:
         self._wish = wish
@@ -215,6 +221,8 @@ class LabSession:
 
 class LocalHost:
     """This machine, with its own SEV. A `shared` one may have guests of others; else they are a reason not to begin."""
+
+    anew = False  # it is the same machine each time, and a runner takes longer to start than most runs
 
     def __init__(self, *, shared: bool = False) -> None:
         self._shared = shared

@@ -169,20 +169,17 @@ def _with_firmware(experiment: Experiment, plan: str) -> Experiment:
 
 
 async def _all(hosts: Sequence[Host], wanted: Sequence[Experiment], plan: _Plan, tell: Tell) -> list[Conducted]:
-    """Every experiment on every host, `plan.repeat` times: once on a host of its own, more often on one for all."""
+    """Every experiment on every host, `plan.repeat` times. A lab is opened anew for each, this machine once for all."""
     done: list[Conducted] = []
     for host in hosts:
-        for experiment in wanted:
-            left = plan.repeat
-            while left:
-                console = Console()
-                async with host.open(console.line) as session:
-                    while left:
-                        seed = plan.seed + plan.repeat - left
-                        done.append(await _one(host, session, console, experiment, seed, plan, tell))
-                        left -= 1
-                        if done[-1].broken is not None or session.spent:
-                            break  # the session went with it; the next run gets a new one
+        left = [(experiment, plan.seed + number) for experiment in wanted for number in range(plan.repeat)]
+        while left:
+            console, first = Console(), left[0][0]
+            async with host.open(console.line) as session:
+                while left and (left[0][0] is first or not host.anew):
+                    done.append(await _one(host, session, console, *left.pop(0), plan, tell))
+                    if done[-1].broken is not None or session.spent:
+                        break  # the session went with it; the next run gets a new one
     return done
 
 
