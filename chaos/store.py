@@ -12,6 +12,7 @@ import contextlib
 import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from errno import EINVAL
 from pathlib import Path
 from typing import Literal
 
@@ -71,7 +72,11 @@ class RunDirectory:
     def read(self) -> tuple[Experiment, History]:
         """What was carried out, and what happened. Raises `UsageError` if this is no run directory."""
         try:
-            return experiment.decode((self.path / "experiment.json").read_bytes()), history_file.read(self.history)
+            ordered = self.path / "experiment.json"
+            for path in (ordered, self.history):
+                if path.exists() and not path.is_file():  # a pipe would be waited for
+                    raise OSError(EINVAL, f"{path.name} is no file")
+            return experiment.decode(ordered.read_bytes()), history_file.read(self.history)
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise UsageError(
                 f"{self.path} is no run directory: {error}", remedy="give the path that `sevchaos run` printed"

@@ -263,6 +263,16 @@ def test_a_run_directory_with_anything_in_it(tmp_path: Path) -> None:
             directory.read()
 
 
+@pytest.mark.parametrize("name", ["experiment.json", "history.jsonl"])
+def test_a_pipe_in_a_run_directory_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    directory = RunDirectory.create(tmp_path, shipped("move-across-cgroups"), 1, Host(host="lab"))
+    directory.history.touch()
+    (directory.path / name).unlink()
+    os.mkfifo(directory.path / name)
+    with pytest.raises(UsageError, match=f"is no run directory: .*{name} is no file"):
+        directory.read()
+
+
 def test_parts_of_a_history() -> None:
     history = moved()
     assert isinstance(history.header, Header)
