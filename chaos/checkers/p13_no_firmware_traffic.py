@@ -50,8 +50,9 @@ def _move(evidence: Evidence, seen: Sequence[Firmware], move: Move) -> Verdict:
     over = move.over
     if over is None:
         return unknown(PROMISE, f"{move}: what it will still send, nobody can say", move.records)
-    looked = any(isinstance(r, Observation) and move.invoke.seq < r.seq < over for r in evidence.history.records)
-    sent = [record for record in during if not (looked and record.command == LOOKS)]
+    asked = [record for record in during if record.command == LOOKS]
+    ours = asked[: _looks(evidence, move.invoke.seq, over)]
+    sent = [record for record in during if record not in ours]
     if sent:
         names = ", ".join(dict.fromkeys(record.command for record in sent))
         others = [i for i, done in evidence.operations if _sends(i, done, move.invoke, over)]
@@ -74,6 +75,12 @@ def _move(evidence: Evidence, seen: Sequence[Firmware], move: Move) -> Verdict:
         side = "after" if before else "before"
         return unknown(PROMISE, f"{move}; whether anybody watched the firmware {side} it, nothing shows", move.records)
     return held(PROMISE, f"{move}, and the firmware was sent nothing", move.records)
+
+
+def _looks(evidence: Evidence, begun: int, over: int) -> int:
+    """How often the guest count was observed between the two records: each sends one command."""
+    observations = (r for r in evidence.history.records[begun + 1 : over] if isinstance(r, Observation))
+    return sum(observation.guests is not None for observation in observations)
 
 
 def _sends(invoke: Invoke, done: Done | None, move: Invoke, over: int) -> bool:

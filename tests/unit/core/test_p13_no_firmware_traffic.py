@@ -11,8 +11,9 @@ from tests.unit.core.doctored import DEVIATED, HELD, SKIPPED, UNKNOWN, again, be
 
 
 def watched(
-    *, in_move: str = "", twice: bool = False, ends: bool = True, gap: int = 0, look: bool = False, before: bool = True
-) -> History:
+    *, in_move: str = "", times: int = 1, twice: bool = False, ends: bool = True, gap: int = 0, look: bool = False,
+    before: bool = True,
+) -> History:  # fmt: skip
     b = begun()
     order = 0
 
@@ -30,7 +31,7 @@ def watched(
     invoke = b.invoke("move", "destination", vm="new", source="old")
     if look:
         b.observe("in", {"source": 1})
-    if in_move:
+    for _ in range(times if in_move else 0):
         sent(in_move, 1 if in_move != "PLATFORM_STATUS" else None, move=invoke)
     b.done(invoke)
     sent("PLATFORM_STATUS")
@@ -48,6 +49,7 @@ def test_p13() -> None:
     assert verdict_of("P13", watched(in_move="DEACTIVATE")).signature == "sent-in-move:DEACTIVATE"
     assert verdict_of("P13", watched(in_move="PLATFORM_STATUS", look=True)).outcome is HELD
     assert verdict_of("P13", watched(in_move="PLATFORM_STATUS")).outcome is DEVIATED
+    assert verdict_of("P13", watched(in_move="PLATFORM_STATUS", times=2, look=True)).outcome is DEVIATED
     assert verdict_of("P13", watched(twice=True)).signature == "decommissioned-twice"
     assert verdict_of("P13", watched(ends=False)).signature == "never-decommissioned"
 
