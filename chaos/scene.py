@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from errno import EBUSY
+from errno import EBUSY, ENODEV, ENOENT
 from pathlib import Path
 
 from chaos.cgroup.group import Cgroup
@@ -138,7 +138,8 @@ class Scene:
         try:
             group.disable(controller)
         except OSError as error:
-            if error.errno != EBUSY:  # somebody else has it from there by now
+            # The run's own cgroups are gone by now, or somebody else has it from this one.
+            if error.errno not in (ENOENT, ENODEV, EBUSY):
                 raise
         self.forget(group.path / "cgroup.subtree_control", f"-{controller}")
 
