@@ -81,6 +81,10 @@ class Call(Protocol):
 class Scene(Protocol):
     """What there is to strike. Raises `Unsupported` where the host has no such thing."""
 
+    @property
+    def shared(self) -> bool:
+        """Whether others live on this host, of whom nothing may be struck."""
+
     def vmm(self, name: str) -> Victim: ...
 
     def vmm_of(self, vm: str) -> Victim:

@@ -36,6 +36,7 @@ class Scene:
     stack: ExitStack
     firmware: Firmware
     warden: Warden
+    shared: bool = False
     _kfault: Kfault | None = None
     _soft: dict[int, int] = field(default_factory=dict)
 

@@ -229,6 +229,11 @@ def require_controller(scene: Scene, controller: str) -> None:
     above = [Cgroup.at(path) for path in (here, *here.parents) if (path / "cgroup.controllers").exists()]
     if not any(group.has(controller) for group in above):
         raise Unsupported(f"the hierarchy has no {controller} controller", remedy="enable it, or use the lab")
+    if scene.shared and not Cgroup.at(here.parent).has(controller):
+        raise Unsupported(
+            f"the {controller} controller would have to be enabled for the cgroups of others, who share this host",
+            remedy=f"enable it in {above[-1].path}/cgroup.subtree_control, or use a host of its own",
+        )
 
 
 def ended(victim: Victim, number: Signals) -> Evidence:

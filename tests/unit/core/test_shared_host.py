@@ -4,15 +4,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 
+from chaos.cgroup.group import Cgroup
 from chaos.errors import Unsupported
 from chaos.history import Filled, Header, History, Observation, Record
 from chaos.judge import judge
 from chaos.script import require_all
 from chaos.verdict import Outcome
+from faults.vmm import Oom
 from tests.unit.core.build import moved, shipped
 
 NAME = "move-across-cgroups"
@@ -73,3 +78,18 @@ def test_what_strikes_the_whole_host_is_not_done_there(step: dict[str, object]) 
 
     with pytest.raises(Unsupported, match="this one is shared with others"):
         require_all(Scene(), shared=True)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("ours", "shared", "refused"), [("misc", True, True), ("misc memory", True, False),
+                                                         ("misc", False, False)])  # fmt: skip
+def test_a_controller_is_not_enabled_for_the_cgroups_of_others(
+    tmp_path: Path, ours: str, shared: bool, refused: bool
+) -> None:
+    run = tmp_path / "sevchaos" / "run"
+    run.mkdir(parents=True)
+    for path, controllers in ((tmp_path, "misc memory"), (run.parent, ours), (run, "misc")):
+        (path / "cgroup.controllers").write_text(controllers)
+    scene = SimpleNamespace(shared=shared, cgroup=lambda name: Cgroup.at(run))
+    expected = pytest.raises(Unsupported, match="enabled for the cgroups of others") if refused else nullcontext()
+    with expected:
+        Oom().require(scene, "source")  # type: ignore[arg-type]
