@@ -92,4 +92,4 @@ def test_a_controller_is_not_enabled_for_the_cgroups_of_others(
     scene = SimpleNamespace(shared=shared, cgroup=lambda name: Cgroup.at(run))
     expected = pytest.raises(Unsupported, match="enabled for the cgroups of others") if refused else nullcontext()
     with expected:
-        Oom().require(scene, "source")  # type: ignore[arg-type]
+        Oom().require(scene, "source")
