@@ -150,7 +150,8 @@ static void introduce(struct worker *worker)
 		 (unsigned int)(worker - worker->crew->workers));
 	pthread_setname_np(pthread_self(), name);
 	if (worker->plan.nice)
-		setpriority(PRIO_PROCESS, 0, (int)worker->plan.nice);	/* of this thread, on Linux */
+		setpriority(PRIO_PROCESS, 0,	/* of this thread, on Linux */
+			    getpriority(PRIO_PROCESS, 0) + (int)worker->plan.nice);
 	sigemptyset(&kick);
 	sigaddset(&kick, kick_signal());
 	pthread_sigmask(SIG_UNBLOCK, &kick, NULL);
