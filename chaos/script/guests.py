@@ -56,6 +56,7 @@ def count(actor: Actor, step: s.Count) -> None:
         )
     )  # fmt: skip
     if failure:
+        actor.stage.leave(vm)  # so that it is told where it was
         raise StepFailed(failure)
 
 

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The step that waits for a guest to count, of a guest that is played."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from chaos import steps
+from chaos.fleet import StepFailed
+from chaos.history import Counted
+from chaos.poll import Loop
+from chaos.script import guests
+from chaos.script.actor import Actor
+from chaos.vmm.messages import Sampled
+
+
+def test_a_guest_that_does_not_count_is_taken_out_so_that_it_is_told_where_it_was() -> None:
+    told: list[object] = []
+    sampled = Sampled(ticks=5, each=(5,), stale=0, where="exit", sound=(5,))
+    vm = SimpleNamespace(name="old", running=True, every=1, vmm=SimpleNamespace(name="source"))
+    fleet = SimpleNamespace(loop=Loop(), ask=lambda vmm, message: SimpleNamespace(sampled=sampled))
+    stage = SimpleNamespace(
+        guest=lambda name: vm, may_run=lambda vm: True, fleet=fleet, leave=lambda vm: told.append("left")
+    )
+    actor = SimpleNamespace(stage=stage, write=told.append, now=lambda: 1, step=3)
+    with pytest.raises(StepFailed, match="old to count 100"):
+        guests.count(cast(Actor, actor), steps.Count(vm="old", ticks=100, within=0.01))
+    counted, left = told
+    assert isinstance(counted, Counted) and (counted.ticks, counted.sound) == (5, (5,))
+    assert left == "left"
