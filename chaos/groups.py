@@ -8,7 +8,7 @@ the kernel may answer afterwards hangs on each, so they are operations of the hi
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from chaos.schedule.holds import parse_state
 
 RUN = "."
 """The path of the run's own cgroup."""
+ATTENDANT = "kvm-nx-lpage-recovery"
 
 
 @dataclass(slots=True)
@@ -63,7 +64,13 @@ class Groups:
 
     def enter(self, vmm: Vmm, path: str) -> None:
         """Put the process, all of it, into another cgroup."""
-        self.fleet.record("enter", lambda: self[path].admit(vmm.pid), vmm, cgroup=path)
+
+        def go() -> None:
+            attendants = tuple(_attendants(vmm.pid, self[self.home(vmm)]))
+            for pid in (vmm.pid, *attendants):
+                self[path].admit(pid)
+
+        self.fleet.record("enter", go, vmm, cgroup=path)
 
     def limit(self, path: str, key: str, number: int | None) -> None:
         """Set misc.max, None for none."""
@@ -87,6 +94,16 @@ class Groups:
     def _at(self, path: str) -> Cgroup:
         above, _, name = path.rpartition("/")
         return self[above or RUN].child(name)
+
+
+def _attendants(pid: int, home: Cgroup) -> Iterator[int]:
+    """The kernel's own threads that live with the process: before 6.13 (and its stable kernels) KVM starts one for each
+    VM, kvm-nx-lpage-recovery-TID, and puts it into the cgroup of whoever made the VM."""
+    names = {f"{ATTENDANT}-{tid}" for tid in (pid, *_threads(pid))}
+    for other in home.processes():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if Path(f"/proc/{other}/comm").read_text().strip() in names:
+                yield other
 
 
 def _threads(pid: int) -> frozenset[int]:

@@ -4,14 +4,17 @@ controller."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from signal import Signals
 from typing import ClassVar
 
 from chaos.fault import Evidence, Fault, Scene, Target, Victim
+from chaos.schedule.holds import look
 from faults.vmm import ended
 
+FREEZER = "do_freezer_trap"
 FROZEN_WITHIN = 2.0
 EMPTY_WITHIN = 2.0
 
@@ -94,25 +97,41 @@ class Freeze(Fault):
 
     TARGET: ClassVar[Target] = "cgroup"
     PROOF: ClassVar[str] = (
-        "cgroup.events says frozen 1, at the latest when it is thawed: what waits in the kernel is not"
+        "cgroup.events says frozen 1, at the latest when it is thawed: what waits in the kernel is not. Where a thread"
+        " of the kernel's own lives there, as KVM's does on 6.1, it never does: then every thread of the VMMs in it"
+        " must sleep in the freezer"
     )
 
     def apply(self, scene: Scene, target: str) -> None:
         scene.cgroup(target).freeze(True)
 
     def evidence(self, scene: Scene, target: str) -> Evidence:
-        group = scene.cgroup(target)
-        frozen = scene.wait(lambda: group.frozen, FROZEN_WITHIN, f"{target} to freeze")
-        detail = f"cgroup.events of {target} says frozen {int(frozen)}, with {len(scene.living_in(target))} VMMs in it"
-        return Evidence(True if frozen else None, detail)
+        group, victims = scene.cgroup(target), scene.living_in(target)
+        frozen = scene.wait(lambda: group.frozen or _all_frozen(victims), FROZEN_WITHIN, f"{target} to freeze")
+        threads = [state for victim in victims for state in _in_freezer(victim.pid)]
+        detail = f"cgroup.events of {target} says frozen {int(group.frozen)}, with {len(victims)} VMMs in it"
+        return Evidence(True if frozen else None, f"{detail}, {sum(threads)} of their {len(threads)} threads frozen")
 
     def undo(self, scene: Scene, target: str) -> str:
         group = scene.cgroup(target)
         if not group.exists:
             return "it is gone"
+        victims = scene.living_in(target)
         group.freeze(False)
-        thawed = scene.wait(lambda: not group.frozen, FROZEN_WITHIN, f"{target} to thaw")
+        thawed = scene.wait(lambda: not (group.frozen or _all_frozen(victims)), FROZEN_WITHIN, f"{target} to thaw")
         return "it is thawed" if thawed else "it is still frozen"
+
+
+def _all_frozen(victims: Iterable[Victim]) -> bool:
+    threads = [frozen for victim in victims for frozen in _in_freezer(victim.pid)]
+    return bool(threads) and all(threads)
+
+
+def _in_freezer(pid: int) -> list[bool]:
+    """Of each thread that has not ended, whether it sleeps where a frozen cgroup holds it."""
+    tids = (int(task.name) for task in Path(f"/proc/{pid}/task").glob("*"))
+    found = (look(pid, tid) for tid in tids)
+    return [each.wchan == FREEZER for each in found if each is not None and each.state not in ("Z", "X")]
 
 
 @dataclass(kw_only=True, slots=True)
