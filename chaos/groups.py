@@ -66,8 +66,7 @@ class Groups:
         """Put the process, all of it, into another cgroup."""
 
         def go() -> None:
-            attendants = tuple(_attendants(vmm.pid, self[self.home(vmm)]))
-            for pid in (vmm.pid, *attendants):
+            for pid in (vmm.pid, *attendants(vmm.pid, self[self.home(vmm)])):
                 self[path].admit(pid)
 
         self.fleet.record("enter", go, vmm, cgroup=path)
@@ -96,20 +95,20 @@ class Groups:
         return self[above or RUN].child(name)
 
 
-def _attendants(pid: int, home: Cgroup) -> Iterator[int]:
+def attendants(pid: int, home: Cgroup, proc: Path = Path("/proc")) -> Iterator[int]:
     """The kernel's own threads that live with the process: before 6.13 (and its stable kernels) KVM starts one for each
     VM, kvm-nx-lpage-recovery-TID, and puts it into the cgroup of whoever made the VM."""
-    names = {f"{ATTENDANT}-{tid}" for tid in (pid, *_threads(pid))}
+    names = {f"{ATTENDANT}-{tid}" for tid in (pid, *_threads(pid, proc))}
     for other in home.processes():
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            if Path(f"/proc/{other}/comm").read_text().strip() in names:
+            if (proc / str(other) / "comm").read_text().strip() in names:
                 yield other
 
 
-def _threads(pid: int) -> frozenset[int]:
+def _threads(pid: int, proc: Path = Path("/proc")) -> frozenset[int]:
     """The threads of the process that have not ended: a cgroup does not take a zombie along."""
     found: set[int] = set()
-    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+    for stat in (proc / str(pid) / "task").glob("*/stat"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             if parse_state(stat.read_text()) not in ("Z", "X"):
                 found.add(int(stat.parent.name))

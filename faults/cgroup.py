@@ -14,7 +14,7 @@ from chaos.fault import Evidence, Fault, Scene, Target, Victim
 from chaos.schedule.holds import look
 from faults.vmm import ended
 
-FREEZER = "do_freezer_trap"
+FREEZER = frozenset({"do_freezer_trap", "get_signal"})  # the one inlined into the other, or not
 FROZEN_WITHIN = 2.0
 EMPTY_WITHIN = 2.0
 
@@ -131,7 +131,8 @@ def _in_freezer(pid: int) -> list[bool]:
     """Of each thread that has not ended, whether it sleeps where a frozen cgroup holds it."""
     tids = (int(task.name) for task in Path(f"/proc/{pid}/task").glob("*"))
     found = (look(pid, tid) for tid in tids)
-    return [each.wchan == FREEZER for each in found if each is not None and each.state not in ("Z", "X")]
+    living = [each for each in found if each is not None and each.state not in ("Z", "X")]
+    return [each.state == "S" and not FREEZER.isdisjoint((each.wchan, *each.stack)) for each in living]
 
 
 @dataclass(kw_only=True, slots=True)
