@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Faults on stock kernels, each in an experiment: it strikes, what is promised is kept all the same, and withheld it
+leaves no evidence and proves nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from chaos.errors import ExitCode
+from chaos.history import Fault
+from tests.lab.conftest import Sevchaos
+from tests.lab.test_experiments import Told
+
+pytestmark = pytest.mark.lab
+
+EXPERIMENTS = {
+    "create-vcpu": "half-a-vcpu-refuses-move-es",
+    "memlock": "memlock-stops-launch",
+    "hole-punch": "hole-in-move",
+    "memslot-gone": "memslot-gone-in-move",
+    "memory-pressure": "pressure-in-migration",
+    "cpu-throttle": "throttled-through-migration",
+}
+
+
+@pytest.fixture(scope="module")
+def kept() -> dict[str, tuple[Told, Told]]:
+    return {}
+
+
+@pytest.fixture
+def both(
+    kept: dict[str, tuple[Told, Told]], kernel: str, sevchaos: Sevchaos, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Told, Told]:
+    """All of them with their faults, and without, each in one go of a lab."""
+    if kernel not in kept:
+        where = str(tmp_path_factory.mktemp("runs"))
+        options = (*EXPERIMENTS.values(), "--kernel", kernel, "--json", "--accept-known", "--runs", where)
+        done = sevchaos("run", *options)
+        assert done.returncode == ExitCode.HELD, done.stderr.decode()
+        without = sevchaos("run", *options, *(word for fault in EXPERIMENTS for word in ("--withhold", fault)))
+        kept[kernel] = Told(done.stdout), Told(without.stdout)
+    return kept[kernel]
+
+
+def struck(told: Told, fault: str) -> list[bool | None]:
+    records = told.history(EXPERIMENTS[fault]).records
+    return [r.struck for r in records if isinstance(r, Fault) and (r.fault, r.event) == (fault, "evidence")]
+
+
+@pytest.mark.parametrize("fault", EXPERIMENTS)
+def test_a_fault_strikes_and_leaves_no_evidence_if_it_was_withheld(both: tuple[Told, Told], fault: str) -> None:
+    given, withheld = both
+    assert struck(given, fault) and all(struck(given, fault))
+    assert not any(struck(withheld, fault))
+    assert "held" not in withheld.outcomes(EXPERIMENTS[fault]).values()
