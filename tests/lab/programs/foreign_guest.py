@@ -3,8 +3,9 @@
 
     foreign_guest.py COMMAND…
 
-Prints what the guest's owner sees before and after as a JSON line: its charge, the status of its context, and the
-command's exit code. The command's own output goes to stderr.
+Prints what the guest's owner sees before and after as a JSON line: its charge, the status of its context and how far it
+has counted, and the command's exit code. The guest counts on only while it is looked at: a lab has few CPUs. The
+command's own output goes to stderr.
 """
 
 from __future__ import annotations
@@ -13,26 +14,39 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-from chaos.kvm.sev import Platform, Sev
+from chaos.experiment import Kind
 from chaos.kvm.system import System
+from chaos.vmm import guest
+from chaos.vmm.machine import Host, Machine
+from chaos.vmm.wire import memory_file
 
 CGROUP = Path("/sys/fs/cgroup/somebody")
+TICKS = 20
+WITHIN = 60.0
 
 
 def main(command: list[str]) -> int:
     CGROUP.mkdir()
     (CGROUP.parent / "cgroup.subtree_control").write_text("+misc")
     (CGROUP / "cgroup.procs").write_text(str(os.getpid()))
-    vm = System.open().create_vm()
-    sev = Sev(vm.fd.number, Platform.open().fd.number)
-    sev.init()
-    sev.launch_start(0)
-    before = look(sev)
+    machine = launched()
+    before = look(machine)
     done = subprocess.run(command, stdout=sys.stderr, check=False, preexec_fn=leave)
-    print(json.dumps({"before": before, "after": look(sev), "code": done.returncode}))
+    print(json.dumps({"before": before, "after": look(machine), "code": done.returncode}))
     return 0
+
+
+def launched() -> Machine:
+    machine = Machine.create(Host(System.open()), Kind.SEV, 1, memory_file("somebody", guest.MEMORY).steal())
+    machine.init("sev", "", flags=0, features=0, ghcb=0)
+    machine.launch_start(0)
+    machine.launch_update_data(1)
+    machine.launch_measure()
+    machine.sev.launch_finish()
+    return machine
 
 
 def leave() -> None:
@@ -40,9 +54,20 @@ def leave() -> None:
     (CGROUP.parent / "cgroup.procs").write_text("0")
 
 
-def look(sev: Sev) -> dict[str, object]:
-    status = sev.guest_status()
-    return {"charge": (CGROUP / "misc.current").read_text(), "handle": status.handle, "state": status.state}
+def look(machine: Machine) -> dict[str, object]:
+    return {"charge": (CGROUP / "misc.current").read_text(), **machine.guest_status(), "ticked": ticked(machine)}
+
+
+def ticked(machine: Machine) -> bool:
+    """Whether the guest counts on from where it was, and its memory is as it left it."""
+    began = machine.sample().ticks
+    machine.runnable.resume(1)
+    deadline = time.monotonic() + WITHIN
+    while machine.sample().ticks < began + TICKS and time.monotonic() < deadline:
+        time.sleep(0.01)
+    machine.pause()
+    now = machine.sample()
+    return now.ticks >= began + TICKS and not now.stale and not now.ended
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ def main() -> None:
     kill.add_argument("--runs", type=int, required=True)
     kill.add_argument("--kills", type=int, required=True)
     kill.add_argument("--seed", type=int, required=True)
+    kill.add_argument("--minutes", type=float, default=600.0)
     kill.add_argument("names", nargs="+")
     given = parser.parse_args()
     said = planted(Path.cwd()) if given.verb == "plant" else killed(given)
@@ -30,7 +31,7 @@ def main() -> None:
 
 def killed(given: argparse.Namespace) -> dict[str, Any]:
     began = time.monotonic()
-    done = campaign(given.names, given.runs, given.kills, given.seed, sys.stderr)
+    done = campaign(given.names, given.runs, given.kills, given.seed, given.minutes, sys.stderr)
     return {
         "runs": done.runs, "killed": done.killed, "lost": done.lost, "outcomes": done.outcomes, "codes": done.codes,
         "leaks": done.leaks, "seconds": round(time.monotonic() - began),

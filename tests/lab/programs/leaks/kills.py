@@ -9,12 +9,14 @@ A run counts as killed if its directory has no verdict. A kill that came too ear
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -23,11 +25,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from tests.lab.programs.leaks.audit import Things, contexts, leaked, look
+import experiments  # noqa: F401 - what `sevchaos run` needs, imported once
+from chaos import cli
+from chaos.cli import run_verb  # noqa: F401
+from reports import text  # noqa: F401
+from tests.lab.programs.leaks.audit import CGROUPS, Things, contexts, leaked, look
 
 # Who is killed, and of ten how often.
 CASTS = {"the controller": 6, "the controller and the runner": 3, "the controller, the runner and the warden": 1}
-ENDS_WITHIN = 300.0
+# What these change of the whole machine the warden alone remembers, so it is spared: `sevchaos clean` does not know.
+OF_THE_MACHINE = ("cpu-offline-before-move", "oom-destination-in-move")
+# What a run leaves on purpose: the cgroup that all runs make theirs in.
+KEPT = {
+    "cgroup": {f"{CGROUPS}/sevchaos"},
+    "setting": {f"controllers below {CGROUPS}/sevchaos: misc"},
+}
+WORK = Path("/tmp/campaign/runs")
 A_RUN = 2.0  # seconds that the first run of an experiment is thought to take
 
 
@@ -47,23 +60,21 @@ class Campaign:
     leaks: list[dict[str, object]] = field(default_factory=list)
     took: dict[str, float] = field(default_factory=dict)
 
-    def batch(self, chosen: Sequence[str], repeat: int, kill: bool) -> None:
-        """One controller with so many runs of each, killed in the last of them if it is to be."""
+    def batch(self, chosen: Sequence[str], kill: bool) -> None:
+        """One controller with a run of each, killed in the last of them if it is to be."""
         argv = ["run", "--host", "local", "--runs", str(self.work), "--seed", str(self.chance.randrange(1 << 32))]
-        with (self.work.parent / "said").open("w") as said:
-            controller = subprocess.Popen(
-                ["sevchaos", *argv, "--accept-known", "--repeat", str(repeat), *chosen],
-                stdout=said, stderr=subprocess.PIPE, text=True,
-            )  # fmt: skip
-        assert controller.stderr is not None
-        self._follow(controller.stderr, len(chosen) * repeat if kill else None)
-        cast = ""
-        if kill:
-            time.sleep(self.chance.random() * self.took.get(chosen[-1], A_RUN))
-            cast = self.chance.choices(list(CASTS), list(CASTS.values()))[0]
-            _kill(controller.pid, cast)
-        controller.stderr.close()
-        code = controller.wait(ENDS_WITHIN)
+        reader, writer = os.pipe()
+        controller = _fork([*argv, "--accept-known", *chosen], writer)
+        os.close(writer)
+        with os.fdopen(reader) as said:
+            self._follow(said, len(chosen) if kill else None)
+            cast = ""
+            if kill:
+                time.sleep(self.chance.random() * self.took.get(chosen[-1], A_RUN))
+                casts = list(CASTS)[:2] if chosen[-1] in OF_THE_MACHINE else list(CASTS)
+                cast = self.chance.choices(casts, [CASTS[cast] for cast in casts])[0]
+                _kill(controller, cast)
+        code = os.waitstatus_to_exitcode(os.waitpid(controller, 0)[1])
         if not kill:
             self.codes[code] += 1
         self._account(chosen, cast)
@@ -89,18 +100,41 @@ class Campaign:
             except FileNotFoundError:
                 cut += 1
         self.runs += len(directories)
-        self.killed[cast] += cut if cast else 0
-        self.lost += bool(cast) and not cut
+        if cast:
+            self.killed[cast] += cut
+            self.lost += not cut
         if cast.endswith("warden"):
-            time.sleep(0.2)  # what the kernel kills with them dies
-            subprocess.run(["sevchaos", "clean"], check=True, stdout=subprocess.DEVNULL)
+            cleaned()
         shutil.rmtree(self.work)
         self.work.mkdir()
         found = leaked(self.before, self.work)
         if found or (cut and not cast):
             self.leaks.append({"runs": list(chosen), "killed": cast, "cut short": cut, "left": found})
-            for kind, words in found.items():  # told once
-                self.before[kind] |= set(words)
+        for kind, words in found.items():  # told once
+            self.before[kind] |= set(words)
+
+
+def cleaned() -> None:
+    time.sleep(0.2)  # what the kernel kills with them dies
+    subprocess.run(["sevchaos", "clean"], check=True, stdout=subprocess.DEVNULL)
+
+
+def _fork(argv: list[str], stderr: int) -> int:
+    """`sevchaos ARGV` in a process of its own that need not import it anew: in the lab that takes longer than a run."""
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()
+        os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+        os.dup2(0, 1)
+        os.dup2(stderr, 2)
+        sys.argv = ["sevchaos", *argv]
+        try:
+            cli.main()
+        except SystemExit as ended:
+            os._exit(int(ended.code or 0))
+        finally:
+            os._exit(70)
+    return pid
 
 
 def _kill(controller: int, cast: str) -> None:
@@ -115,18 +149,26 @@ def _kill(controller: int, cast: str) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def campaign(names: Sequence[str], runs: int, kills: int, seed: int, tell: IO[str]) -> Campaign:
-    """So many runs of these experiments in a random order, and in the middle of so many of them somebody is killed."""
+def campaign(names: Sequence[str], runs: int, kills: int, seed: int, minutes: float, tell: IO[str]) -> Campaign:
+    """So many runs of these experiments in a random order, and in the middle of so many of them somebody is killed; or
+    as many as are done in so many minutes."""
+    until = time.monotonic() + 60 * minutes
     chance = random.Random(seed)
-    work = Path("/tmp/campaign/runs")
+    work = WORK
     work.mkdir(parents=True)
-    done = Campaign(names, chance, work, look(work) | contexts())
-    done.batch(names, 1, False)  # to see how long each takes, and what is there for good once there was a run
-    deck: list[str] = []
-    while done.runs < runs or done.killed.total() < kills:
+    before = look(work) | contexts()
+    for kind, words in KEPT.items():
+        before[kind] |= words
+    done = Campaign(names, chance, work, before)
+    faulthandler.dump_traceback_later(300, repeat=True)
+    done.batch(names, False)  # to see how long each takes, and what is there for good once there was a run
+    told = 0
+    while (done.runs < runs or done.killed.total() < kills) and time.monotonic() < until:
         left = kills - done.killed.total()
-        repeat = max(1, round(2 * chance.random() * (runs - done.runs) / max(1, left)))
-        deck = deck or chance.sample(names, len(names))
-        done.batch([deck.pop()], repeat, left > 0)
+        gap = max(1, round(2 * chance.random() * (runs - done.runs) / max(1, left)))
+        done.batch(chance.sample(names, min(gap, len(names))), left > 0)
         print(f"{done.runs} runs, {done.killed.total()} killed, {len(done.leaks)} leaks", file=tell, flush=True)
+        for leak in done.leaks[told:]:
+            print(f"  {leak}", file=tell, flush=True)
+        told = len(done.leaks)
     return done
