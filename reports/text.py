@@ -187,23 +187,32 @@ def _style(judged: Verdict) -> str:
 
 
 def _summary(verdicts: Sequence[RunVerdict]) -> Iterator[RenderableType]:
-    """A row for each experiment and kernel; of several runs the worst shows."""
-    asked = {judged.promise for verdict in verdicts for judged in verdict.verdicts}
-    promises = [promise for promise in PROMISES if promise in asked]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-    for column in ("experiment", "kernel", "runs"):
-        table.add_column(column, overflow="fold")
-    for promise in promises:
-        table.add_column(promise, no_wrap=True)
-    groups: dict[tuple[str, str], list[RunVerdict]] = {}
-    for verdict in verdicts:
-        groups.setdefault((verdict.experiment, verdict.kernel), []).append(verdict)
-    for (experiment, kernel), group in groups.items():
-        cells = [_cell([j for verdict in group for j in verdict.verdicts if j.promise == p]) for p in promises]
-        table.add_row(Text(clean(experiment)), Text(clean(kernel)), str(len(group)), *cells)
+    """A table for each kernel: a promise a column and an experiment a row, of several runs the worst."""
     legend = "DEV: deviated, ?: unknown, skip: this host cannot; * accepted: a written finding, or not askable"
     yield Rule(Text("all runs", style="bold"), align="left")
-    yield from _part("Summary.", f"A row is an experiment on a kernel, a column a promise. {legend}.", table)
+    for kernel in dict.fromkeys(verdict.kernel for verdict in verdicts):
+        of_kernel = [verdict for verdict in verdicts if verdict.kernel == kernel]
+        title = f"Summary of kernel {clean(kernel)}."
+        yield from _part(title, f"A row is an experiment, a column a promise. {legend}.", _summary_table(of_kernel))
+
+
+def _summary_table(verdicts: Sequence[RunVerdict]) -> Table:
+    """As narrow as it can be: with all promises and the longest name it fits a line of 100 places."""
+    groups: dict[str, list[RunVerdict]] = {}
+    for verdict in verdicts:
+        groups.setdefault(verdict.experiment, []).append(verdict)
+    asked = {judged.promise for verdict in verdicts for judged in verdict.verdicts}
+    promises = [promise for promise in PROMISES if promise in asked]
+    repeated = len(verdicts) > len(groups)
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=0
+    )  # the box has a space between columns
+    for column in ("experiment", *(["runs"] if repeated else []), *promises):
+        table.add_column(column, no_wrap=True)
+    for experiment, group in groups.items():
+        cells = [_cell([j for verdict in group for j in verdict.verdicts if j.promise == p]) for p in promises]
+        table.add_row(Text(clean(experiment)), *([str(len(group))] if repeated else []), *cells)
+    return table
 
 
 def _cell(judged: Sequence[Verdict]) -> Text:

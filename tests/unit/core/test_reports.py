@@ -11,11 +11,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
+import experiments
 from chaos import findings
 from chaos.experiment import Experiment, decode, encode
 from chaos.history import Asked, Fault, Handover, Held, History, Kernel, Note, Observation, Record
 from chaos.judge import judge
 from chaos.steps import Migrate, Strike
+from chaos.verdict import PROMISES, Outcome, Verdict
 from reports import junit, ktap, machine, text, words
 from reports.text import Run
 from tests.unit.core.build import ALL, Builder, changed, destination_killed, moved, moved_es, shipped, source_killed
@@ -178,13 +180,34 @@ def test_several_runs_are_summed_up() -> None:
     runs.append(run(moved(status_error=errno.EBADF), "move-across-cgroups"))
     lines = text.render(runs).splitlines()
     rows = [line.split() for line in lines]
-    assert ["experiment", "kernel", "runs", "P1", "P3", "P4", "P5", "P6", "P8", "P9", "P12", "P13"] in rows
-    assert ["move-across-cgroups", "6.12.117", "2", "held", "held", "held", "DEV", "held", "held", "held"] in rows
-    assert ["kill-source-in-move", "6.12.117", "1", "held", "?*", "held", "held", "held", "held", "held"] in rows
-    assert ["move-across-cgroups-es", "6.12.117", "1", "held", "held", "held", "skip", "held", "held", "held"] in rows
+    assert ["Summary", "of", "kernel", "6.12.117.", "A", "row", "is"] in [row[:7] for row in rows]
+    assert ["experiment", "runs", "P1", "P3", "P4", "P5", "P6", "P8", "P9", "P12", "P13"] in rows
+    assert ["move-across-cgroups", "2", "held", "held", "held", "DEV", "held", "held", "held"] in rows
+    assert ["kill-source-in-move", "1", "held", "?*", "held", "held", "held", "held", "held"] in rows
+    assert ["move-across-cgroups-es", "1", "held", "held", "held", "skip", "held", "held", "held"] in rows
     known = run(moved(status_error=errno.EBADF), "move-across-cgroups", accept=True)
     assert "DEV*" in text.render([known, run(moved(), "move-across-cgroups")])
     assert max(len(line) for line in lines) <= 100
+
+
+def test_a_summary_of_the_whole_catalogue_keeps_a_line_for_each_experiment() -> None:
+    one = run(moved(), MOVE, accept=True)
+    every = tuple(
+        Verdict(promise=promise, outcome=Outcome.DEVIATED, reason="", accepted="a finding") for promise in PROMISES
+    )
+    runs = [
+        Run(
+            one.experiment,
+            one.history,
+            msgspec.structs.replace(one.verdict, experiment=name, verdicts=every),
+            one.directory,
+        )
+        for name in experiments.catalogue()
+    ]
+    summary = text.render(runs).partition("Summary")[2].splitlines()
+    assert max(len(line) for line in summary) <= text.WIDTH
+    rows = [line.split() for line in summary]
+    assert all([name, *["DEV*"] * len(PROMISES)] in rows for name in experiments.catalogue())
 
 
 def test_nothing_in_a_history_steers_a_terminal() -> None:
