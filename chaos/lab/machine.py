@@ -46,6 +46,8 @@ RESTORE_DEADLINE: Final = 30.0
 START_DEADLINE: Final = 20.0
 BELOW_4G: Final = 2 << 30  # where q35 stops putting memory below 4 GiB
 _PANIC = re.compile(r"Kernel panic - not syncing: (.*)")
+# What an oops begins with, some fifty lines before the panic that follows it.
+_OOPS = re.compile(r"BUG: |Oops: |general protection fault|kernel BUG at |stack segment: |double fault: ")
 _KEPT_LINES = 400
 _PR_SET_PDEATHSIG = 1
 
@@ -90,10 +92,13 @@ class Console:
             self.listener(line)
 
     def tail(self, count: int = 25) -> tuple[str, ...]:
-        """The last lines, oldest first; after a panic, from a little before it on."""
+        """The last lines, oldest first; after a panic, from the oops before it on, or a little before it."""
         lines = tuple(self.lines)
         at = next((number for number, line in enumerate(lines) if _PANIC.search(line)), None)
-        return lines[-count:] if at is None else lines[max(0, at - 8) :][: 2 * count]
+        if at is None:
+            return lines[-count:]
+        oops = next((number for number in range(max(0, at - 100), at) if _OOPS.search(lines[number])), at)
+        return lines[max(0, min(oops, at - 8)) : at + 2 * count]
 
 
 @dataclass(frozen=True, slots=True)
