@@ -59,7 +59,7 @@ class Storm(Fault):
         while self._sent.total() < self.signals and not self._enough.is_set() and victim.status is None:
             for tid in _threads(victim.pid):
                 self._moving |= {*victim.busy}
-                if tid not in listening:
+                if not listening.get(tid):  # one that has just begun may not listen yet
                     listening[tid] = _listens(victim.pid, tid)
                 if listening[tid]:
                     self._sent[tid] += self._burst(victim, tid)
