@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from chaos.fault import Evidence, Fault, Scene, Target, Victim
+from chaos.poll import LOOK_AGAIN
 from chaos.vmm.harm import STORM_SIGNAL
 from chaos.vmm.messages import Handled
 
@@ -63,9 +64,8 @@ class Storm(Fault):
                     listening[tid] = _listens(victim.pid, tid)
                 if listening[tid]:
                     self._sent[tid] += self._burst(victim, tid)
-            self._enough.wait(self.microseconds * MICROSECOND)
-            if not any(listening.values()):
-                return
+            # None may listen for a moment, while the VMM begins an operation.
+            self._enough.wait(self.microseconds * MICROSECOND if any(listening.values()) else LOOK_AGAIN)
 
     def _burst(self, victim: Victim, tid: int) -> int:
         """How many were sent. Fewer than meant where the thread is gone, or has as many to come as the kernel keeps
