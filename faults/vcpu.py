@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from chaos.fault import Call, Evidence, Fault, Scene, Target
+from chaos.history import Done
 from faults.vmm import state
 
 # While a move keeps the VM's lock a call waits, and no signal ends that wait: it is not over before the move is.
@@ -59,7 +60,7 @@ class CreateVcpu(Fault):
             return Evidence(None, f"{len(self._calls)} calls were made")
         self._settle(scene, target)
         met = sum(any(_overlap(call, move) for move in scene.moves(target)) for call in self._calls)
-        created = sum(call.done is not None and call.done.outcome == "ok" for call in self._calls)
+        created = sum(call.done is not None and _created(call.done) for call in self._calls)
         detail = f"of {len(self._calls)} calls {met} met a move of {target}; {created} vCPUs were created"
         return Evidence(met > 0, detail)
 
@@ -73,6 +74,11 @@ class CreateVcpu(Fault):
         if not self._calls:
             return "none was to be created"
         return "what was created stays" if self._settle(scene, target) else "some are still being created"
+
+
+def _created(done: Done) -> bool:
+    """Of a VM that has died meanwhile the vCPU is there, and what the VMM asks next is answered EIO."""
+    return done.outcome == "ok" or (done.outcome == "fail" and done.value.get("call") != "KVM_CREATE_VCPU")
 
 
 def _overlap(call: Call, other: Call) -> bool:

@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from chaos import fault
 from chaos.errors import UsageError
-from chaos.history import Done
+from chaos.history import Done, Value
 from faults.vcpu import CreateVcpu
 
 
@@ -35,9 +35,11 @@ class Vmm:
         self.calls.append((id, Call(), then))
         return self.calls[-1][1]
 
-    def answer(self, began: int, ended: int, errno: int = 0) -> None:
+    def answer(self, began: int, ended: int, errno: int = 0, refused: str = "KVM_CREATE_VCPU") -> None:
         _, call, then = self.calls[-1]
-        call.done = Done(t=ended, op=0, outcome="fail" if errno else "ok", errno=errno, began=began, ended=ended)
+        outcome: Literal["ok", "fail"] = "fail" if errno else "ok"
+        value: dict[str, Value] = {"call": refused} if errno else {}
+        call.done = Done(t=ended, op=0, outcome=outcome, errno=errno, began=began, ended=ended, value=value)
         then()
 
     def scene(self) -> Any:
@@ -58,6 +60,16 @@ def test_one_comes_after_the_other_and_one_that_met_a_move_is_the_evidence() -> 
     evidence = struck.evidence(vmm.scene(), "new")
     assert evidence.struck is True and "of 3 calls 1 met a move of new; 3 vCPUs were created" in evidence.detail
     assert struck.undo(vmm.scene(), "new") == "what was created stays"
+
+
+@pytest.mark.parametrize(("refused", "created"), [("KVM_CREATE_VCPU", 0), ("KVM_CHECK_EXTENSION", 1)])
+def test_a_vcpu_of_a_vm_that_died_meanwhile_was_created(refused: str, created: int) -> None:
+    vmm, struck = Vmm(spans=((15, 40),)), CreateVcpu(count=1)
+    struck.apply(vmm.scene(), "old")
+    struck.evidence(vmm.scene(), "old")
+    vmm.answer(10, 50, errno=5, refused=refused)
+    evidence = struck.evidence(vmm.scene(), "old")
+    assert evidence.struck is True and f"1 met a move of old; {created} vCPUs were created" in evidence.detail
 
 
 def test_calls_before_and_after_every_move_prove_nothing() -> None:
