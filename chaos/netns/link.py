@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Links between namespaces: veth pairs, their addresses, up and down, and what is there.
 
-A veth pair is quiet: it gets no IPv6 address of its own making, and so sends no router solicitations, neighbour
-discovery or listener reports. What a qdisc on it counts is what somebody sent through it (and IPv4's ARP).
+A veth pair is quiet: what a qdisc on it counts is what somebody sent through it, and nothing else. It gets no IPv6
+address of its own making, and so sends no router solicitations or listener reports. And nobody on it asks for an
+address, by ARP or by neighbour discovery: a neighbour that has not been heard of for a while is asked again at any
+time, and a fault that met only such a question would seem to have struck. Without these, the kernel sends to its own
+hardware address (arp_constructor in net/ipv4/arp.c, ndisc_constructor), so both ends have the same one. Unlike
+permanent neighbour entries, that outlives an end that goes down.
 """
 
 from __future__ import annotations
@@ -26,6 +30,8 @@ IFF_UP = 1
 OPER_UP = "UP"  # IF_OPER_UP, as pyroute2 spells it
 IFA_F_NODAD = 2
 IN6_ADDR_GEN_MODE_NONE = 1
+
+HARDWARE = "02:5e:c0:00:00:01"  # of both ends of every pair; locally administered
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +107,8 @@ def _make(left: End, right: End, body: Callable[[Any], None], within: float) -> 
 
 
 def _add(route: Any, left: End, right: End) -> None:
-    route.link("add", ifname=left.link, kind="veth", peer={"ifname": right.link, "net_ns_fd": right.space.fd})
+    peer = {"ifname": right.link, "net_ns_fd": right.space.fd, "address": HARDWARE}
+    route.link("add", ifname=left.link, kind="veth", address=HARDWARE, peer=peer)
 
 
 def _ready(route: Any, end: End, address: Interface) -> None:
@@ -112,7 +119,7 @@ def _ready(route: Any, end: End, address: Interface) -> None:
 
 
 def quieten(end: End, *, within: float = WITHIN) -> None:
-    """Let the link have no IPv6 address that nobody gave it; before it is up. Raises `HostLacks` or OSError."""
+    """Let the link send nothing of its own accord; before it is up. Raises `HostLacks` or OSError."""
     inside(
         end.space.fd, lambda route: _quieten(route, index_of(route, end.link)), what=f"keep {end} quiet", within=within
     )
@@ -121,6 +128,7 @@ def quieten(end: End, *, within: float = WITHIN) -> None:
 def _quieten(route: Any, index: int) -> None:
     from pyroute2.netlink.exceptions import NetlinkError
 
+    route.link("set", index=index, arp=False)
     mode = {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", IN6_ADDR_GEN_MODE_NONE)]})]}
     try:
         route.link("set", index=index, IFLA_AF_SPEC=mode)

@@ -224,6 +224,37 @@ def _attempt(where: Namespace, address: str, port: int) -> str:
 
 
 @needs_root
+def test_only_what_was_sent_goes_over_a_link(pair: Pair) -> None:
+    """Nobody asks for the other's address, neither at first nor after the link was down."""
+    address = str(pair.addresses[1].ip)
+    with aside(lambda: _datagrams(pair.right.space, address), what="listen", within=5) as there:
+        port = there.getsockname()[1]
+        for sent in (3, 6):
+            assert tell(lambda: _send(pair.left.space, address, port, 3)) == "sent"
+            assert [there.recv(10) for _ in range(3)] == [b"x"] * 3
+            assert (link.look(pair.left).sent, link.look(pair.right).received) == (sent, sent)
+            assert (link.look(pair.right).sent, link.look(pair.left).received) == (0, 0)
+            link.set_up(pair.left, False)
+            link.set_up(pair.left, True)
+
+
+def _datagrams(where: Namespace, address: str) -> socket.socket:
+    enter(where.fd)
+    bound = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    bound.bind((address, 0))
+    bound.settimeout(5)
+    return bound
+
+
+def _send(where: Namespace, address: str, port: int, count: int) -> str:
+    enter(where.fd)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+        for _ in range(count):
+            out.sendto(b"x", (address, port))
+    return "sent"
+
+
+@needs_root
 def test_what_is_there(pair: Pair) -> None:
     loopback, veth = link.links(pair.left.space)
     assert (loopback.name, loopback.up, loopback.kind) == ("lo", True, "")
