@@ -380,11 +380,13 @@ class Console(_Record, frozen=True, kw_only=True):
 
 class Note(_Record, frozen=True, kw_only=True):
     """Something a reader should know: a witness lost, a step that could not be done, something of ours that is left on
-    the host."""
+    the host. `text` is for people; which `witness` was lost, or a part of it, is said beside it: the kernel's log, the
+    firmware's count of guests, whoever stands between it and the driver, or the kernel's tracer."""
 
     topic: Literal["witness", "skipped", "error", "left", "progress"]
     text: str
     step: Int = -1
+    witness: Literal["", "log", "guests", "firmware", "events"] = ""
 
 
 class End(_Record, frozen=True, kw_only=True):

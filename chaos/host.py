@@ -213,7 +213,8 @@ class LabSession:
                 self.spent = await firmware.settle() or Contexts.of(History(tuple(told))).gone
         await psp.trace(False)  # and with it comes everything that was traced
         if psp.lost:
-            record(Note(t=end.t, topic="witness", text=f"the firmware: {psp.lost} commands were not recorded"))
+            text = f"the firmware: {psp.lost} commands were not recorded"
+            record(Note(t=end.t, topic="witness", text=text, witness="firmware"))
         for command in firmware_records(psp.records, told, self._clock, before=before):
             record(command)
         record(end)

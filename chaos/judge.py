@@ -107,7 +107,7 @@ def _judge(experiment: Experiment, history: History, promise: str, void: Sequenc
     verdict = checker(experiment, history)
     if skip and verdict.outcome is not Outcome.DEVIATED:
         return Verdict(promise=promise, outcome=Outcome.SKIPPED, reason=skip)
-    if not void or verdict.outcome in (Outcome.DEVIATED, Outcome.UNKNOWN):
+    if not void or verdict.outcome is Outcome.DEVIATED:
         return verdict
     # A skip says that the rest held, so it falls with it.
     reason = f"{'; '.join(void)} (otherwise {verdict.outcome.value}: {verdict.reason})"

@@ -98,7 +98,7 @@ class Run:
             log = self._open_log(stack, lost.append)
             self._header(host, log.ahead if log is not None else None)
             for said in lost:
-                self.recorder.note("witness", said)
+                self.recorder.lost("log", said)
             try:
                 if root is None:
                     raise lacking
@@ -158,11 +158,11 @@ class Run:
 
     def _read_log(self, log: KernelLog) -> None:
         try:
-            for line in log.lines(lambda lost: self.recorder.note("witness", lost)):
+            for line in log.lines(lambda lost: self.recorder.lost("log", lost)):
                 self.recorder.write(Kernel(t=line.t + (log.ahead or 0), level=line.level, text=line.text))
         except Lost as lost:
             self.loop.forget(log.fd.number)
-            self.recorder.note("witness", f"the kernel's log: {lost}")
+            self.recorder.lost("log", f"the kernel's log: {lost}")
 
     def _close_log(self, log: KernelLog) -> None:
         """Read what is left, up to a line of our own."""
@@ -172,7 +172,7 @@ class Run:
         self.loop.turn(0)
         self._read_log(log)
         if log.heard <= signed:
-            self.recorder.note("witness", "the kernel's log: what was written into it was not read back")
+            self.recorder.lost("log", "the kernel's log: what was written into it was not read back")
 
     # -- the run ------------------------------------------------------------------------------------------
 
@@ -217,7 +217,7 @@ class Run:
         firmware = Firmware(self.outside, self.order.seed, platform)
         # On a shared host its count is of everybody's guests, and tells nothing of ours.
         asked = None if self.order.shared else platform
-        observer = Observer(group, asked, lambda lost: self.recorder.note("witness", lost), lambda: firmware.may_stall)
+        observer = Observer(group, asked, lambda lost: self.recorder.lost("guests", lost), lambda: firmware.may_stall)
         length = len(self.order.experiment.script)
         stage = Stage(self.order.experiment, fleet, Groups(group, fleet), host.executes_es)
         scene = Scene(stage, stack, firmware, self.warden, self.order.shared)

@@ -172,7 +172,7 @@ class Recording:
             self._recorder.write(Traced(t=call.t, event=event, function=call.function, tid=call.tid, values=values))
         elif self._count == MOST + 1:
             self._instance.write("tracing_on", "0")
-            self._recorder.note("witness", f"kernel events: more than {MOST}; the rest is not recorded")
+            self._recorder.lost("events", f"kernel events: more than {MOST}; the rest is not recorded")
 
     def _values(self, fields: dict[str, str]) -> dict[str, Value]:
         if "css" not in fields:
@@ -195,9 +195,9 @@ class Recording:
         self.read()
         lost = self._lost + self._instance.missed() - self._missed
         if lost:
-            self._recorder.note("witness", f"kernel events: {lost} were lost")
+            self._recorder.lost("events", f"kernel events: {lost} were lost")
         if self._damaged or self._rest:
-            self._recorder.note("witness", f"kernel events: {self._damaged + bool(self._rest)} lines are damaged")
+            self._recorder.lost("events", f"kernel events: {self._damaged + bool(self._rest)} lines are damaged")
 
 
 class Tracer:
@@ -232,7 +232,7 @@ class Tracer:
 
         @contextlib.contextmanager
         def paused() -> Iterator[None]:
-            recorder.note("witness", "kernel events: none are recorded while loops of moves are under way")
+            recorder.lost("events", "kernel events: none are recorded while loops of moves are under way")
             with self._surviving(loop, pipe, recorder):
                 recording.switch(on=False)
             try:
@@ -254,12 +254,12 @@ class Tracer:
         if self._instance is not None:
             if self._instance.missing:
                 absent = ", ".join(self._instance.missing)
-                recorder.note("witness", f"kernel events: no probe can be put on {absent}")
+                recorder.lost("events", f"kernel events: no probe can be put on {absent}")
             try:
                 return Recording(self._instance, recorder, run)
             except OSError as error:
                 why = f"{error.filename}: {error.strerror}"
-        recorder.note("witness", f"there are no kernel events: {why}")
+        recorder.lost("events", f"there are no kernel events: {why}")
         return None
 
     @contextlib.contextmanager
@@ -269,7 +269,7 @@ class Tracer:
             yield
         except OSError as error:
             loop.forget(pipe.number)
-            recorder.note("witness", f"kernel events: no more of them: {error.strerror}")
+            recorder.lost("events", f"kernel events: no more of them: {error.strerror}")
 
     def close(self) -> None:
         """What cannot be removed now, the warden or `sevchaos clean` will find."""

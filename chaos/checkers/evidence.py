@@ -17,7 +17,19 @@ import msgspec
 
 from chaos.contexts import Contexts
 from chaos.during import During
-from chaos.history import Asked, Counted, Done, Exited, Handover, History, Invoke, Observation, Record, Stormed
+from chaos.history import (
+    Asked,
+    Counted,
+    Done,
+    Exited,
+    Handover,
+    History,
+    Invoke,
+    Note,
+    Observation,
+    Record,
+    Stormed,
+)
 from chaos.ledger import WATCHED, Entry, Ledger, replay
 from chaos.verdict import Outcome, Verdict
 from chaos.world import argument, levels, number
@@ -176,6 +188,11 @@ class Evidence:
     def shared(self) -> bool:
         """Whether SEV guests of others could come and go on the host."""
         return self.history.header is not None and self.history.header.shared
+
+    def lost_of(self, witness: str) -> list[Note]:
+        """Where the history says that this witness was lost, or a part of it; a note that names none may mean it."""
+        notes = (r for r in self.history.records if isinstance(r, Note) and r.topic == "witness")
+        return [note for note in notes if note.witness in ("", witness)]
 
     @cached_property
     def during(self) -> During:

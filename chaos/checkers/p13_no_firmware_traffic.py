@@ -15,12 +15,10 @@ from collections.abc import Iterator, Sequence
 from chaos.checkers.evidence import Evidence, Move, combine, deviated, held, skipped, unknown
 from chaos.contexts import LOOKS, told
 from chaos.experiment import Experiment
-from chaos.history import Done, Exited, Firmware, History, Invoke, Note, Observation
+from chaos.history import Done, Exited, Firmware, History, Invoke, Observation
 from chaos.verdict import Verdict
 
 PROMISE = "P13"
-WITNESS = "the firmware: "
-"""A Note of topic "witness" that begins so says that not every command was recorded."""
 # Operations that send commands, at once or (the last three) because a context goes with them.
 SENDS = ("init", "launch_", "guest_status", "close", "exit", "kill")
 
@@ -36,8 +34,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
              for a, b in evidence.contexts.gaps]  # fmt: skip
     if seen[0].order:
         parts.append(unknown(PROMISE, f"the first {seen[0].order} records of the firmware are missing", seen[:1]))
-    lost = [r for r in history.records if isinstance(r, Note) and r.topic == "witness" and r.text.startswith(WITNESS)]
-    parts += [unknown(PROMISE, f"a witness was lost: {note.text}", (note,)) for note in lost]
+    parts += [unknown(PROMISE, f"a witness was lost: {note.text}", (note,)) for note in evidence.lost_of("firmware")]
     if not evidence.moves:
         parts.append(unknown(PROMISE, f"{evidence.untried}, so it could send nothing"))
     parts += [_move(evidence, seen, move) for move in evidence.moves]

@@ -66,6 +66,7 @@ class Builder:
                 release=f"{kernel}-amd64",
                 executes_es=executes_es,
                 asids={"sev": 8, "sev_es": 7},
+                log_ahead=0,
             )
         )
 
@@ -224,8 +225,8 @@ class Builder:
         """At `t`, or now; events are often recorded late."""
         return self.add(Traced(t=t or self.tick(), event=event, function=function, tid=tid, values=values))
 
-    def note(self, text: str) -> Note:
-        return self.add(Note(t=self.tick(), topic="witness", text=text))
+    def note(self, text: str, witness: Literal["", "log", "guests", "firmware", "events"] = "") -> Note:
+        return self.add(Note(t=self.tick(), topic="witness", text=text, witness=witness))
 
     def begin(self) -> None:
         """What the runner does before the script."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from chaos import findings
@@ -115,14 +116,28 @@ def test_p12_ordinary_lines_of_the_console(text: str) -> None:
     assert report(Console(t=0, text=f"[    1.000000] {text}")) == ""
 
 
+def test_p12_a_witness_that_was_lost_without_a_name_may_be_this_one() -> None:
+    b = Builder()
+    b.note("something is gone")
+    assert CHECKERS["P12"](shipped(MOVE), b.history()).outcome is Outcome.UNKNOWN
+
+
+def test_p12_a_log_that_nobody_is_known_to_have_read() -> None:
+    """Its reader hears a line of its own first; without that no lines are no quiet kernel."""
+    b = Builder()
+    b.records[0] = msgspec.structs.replace(b.records[0], log_ahead=None)
+    verdict = CHECKERS["P12"](shipped(MOVE), b.end())
+    assert verdict.outcome is Outcome.UNKNOWN
+    assert verdict.reason == "nothing shows that the kernel's log was read"
+
+
 def test_p12_a_lost_witness() -> None:
     b = Builder()
-    b.note("the firmware's guest count: /dev/sev could not be opened")
+    b.note("the firmware's count of guests, which the kernel's log does not have", "guests")
     assert CHECKERS["P12"](shipped(MOVE), b.history()).outcome is Outcome.HELD
-    for text in ("the kernel's log: /dev/kmsg: Permission denied", "the kernel's log was overwritten", "kmsg is gone"):
-        b.note(text)
-        verdict = CHECKERS["P12"](shipped(MOVE), b.history())
-        assert verdict.outcome is Outcome.UNKNOWN
-        assert text in verdict.reason and "firmware" not in verdict.reason
+    b.note("what was said went by too fast", "log")  # the words are for people
+    verdict = CHECKERS["P12"](shipped(MOVE), b.history())
+    assert verdict.outcome is Outcome.UNKNOWN
+    assert "too fast" in verdict.reason and "guests" not in verdict.reason
     b.kernel("Oops: 0002 [#1] PREEMPT SMP")
     assert CHECKERS["P12"](shipped(MOVE), b.end()).outcome is Outcome.DEVIATED

@@ -65,10 +65,12 @@ def test_p13_without_its_witness() -> None:
     assert "missing between" in verdict_of("P13", watched(gap=1)).reason
     assert "the first 2 records of the firmware are missing" in verdict_of("P13", watched(before=False, gap=2)).reason
     noted = watched()
-    note = Note(seq=len(noted.records) - 1, t=noted.records[-1].t, topic="witness", text="the firmware: 3 commands …")
+    note = Note(
+        seq=len(noted.records) - 1, t=noted.records[-1].t, topic="witness", text="3 commands …", witness="firmware"
+    )
     end = msgspec.structs.replace(noted.records[-1], seq=len(noted.records))
     verdict = verdict_of("P13", History((*noted.records[:-1], note, end)))
-    assert verdict.outcome is UNKNOWN and "a witness was lost: the firmware" in verdict.reason
+    assert verdict.outcome is UNKNOWN and "a witness was lost: 3 commands" in verdict.reason
     assert "before it" in verdict_of("P13", watched(before=False, ends=False)).reason
     b = begun()
     b.add(Firmware(t=b.tick(), order=0, command="LAUNCH_START", status=0, handle=1))
