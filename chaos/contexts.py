@@ -21,6 +21,8 @@ from chaos.history import Done, Firmware, History, Invoke, Kernel, Observation
 LOOKS = "PLATFORM_STATUS"  # what an observation sends
 STARTS = frozenset({"LAUNCH_START", "RECEIVE_START"})
 ENDS = "DECOMMISSION"
+GONE = "firmware-gone"
+"""What a verdict's signature says where the firmware cannot be asked any more."""
 TIMED_OUT = "timed out, disabling PSP"  # drivers/crypto/ccp/sev-dev.c
 HONEST = frozenset({"", "delay", "stall", "withhold"})
 """What leaves the answer as the firmware gives it, in the end."""
@@ -78,7 +80,7 @@ class Contexts:
 
     def blind(self, observation: Observation) -> str:
         """Why the guest count of an observation says nothing, "" if it does."""
-        if self.gone and observation.until >= self.gone_at:
+        if self.gone_by(observation.until):
             return self.gone
         if self.gaps and self.tampered:
             return "not every command was recorded, and some were tampered with"
@@ -87,6 +89,10 @@ class Contexts:
                 return f"the answer was tampered with ({record.fault})"
         return ""
 
+    def gone_by(self, t: int) -> bool:
+        """Whether nothing that the firmware is asked from then on is answered by the one that has the contexts."""
+        return bool(self.gone) and t >= self.gone_at
+
     def owed_at(self, t: int) -> tuple[Owed, ...]:
         return tuple(owed for owed in self.owed if owed.t <= t)
 
@@ -94,7 +100,7 @@ class Contexts:
         """Whether the answer to a GUEST_STATUS is the firmware's own word, or the kernel's, who never asked it."""
         if done.outcome == "fail" and not done.firmware and done.errno not in (EBUSY, ETIMEDOUT):
             return True
-        if self.gone and done.t >= self.gone_at:
+        if self.gone_by(done.t):
             return False
         mine = (r for r in self.tampered if r.command == invoke.f.upper())
         return not any(invoke.t - _DOUBT <= record.t <= done.t + _DOUBT for record in mine)
@@ -142,7 +148,7 @@ class Contexts:
         started = self.live.get(handle)
         if word == "lie" or (record.status == 0 and word not in NOT_DONE):
             self.ended += self.live.pop(handle, None) is not None
-        elif record.status < 0 or (self.gone and record.t >= self.gone_at):
+        elif record.status < 0 or self.gone_by(record.t):
             pass  # nobody has heard of it
         elif word not in HONEST or handle in self._bound:
             if started is not None:

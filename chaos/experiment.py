@@ -110,9 +110,17 @@ class Vm(Part, frozen=True, kw_only=True):
     type: Literal[0, 2, 3] = 0
 
 
+class Unaskable(Part, frozen=True, kw_only=True):
+    """Why a promise is unknown, as the verdict's `signature` has it, to the letter; and that in words."""
+
+    signature: Annotated[str, msgspec.Meta(min_length=1)]
+    why: str
+
+
 class Experiment(Part, frozen=True, kw_only=True):
     """`why` says in two sentences why anyone should care. `promises` are those it puts to the test. `unaskable`
-    names promises whose question this experiment cannot ask, each with the reason; they end unknown all the same.
+    names promises whose question this experiment cannot ask, each with the reason; they end unknown all the same, and
+    for any other reason they count.
     `cgroups` says more of some; there are also those that a VMM lives in, and all above them."""
 
     name: Name
@@ -121,7 +129,7 @@ class Experiment(Part, frozen=True, kw_only=True):
     vmms: dict[Name, Vmm]
     vms: dict[Name, Vm]
     script: tuple[Step, ...]
-    unaskable: dict[str, str] = msgspec.field(default_factory=dict)
+    unaskable: dict[str, Unaskable] = msgspec.field(default_factory=dict)
     cgroups: dict[GroupPath, Group] = msgspec.field(default_factory=dict)
 
     @property
@@ -197,7 +205,7 @@ class Likeness(Part, frozen=True, kw_only=True):
     type: Literal[0, 2, 3] = 0
     vcpus: Annotated[int, msgspec.Meta(ge=1, le=16)] | None = None
     promises: tuple[str, ...] | None = None
-    unaskable: dict[str, str] | None = None
+    unaskable: dict[str, Unaskable] | None = None
 
     def of(self, other: Experiment) -> Experiment:
         """The experiment."""

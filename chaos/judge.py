@@ -30,7 +30,8 @@ def judge(experiment: Experiment, history: History, *, known: Sequence[Finding] 
     """Judge every promise of the experiment.
 
     `known` are the written findings to accept (`sevchaos run --accept-known`). With them a deviation that is one of
-    them, and an unknown that the experiment says it cannot avoid, carry `accepted`; with none, nothing is accepted.
+    them, and an unknown that the experiment says it cannot avoid, for the reason that it states, carry `accepted`; with
+    none, nothing is accepted.
     """
     header = history.header
     void = tuple(shortcomings(experiment, history))
@@ -121,6 +122,6 @@ def _accepted(
     if finding is not None:
         return msgspec.structs.replace(verdict, accepted=str(finding))
     stated = experiment.unaskable.get(verdict.promise)
-    if verdict.outcome is Outcome.UNKNOWN and stated is not None and not void:
-        return msgspec.structs.replace(verdict, accepted=f"not askable here: {stated}")
+    if stated is not None and not void and (verdict.outcome, verdict.signature) == (Outcome.UNKNOWN, stated.signature):
+        return msgspec.structs.replace(verdict, accepted=f"not askable here: {stated.why}")
     return verdict

@@ -51,7 +51,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """One promise, judged.
 
     `signature` names a kind of deviation in a stable way (no numbers of one run in it), so that it can be matched
-    with a written finding. `records` are `seq` numbers. `accepted` is why an outcome other than held does not count
+    with a written finding, and some reasons why a question was not answered, so that an experiment can state the one
+    that it cannot avoid. `records` are `seq` numbers. `accepted` is why an outcome other than held does not count
     against the run: the finding it matches, or the reason the experiment gives for a question it cannot ask.
     """
 

@@ -44,11 +44,14 @@ def promise(verdict: Verdict) -> str:
 
 
 def details(verdict: Verdict, history: History, finding: Finding | None) -> Iterator[str]:
-    """What a deviation rests on, in lines. `finding` is the written one that it is, if it is one."""
+    """What a deviation rests on, in lines, and what to call an unknown that has a name. `finding` is the written one
+    that it is, if it is one."""
     if verdict.outcome is Outcome.DEVIATED:
         yield clean(f"expected: {verdict.expected}; seen: {verdict.seen}; signature: {verdict.signature}")
         yield f"rests on records {', '.join(map(str, verdict.records))} of the history"
         yield from _events(verdict, history)
+    elif verdict.signature:
+        yield clean(f"signature: {verdict.signature}")
     if finding is not None and not verdict.accepted:
         yield f"this is {finding}; see {finding.document}. --accept-known leaves it out of the exit code"
 

@@ -62,8 +62,11 @@ def held(promise: str, reason: str, records: Iterable[Record] = ()) -> Verdict:
     return Verdict(promise=promise, outcome=Outcome.HELD, reason=reason, records=numbers(records))
 
 
-def unknown(promise: str, reason: str, records: Iterable[Record] = ()) -> Verdict:
-    return Verdict(promise=promise, outcome=Outcome.UNKNOWN, reason=reason, records=numbers(records))
+def unknown(promise: str, reason: str, records: Iterable[Record] = (), *, signature: str = "") -> Verdict:
+    """With a signature an experiment may state that it expects just this; without one nobody can."""
+    return Verdict(
+        promise=promise, outcome=Outcome.UNKNOWN, reason=reason, records=numbers(records), signature=signature
+    )
 
 
 def skipped(promise: str, reason: str, records: Iterable[Record] = ()) -> Verdict:
@@ -95,16 +98,17 @@ _ORDER = (Outcome.DEVIATED, Outcome.UNKNOWN, Outcome.SKIPPED, Outcome.HELD)
 def combine(promise: str, parts: Sequence[Verdict]) -> Verdict:
     """One verdict of the answers to several questions: the worst, with every reason once, the worst first.
 
-    The signature joins those of all deviations. A part that is unknown beside them is part of it, so that a written
-    finding cannot excuse a question that was not answered.
+    The signature joins those of all deviations and of all that is unknown, so that a written finding cannot excuse a
+    question that was not answered, nor an experiment one that it does not name. An unknown without a signature is
+    "part-unknown" beside deviations, and leaves those beside it none.
     """
     if not parts:
         return unknown(promise, "nothing was asked")
     ordered = sorted(parts, key=lambda part: _ORDER.index(part.outcome))
     outcome = ordered[0].outcome
-    signatures = {part.signature for part in ordered if part.outcome is Outcome.DEVIATED}
-    if signatures and any(part.outcome is Outcome.UNKNOWN for part in ordered):
-        signatures.add("part-unknown")
+    signatures = {part.signature for part in ordered if part.outcome in (Outcome.DEVIATED, Outcome.UNKNOWN)}
+    if "" in signatures:
+        signatures = signatures - {""} | {"part-unknown"} if outcome is Outcome.DEVIATED else set()
     return Verdict(
         promise=promise,
         outcome=outcome,

@@ -75,7 +75,7 @@ def _not_asked(evidence: Evidence, move: Move) -> Verdict:
     exited = evidence.died(move.source, at=move.invoke.seq)
     if exited is not None:
         reason = "the source process is dead, and only it could ask its file descriptors"
-        return unknown(PROMISE, reason, (*move.records, exited))
+        return unknown(PROMISE, reason, (*move.records, exited), signature="source-process-dead")
     return unknown(PROMISE, f"{move}, and {move.source} was not asked afterwards", move.records)
 
 

@@ -8,10 +8,12 @@ go unseen else. The firmware's guest count tells of contexts that no VM owns any
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from chaos.checkers.evidence import Evidence, Move, combine, deviated, errname, held, skipped, unknown
-from chaos.contexts import told
+from chaos.contexts import GONE, told
 from chaos.experiment import Experiment
-from chaos.history import Done, History, Observation
+from chaos.history import Done, Exited, History, Observation
 from chaos.ledger import Entry, Mismatch, owns, said_dead
 from chaos.verdict import Verdict
 
@@ -83,7 +85,7 @@ def _other(evidence: Evidence, move: Move) -> Verdict:
         return unknown(PROMISE, f"{move}, and nobody can say whether it took effect", move.records)
     vm, over = move.other, move.over
     exited = evidence.died(vm, at=move.invoke.seq)
-    if exited is not None:
+    if exited is not None and exited.seq <= over:
         return held(PROMISE, f"the process of {vm} is dead and owns nothing", (exited,))
     if not move.happened and evidence.held(vm, move.invoke):
         return _its_own(evidence, move)
@@ -103,7 +105,26 @@ def _without(evidence: Evidence, move: Move, vm: str, over: int) -> Verdict:
     ]
     if later:
         return held(PROMISE, f"{vm} was given the context later, so it owned none", later[0].records)
-    return unknown(PROMISE, f"{move}, and {vm} was not asked whether it owns a context as well", move.records)
+    exited = evidence.died(vm, at=move.invoke.seq)
+    if exited is not None:
+        return _outlived(evidence, move, exited)
+    lost = "vm" in evidence.lost_fds(vm, len(evidence.history.records))
+    why = ": it has lost its descriptor" if lost else ""
+    text = f"{move}, and {vm} was not asked whether it owns a context as well{why}"
+    return unknown(PROMISE, text, move.records, signature="descriptor-lost" if lost else "")
+
+
+def _outlived(evidence: Evidence, move: Move, exited: Exited) -> Verdict:
+    """A process that was not asked before it died later took no context along, if the firmware still has the guest:
+    of a VM that goes and owns one, KVM has it decommissioned."""
+    answers = (d for i, d in evidence.statuses(move.survivor) if i.seq > exited.seq and d.outcome == "ok")
+    counts = (entry.record for entry in _counted(evidence, evidence.ledger.entries) if entry.record.seq > exited.seq)
+    still = next(answers, None) or next(counts, None)
+    if still is not None:
+        text = f"the process of {move.other} died later and took no context along"
+        return held(PROMISE, text, (*move.records, exited, still))
+    text = f"{move}, and the process of {move.other} died later, before it was asked whether it owns a context as well"
+    return unknown(PROMISE, text, (*move.records, exited), signature="other-process-dead")
 
 
 def _its_own(evidence: Evidence, move: Move) -> Verdict:
@@ -136,18 +157,26 @@ def _firmware(evidence: Evidence, after: list[Entry]) -> Verdict:
     """The firmware counted its guests while one must have lived."""
     if evidence.shared:
         return skipped(PROMISE, "the firmware counts guests of others too, so it is no witness of ours")
-    read = [
-        entry.record
-        for entry in after
-        if isinstance(entry.record, Observation)
-        and entry.record.guests is not None
-        and all(world.guests for world in entry.fits)
-    ]
-    counts = [record for record in read if evidence.contexts.guests(record) is not None]
+    contexts = evidence.contexts
+    counts = [entry.record for entry in _counted(evidence, after)]
     if not counts:
-        why = f": {evidence.contexts.blind(read[0])}" if read else ""
+        read = [entry.record for entry in after if isinstance(entry.record, Observation) and _lives(entry)]
+        why = f": {contexts.blind(read[0])}" if read and contexts.blind(read[0]) else ""
         text = f"the firmware's guest count was not read after the move while the context lived{why}"
-        return unknown(PROMISE, text, read)
+        gone = bool(read) and all(contexts.gone_by(record.until) for record in read)
+        return unknown(PROMISE, text, read, signature=GONE if gone else "")
     owed = told(evidence.contexts.owed_at(counts[-1].t))
     more = f", beside what is owed to a fault: {owed}" if owed else ""
     return held(PROMISE, f"the firmware counted as many guests as contexts must live{more}", counts)
+
+
+def _counted(evidence: Evidence, entries: Iterable[Entry]) -> Iterator[Entry]:
+    """The observations at which the firmware counted its guests while one must have lived."""
+    for entry in entries:
+        record, ours = entry.record, not evidence.shared and _lives(entry)
+        if ours and isinstance(record, Observation) and evidence.contexts.guests(record) is not None:
+            yield entry
+
+
+def _lives(entry: Entry) -> bool:
+    return all(world.guests for world in entry.fits)

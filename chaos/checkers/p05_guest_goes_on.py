@@ -30,6 +30,7 @@ from chaos.checkers.evidence import (
     skipped,
     unknown,
 )
+from chaos.contexts import GONE
 from chaos.experiment import Experiment
 from chaos.history import Counted, Done, History
 from chaos.verdict import Verdict
@@ -54,7 +55,7 @@ def _move(evidence: Evidence, move: Move) -> Iterator[Verdict]:
         return
     before, after = statuses(evidence, move)
     if move.happened or (before is not None and after is not None):
-        yield _context(move, before, after)
+        yield _unheard(evidence, move) if after is None else _context(move, before, after)
     given = _given(evidence, move)
     if given is not None and _broken(evidence, move) is None:
         yield _registers(move, given)
@@ -94,14 +95,22 @@ def _answers_before(evidence: Evidence, move: Move) -> list[Done]:
     return [done for invoke, done in sorted(answers, key=lambda a: a[0].seq) if invoke.seq < move.invoke.seq]
 
 
-def _context(move: Move, before: Done | None, after: Done | None) -> Verdict:
-    if not move.happened and before and after and before.outcome == "fail" and before.errno == after.errno:
+def _unheard(evidence: Evidence, move: Move) -> Verdict:
+    """The survivor was not asked for its status, or no firmware was there to say anything."""
+    over, contexts = move.over or 0, evidence.contexts
+    _, end = evidence.changed(move.survivor, move)
+    asked = [done for i, done in evidence.done(move.survivor, "guest_status") if over < i.seq < end]
+    if asked and contexts.gone_by(asked[0].t):
+        return unknown(PROMISE, f"{move}, and {contexts.gone}", (*move.records, asked[0]), signature=GONE)
+    return unknown(PROMISE, f"{move}, and {move.survivor} was not asked for its status afterwards", move.records)
+
+
+def _context(move: Move, before: Done | None, after: Done) -> Verdict:
+    if not move.happened and before and before.outcome == "fail" and before.errno == after.errno:
         text = f"{move}; GUEST_STATUS of {move.source} fails with {errname(after.errno)} as before"
         return held(PROMISE, text, (before, after))
     if before is None or before.outcome != "ok":
         return unknown(PROMISE, f"GUEST_STATUS of {move.source} was not had before the move, so nothing can compare")
-    if after is None:
-        return unknown(PROMISE, f"{move}, and {move.survivor} was not asked for its status afterwards", move.records)
     records = (before, after)
     when = "after-move" if move.happened else "after-failed-move"
     if after.outcome != "ok":
@@ -216,14 +225,16 @@ def _unasked(evidence: Evidence, move: Move, promise: str) -> Verdict | None:
     broken = _broken(evidence, move)
     if broken is None:
         return None
-    if broken.value.get("ended"):
-        text = f"{move.source} had stopped by itself ({broken.value['ended']})"
-    elif broken.value.get("astray"):
-        text = f"vCPUs {broken.value['astray']} of {move.source} had left the guest's program"
+    ended, astray = broken.value.get("ended"), broken.value.get("astray")
+    if ended:
+        text, how = f"{move.source} had stopped by itself ({ended})", f"stopped-before-move:{_plain(str(ended))}"
+    elif astray:
+        text, how = f"vCPUs {astray} of {move.source} had left the guest's program", "astray-before-move"
     else:
-        text = f"memory was not what the registers said of vCPUs {broken.value['torn']} of {move.source}"
+        torn = broken.value["torn"]
+        text, how = f"memory was not what the registers said of vCPUs {torn} of {move.source}", "torn-before-move"
     text = f"whether the guest itself goes on: {text} when they were taken out, before the move"
-    return unknown(promise, text, (broken,))
+    return unknown(promise, text, (broken,), signature=how)
 
 
 def _not_entered(evidence: Evidence, move: Move, promise: str, over: int) -> Verdict | None:

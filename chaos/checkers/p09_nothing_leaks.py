@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from chaos.checkers.evidence import Evidence, combine, deviated, errname, held, skipped, unknown
-from chaos.contexts import told
+from chaos.contexts import GONE, told
 from chaos.experiment import Experiment
 from chaos.history import Filled, History, Observation
 from chaos.ledger import KEYS, charged
@@ -83,11 +83,15 @@ def _guests(evidence: Evidence, start: Observation, end: Observation) -> Verdict
     if evidence.shared:
         return skipped(PROMISE, "the firmware counts guests of others too, which come and go", (start, end))
     if start.guests is None or end.guests is None:
-        why = f": {contexts.gone}" if contexts.gone else ""
-        return unknown(PROMISE, f"the firmware could not be asked for its guest count{why}", (start, end))
+        why, signature = "", ""
+        if start.guests is not None and contexts.gone_by(end.until):
+            why, signature = f": {contexts.gone}", GONE
+        text = f"the firmware could not be asked for its guest count{why}"
+        return unknown(PROMISE, text, (start, end), signature=signature)
     blind = contexts.blind(start) or contexts.blind(end)
     if blind:
-        return unknown(PROMISE, f"the firmware's guest count says nothing: {blind}", (start, end))
+        signature = GONE if contexts.gone_by(end.until) and not contexts.blind(start) else ""
+        return unknown(PROMISE, f"the firmware's guest count says nothing: {blind}", (start, end), signature=signature)
     owed = contexts.owed_at(end.t)
     due = start.guests + len(owed)
     more = f", {len(owed)} of them owed to a fault: {told(owed)}" if owed else ""
@@ -120,9 +124,9 @@ def _filled(evidence: Evidence, start: Filled, end: Filled) -> Iterator[Verdict]
     """A freed ASID can be had again once the firmware has done a DF_FLUSH."""
     for key in sorted({*start.count, *end.count}):
         before, after = start.count.get(key, 0), end.count.get(key, 0)
-        if before > after and evidence.contexts.gone:
+        if before > after and evidence.contexts.gone_by(end.t):
             text = f"{after} contexts of {key} could be had after the run, {before} before it"
-            yield unknown(PROMISE, f"{text}, and {evidence.contexts.gone}", (start, end))
+            yield unknown(PROMISE, f"{text}, and {evidence.contexts.gone}", (start, end), signature=GONE)
         elif before != after and evidence.shared:
             text = f"{after} contexts of {key} could be had after the run, {before} before it, on a shared host"
             yield unknown(PROMISE, text, (start, end))

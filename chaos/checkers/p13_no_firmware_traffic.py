@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from chaos.checkers.evidence import Evidence, Move, combine, deviated, held, skipped, unknown
-from chaos.contexts import LOOKS, told
+from chaos.contexts import GONE, LOOKS, told
 from chaos.experiment import Experiment
 from chaos.history import Done, Exited, Firmware, History, Invoke, Observation
 from chaos.verdict import Verdict
@@ -70,7 +70,9 @@ def _move(evidence: Evidence, seen: Sequence[Firmware], move: Move) -> Verdict:
     before, after = any(r.t < move.invoke.t for r in seen), any(r.t > ended for r in seen)
     if not (before and after):
         side = "after" if before else "before"
-        return unknown(PROMISE, f"{move}; whether anybody watched the firmware {side} it, nothing shows", move.records)
+        text = f"{move}; whether anybody watched the firmware {side} it, nothing shows"
+        gone = before and evidence.contexts.gone_by(ended)
+        return unknown(PROMISE, text, move.records, signature=GONE if gone else "")
     return held(PROMISE, f"{move}, and the firmware was sent nothing", move.records)
 
 
@@ -102,7 +104,8 @@ def _once(evidence: Evidence) -> Iterator[Verdict]:
         yield deviated(PROMISE, reason, left, signature="never-decommissioned", expected="once", seen="never")
     elif left:
         why = f": {contexts.gone}" if contexts.gone else ""
-        yield unknown(PROMISE, f"{len(left)} contexts were not seen to be decommissioned{why}", left)
+        text = f"{len(left)} contexts were not seen to be decommissioned{why}"
+        yield unknown(PROMISE, text, left, signature=GONE if contexts.gone else "")
     elif contexts.owed:
         yield held(PROMISE, f"each context was decommissioned once at most; {told(contexts.owed)}")
     elif contexts.ended:

@@ -30,7 +30,7 @@ def verdict_of(promise: str, history: History) -> Verdict:
     verdict = CHECKERS[promise](shipped(MOVE), history)
     assert verdict.promise == promise
     assert set(verdict.records) <= {record.seq for record in history.records}
-    assert bool(verdict.signature) == (verdict.outcome is DEVIATED)
+    assert verdict.signature if verdict.outcome is DEVIATED else (verdict.outcome is UNKNOWN or not verdict.signature)
     return verdict
 
 

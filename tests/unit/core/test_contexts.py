@@ -162,6 +162,28 @@ def test_the_dead_cannot_be_asked(kernel: bool) -> None:
     assert verdict_of("P9", dead(kernel=kernel, left=9)).outcome is DEVIATED, "more than before is no fault's doing"
 
 
+@pytest.mark.parametrize(("error", "signature"), [(errno.EBUSY, "firmware-gone"), (errno.EBADF, "")])
+def test_a_move_under_a_dead_firmware_has_its_own_unknowns(error: int, signature: str) -> None:
+    """What it would have said of the guest; a kernel that does not get as far as asking it is another matter."""
+    b = Told()
+    b.begin()
+    b.launch("old", "source", "sev")
+    b.sent("LAUNCH_START", 1)
+    b.launch("new", "destination")
+    b.status("old", "source")
+    b.observe("before", {"source": 1})
+    b.sent("PLATFORM_STATUS", status=-1, fault="dead")
+    b.move("old", "new", "destination")
+    b.records[-1] = msgspec.structs.replace(b.observe("after", {"destination": 1}), guests=None)
+    b.status("new", "destination", error=error)
+    b.ask("old", "source", dead=True)
+    told = b.end()
+    p4, p5, p13 = (verdict_of(promise, told) for promise in ("P4", "P5", "P13"))
+    assert (p4.outcome, p4.signature) == (UNKNOWN, "firmware-gone")
+    assert (p13.outcome, p13.signature) == (UNKNOWN, "firmware-gone")
+    assert "cannot be asked: it is dead" in p5.reason if signature else p5.outcome is DEVIATED
+
+
 @pytest.mark.parametrize(("fault", "outcome"), [("garbage", UNKNOWN), ("skip", UNKNOWN), ("delay:1ms", DEVIATED)])
 def test_a_count_that_was_tampered_with_says_nothing(fault: str, outcome: object) -> None:
     b = Told()

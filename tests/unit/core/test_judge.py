@@ -11,8 +11,9 @@ import pytest
 from chaos import findings
 from chaos.checkers import CHECKERS
 from chaos.errors import ExitCode, InternalError
+from chaos.experiment import Unaskable
 from chaos.findings import matching, parse, series
-from chaos.history import Asked, End, Fault, Header, Held, History, Invoke, Kernel, Note, Observation, Record
+from chaos.history import Answer, Asked, End, Fault, Header, Held, History, Invoke, Kernel, Note, Observation, Record
 from chaos.judge import judge, shortcomings
 from chaos.steps import Migrate, Strike
 from chaos.verdict import Outcome, RunVerdict, Verdict, exit_code
@@ -205,6 +206,23 @@ def test_another_deviation_is_not_excused() -> None:
 
     both = changed(moved(status_error=errno.EBADF), uncharged)
     assert judge(shipped("move-across-cgroups"), both, known=KNOWN).exit_code is ExitCode.DEVIATED
+
+
+def test_another_unknown_of_the_same_promise_is_not_accepted() -> None:
+    """Beside the source that is dead, which is stated, somebody asked where no answer means anything."""
+    told = list(source_killed().records)
+    at = next(number for number, record in enumerate(told) if isinstance(record, Observation) and record.label == "end")
+    answers = (Answer(fd="vm", ioctl="KVM_GET_CLOCK", errno=errno.EIO, control=0),)
+    told.insert(at, Asked(t=told[at].t, agent="destination", vm="old", step=12, answers=answers))
+    history = changed(History(tuple(told)), lambda record: record)
+    experiment = shipped("kill-source-in-move")
+    verdict = judge(experiment, history, known=KNOWN)
+    (dead,) = [judged for judged in verdict.verdicts if judged.promise == "P3"]
+    assert (dead.outcome, dead.signature, dead.accepted) == (Outcome.UNKNOWN, "", "")
+    assert verdict.exit_code is ExitCode.UNKNOWN
+    stated = {"P3": Unaskable(signature="firmware-gone", why="it is another reason")}
+    other = msgspec.structs.replace(experiment, unaskable=stated)
+    assert judge(other, source_killed(), known=KNOWN).exit_code is ExitCode.UNKNOWN
 
 
 def test_what_cannot_be_asked_is_accepted_with_its_reason() -> None:

@@ -181,3 +181,37 @@ def test_p4_where_there_was_nothing_nobody_has_to_own_it() -> None:
         b.status("new", "destination", error=error)
         verdict = CHECKERS["P4"](shipped(MOVE), b.finish())
         assert verdict.outcome is outcome, verdict.reason
+
+
+def killed_later(*, seen: bool) -> Builder:
+    """A move, and then the source's process is killed, which nobody has asked anything since."""
+    b = Builder()
+    b.begin()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.observe("before", {"source": 1})
+    b.move("old", "new", "destination")
+    b.observe("after", {"destination": 1})
+    b.status("new", "destination", error=errno.EBADF)  # which does not reach the firmware
+    b.kill("source")
+    if seen:
+        b.observe("later", {"destination": 1})
+    return b
+
+
+def test_p4_a_process_that_died_later_has_answered_nothing() -> None:
+    verdict = CHECKERS["P4"](shipped(MOVE), killed_later(seen=False).finish())
+    assert (verdict.outcome, verdict.signature) == (Outcome.UNKNOWN, "other-process-dead"), verdict.reason
+    verdict = CHECKERS["P4"](shipped(MOVE), killed_later(seen=True).finish())
+    assert verdict.outcome is Outcome.HELD and "took no context along" in verdict.reason
+    b = killed_later(seen=False)
+    b.observe("later", {"destination": 1}, guests=0)  # two had it, and the firmware was told that it is gone
+    verdict = CHECKERS["P4"](shipped(MOVE), b.finish())
+    assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, "firmware-counts-fewer")
+
+
+def test_p4_a_vm_that_has_lost_its_descriptor_cannot_be_asked() -> None:
+    b = failed()
+    b.do("lose_fd", "destination", vm="new", fd="vm")
+    verdict = CHECKERS["P4"](shipped(MOVE), b.history())
+    assert (verdict.outcome, verdict.signature) == (Outcome.UNKNOWN, "descriptor-lost")

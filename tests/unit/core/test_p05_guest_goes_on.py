@@ -81,7 +81,7 @@ def test_p5_the_context_is_asked_for_all_the_same() -> None:
     failing = answered("guest_status", "new", outcome="fail", errno=errno.EBADF, value={})
     astray = stopped_having_paused([0])
     verdict = check("P5", MOVE, lambda record: failing(record) if failing(record) != record else astray(record))
-    assert verdict.signature == "guest_status-after-move:EBADF+part-unknown"
+    assert verdict.signature == "astray-before-move+guest_status-after-move:EBADF"
 
 
 def test_p5_a_vcpu_that_is_not_there_any_more_was_not_seen_to_go_on() -> None:

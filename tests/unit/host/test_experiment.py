@@ -140,8 +140,8 @@ def test_an_experiment_like_another_with_other_guests(tmp_path: Path) -> None:
     given = {name: (vm.kind.value, vm.type, vm.vcpus) for name, vm in liked.vms.items()}
     assert given == {"x": ("sev-es", 3, 2), "m": ("mirror", 3, 1), "y": ("plain", 3, 2)}
     assert [type(step).__name__ for _, step in walk(liked.script)] == ["Launch", "Mirror", "Migrate", "Observe"]
-    plain = like(tmp_path, "like: liked\nunaskable: {P1: nobody knows}")
-    assert plain.unaskable == {"P1": "nobody knows"}
+    plain = like(tmp_path, "like: liked\nunaskable: {P1: {signature: unheard, why: nobody knows}}")
+    assert plain.unaskable == {"P1": experiment.Unaskable(signature="unheard", why="nobody knows")}
     assert plain.script == experiment.load(tmp_path / "liked.yaml").script
 
 
