@@ -9,6 +9,7 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import click
@@ -101,6 +102,15 @@ Tell = Callable[[str, str], None]  # which run, and what it is doing
     help="So many runs of each experiment, in one lab, with seeds counting up.",
 )
 @click.option(
+    "--jobs",
+    "-j",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="So many labs at a time. Each keeps up to two CPUs busy.",
+)
+@click.option(
     "--withhold",
     multiple=True,
     metavar="FAULT",
@@ -119,7 +129,7 @@ def run_(
     *, names: tuple[str, ...], host: str, kernels: tuple[str, ...], seed: int | None, form: str | None, as_json: bool,
     accept_known: bool, runs: Path, timeout: float, asids: tuple[int, int], cpus: int, memory: int,
     cold: bool, quiet: bool, repeat: int, everything: bool, expression: str | None, withhold: tuple[str, ...],
-    shared: bool, firmware: str | None,
+    shared: bool, firmware: str | None, jobs: int,
 ) -> int:  # fmt: skip
     """Carry out experiments, by name, by file or by selection, and say which promises the kernel kept.
 
@@ -139,6 +149,8 @@ def run_(
     if host == "local":
         if kernels:
             raise UsageError("--kernel chooses a lab's kernel; --host local has its own", remedy="leave one out")
+        if jobs > 1:
+            raise UsageError("--jobs is how many labs; --host local is one machine", remedy="leave one out")
         hosts = [LocalHost(shared=shared)]
     else:
         if shared:
@@ -157,7 +169,7 @@ def run_(
         seed=used, repeat=repeat, runs=runs, timeout=timeout, known=known, withhold=frozenset(withhold), shared=shared
     )
     with _progress(quiet) as tell:
-        done = asyncio.run(_all(hosts, wanted, plan, tell))
+        done = asyncio.run(_all(_stints(hosts, wanted, plan), jobs, plan, tell))
     _report(done, form)
     return verdict.exit_code([conducted.verdict for conducted in done])
 
@@ -168,19 +180,44 @@ def _with_firmware(experiment: Experiment, plan: str) -> Experiment:
     return msgspec.structs.replace(experiment, script=(strike, *experiment.script))
 
 
-async def _all(hosts: Sequence[Host], wanted: Sequence[Experiment], plan: _Plan, tell: Tell) -> list[Conducted]:
+@dataclass(frozen=True, slots=True)
+class _Stint:
+    """Runs that one opened host carries out one after the other: each an experiment and its seed."""
+
+    host: Host
+    runs: tuple[tuple[Experiment, int], ...]
+    done: list[Conducted]
+
+
+def _stints(hosts: Sequence[Host], wanted: Sequence[Experiment], plan: _Plan) -> list[_Stint]:
     """Every experiment on every host, `plan.repeat` times. A lab is opened anew for each, this machine once for all."""
-    done: list[Conducted] = []
+    stints = []
     for host in hosts:
-        left = [(experiment, plan.seed + number) for experiment in wanted for number in range(plan.repeat)]
-        while left:
-            console, first = Console(), left[0][0]
-            async with host.open(console.line) as session:
-                while left and (left[0][0] is first or not host.anew):
-                    done.append(await _one(host, session, console, *left.pop(0), plan, tell))
-                    if done[-1].broken is not None or session.spent:
-                        break  # the session went with it; the next run gets a new one
-    return done
+        each = [tuple((experiment, plan.seed + number) for number in range(plan.repeat)) for experiment in wanted]
+        stints += [_Stint(host, runs, []) for runs in (each if host.anew else [tuple(chain.from_iterable(each))])]
+    return stints
+
+
+async def _all(stints: Sequence[_Stint], jobs: int, plan: _Plan, tell: Tell) -> list[Conducted]:
+    """Carry them all out, at most `jobs` at a time, and return their runs in the order of the stints."""
+    waiting = iter(stints)
+
+    async def work() -> None:
+        for stint in waiting:
+            await _carry_out(stint, plan, tell)
+
+    await asyncio.gather(*(work() for _ in range(jobs)))  # where one fails, asyncio.run ends the others
+    return [conducted for stint in stints for conducted in stint.done]
+
+
+async def _carry_out(stint: _Stint, plan: _Plan, tell: Tell) -> None:
+    while left := stint.runs[len(stint.done) :]:
+        console = Console()
+        async with stint.host.open(console.line) as session:
+            for experiment, seed in left:
+                stint.done.append(await _one(stint.host, session, console, experiment, seed, plan, tell))
+                if stint.done[-1].broken is not None or session.spent:
+                    break  # the session went with it; the next run gets a new one
 
 
 async def _one(

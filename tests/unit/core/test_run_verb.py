@@ -44,7 +44,8 @@ def carried_out(monkeypatch: pytest.MonkeyPatch, host: FakeHost, repeat: int = 1
     plan = run_verb._Plan(
         seed=7, repeat=repeat, runs=Path("runs"), timeout=1, known=(), withhold=frozenset(), shared=False
     )
-    done = asyncio.run(run_verb._all([host], WANTED, plan, lambda run, doing: None))  # type: ignore[list-item, arg-type]
+    stints = run_verb._stints([host], WANTED, plan)  # type: ignore[list-item, arg-type]
+    done = asyncio.run(run_verb._all(stints, 1, plan, lambda run, doing: None))
     assert len(done) == len(WANTED) * repeat
     return host.sessions
 
@@ -66,3 +67,43 @@ def test_what_is_broken_is_opened_again(monkeypatch: pytest.MonkeyPatch, bad: st
         setattr(host, bad, "second")
     assert carried_out(monkeypatch, machine) == [["first 7", "second 7"], ["third 7"]]
     assert carried_out(monkeypatch, lab, repeat=2)[1:3] == [["second 7"], ["second 8"]]
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 3, 5])
+def test_as_many_labs_are_open_at_a_time_as_there_are_jobs(monkeypatch: pytest.MonkeyPatch, jobs: int) -> None:
+    under_way: list[str] = []
+    most: list[int] = []
+
+    async def one(_host: Any, _session: Any, _console: Any, experiment: Any, *_: Any) -> Any:
+        under_way.append(experiment.name)
+        most.append(len(under_way))
+        for _turn in range(10 * (len(WANTED) - WANTED.index(experiment))):  # the first ends last
+            await asyncio.sleep(0)
+        under_way.remove(experiment.name)
+        return SimpleNamespace(broken=None, name=experiment.name)
+
+    monkeypatch.setattr(run_verb, "_one", one)
+    plan = run_verb._Plan(seed=7, repeat=1, runs=Path("runs"), timeout=1, known=(), withhold=frozenset(), shared=False)
+    stints = run_verb._stints([FakeHost(anew=True)], WANTED, plan)  # type: ignore[list-item, arg-type]
+    done: Any = asyncio.run(run_verb._all(stints, jobs, plan, lambda run, doing: None))
+    assert max(most) == min(jobs, len(WANTED))
+    assert [conducted.name for conducted in done] == ["first", "second", "third"]
+
+
+def test_one_lab_that_cannot_be_had_ends_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = []
+
+    async def one(_host: Any, _session: Any, _console: Any, experiment: Any, *_: Any) -> Any:
+        if experiment.name == "second":
+            raise LabHung("it cannot be had")
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(experiment.name)
+
+    monkeypatch.setattr(run_verb, "_one", one)
+    plan = run_verb._Plan(seed=7, repeat=1, runs=Path("runs"), timeout=1, known=(), withhold=frozenset(), shared=False)
+    stints = run_verb._stints([FakeHost(anew=True)], WANTED, plan)  # type: ignore[list-item, arg-type]
+    with pytest.raises(LabHung, match="it cannot be had"):
+        asyncio.run(run_verb._all(stints, 2, plan, lambda run, doing: None))
+    assert ended == ["first"]
