@@ -133,6 +133,18 @@ def charged(value: int) -> int:
     return value - _U64 if value >= _U64 // 2 else value
 
 
+def read(record: Witness) -> dict[tuple[str, str], int]:
+    """What an observation read of (cgroup, key); nothing of any other record."""
+    if not isinstance(record, Observation):
+        return {}
+    return {
+        (cgroup, key): charged(files["current"].get(key, 0))
+        for cgroup, files in record.misc.items()
+        if "current" in files
+        for key in sorted({*KEYS, *files["current"]})
+    }
+
+
 def said_dead(asked: Asked) -> bool | None:
     """What the answers say: that the VM is dead, that it is not, or (None) nothing that can be relied on."""
     answers = answers_of_open(asked)
@@ -399,12 +411,7 @@ def _charges(
     record: Observation, worlds: frozenset[World], *, joint: bool
 ) -> tuple[frozenset[World], tuple[Mismatch, ...]]:
     """The worlds that fit the counters (all of them together if `joint`), and the counters that fit none."""
-    seen = {
-        (cgroup, key): charged(files["current"].get(key, 0))
-        for cgroup, files in record.misc.items()
-        if "current" in files
-        for key in sorted({*KEYS, *files["current"]})
-    }
+    seen = read(record)
     charges = {world: world.charges for world in worlds}
     expected = {place: frozenset(charge[place] for charge in charges.values()) for place in seen}
     wrong = [place for place in seen if seen[place] not in expected[place]]

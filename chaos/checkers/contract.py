@@ -48,13 +48,15 @@ OTHER_THREAD = -1
 @dataclass(frozen=True, slots=True)
 class Judged:
     """An operation that was answered. `allowed` is what it may have answered, `gap` why that is not known, "" if it
-    is."""
+    is. `as_sev` is what the charge of a SEV-ES context's move would have answered under the key `sev`, None of any
+    other operation, or if nobody can say."""
 
     invoke: Invoke
     done: Done
     answer: Answer
     allowed: frozenset[Answer]
     gap: str = ""
+    as_sev: Answer | None = None
 
     @property
     def fits(self) -> bool:
@@ -153,6 +155,7 @@ class Contract:
         half = self._stopped("create_vcpu", invoke, done, lambda r: r.function == HALF_A_VCPU)
         flushes = not self.evidence.contexts.flush_failed(invoke, done)
         allowed: set[Answer] = set()
+        as_sev: set[Answer | None] = set()
         for world in ledger.during.get(invoke.op, ()):
             for limits in around or {frozenset()}:
                 state = State(
@@ -167,10 +170,11 @@ class Contract:
                     memlock=self._memlock(invoke, done),
                 )
                 allowed |= oracle.allowed(state, made)
+                as_sev.add(_charged_as_sev(state, made))
         gap = "" if allowed else f"nobody can say in what state {invoke.f} found its VMs"
         if not around and invoke.f in ("init", "move"):
             gap = f"the limits were not read, which {invoke.f} may have met"
-        return Judged(invoke, done, answer, frozenset(allowed), gap)
+        return Judged(invoke, done, answer, frozenset(allowed), gap, as_sev.pop() if len(as_sev) == 1 else None)
 
     def _stopped(self, f: str, invoke: Invoke, done: Done, at: Callable[[Held], bool]) -> frozenset[int]:
         """The operations `f` that were seen to be stopped there before this one began, and ended after it."""
@@ -226,6 +230,13 @@ class Contract:
             if limits is not None and over < invoke.seq and done.seq < seen:
                 limits = changed(limits, invoke)
         return limits == read
+
+
+def _charged_as_sev(state: State, move: Invoke) -> Answer | None:
+    context, payer = state.world.context(argument(move, "source")), state.world.home(move.agent)
+    if move.f != "move" or context is None or context.key != "sev_es" or payer in (None, context.payer):
+        return None
+    return oracle.charge(state, payer or "", "sev")
 
 
 def changed(limits: Limits, change: Invoke) -> Limits:

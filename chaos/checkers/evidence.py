@@ -8,7 +8,6 @@ several questions makes a verdict of each and hands them to `combine`.
 from __future__ import annotations
 
 import errno
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,7 +31,7 @@ from chaos.history import (
 )
 from chaos.ledger import WATCHED, Entry, Ledger, replay
 from chaos.verdict import Outcome, Verdict
-from chaos.world import argument, levels, number
+from chaos.world import argument, number
 
 # Operations that are ioctls on a file descriptor of their VM. `run` is none: it lets threads into KVM_RUN and
 # answers before they come out. `close`, and being the source of a move, are no ioctl on the VM.
@@ -240,20 +239,6 @@ class Evidence:
         exited = self.exited(invoke.agent, after=invoke.seq)
         return None if exited is None else exited.seq
 
-    def were_mirrors_charged(self, seq: int) -> Counter[tuple[str, str]]:
-        """What (cgroup, key) would be charged too much at that record, if a mirror was charged wherever it was moved to
-        last, and for good. That is of its own kind, and no finding about it may excuse anything else."""
-        made = [i for i, done in self.operations if i.f == "mirror" and done is not None and done.outcome == "ok"]
-        firsts = {argument(invoke, "vm"): invoke for invoke in made}
-        homes: dict[int, tuple[str, str]] = {}
-        for move in self.moves:
-            first = firsts.get(move.source)
-            if move.happened and first is not None and move.over is not None and move.over < seq:
-                firsts[move.destination] = first
-                # Also of SEV-ES: the destination does not know yet what it will be (finding 0002).
-                homes[first.op] = self.home(move.invoke), "sev"
-        return Counter((level, key) for cgroup, key in homes.values() for level in levels(cgroup))
-
     def held(self, vm: str, invoke: Invoke) -> bool | None:
         """Whether the VM had a context, its own or as a mirror, when the operation came; None if nobody can say."""
         had = {vm in world.holders for world in self.ledger.during.get(invoke.op, ())}
@@ -358,6 +343,13 @@ class Evidence:
         """The move that took the source's context elsewhere before this one, which failed, was over."""
         return None if move.happened or move.over is None else self.death(move.source, move.over)
 
+    def died_meanwhile(self, move: Move) -> bool:
+        """Whether another move took the context of this one's destination away, and left it dead, while this one was
+        under way and went on to succeed."""
+        began, ended = (move.done.began, move.done.ended) if move.done is not None else (0, 0)
+        others = (m.done for m in self.moves if m.happened and m.source == move.destination and m.done is not None)
+        return bool(move.happened and began) and any(began < done.ended <= ended for done in others)
+
     def remade(self, vm: str, after: int) -> int:
         """The record at which another VM of that name was created, or the end of the history."""
         creations = (i.seq for i, _ in self.operations if i.f == "create" and argument(i, "vm") == vm and i.seq > after)
@@ -392,6 +384,19 @@ class Evidence:
         and no finding about it may excuse the same of other VMs."""
         worlds = self.ledger.during.get(invoke.op, frozenset())
         if worlds and all(world.mirror(argument(invoke, "vm")) for world in worlds):
-            return f"{invoke.f}-of-mirror"
+            return f"{invoke.f}-of-mirror{self._which_mirror(invoke)}"
         es = invoke.f == "move" and self.key(argument(invoke, "source")) == "sev_es"
         return "move-of-sev_es" if es else invoke.f
+
+    def _which_mirror(self, invoke: Invoke) -> str:
+        """ "-of-moved" if it was made when its owner's context had been moved, "-elsewhere" if it is in another process
+        than the context was launched in."""
+        vms = self.lineage(argument(invoke, "vm"))
+        mirrors = ((i, done) for i, done in self.operations if i.f == "mirror" and argument(i, "vm") in vms)
+        made = next((mirror for mirror, done in mirrors if self.ledger.happened(mirror, done)), invoke)
+        owner = argument(made, "source")
+        if any(m.happened and m.destination == owner and m.over is not None and m.over < made.seq for m in self.moves):
+            return "-of-moved"
+        owners = self.lineage(owner)
+        launched = {i.agent for i, _ in self.operations if i.f == "launch_start" and argument(i, "vm") in owners}
+        return "" if invoke.agent in launched else "-elsewhere"

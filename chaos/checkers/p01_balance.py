@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from chaos.checkers.evidence import Evidence, deviated, held, unknown
+from chaos.checkers.mischarged import explained
 from chaos.experiment import Experiment
 from chaos.history import History, Observation, Traced
 from chaos.ledger import Entry, Mismatch, charged
@@ -20,6 +21,7 @@ from chaos.world import GONE
 
 PROMISE = "P1"
 _WHEN = ("before-move", "in-move", "after-move", "after-mirror-move", "after-close")
+_BY_ES_MOVE = "under-wrong-key-after-es-move"
 
 
 def check(experiment: Experiment, history: History) -> Verdict:
@@ -117,6 +119,9 @@ def _told(evidence: Evidence, mismatch: Mismatch) -> tuple[str, str]:
         text = f"{mismatch.key} of {mismatch.where} failed, but its charge had been taken over"
         return text, f"failed-but-charged:{mismatch.key}"
     when, label = _when(evidence, mismatch), _label(evidence, mismatch.record)
+    if when == _BY_ES_MOVE:
+        text = f"at {label!r} cgroup {mismatch.where!r} read {mismatch.key} {mismatch.seen} where {_values(mismatch)}"
+        return f"{text} was due, as if a moved SEV-ES context went by the key sev", when
     way = "miscounted"
     if mismatch.seen < 0:
         way = "below-zero"
@@ -137,7 +142,7 @@ def _first(signatures: set[str]) -> set[str]:
             way, found, key = signature.partition(f"-{when}:")
             if found:
                 first.setdefault((way, key), signature)
-    return {*first.values(), *(signature for signature in signatures if signature.startswith("failed-"))}
+    return {*first.values(), *(s for s in signatures if s == _BY_ES_MOVE or s.startswith("failed-"))}
 
 
 def _values(mismatch: Mismatch) -> str:
@@ -151,12 +156,13 @@ def _when(evidence: Evidence, mismatch: Mismatch) -> str:
     begun = [move for move in evidence.moves if move.invoke.seq < record]
     if any(move.over is None or record < move.over for move in begun):
         return "in-move"
+    by = explained(evidence, mismatch)
+    if by == "es-move":
+        return _BY_ES_MOVE
     worlds = next(entry.worlds for entry in evidence.ledger.entries if entry.record.seq == record)
     if not any(world.contexts for world in worlds):
         return "after-close"
-    by_mirrors = evidence.were_mirrors_charged(record)[mismatch.where, mismatch.key]
-    explained = by_mirrors > 0 and mismatch.seen - by_mirrors in mismatch.expected
-    return "after-mirror-move" if explained else "after-move"
+    return "after-mirror-move" if by else "after-move"
 
 
 def _label(evidence: Evidence, record: int) -> str:

@@ -8,6 +8,7 @@ named by what the mirror had done before it was first seen: become one, or been 
 from __future__ import annotations
 
 from chaos.checkers.evidence import Evidence, combine, deviated, held, unknown
+from chaos.checkers.mischarged import explained
 from chaos.checkers.p01_balance import paid, shows_charge
 from chaos.experiment import Experiment
 from chaos.history import Done, History, Invoke
@@ -66,6 +67,8 @@ def _entry(evidence: Evidence, made: dict[str, tuple[Invoke, Done]], entry: Entr
         if mismatch.kind != "charge" or mismatch.seen <= max(mismatch.expected):
             continue
         how, records = _since(evidence, made, mismatch.where, entry.record.seq)
+        if how == "moved-mirror" and not explained(evidence, mismatch):
+            how = "moved-mirror-and-more"
         if how:
             due = " or ".join(str(value) for value in sorted(mismatch.expected))
             text = f"a {how.replace('-', ' ')} is charged: {mismatch.where} {mismatch.key} {mismatch.seen} for {due}"

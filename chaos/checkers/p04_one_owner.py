@@ -53,7 +53,8 @@ def _mismatch(evidence: Evidence, mismatch: Mismatch) -> Verdict:
     dead = all(mismatch.where in world.dead for world in entry.worlds)
     if mismatch.kind == "owner" and dead and not mismatch.seen:
         reason = f"{mismatch.where} was given the context when it was dead, so nobody can use it any more"
-        signature = "owner-is-dead"
+        given = (m for m in evidence.moves if m.destination == mismatch.where)
+        signature = "owner-died-in-move" if any(map(evidence.died_meanwhile, given)) else "owner-was-dead"
     elif mismatch.kind == "owner":
         said = "owns a context and must not" if mismatch.seen else "owns no context and must"
         reason, signature = f"{mismatch.where} {said}", "two-own" if mismatch.seen else "none-owns"

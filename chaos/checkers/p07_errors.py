@@ -20,7 +20,7 @@ from chaos.verdict import Verdict
 from chaos.world import argument
 
 PROMISE = "P7"
-_ASKS_NO_FIRMWARE = frozenset({"move", "mirror"})
+_ASKS_FIRMWARE = frozenset({"init", "command", "guest_status"})  # and what begins with "launch_"
 
 
 def check(experiment: Experiment, history: History) -> Verdict:
@@ -47,13 +47,13 @@ def _as_allowed(each: Judged, *, silent: int | None) -> bool:
     """A firmware that the kernel has given up, at the time `silent`, makes EBUSY and ETIMEDOUT the answer of whatever
     asks it from then on."""
     late = silent is not None and each.done.t >= silent
-    unheard = late and each.invoke.f not in _ASKS_NO_FIRMWARE and each.answer.errno in (EBUSY, ETIMEDOUT)
-    return each.fits or unheard
+    asks = each.invoke.f in _ASKS_FIRMWARE or each.invoke.f.startswith("launch_")
+    return each.fits or (late and asks and each.answer.errno in (EBUSY, ETIMEDOUT))
 
 
 def _is_left_to_p5(evidence: Evidence, each: Judged) -> bool:
-    vm = argument(each.invoke, "vm")
-    moved_to = (move.destination == vm and move.invoke.seq < each.invoke.seq for move in evidence.moves)
+    vm, given = argument(each.invoke, "vm"), (move for move in evidence.moves if move.happened is not False)
+    moved_to = (move.destination == vm and move.invoke.seq < each.invoke.seq for move in given)
     return each.invoke.f == "guest_status" and any(moved_to)
 
 
@@ -61,16 +61,26 @@ def _judged(evidence: Evidence, each: Judged) -> Verdict:
     records = (each.invoke, each.done)
     if each.gap:
         return unknown(PROMISE, f"{_named(each)} answered {errname(each.answer.errno)}: {each.gap}", records)
-    kind = evidence.kind(each.invoke)
     seen, due = _said(each.answer), sorted({_said(answer) for answer in each.allowed})
+    # What the firmware may refuse for reasons of its own differs by host, and is no part of what is wrong.
+    own = sorted({_said(answer) for answer in each.allowed if not answer.firmware}) or due
     return deviated(
         PROMISE,
         f"{_named(each)} answered {seen} where {' or '.join(due)} was due{_though(evidence, each)}",
         records,
-        signature=f"{kind}:{seen}-for-{'-or-'.join(due)}".replace(" ", "-"),
+        signature=f"{_kind(evidence, each)}:{seen}-for-{'-or-'.join(own)}".replace(" ", "-"),
         expected=" or ".join(due),
         seen=seen,
     )
+
+
+def _kind(evidence: Evidence, each: Judged) -> str:
+    """The operation, for a signature. A move that went by the wrong key, or into a VM that died while it was under way,
+    is one that a finding is about, and none other is."""
+    if each.as_sev is not None and each.as_sev.errno == each.answer.errno:
+        return "move-of-sev_es-as-sev"
+    mine = (move for move in evidence.moves if move.invoke.op == each.invoke.op)
+    return "move-into-the-dying" if any(map(evidence.died_meanwhile, mine)) else evidence.kind(each.invoke)
 
 
 def _though(evidence: Evidence, each: Judged) -> str:

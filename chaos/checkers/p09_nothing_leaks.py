@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from chaos.checkers.evidence import Evidence, combine, deviated, errname, held, skipped, unknown
+from chaos.checkers.mischarged import all_explained, by_mirrors
 from chaos.contexts import GONE, told
 from chaos.experiment import Experiment
 from chaos.history import Filled, History, Observation
@@ -70,9 +71,8 @@ def _charges(evidence: Evidence, end: Observation) -> Iterator[Verdict]:
         return
     seen = ", ".join(f"{cgroup} {key} {value}" for cgroup, key, value in left)
     keys = "+".join(sorted({key for _, key, _ in left}))
-    by_mirrors = evidence.were_mirrors_charged(end.seq)
-    explained = {(cgroup, key): value for cgroup, key, value in left} == by_mirrors
-    signature = f"charge-left{'-after-mirror-move' if explained else ''}:{keys}"
+    by = all_explained(evidence, end.seq, {(cgroup, key): value for cgroup, key, value in left})
+    signature = f"charge-left{f'-after-{by}' if by else ''}:{keys}"
     yield deviated(
         PROMISE, f"charges were left: {seen}", (end,), signature=signature, expected="0 everywhere", seen=seen
     )
@@ -135,7 +135,7 @@ def _filled(evidence: Evidence, start: Filled, end: Filled) -> Iterator[Verdict]
                 PROMISE,
                 f"{after} contexts of {key} could be had after the run, {before} before it",
                 (start, end),
-                signature=f"{'fewer' if after < before else 'more'}-contexts:{key}",
+                signature=f"{_way(evidence, key, before - after, end)}:{key}",
                 expected=str(before),
                 seen=str(after),
             )
@@ -147,3 +147,10 @@ def _filled(evidence: Evidence, start: Filled, end: Filled) -> Iterator[Verdict]
             yield held(PROMISE, f"{after} contexts of {key} can be had as before", (start, end))
     if not start.count and not end.count:
         yield unknown(PROMISE, "no key was filled to capacity", (start, end))
+
+
+def _way(evidence: Evidence, key: str, missing: int, end: Filled) -> str:
+    """Which contexts cannot be had any more may be just those that a finding about mirrors is about."""
+    if missing > 0 and missing == by_mirrors(evidence, end.seq)[".", key]:
+        return "fewer-contexts-after-mirror-move"
+    return "fewer-contexts" if missing > 0 else "more-contexts"

@@ -60,7 +60,7 @@ def _stopped(evidence: Evidence, each: Judged) -> Iterator[Verdict]:
             PROMISE,
             f"{each.invoke.f} of {vm} succeeded over {each.in_the_way}",
             records,
-            signature=f"over-limit:{each.invoke.f}:{_key(evidence, each.invoke)}",
+            signature=f"over-limit:{each.invoke.f}:{_key(evidence, each.invoke)}{'-as-sev' * (each.as_sev == OK)}",
             expected="EBUSY",
             seen=errname(each.answer.errno),
         )
@@ -91,7 +91,8 @@ def _events(contract: Contract, judged: Sequence[Judged], before: Observation, a
                 yield unknown(PROMISE, text, (before, after))
             elif not low <= last - first <= high:
                 way = "missing" if last - first < low else "unexplained"
-                if way == "unexplained" and any(_of_other_key(evidence, each, key, before, after) for each in judged):
+                fewest, most = _due(evidence, judged, before, after, cgroup, key, as_sev=True)
+                if fewest <= last - first <= most:
                     way = "under-wrong-key"
                 yield deviated(
                     PROMISE,
@@ -105,27 +106,31 @@ def _events(contract: Contract, judged: Sequence[Judged], before: Observation, a
                 yield held(PROMISE, f"{cgroup} counted {last - first} events of {key}", (before, after))
 
 
-def _of_other_key(evidence: Evidence, each: Judged, key: str, before: Observation, after: Observation) -> bool:
-    """Whether it was refused between the two without a reason, and would have been charged under another key."""
-    inside = _between(each.invoke.seq, each.done.seq, before, after)
-    return inside and each.answer.errno == EBUSY and not each.fits and _key(evidence, each.invoke) != key
-
-
 def _between(begun: int, over: int, before: Observation, after: Observation) -> bool:
     return begun < after.seq and over > before.seq
 
 
 def _due(
-    evidence: Evidence, judged: Sequence[Judged], before: Observation, after: Observation, cgroup: str, key: str
+    evidence: Evidence,
+    judged: Sequence[Judged],
+    before: Observation,
+    after: Observation,
+    cgroup: str,
+    key: str,
+    *,
+    as_sev: bool = False,
 ) -> tuple[int, int]:
-    """The fewest and the most events that the cgroup must have counted."""
+    """The fewest and the most events that the cgroup must have counted; `as_sev` if moves of SEV-ES contexts went by
+    the wrong key, which is what a finding is about."""
     low = high = 0
     for each in judged:
         if each.answer.errno != EBUSY or not _between(each.invoke.seq, each.done.seq, before, after):
             continue
-        if _key(evidence, each.invoke) != key:
+        astray = as_sev and each.as_sev is not None
+        if ("sev" if astray else _key(evidence, each.invoke)) != key:
             continue
-        hits = [bool(answer.at) and cgroup in levels(answer.at) for answer in each.allowed if answer.errno == EBUSY]
+        answers = {each.as_sev} if astray and each.as_sev is not None else each.allowed
+        hits = [bool(answer.at) and cgroup in levels(answer.at) for answer in answers if answer.errno == EBUSY]
         whole = before.seq < each.invoke.seq and each.done.seq < after.seq and not each.gap
         low += bool(hits) and all(hits) and whole
         high += any(hits)

@@ -25,13 +25,13 @@ from errno import ETIMEDOUT
 from chaos.effects import begin, effect, halfway
 from chaos.history import Invoke
 from chaos.oracle.rules import CHECKS
-from chaos.oracle.state import OK, Answer, State, charges, events
+from chaos.oracle.state import OK, Answer, State, charge, charges, events
 from chaos.oracle.versions import DIFFERENCES, Difference, Rules, rules
 from chaos.world import ON_CGROUPS, ON_ITS_WAY, World, argument, die, forget, gone, levels
 
 __all__ = [
-    "DIFFERENCES", "OK", "Answer", "Difference", "Rules", "State", "after", "allowed", "charges", "events", "new",
-    "rules", "under_way",
+    "DIFFERENCES", "OK", "Answer", "Difference", "Rules", "State", "after", "allowed", "charge", "charges", "events",
+    "new", "rules", "under_way",
 ]  # fmt: skip
 
 # Those that nobody living has to make: a process to be, and what is done from outside.

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A written finding excuses what it describes, to the unit, and not another defect that looks like it."""
+
+from __future__ import annotations
+
+from errno import EBADF, EBUSY, EINVAL, EIO
+
+import msgspec
+import pytest
+
+from chaos import findings
+from chaos.history import History, Observation
+from tests.unit.core.build import KERNEL, Builder
+from tests.unit.core.doctored import DEVIATED, begun, verdict_of
+
+KNOWN = findings.load()
+ES = "sev_es"
+
+
+def excused(promise: str, history: History) -> str:
+    """The number of the finding that the deviation is, "" if it is none."""
+    verdict = verdict_of(promise, history)
+    assert verdict.outcome is DEVIATED, verdict.reason
+    found = findings.matching(verdict, KERNEL, KNOWN)
+    return found.id if found is not None else ""
+
+
+def read(b: Builder, label: str, *charged: tuple[str, str, int], guests: int = 1) -> Observation:
+    """An observation in which these counters are not 0."""
+    seen = b.observe(label, {}, guests=guests)
+    for cgroup, key, value in charged:
+        seen.misc[cgroup]["current"][key] = value
+    return seen
+
+
+def moved_es(*, more: tuple[tuple[str, str, int], ...] = (), left: tuple[tuple[str, str, int], ...] = ()) -> History:
+    """A SEV-ES guest is moved and charged under the wrong key. `more` are counters that are wrong beside, after the
+    move; `left` those at the end."""
+    b = begun()
+    b.launch("old", "source", ES)
+    b.launch("new", "destination")
+    read(b, "before", (".", ES, 1), ("source", ES, 1))
+    b.do("send_fd", "source", vm="old", to="destination")
+    b.move("old", "new", "destination")
+    wrong = (("source", "sev", -1), ("source", ES, 1), ("destination", "sev", 1))
+    read(b, "after", (".", ES, 1), *wrong, *more)
+    b.do("close", "destination", vm="new")
+    for agent in ("source", "destination"):
+        b.exit(agent)
+    read(b, "end", *wrong, ("destination", ES, -1), *left, guests=0)
+    b.fill("end")
+    return b.end()
+
+
+def test_a_context_under_the_wrong_key() -> None:
+    assert (excused("P1", moved_es()), excused("P9", moved_es())) == ("0002", "0002")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("destination", "sev", 2),  # charged twice
+        ("source", ES, 2),
+        ("destination", ES, 1),  # under both keys
+        (".", "sev", 1),  # above the cgroups that are wrong
+    ],
+)
+def test_more_than_a_context_under_the_wrong_key(more: tuple[str, str, int]) -> None:
+    assert excused("P1", moved_es(more=(more,))) == ""
+    assert excused("P1", moved_es(left=(more,))) == ""
+    assert excused("P9", moved_es(left=(more,))) == ""
+
+
+def es_into(*, limit: dict[str, int], error: int, events: dict[str, int]) -> History:
+    """A SEV-ES guest is moved into a cgroup with these limits, is answered so, and these events are counted there."""
+    b = begun()
+    b.launch("old", "source", ES)
+    b.do("launch_update_vmsa", "source", vm="old")
+    b.launch("new", "destination")
+    b.do("send_fd", "source", vm="old", to="destination")
+    _limited(b, "before", limit, {})
+    b.move("old", "new", "destination", error=error)
+    _limited(b, "after", limit, events)
+    return b.end()
+
+
+def _limited(b: Builder, label: str, limit: dict[str, int], events: dict[str, int]) -> None:
+    seen = read(b, label, (".", ES, 1), ("source", ES, 1))
+    for cgroup, files in seen.misc.items():
+        here = cgroup == "destination"
+        counted = {f"{key}.max": events.get(key, 0) if here or cgroup == "." else 0 for key in ("sev", ES)}
+        files |= {"max": limit if here else {}, "events": counted}
+
+
+@pytest.mark.parametrize(
+    ("promise", "limit", "error", "events", "finding"),
+    [
+        ("P7", {"sev": 0}, EBUSY, {"sev": 1}, "0002"),
+        ("P7", {}, EBUSY, {}, ""),  # nothing is in the way, whatever the key
+        ("P7", {ES: 0}, 0, {}, "0002"),
+        ("P7", {"sev": 0, ES: 0}, 0, {}, ""),  # over both limits
+        ("P10", {ES: 0}, 0, {}, "0002"),
+        ("P10", {"sev": 0, ES: 0}, 0, {}, ""),
+        ("P10", {"sev": 0, ES: 0}, EBUSY, {"sev": 1}, "0002"),
+        ("P10", {"sev": 0, ES: 0}, EBUSY, {"sev": 2}, ""),
+        ("P10", {"sev": 0, ES: 0}, EBUSY, {}, ""),  # counted nowhere
+    ],
+)
+def test_the_limits_of_the_other_key(
+    promise: str, limit: dict[str, int], error: int, events: dict[str, int], finding: str
+) -> None:
+    assert excused(promise, es_into(limit=limit, error=error, events=events)) == finding
+
+
+def moved_mirror(*, charged: int = 2, sev: int = 7) -> History:
+    """A mirror is moved to the destination, where so much is charged then; in the end `sev` contexts can be had."""
+    b = begun()
+    b.launch("owner", "source", "sev")
+    b.do("create", "source", vm="mirror", kind="mirror", vcpus=1, memory="guest")
+    b.do("mirror", "source", vm="mirror", source="owner")
+    b.launch("new", "destination")
+    b.do("send_fd", "source", vm="mirror", to="destination")
+    b.move("mirror", "new", "destination")
+    b.observe("moved", {"source": 1, "destination": charged - 1}, guests=1)
+    for agent in ("source", "destination"):
+        b.exit(agent)
+    b.observe("end", {"destination": 1}, guests=0)
+    b.fill("end", sev=sev)
+    return b.end()
+
+
+def test_a_moved_mirror_is_charged_once_and_takes_one_context() -> None:
+    assert [excused(promise, moved_mirror()) for promise in ("P1", "P2", "P9")] == ["0004"] * 3
+    assert [excused(promise, moved_mirror(charged=3)) for promise in ("P1", "P2")] == ["", ""]
+    assert excused("P9", moved_mirror(sev=6)) == ""
+
+
+def mirror_asked(*, elsewhere: bool, moved: bool = False) -> History:
+    """GUEST_STATUS of a mirror answers EBADF; its owner may have been moved before it was made."""
+    b = begun()
+    b.launch("owner", "source", "sev")
+    owner, agent = "owner", "destination" if elsewhere or moved else "source"
+    if moved:
+        b.launch("new", "destination")
+        b.do("send_fd", "source", vm="owner", to="destination")
+        b.move("owner", "new", "destination")
+        owner = "new"
+    b.do("create", agent, vm="mirror", kind="mirror", vcpus=1, memory="guest")
+    if elsewhere:
+        b.do("send_fd", "source", vm=owner, to=agent)
+    b.do("mirror", agent, vm="mirror", source=owner)
+    b.status("mirror", agent, error=EBADF)
+    return b.end()
+
+
+def test_a_mirror_that_cannot_use_its_owners_descriptor() -> None:
+    assert excused("P7", mirror_asked(elsewhere=True)) == "0005"
+    assert excused("P7", mirror_asked(elsewhere=False, moved=True)) == "0001"
+    assert excused("P7", mirror_asked(elsewhere=False)) == ""  # there the number is the right one
+
+
+def crossed(*, at_once: bool) -> History:
+    """Two VMs are moved into each other, the second into a dead one; it may have begun when that one lived."""
+    b = begun()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.do("send_fd", "source", vm="old", to="destination")
+    b.do("send_fd", "destination", vm="new", to="source")
+    slow = None
+    if at_once:
+        slow = b.invoke("move", "source", vm="old", source="new")
+        b.move("old", "new", "destination")
+    else:
+        b.move("old", "new", "destination")
+        slow = b.invoke("move", "source", vm="old", source="new")
+    b.records[-1] = msgspec.structs.replace(b.done(slow), began=slow.t)
+    b.observe("after", {"source": 1})
+    b.status("old", "source", error=EIO)
+    b.status("new", "destination", error=EIO)
+    b.ask("old", "source", dead=True)
+    b.ask("new", "destination", dead=True)
+    return b.finish()
+
+
+def test_a_vm_that_died_while_it_was_given_the_guest_is_no_dead_vm_that_is_given_one() -> None:
+    assert [excused(promise, crossed(at_once=True)) for promise in ("P4", "P7")] == ["0007", "0007"]
+    assert [excused(promise, crossed(at_once=False)) for promise in ("P4", "P7")] == ["", ""]
+
+
+def test_an_init_that_fails_without_a_flush_that_did() -> None:
+    b = begun()
+    b.do("create", "source", vm="old", kind="sev", vcpus=1, memory="guest")
+    for error in (EIO, EINVAL):
+        b.do("init", "source", vm="old", key="sev", error=error)
+        assert excused("P7", b.history()) == ""
