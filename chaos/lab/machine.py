@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from qemu.qmp import QMPClient
+from qemu.qmp import EventListener, QMPClient
 
 from chaos.errors import KernelPanicked, LabFailed, LabHung, NoSpace, PspDied, QemuDied
 from chaos.lab import protocol
@@ -49,6 +49,8 @@ _PANIC = re.compile(r"Kernel panic - not syncing: (.*)")
 # What an oops begins with, some fifty lines before the panic that follows it.
 _OOPS = re.compile(r"BUG: |Oops: |general protection fault|kernel BUG at |stack segment: |double fault: ")
 _KEPT_LINES = 400
+# What QEMU says with -d cpu_reset; after the first come all registers of the CPU.
+_RESET, _TRIPLE_FAULT = "CPU Reset", "Triple fault"
 _PR_SET_PDEATHSIG = 1
 
 
@@ -144,6 +146,8 @@ class Lab:
         self._processes: list[asyncio.subprocess.Process] = []
         self.ports: dict[str, Port] = {}
         self.monitor = QMPClient("lab")
+        self._shutdown = EventListener("SHUTDOWN")
+        self.monitor.register_listener(self._shutdown)
         self.psp: PspControl
         self.ready: protocol.Ready
 
@@ -265,7 +269,18 @@ class Lab:
         await asyncio.wait([following], timeout=2)  # what it still had to say
         if self.console.panic is not None:
             return KernelPanicked(f"the lab's kernel panicked: {self.console.panic}", console=self.console.tail())
-        return QemuDied(f"QEMU ended ({_how(code)}){_said(words)}", console=self.console.tail())
+        why = "" if code else f", {await self._why_shut_down()}{', a triple fault' if _TRIPLE_FAULT in words else ''}"
+        said = _said(words.partition(_RESET)[0].strip())
+        return QemuDied(f"QEMU ended ({_how(code)}{why}){said}", console=self.console.tail())
+
+    async def _why_shut_down(self) -> str:
+        """QEMU's word for why it ended in order: `guest-shutdown`, or `guest-reset` where the lab would start again."""
+        try:
+            event = await asyncio.wait_for(self._shutdown.get(), 2)  # it was told before QEMU ended
+        except TimeoutError:
+            return "no reason given"
+        told = event.get("data")
+        return str(told["reason"]) if isinstance(told, dict) else "no reason given"
 
     async def wait(self, task: Awaitable[T], deadline: float | None, waited_for: str) -> T:
         """The result of `task`, within `deadline` seconds; raises what broke the lab if that comes first."""
@@ -321,6 +336,7 @@ def command_line(spec: Spec, fds: dict[str, int], *, incoming: bool) -> list[str
     )
     command = [
         str(spec.qemu.path), "-nodefaults", "-no-user-config", "-display", "none", "-net", "none", "-no-reboot",
+        "-d", "cpu_reset",  # so that it says when a triple fault was what ended it
         "-name", "sevchaos-lab",
         "-accel", f"tcg,thread={spec.qemu.threads}", "-cpu", "EPYC,+svm,+npt",
         "-machine", "q35,memory-backend=memory", "-smp", str(spec.cpus), "-m", f"{spec.memory >> 20}M",

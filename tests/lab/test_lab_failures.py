@@ -38,7 +38,15 @@ def test_a_program_that_takes_too_long(in_lab: Sevchaos) -> None:
 def test_a_machine_that_is_switched_off(in_lab: Sevchaos) -> None:
     done = in_lab("sh", "-c", "echo o > /proc/sysrq-trigger; sleep 100")
     assert done.returncode == ExitCode.QEMU_DIED
-    assert b"QEMU ended (exit code 0)" in done.stderr
+    assert b"QEMU ended (exit code 0, guest-shutdown)" in done.stderr
+
+
+@pytest.mark.parametrize(("how", "words"), [("kbd", b"guest-reset)"), ("triple", b"guest-reset, a triple fault)")])
+def test_a_machine_that_would_start_again(in_lab: Sevchaos, how: str, words: bytes) -> None:
+    done = in_lab("sh", "-c", f"echo {how} > /sys/kernel/reboot/type; echo b > /proc/sysrq-trigger; sleep 100")
+    assert done.returncode == ExitCode.QEMU_DIED
+    assert b"QEMU ended (exit code 0, " + words in done.stderr
+    assert b"CPU Reset" not in done.stderr
 
 
 @pytest.mark.parametrize(
