@@ -85,6 +85,9 @@ class Scene(Protocol):
     def shared(self) -> bool:
         """Whether others live on this host, of whom nothing may be struck."""
 
+    def chance(self) -> int:
+        """A seed of 63 bits, another each time: of the run's own, which is its only source of chance."""
+
     def vmm(self, name: str) -> Victim: ...
 
     def vmm_of(self, vm: str) -> Victim:

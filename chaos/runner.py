@@ -220,7 +220,7 @@ class Run:
         observer = Observer(group, asked, lambda lost: self.recorder.lost("guests", lost), lambda: firmware.may_stall)
         length = len(self.order.experiment.script)
         stage = Stage(self.order.experiment, fleet, Groups(group, fleet), host.executes_es)
-        scene = Scene(stage, stack, firmware, self.warden, self.order.shared)
+        scene = Scene(stage, stack, firmware, self.warden, self.order.shared, self.order.seed)
         require_all(scene, shared=self.order.shared)  # now, not in the middle
         self._fill("start", host, fleet, group)
         with self.tracer.recording(self.loop, self.recorder, group.path.name) as untraced:

@@ -12,6 +12,7 @@ from errno import EBUSY, ENODEV, ENOENT
 from pathlib import Path
 
 from chaos.cgroup.group import Cgroup
+from chaos.chance import split
 from chaos.cleanup import Warden
 from chaos.errors import HostLacks, Unsupported
 from chaos.fleet import Pending, StepFailed, Vmm
@@ -30,15 +31,21 @@ LOADED_WITHIN = 60.0
 
 @dataclass(slots=True)
 class Scene:
-    """What is opened for faults and holds is closed when `stack` is."""
+    """What is opened for faults and holds is closed when `stack` is. `seed` is the run's."""
 
     stage: Stage
     stack: ExitStack
     firmware: Firmware
     warden: Warden
     shared: bool = False
+    seed: int = 0
+    _drawn: int = 0
     _kfault: Kfault | None = None
     _soft: dict[int, int] = field(default_factory=dict)
+
+    def chance(self) -> int:
+        self._drawn += 1
+        return split(self.seed, f"fault-{self._drawn}")
 
     def vmm(self, name: str) -> Vmm:
         return self.stage.fleet.vmms[name]

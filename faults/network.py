@@ -1,39 +1,56 @@
 # SPDX-License-Identifier: Apache-2.0
 """Faults of the network between two VMMs that hand a guest over. Both live in namespaces of their own; nothing else is
 on the link, so what its counters say is the migration's own traffic.
+
+What is done to packets is done by the kernel's netem, or where there is none by a relay of ours in user space
+(`chaos.relay`). The one is told by the kernel's counters; the other by its own, which must agree with the kernel's.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from errno import EBUSY
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol
 
-from chaos.errors import UsageError
+from chaos import relay
+from chaos.errors import HostLacks, Unsupported, UsageError
 from chaos.fault import Evidence, Fault, Scene, Target
-from chaos.netns import link, netem
+from chaos.netns import link, netem, tun
 from chaos.netns.link import End
 from chaos.netns.netem import Impairment, Reading
+from chaos.relay import Relay, Told
 
 _NEEDS = "network namespaces and veth, and VMMs that migrate"
+_ONE_OF = f"{_NEEDS}; a kernel with netem, or with TUN devices for a relay in its place"
 _WHERE = "at any step, before any phase of a migration; what it meets is what passes between the two VMMs"
+
+By = Literal["netem", "relay", "either"]
+_PROBES: dict[By, tuple[Callable[[], None], ...]] = {
+    "netem": (netem.probe,), "relay": (tun.probe,), "either": (netem.probe, tun.probe)
+}  # fmt: skip
 
 
 @dataclass(kw_only=True, slots=True)
 class Netem(Fault):
-    """Impair the links of a VMM by netem: delay and jitter in milliseconds; loss, duplication, reordering and
-    corruption in percent; rate in kilobits a second.
+    """Impair the links of a VMM: delay and jitter in milliseconds; loss, duplication, reordering and corruption in
+    percent; rate in kilobits a second.
 
-    `way` is what is struck: what the VMM sends (out), what it receives (in), or both.
+    `way` is what is struck: what the VMM sends (out), what it receives (in), or both. `by` is who does it: the kernel's
+    netem, a relay in user space through which the two VMMs talk meanwhile, or either: netem if the kernel has it. Under
+    the run's seed the relay does the same to the n-th packet of each direction, and so does netem from Linux 6.6 on.
     """
 
     TARGET: ClassVar[Target] = "link"
     WHERE: ClassVar[str] = _WHERE
-    NEEDS: ClassVar[str] = f"{_NEEDS}; a kernel with netem"
+    NEEDS: ClassVar[str] = _ONE_OF
     PROOF: ClassVar[str] = (
         "the kernel's own counters: packets that passed delayed or limited, were dropped, or overtook others; of "
-        "duplication and corruption, more packets that came than were sent, and wrong checksums"
+        "duplication and corruption, more packets that came than were sent, and wrong checksums. Of a relay its own "
+        "counters, as long as it lives and they agree with the kernel's, and wrong checksums"
     )
 
     delay: float = 0.0
@@ -44,6 +61,7 @@ class Netem(Fault):
     corruption: float = 0.0
     rate: int = 0
     way: Literal["out", "in", "both"] = "both"
+    by: By = "either"
     _put: list[_Put] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
@@ -61,13 +79,46 @@ class Netem(Fault):
             rate=self.rate * 1000,
         )  # fmt: skip
 
+    def require(self, scene: Scene, target: str) -> None:
+        lacking = []
+        for probe in _PROBES[self.by]:
+            try:
+                probe()
+            except HostLacks as error:
+                lacking.append(error)
+            else:
+                return
+        remedies = dict.fromkeys(error.remedy for error in lacking)
+        raise Unsupported("; ".join(error.message for error in lacking), remedy=", or: ".join(remedies))
+
     def apply(self, scene: Scene, target: str) -> None:
+        pid = scene.vmm(target).pid
         for own, other, peer in scene.links(target):
-            pid = scene.vmm(target).pid
-            ways = {"out": _Put(own, pid, peer.pid), "in": _Put(other, peer.pid, pid)}
-            for put in ways.values() if self.way == "both" else (ways[self.way],):
-                self._put.append(put)
-                put.before, put.counts = netem.apply(put.end, self._impairment), _counts(put.sender, put.receiver)
+            out = _Way(own, pid, peer.pid, self._asked("out", scene.chance()))
+            back = _Way(other, peer.pid, pid, self._asked("in", scene.chance()))
+            if self.by != "relay":
+                try:
+                    self._by_netem(way for way in (out, back) if way.asked.effects)
+                    continue
+                except HostLacks:
+                    if self.by == "netem":
+                        raise
+            self._put.append(_Relayed(out, back))
+
+    def _asked(self, way: str, seed: int) -> Impairment:
+        """Of one direction, which may be the one that nothing is done to."""
+        asked = self._impairment if self.way in (way, "both") else Impairment()
+        return dataclasses.replace(asked, seed=seed)
+
+    def _by_netem(self, ways: Iterator[_Way]) -> None:
+        for way in ways:
+            put = _InKernel(way)
+            self._put.append(put)
+            try:
+                put.apply()
+            except HostLacks:
+                self._put.remove(put)
+                raise
 
     def evidence(self, scene: Scene, target: str) -> Evidence:
         """Each effect must have been met on at least one of the links."""
@@ -80,8 +131,28 @@ class Netem(Fault):
 
     def undo(self, scene: Scene, target: str) -> str:
         for put in self._put:
-            netem.undo(put.end)
+            put.take_off()
         return "the links are as they were"
+
+
+class _Put(Protocol):
+    """What impairs a link."""
+
+    def told(self) -> tuple[set[str], str]:
+        """The effects that packets have met, and the numbers that say so."""
+
+    def take_off(self) -> None:
+        """Twice is once. Raises `CleanupFailed`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """One direction of a link: what leaves by `end`. `sender` and `receiver` are processes in the two namespaces."""
+
+    end: End
+    sender: int
+    receiver: int
+    asked: Impairment
 
 
 @dataclass(slots=True)
@@ -94,24 +165,27 @@ class _Counts:
     wrong: int
 
 
-@dataclass(slots=True)
-class _Put:
-    """netem on one end. `sender` and `receiver` are processes in the two namespaces."""
+@dataclass(slots=True, eq=False)
+class _InKernel:
+    """netem on one end."""
 
-    end: End
-    sender: int
-    receiver: int
+    way: _Way
     before: Reading | None = None
     counts: _Counts | None = None
 
+    def apply(self) -> None:
+        self.before = netem.apply(self.way.end, self.way.asked)
+        self.counts = _counts(self.way.sender, self.way.receiver)
+
     def told(self) -> tuple[set[str], str]:
-        """The effects that packets have met, and the numbers that say so."""
-        after = netem.read(self.end)
+        end, after = self.way.end, netem.read(self.way.end)
         if self.before is None or after is None:
-            return set(), f"{self.end}: no netem is on it"
+            return set(), f"{end}: no netem is on it"
         met = {effect for effect, struck in netem.struck(self.before, after).items() if struck}
-        now = _counts(self.sender, self.receiver)
-        text = f"{self.end}: {after.passed} packets passed, {after.dropped} dropped, {after.reordered} overtook others"
+        now = _counts(self.way.sender, self.way.receiver)
+        text = (
+            f"netem of {end}: {after.passed} packets passed, {after.dropped} dropped, {after.reordered} overtook others"
+        )
         if now is not None and self.counts is not None:
             more = (now.came - self.counts.came) - (now.sent - self.counts.sent)
             wrong = now.wrong - self.counts.wrong
@@ -119,6 +193,59 @@ class _Put:
             met |= {"corruption"} if wrong > 0 else set()
             text += f", {max(more, 0)} more came than were sent, {wrong} had a wrong checksum"
         return met & set(self.before.impairment.effects), text
+
+    def take_off(self) -> None:
+        netem.undo(self.way.end)
+
+
+class _Relayed:
+    """A relay between both ends."""
+
+    def __init__(self, out: _Way, back: _Way) -> None:
+        self._ways = (out, back)
+        self._before = [_counts(way.sender, way.receiver) for way in self._ways]
+        self._relay = Relay((out.end, back.end), (out.asked, back.asked))
+
+    def told(self) -> tuple[set[str], str]:
+        directions = self._relay.told()
+        if directions is None:
+            return set(), f"the relay of {self._ways[0].end} died, and what passed then was not impaired"
+        met: set[str] = set()
+        texts = []
+        for way, before, told in zip(self._ways, self._before, directions, strict=True):
+            now = _counts(way.sender, way.receiver)
+            wrong = now.wrong - before.wrong if now is not None and before is not None else None
+            if way.asked.effects:
+                met |= _met(told, wrong) & set(way.asked.effects)
+            texts.append(_accounts(way.end, told, wrong))
+        return (met if all(told.balanced for told in directions) else set()), "; ".join(texts)
+
+    def take_off(self) -> None:
+        self._relay.close()
+
+
+def _met(told: Told, wrong: int | None) -> set[str]:
+    counts = told.counts
+    waited = ("delay_us", "jitter_us", "rate") if counts.slowed else ()
+    others = {
+        "loss": counts.dropped, "duplication": counts.duplicated, "reordering": counts.reordered,
+        "corruption": counts.corrupted and wrong,
+    }  # fmt: skip
+    return {*waited, *(effect for effect, count in others.items() if count)}
+
+
+def _accounts(end: End, told: Told, wrong: int | None) -> str:
+    counts = told.counts
+    text = (
+        f"relay of {end}: {counts.taken} packets taken, {counts.given} given, {counts.dropped} dropped, "
+        f"{counts.duplicated} duplicated, {counts.slowed} slowed, {counts.reordered} overtook others, "
+        f"{counts.corrupted} corrupted"
+    )
+    if wrong is not None:
+        text += f", {wrong} had a wrong checksum"
+    if not told.balanced:
+        text += f"; the kernel has seen {told.sent} go to it and {told.received} come from it, which is not the same"
+    return text
 
 
 def _counts(sender: int, receiver: int) -> _Counts | None:
@@ -142,14 +269,22 @@ def _snmp(pid: int, layer: str) -> dict[str, int]:
 
 @dataclass(kw_only=True, slots=True)
 class Partition(Fault):
-    """Let no packet pass between a VMM and those it migrates with, in either direction, until it is undone."""
+    """Let no packet pass between a VMM and those it migrates with, in either direction, until it is undone: `by` netem,
+    a relay, or either (see netem)."""
 
     TARGET: ClassVar[Target] = "link"
     WHERE: ClassVar[str] = _WHERE
-    NEEDS: ClassVar[str] = f"{_NEEDS}; a kernel with netem"
-    PROOF: ClassVar[str] = "packets of the migration that the kernel counts as dropped, and none that passed"
+    NEEDS: ClassVar[str] = _ONE_OF
+    PROOF: ClassVar[str] = "packets of the migration that the kernel, or a relay that agrees with it, counts as dropped"
 
-    _netem: Netem = field(init=False, default_factory=lambda: Netem(loss=100.0))
+    by: By = "either"
+    _netem: Netem = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._netem = Netem(loss=100.0, by=self.by)
+
+    def require(self, scene: Scene, target: str) -> None:
+        self._netem.require(scene, target)
 
     def apply(self, scene: Scene, target: str) -> None:
         self._netem.apply(scene, target)
@@ -163,7 +298,8 @@ class Partition(Fault):
 
 @dataclass(kw_only=True, slots=True)
 class LinkFlap(Fault):
-    """Take the links of a VMM down and up again, `times` in all, and leave them up."""
+    """Take the links of a VMM down and up again, `times` in all, and leave them up. Not while a relay is beside them:
+    packets would go that way."""
 
     TARGET: ClassVar[Target] = "link"
     WHERE: ClassVar[str] = _WHERE
@@ -179,6 +315,8 @@ class LinkFlap(Fault):
 
     def apply(self, scene: Scene, target: str) -> None:
         for own, _, _ in scene.links(target):
+            if relay.is_on(own):
+                raise OSError(EBUSY, "packets go by a relay, and not by the link")
             for _ in range(self.times):
                 link.set_up(own, False)
                 down = not link.look(own).up

@@ -45,7 +45,7 @@ OURS = ("chaos", "faults", "experiments", "reports")
 # drivers it dresses the machine up for.
 LOADED = ("virtio_pci", "virtio_console", "kvm", "sevshim", "ccp", "kvm_amd")
 # Not loaded, but there for modprobe: what network faults need.
-AVAILABLE = ("veth", "dummy", "ifb", "sch_netem", "sch_tbf", "sch_prio", "sch_ingress", "act_mirred", "cls_u32")
+AVAILABLE = ("veth", "tun", "dummy", "ifb", "sch_netem", "sch_tbf", "sch_prio", "sch_ingress", "act_mirred", "cls_u32")
 
 # Parts of the standard library that nothing in the lab imports. unittest and sqlite3 stay: pyroute2 wants them.
 _STDLIB_LEFT_OUT = {

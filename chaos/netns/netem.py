@@ -19,7 +19,7 @@ from chaos.errors import CleanupFailed, HostLacks, UsageError
 from chaos.netns import qdisc
 from chaos.netns.link import End
 from chaos.netns.netlink import index_of, inside
-from chaos.netns.space import WITHIN
+from chaos.netns.space import WITHIN, Namespace
 
 PERCENTAGES = ("loss", "duplication", "reordering", "corruption")
 FINEST = 1e-6  # percent; the kernel's own steps are a fortieth of it
@@ -133,6 +133,12 @@ def apply(end: End, impairment: Impairment, *, within: float = WITHIN) -> Readin
         raise HostLacks(
             "the kernel has no netem", remedy="modprobe sch_netem, or a kernel with CONFIG_NET_SCH_NETEM"
         ) from error
+
+
+def probe() -> None:
+    """Have the kernel put one on a link of no account. Raises `HostLacks` or OSError."""
+    with Namespace.create() as space:
+        apply(End(space, "lo"), Impairment(delay_us=1))
 
 
 def change(end: End, impairment: Impairment, *, within: float = WITHIN) -> Reading:

@@ -13,10 +13,10 @@ it takes the firmware for dead, for good.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from chaos.chance import split
 from chaos.errors import InternalError, Unsupported
 from chaos.kvm.numbers import Ioctl
 from chaos.kvm.sev import Platform
@@ -61,8 +61,7 @@ class Firmware:
         self._count += 1
         name = f"plan-{self._count}"
         # Of the run's seed and a number, so that two plans of one run have luck of their own.
-        seed = hashlib.sha256(f"{self._seed}/{name}".encode()).digest()[:8]
-        self._outside.ask(Arm(name=name, failpoints=failpoints, seed=int.from_bytes(seed, "little") >> 1))
+        self._outside.ask(Arm(name=name, failpoints=failpoints, seed=split(self._seed, name)))
         if any(isinstance(rule.action, Stall) for rule in rules):
             self._stalling.add(name)
         return Armed(self, name)
