@@ -91,7 +91,10 @@ class Relay:
         addresses = [ip_interface(link.look(end).addresses[0]).ip for end in ends]
         lanes = [make(impairment) for impairment in impairments]
         with ExitStack() as undo:
-            one, other = (undo.enter_context(OwnedFd(tun.create(device))).number for device in self._devices)
+            one, other = (
+                undo.enter_context(OwnedFd(tun.create(device, mine, peer))).number
+                for device, mine, peer in zip(self._devices, addresses, reversed(addresses), strict=True)
+            )
             ways = (_Way(one, other, addresses[1].packed, lanes[0]), _Way(other, one, addresses[0].packed, lanes[1]))
             ours, theirs = pair()
             parent = os.getpid()
@@ -101,8 +104,6 @@ class Relay:
         # From here on the relay alone has the devices.
         try:
             self._hear()
-            for device, mine, peer in zip(self._devices, addresses, reversed(addresses), strict=True):
-                tun.lead(device, mine, peer)
         except BaseException:
             with contextlib.suppress(CleanupFailed):  # the first error is the one to tell
                 self.close()

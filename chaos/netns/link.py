@@ -113,7 +113,7 @@ def _add(route: Any, left: End, right: End) -> None:
 
 def _ready(route: Any, end: End, address: Interface) -> None:
     index = index_of(route, end.link)
-    _quieten(route, index)
+    quieten_at(route, index)
     _assign(route, index, address)
     route.link("set", index=index, state="up")
 
@@ -121,11 +121,15 @@ def _ready(route: Any, end: End, address: Interface) -> None:
 def quieten(end: End, *, within: float = WITHIN) -> None:
     """Let the link send nothing of its own accord; before it is up. Raises `HostLacks` or OSError."""
     inside(
-        end.space.fd, lambda route: _quieten(route, index_of(route, end.link)), what=f"keep {end} quiet", within=within
+        end.space.fd,
+        lambda route: quieten_at(route, index_of(route, end.link)),
+        what=f"keep {end} quiet",
+        within=within,
     )
 
 
-def _quieten(route: Any, index: int) -> None:
+def quieten_at(route: Any, index: int) -> None:
+    """`quieten`, for who is inside a namespace already."""
     from pyroute2.netlink.exceptions import NetlinkError
 
     route.link("set", index=index, arp=False)

@@ -31,10 +31,14 @@ _GENERAL = 4  # struct rtgenmsg, padded
 _ATTRIBUTE = struct.Struct("=HH")  # struct nlattr: length, type
 
 
-def inside(space: int | None, body: Callable[[Any], T], *, what: str, within: float = WITHIN) -> T:
+def inside(
+    space: int | None, body: Callable[[Any], T], *, what: str, within: float = WITHIN,
+    discard: Callable[[T], object] | None = None,
+) -> T:  # fmt: skip
     """`body`, given a pyroute2.IPRoute in the namespace `space` (a descriptor; None is the caller's own).
 
-    `what` finishes the sentence "cannot ...". Raises `HostLacks`, or OSError with the kernel's errno and words.
+    `what` finishes the sentence "cannot ...". `discard` is given what came too late. Raises `HostLacks`, or OSError
+    with the kernel's errno and words.
     """
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
@@ -47,7 +51,7 @@ def inside(space: int | None, body: Callable[[Any], T], *, what: str, within: fl
             return body(route)
 
     try:
-        return aside(work, what=what, within=within)
+        return aside(work, what=what, within=within, discard=discard)
     except NetlinkError as error:
         raise refused(error.code, what, str(error.args[-1])) from error
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from chaos.errors import HostLacks
-from chaos.netns.link import End, quieten, set_up
+from chaos.netns.link import End, quieten_at
 from chaos.netns.netlink import index_of, inside
-from chaos.netns.space import WITHIN, Namespace, aside, enter
+from chaos.netns.space import WITHIN, Namespace
 
 Address = IPv4Address | IPv6Address
 
@@ -36,44 +36,42 @@ SCOPE_LINK = 253  # RT_SCOPE_LINK
 _IFREQ = struct.Struct("=16sH22x")
 
 
-def create(end: End, *, within: float = WITHIN) -> int:
-    """Make a device of that name, and set it up. Its descriptor, which does not block and is the caller's to close.
+def create(end: End, mine: Address, peer: Address, *, within: float = WITHIN) -> int:
+    """Make a device of that name, by which all goes that is sent to `peer`, from the address `mine`, and nothing else.
+    Its descriptor, which does not block and is the caller's to close. Packets wait until it is read.
 
-    Raises `HostLacks` (root, or a kernel without TUN) or OSError: EBUSY if the name is taken.
-    """
-    fd = aside(lambda: _open(end), what=f"make the device {end}", within=within, discard=os.close)
-    try:
-        quieten(end, within=within)
-        set_up(end, True, within=within)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def lead(end: End, mine: Address, peer: Address, *, within: float = WITHIN) -> None:
-    """Let what is sent to `peer`, and no more, go by the device, from the address `mine`. Raises `HostLacks`, OSError.
-
-    The longest prefix wins, so it goes before any route of a link.
+    The longest prefix wins, so the route goes before that of a link. Raises `HostLacks` (root, or a kernel without TUN)
+    or OSError: EBUSY if the name is taken.
     """
 
-    def add(route: Any) -> None:
-        route.route(
-            "add", dst=f"{peer}/{peer.max_prefixlen}", oif=index_of(route, end.link), prefsrc=str(mine),
-            scope=SCOPE_LINK,
-        )  # fmt: skip
+    def make(route: Any) -> int:
+        fd = _open(end.link)
+        try:
+            index = index_of(route, end.link)
+            quieten_at(route, index)
+            route.link("set", index=index, state="up")
+            host = f"{peer}/{peer.max_prefixlen}"
+            route.route("add", dst=host, oif=index, prefsrc=str(mine), scope=SCOPE_LINK)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
 
-    inside(end.space.fd, add, what=f"lead {peer} to {end}", within=within)
+    return inside(end.space.fd, make, what=f"make the device {end}", within=within, discard=os.close)
 
 
-def probe() -> None:
-    """Make one and let it go. Raises `HostLacks` or OSError."""
+def probe(*, within: float = WITHIN) -> None:
+    """Make a device and let it go. Raises `HostLacks` or OSError."""
+
+    def attempt(_: Any) -> None:
+        os.close(_open("probe"))
+
     with Namespace.create() as space:
-        os.close(create(End(space, "probe")))
+        inside(space.fd, attempt, what="make a TUN device", within=within)
 
 
-def _open(end: End) -> int:
-    enter(end.space.fd)
+def _open(name: str) -> int:
+    """In the namespace of the calling thread."""
     try:
         fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
@@ -81,7 +79,7 @@ def _open(end: End) -> int:
             raise
         raise HostLacks("the kernel has no TUN devices", remedy="modprobe tun, or a kernel with CONFIG_TUN") from error
     try:
-        fcntl.ioctl(fd, TUNSETIFF, _IFREQ.pack(end.link.encode(), IFF_TUN | IFF_NO_PI | IFF_TUN_EXCL))
+        fcntl.ioctl(fd, TUNSETIFF, _IFREQ.pack(name.encode(), IFF_TUN | IFF_NO_PI | IFF_TUN_EXCL))
     except BaseException:
         os.close(fd)
         raise
