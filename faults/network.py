@@ -278,10 +278,10 @@ class Partition(Fault):
     PROOF: ClassVar[str] = "packets of the migration that the kernel, or a relay that agrees with it, counts as dropped"
 
     by: By = "either"
-    _netem: Netem = field(init=False)
+    _netem: Netem = field(init=False, default_factory=lambda: Netem(loss=100.0))
 
     def __post_init__(self) -> None:
-        self._netem = Netem(loss=100.0, by=self.by)
+        self._netem.by = self.by
 
     def require(self, scene: Scene, target: str) -> None:
         self._netem.require(scene, target)

@@ -26,6 +26,8 @@ from faults.network import LinkFlap, Netem
         ("netem", {"delai": 1}, "has no option 'delai'"),
         ("link-flap", {"times": 0}, "times is 1 to 100"),
         ("partition", {"loss": 3}, "has no option 'loss'"),
+        ("partition", {"by": "hand"}, "by"),
+        ("netem", {"delay": 1, "by": "kernel"}, "by"),
     ],
 )
 def test_what_cannot_be_is_refused(name: str, options: dict[str, object], complaint: str) -> None:
