@@ -162,7 +162,8 @@ class Observation(_Record, frozen=True, kw_only=True):
 
     `misc` maps cgroup → file → key → value, for cgroups below the run's own, named relative to it ("." is the run's
     cgroup itself); `max` is left out where it reads "max". `guests` is the firmware's guest count, None if it could
-    not be asked. `dying` counts removed cgroups below the run's that something still refers to.
+    not be asked. `dying` counts removed cgroups below the run's that something still refers to. `pinned` is how many
+    pages are pinned on the whole host, by whomever; it is counted before and after the script, and else None.
     """
 
     label: str
@@ -171,6 +172,7 @@ class Observation(_Record, frozen=True, kw_only=True):
     misc: dict[str, dict[str, dict[str, int]]]
     guests: Int | None
     dying: Int
+    pinned: Int | None = None
 
 
 class Counted(_Record, frozen=True, kw_only=True):

@@ -1,18 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
 """Looking at the host: the counters of the run's cgroups and the firmware's guest count.
 
-Two witnesses that know nothing of each other. What one cannot say is left out or None, never guessed.
+Two witnesses that know nothing of each other, and before and after the script a third: how many pages are pinned, which
+costs more to ask. What one cannot say is left out or None, never guessed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from chaos.cgroup.group import Cgroup
 from chaos.history import Observation
 from chaos.kvm.call import KernelError
 from chaos.kvm.sev import Platform
 from chaos.recorder import Recorder
+
+
+def pinned_pages(proc: Path) -> int | None:
+    """How many pages are pinned on this host, by whomever; None if nobody can say.
+
+    The kernel counts every pin that was ever taken and every one that was given back (since 5.8). Each CPU keeps a few
+    of either to itself until vm.stat_refresh is read, which only root may.
+    """
+    try:
+        (proc / "sys/vm/stat_refresh").read_bytes()
+        lines = [line.split() for line in (proc / "vmstat").read_text().splitlines()]
+    except OSError:
+        return None
+    counts = {fields[0]: int(fields[1]) for fields in lines if fields[0].startswith("nr_foll_pin_")}
+    if len(counts) != 2:
+        return None
+    return counts["nr_foll_pin_acquired"] - counts["nr_foll_pin_released"]
 
 
 class Observer:
@@ -25,19 +44,22 @@ class Observer:
         platform: Platform | None,
         lost: Callable[[str], None],
         reticent: Callable[[], bool] = lambda: False,
+        proc: Path = Path("/proc"),
     ) -> None:
         self._group = group
         self._reticent = reticent
+        self._proc = proc
         self._platform = platform
         self._lost: Callable[[str], None] | None = lost
 
-    def observe(self, recorder: Recorder, label: str, step: int) -> Observation:
+    def observe(self, recorder: Recorder, label: str, step: int, *, pins: bool = False) -> Observation:
         began = recorder.now()
         misc = {self._name(group): group.misc() for group in self._group.walk()}
         guests = self._guests()
         dying = self._group.dying()
+        pinned = pinned_pages(self._proc) if pins else None
         observation = Observation(
-            t=began, label=label, step=step, until=recorder.now(), misc=misc, guests=guests, dying=dying
+            t=began, label=label, step=step, until=recorder.now(), misc=misc, guests=guests, dying=dying, pinned=pinned
         )
         recorder.write(observation)
         return observation

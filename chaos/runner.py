@@ -217,7 +217,9 @@ class Run:
         firmware = Firmware(self.outside, self.order.seed, platform)
         # On a shared host its count is of everybody's guests, and tells nothing of ours.
         asked = None if self.order.shared else platform
-        observer = Observer(group, asked, lambda lost: self.recorder.lost("guests", lost), lambda: firmware.may_stall)
+        observer = Observer(
+            group, asked, lambda lost: self.recorder.lost("guests", lost), lambda: firmware.may_stall, self.paths.proc
+        )
         length = len(self.order.experiment.script)
         stage = Stage(self.order.experiment, fleet, Groups(group, fleet), host.executes_es)
         scene = Scene(stage, stack, firmware, self.warden, self.order.shared, self.order.seed)
@@ -225,7 +227,7 @@ class Run:
         self._fill("start", host, fleet, group)
         with self.tracer.recording(self.loop, self.recorder, group.path.name) as untraced:
             stage.groups.make(self.order.experiment.groups)
-            observer.observe(self.recorder, "start", -1)
+            observer.observe(self.recorder, "start", -1, pins=True)
             with self._going_on(), ExitStack() as undo:
                 undo.callback(stage.clear)
                 undo.callback(self._tear_down, stage)
@@ -236,7 +238,7 @@ class Run:
                     fleet.step = length
         with self._going_on():
             self._settle(group)
-            observer.observe(self.recorder, "end", length)
+            observer.observe(self.recorder, "end", length, pins=True)
             for below in group.children():
                 below.destroy()
             self._fill("end", host, fleet, group)

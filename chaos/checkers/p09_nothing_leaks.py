@@ -4,6 +4,8 @@
 The runner observes at `start`, before anything is created, and at `end`, after everything is closed, and fills the
 host to capacity at both. A charge that stays shows in the counters, a context in the firmware's guest count, a
 cgroup's reference in the dying cgroups, and an ASID that is lost while every counter reads zero only in the filling.
+Pages of a guest that stay pinned show in the kernel's count of all pins of the host. In a lab nobody else pins any; on
+another host somebody may, and a count that has changed says nothing.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
         if alive:
             return unknown(PROMISE, f"{', '.join(alive)} still lived when the end was observed", (end,))
         parts += [*_charges(evidence, end), _guests(evidence, start, end), _dying(start, end)]
+        parts.append(_pinned(evidence, start, end))
     else:
         missing = " and ".join(label for label in (START, END) if label not in observed)
         parts.append(unknown(PROMISE, f"the host was not observed at the {missing} of the run"))
@@ -118,6 +121,20 @@ def _dying(start: Observation, end: Observation) -> Verdict:
         expected=str(start.dying),
         seen=str(end.dying),
     )
+
+
+def _pinned(evidence: Evidence, start: Observation, end: Observation) -> Verdict:
+    header, both = evidence.history.header, (start, end)
+    if start.pinned is None or end.pinned is None:
+        return unknown(PROMISE, "the pinned pages of the host were not counted", both)
+    if start.pinned == end.pinned:
+        return held(PROMISE, f"{end.pinned} pages are pinned as before", both)
+    text = f"{end.pinned} pages are pinned where {start.pinned} were before"
+    if evidence.shared or header is None or header.host != "lab":
+        text = f"{text}, and others on this host may pin some too"
+        return skipped(PROMISE, text, both) if evidence.shared else unknown(PROMISE, text, both)
+    way, expected, seen = "more" if end.pinned > start.pinned else "fewer", str(start.pinned), str(end.pinned)
+    return deviated(PROMISE, text, both, signature=f"{way}-pages-pinned", expected=expected, seen=seen)
 
 
 def _filled(evidence: Evidence, start: Filled, end: Filled) -> Iterator[Verdict]:

@@ -41,6 +41,7 @@ def test_the_audit_sees_a_leak_of_every_kind(in_lab: Sevchaos, kernel: str) -> N
         "asid",
         "charge",
         "setting",
+        "page",
     }
     for name, found in seen.items():
         assert name.split()[0].strip(":") in found["during"], (name, found)

@@ -153,7 +153,7 @@ class Builder:
         count = charges["."] if guests is None else guests
         t = self.tick()
         return self.add(
-            Observation(t=t, until=t + 100_000, label=label, step=step, misc=misc, guests=count, dying=dying)
+            Observation(t=t, until=t + 100_000, label=label, step=step, misc=misc, guests=count, dying=dying, pinned=5)
         )
 
     def ask(

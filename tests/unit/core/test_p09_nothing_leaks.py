@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import errno
 
+import msgspec
 import pytest
 
 from chaos.checkers import CHECKERS
-from chaos.history import Exited, Filled, Observation
+from chaos.history import Exited, Filled, Header, Observation, Record
 from chaos.verdict import Outcome
 from tests.unit.core.build import Builder, shipped
 from tests.unit.core.doctored import MOVE, Change, charge, check, replaced, without
@@ -22,6 +23,8 @@ from tests.unit.core.doctored import MOVE, Change, charge, check, replaced, with
         (replaced(Observation, {"label": "end"}, guests=1), "firmware-counts-more"),
         (replaced(Observation, {"label": "start"}, guests=1), "firmware-counts-fewer"),
         (replaced(Observation, {"label": "end"}, dying=1), "dying-cgroups"),
+        (replaced(Observation, {"label": "end"}, pinned=6), "more-pages-pinned"),
+        (replaced(Observation, {"label": "end"}, pinned=4), "fewer-pages-pinned"),
         (replaced(Filled, {"label": "end"}, count={"sev": 7, "sev_es": 7}), "fewer-contexts:sev"),
         (replaced(Filled, {"label": "start"}, count={"sev": 8, "sev_es": 6}), "more-contexts:sev_es"),
     ],
@@ -42,6 +45,8 @@ def test_p9_deviations(change: Change, signature: str) -> None:
         (replaced(Filled, {"label": "end"}, errno={"sev": errno.ENOMEM, "sev_es": errno.EBUSY}), "different reasons"),
         (replaced(Observation, {"label": "end"}, guests=None), "the firmware could not be asked"),
         (replaced(Observation, {"label": "end"}, misc={}), "were not read at its end"),
+        (replaced(Observation, {"label": "end"}, pinned=None), "pages of the host were not counted"),
+        (replaced(Observation, {"label": "start"}, pinned=None), "pages of the host were not counted"),
         (without(Exited, agent="source"), "source still lived"),
     ],
 )
@@ -49,6 +54,17 @@ def test_p9_needs_its_witnesses(change: Change, reason: str) -> None:
     verdict = check("P9", MOVE, change)
     assert verdict.outcome is Outcome.UNKNOWN
     assert reason in verdict.reason
+
+
+@pytest.mark.parametrize(("shared", "outcome"), [(False, Outcome.UNKNOWN), (True, Outcome.SKIPPED)])
+def test_p9_on_a_host_with_others_a_pin_may_be_theirs(shared: bool, outcome: Outcome) -> None:
+    def change(record: Record) -> Record:
+        if isinstance(record, Observation) and record.label == "end":
+            return msgspec.structs.replace(record, pinned=6)
+        return msgspec.structs.replace(record, host="local", shared=shared) if isinstance(record, Header) else record
+
+    verdict = check("P9", MOVE, change)
+    assert verdict.outcome is outcome and "others on this host may pin some too" in verdict.reason
 
 
 def test_p9_a_spawn_that_failed_leaves_no_process() -> None:

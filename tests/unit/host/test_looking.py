@@ -16,6 +16,7 @@ from chaos.cgroup.group import Cgroup
 from chaos.errors import HostLacks, UsageError
 from chaos.kmsg import KernelLog, Lost, parse, rearm
 from chaos.kvm.sev import Platform
+from chaos.observe import pinned_pages
 from chaos.poll import Loop, TimedOut
 from chaos.schedule import holds
 from chaos.schedule.holds import Sleeper
@@ -352,3 +353,16 @@ def test_a_lab_is_known_by_its_shim_whatever_the_order_says(tmp_path: Path) -> N
     assert survey("local", paths, None).executes_es
     (tmp_path / "module" / "sevshim").mkdir(parents=True)
     assert not survey("local", paths, None).executes_es
+
+
+def test_pinned_pages_are_those_that_were_not_given_back(tmp_path: Path) -> None:
+    assert pinned_pages(tmp_path) is None
+    (tmp_path / "sys/vm").mkdir(parents=True)
+    (tmp_path / "sys/vm/stat_refresh").touch()
+    vmstat = tmp_path / "vmstat"
+    vmstat.write_text("nr_free_pages 7\n")
+    assert pinned_pages(tmp_path) is None
+    vmstat.write_text("nr_free_pages 7\nnr_foll_pin_acquired 12\nnr_foll_pin_released 9\n")
+    assert pinned_pages(tmp_path) == 3
+    (tmp_path / "sys/vm/stat_refresh").unlink()
+    assert pinned_pages(tmp_path) is None  # what the CPUs keep to themselves is not in it

@@ -22,6 +22,7 @@ from chaos.kvm.sev import Platform, Sev
 from chaos.kvm.system import System
 from chaos.netns.netlink import inside
 from chaos.netns.space import Namespace
+from chaos.observe import pinned_pages
 
 Things = dict[str, frozenset[str]]
 
@@ -45,6 +46,7 @@ def look(spared: Path) -> Things:
         "file": frozenset(_files(Path("/"), spared)),
         "tracing": frozenset(_tracing()),
         "setting": frozenset(_settings()),
+        "page": frozenset(f"{n} is pinned" for n in range(1, 1 + (pinned_pages(PROC) or 0))),
     }
 
 

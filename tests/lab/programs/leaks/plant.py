@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import socket
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from chaos.kvm.fd import Mapping
 from chaos.kvm.sev import Platform, Sev
 from chaos.kvm.system import System
 from chaos.netns.link import End, connect, remove
@@ -129,6 +131,19 @@ def _guest() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _page() -> Iterator[None]:
+    """Of a guest whose VM somebody keeps open."""
+    vm, platform = System.open().create_vm(), Platform.open()
+    Sev(vm.fd.number, platform.fd.number).init()
+    memory = Mapping.private(2 * mmap.PAGESIZE)
+    vm.register_region(memory.start, memory.size)
+    yield
+    vm.close()
+    platform.close()
+    memory.close()
+
+
+@contextlib.contextmanager
 def _cpu() -> Iterator[None]:
     switch = CPUS.parent / "cpu1/online"
     switch.write_text("0")
@@ -158,6 +173,7 @@ LEAKS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "asid of sev": lambda: _asid("sev"),
     "asid of sev_es": lambda: _asid("sev_es"),
     "charge": _guest,
+    "page of a guest": _page,
     "setting: a CPU": _cpu,
     "setting: a controller": _controller,
 }
