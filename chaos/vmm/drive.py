@@ -16,7 +16,7 @@ from chaos.errors import InternalError
 from chaos.kvm.call import KernelError
 from chaos.kvm.structs import GENERAL, Regs
 from chaos.kvm.vcpu import Vcpu
-from chaos.native import RunningVcpu, Seen, VcpuThread
+from chaos.native import Left, RunningVcpu, Seen, VcpuThread, Why
 from chaos.vmm import guest
 
 # A vCPU leaves the guest within an interrupt; this is for a machine that is badly overloaded.
@@ -66,7 +66,7 @@ class Driver:
     def ended(self) -> str:
         """Why the stay ended by itself, "" if it did not."""
         left = self._running.left() if self._running is not None else None
-        return left.reason if left is not None else self._ended
+        return self._reason(left) if left is not None else self._ended
 
     def resume(self, every: int | None = None, memory: int | None = None) -> None:
         """Let the guest run, leaving every `every` counts, as before if None. Raises `KernelError`.
@@ -101,7 +101,15 @@ class Driver:
             return
         self._running.stop()
         left = self._running.join(within)
-        self._running, self._seen, self._ended = None, left.seen, left.reason
+        self._running, self._seen, self._ended = None, left.seen, self._reason(left)
+
+    def _reason(self, left: Left) -> str:
+        """Why the stay ended by itself, "" if it was stopped; an interrupt or exception by its vector."""
+        at = self._vcpu.shared
+        number = guest.vector(at.regs.rip, at.sregs.cs.base)
+        if left.why is Why.PORT and left.detail == guest.VECTOR_PORT and number is not None:
+            return f"an interrupt or exception that was not due, vector {number} at {at.regs.rcx & 0xFFFF:#x}"
+        return left.reason
 
     @property
     def told(self) -> bool:

@@ -15,6 +15,10 @@ It leaves to its VMM with `out`, because that is the one exit whose length the C
 none). How often it does is a mask in ESI, set by the VMM before each run: the guest leaves when (count & mask) == 0.
 The count never is 0 in its low half, so the mask of all ones means never.
 
+An interrupt or exception is never due: interrupts are off, and the program raises none. If one comes all the same it is
+told by a third `out`, once: each of the 256 vectors leads to lines of its own, which leave the address that the guest
+was at in CX, and stand still.
+
     EBX  the counter, low half       DS   the vCPU's page, 0x2000 from its base     EAX, ECX  scratch
     EDX  high half: wraps of EBX     ESI  the mask
 """
@@ -22,7 +26,8 @@ The count never is 0 in its low half, so the mask of all ones means never.
 from __future__ import annotations
 
 MEMORY = 256 * 1024
-CODE = 0x1000
+TAKEN_AT = 0x400  # behind the vector table of real mode
+STACK = CODE = 0x1000  # it grows down, to the page of the vectors
 LANES_AT = 0x2000
 LANE = 0x1000  # a page for each vCPU of a guest and of its mirrors
 LANES = (MEMORY - LANES_AT) // LANE
@@ -31,6 +36,7 @@ SLOT = LANE // SLOTS
 
 TICK_PORT = 0x10  # EAX: the counter
 STALE_PORT = 0x11  # EAX: what memory held instead
+VECTOR_PORT = 0x12  # AL: the vector of an interrupt or exception
 NEVER = 0xFFFFFFFF
 _WORD = 1 << 32
 
@@ -69,6 +75,16 @@ _TEXT: tuple[tuple[bytes, str], ...] = (
 TEXT = b"".join(code for code, _ in _TEXT)
 
 
+def _taken(vector: int) -> bytes:
+    """pop cx; mov al, vector; out 0x12, al; jmp to itself"""
+    return bytes((0x59, 0xB0, vector, 0xE6, VECTOR_PORT, 0xEB, 0xFE))
+
+
+_TAKEN = len(_taken(0))
+VECTORS = b"".join((TAKEN_AT + _TAKEN * vector).to_bytes(4, "little") for vector in range(256))
+"""Segment and offset of where each vector leads."""
+
+
 def listing() -> str:
     """The program with its addresses, to compare with a disassembler."""
     lines, address = [], CODE
@@ -86,6 +102,12 @@ def mask(every: int) -> int:
 def at_home(rip: int, code_base: int) -> bool:
     """Whether a vCPU that is out of the guest is in the program: it never leaves that by itself."""
     return code_base == 0 and CODE <= rip < CODE + len(TEXT)
+
+
+def vector(rip: int, code_base: int) -> int | None:
+    """The vector of the interrupt or exception that a vCPU has taken, None if it has not come to that."""
+    number = (rip - TAKEN_AT) // _TAKEN
+    return number if code_base == 0 and 0 <= number < 256 else None
 
 
 def segment(lane: int) -> int:
@@ -108,9 +130,9 @@ def agrees(page: bytes, count: int) -> bool:
 
 
 def image(lanes: int) -> bytes:
-    """What LAUNCH_UPDATE_DATA covers, from CODE on: the program, and the pages of so many vCPUs at count 0."""
-    return TEXT.ljust(LANES_AT - CODE, b"\0") + pattern(0) * lanes
+    """What LAUNCH_UPDATE_DATA covers, from 0 on: vectors, program, and the pages of so many vCPUs at count 0."""
+    vectors = VECTORS + b"".join(map(_taken, range(256)))
+    return vectors.ljust(CODE, b"\0") + TEXT.ljust(LANES_AT - CODE, b"\0") + pattern(0) * lanes
 
 
-PROGRAM = image(1)
-ENCRYPTED = range(CODE, CODE + len(PROGRAM))  # of a guest with one vCPU
+PROGRAM = image(1)  # of a guest with one vCPU

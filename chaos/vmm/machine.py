@@ -86,7 +86,7 @@ class Machine:
         """A VM with its memory, and with its vCPUs too unless it is to be encrypted: INIT wants none."""
         memory = Mapping(memory_fd, guest.MEMORY)
         if lanes:
-            memory.write(guest.CODE, guest.image(lanes))
+            memory.write(0, guest.image(lanes))
         vm = None
         try:
             vm = host.system.create_vm(vm_type)
@@ -121,7 +121,7 @@ class Machine:
         segments.ds.selector = segments.ds.base >> 4  # as real mode has it: Intel's CPUs insist
         vcpu.set_sregs(segments)
         registers = vcpu.regs()
-        registers.rip, registers.rflags = guest.CODE, 0x2
+        registers.rip, registers.rsp, registers.rflags = guest.CODE, guest.STACK, 0x2
         registers.rbx = registers.rdx = 0
         registers.rsi = guest.NEVER
         vcpu.set_regs(registers)
@@ -183,9 +183,9 @@ class Machine:
     def launch_update_data(self, lanes: int) -> None:
         """Write the program and the pages of so many vCPUs, pin the memory, encrypt what the guest touches."""
         image = guest.image(lanes)
-        self.memory.write(guest.CODE, image)
+        self.memory.write(0, image)
         self.register_region()
-        self.sev.launch_update_data(self.memory.start + guest.CODE, len(image))
+        self.sev.launch_update_data(self.memory.start, len(image))
 
     def register_region(self) -> None:
         self.vm.register_region(self.memory.start, self.memory.size)

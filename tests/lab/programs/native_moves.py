@@ -70,11 +70,11 @@ class Guest:
             sev.init()
         self.vcpu = self._vcpu(host)
         if launched:
-            self.memory.write(guest.CODE, guest.PROGRAM)
+            self.memory.write(0, guest.PROGRAM)
         if encrypted and launched:
             sev.launch_start(0)
             self.vm.register_region(self.memory.start, self.memory.size)
-            sev.launch_update_data(self.memory.start + guest.ENCRYPTED.start, len(guest.ENCRYPTED))
+            sev.launch_update_data(self.memory.start, len(guest.PROGRAM))
             sev.launch_measure()
             sev.launch_finish()
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import struct
 import subprocess
 from pathlib import Path
 from shutil import which
@@ -22,7 +23,7 @@ PAGE = guest.LANES_AT + LANE * guest.LANE
 def boot(mask: int, count: int = 0, high: int = 0) -> Cpu:
     memory = bytearray(guest.MEMORY)
     image = guest.image(guest.LANES)
-    memory[guest.CODE : guest.CODE + len(image)] = image
+    memory[: len(image)] = image
     cpu = Cpu(memory, data=guest.segment(LANE))
     page(cpu, guest.pattern(count))
     cpu.registers.update(esi=mask, ebx=count, edx=high)
@@ -135,11 +136,23 @@ def test_an_old_page_under_a_new_counter_shows_within_a_round_also_where_the_cou
 
 def test_its_image_is_what_is_encrypted_and_fits() -> None:
     assert len(guest.TEXT) <= guest.LANES_AT - guest.CODE
-    assert guest.CODE + len(guest.image(guest.LANES)) == guest.MEMORY
+    assert len(guest.image(guest.LANES)) == guest.MEMORY
     assert guest.segment(guest.LANES - 1) < 1 << 20  # a real-mode segment begins no further
-    assert len(guest.ENCRYPTED) == len(guest.image(1))
-    assert guest.CODE % 16 == 0 and len(guest.image(3)) % 16 == 0
+    assert guest.image(1) == guest.PROGRAM
+    assert len(guest.image(3)) % 16 == 0
     assert guest.image(3).endswith(guest.pattern(0) * 3)
+
+
+def test_every_vector_leads_to_lines_that_tell_it() -> None:
+    image = guest.image(1)
+    for number in range(256):
+        offset, segment = struct.unpack_from("<HH", image, 4 * number)
+        assert segment == 0 and guest.vector(offset, 0) == number
+        assert image[offset:].startswith(bytes((0x59, 0xB0, number, 0xE6, guest.VECTOR_PORT, 0xEB, 0xFE)))
+        assert not guest.at_home(offset, 0)
+    assert offset + 7 + 3 * 2 * 4 < guest.STACK  # room for what four vCPUs push
+    assert guest.vector(guest.TAKEN_AT - 1, 0) is None and guest.vector(offset + 7, 0) is None
+    assert guest.vector(offset, 0x1000) is None
 
 
 def test_the_listing_is_what_a_disassembler_says(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def vmm(fleet: Fleet) -> Vmm:
     """A VMM with a plain VM of two vCPUs, whose guest's program is in its memory."""
     vmm = fleet.spawn("source", cgroup())
     with memory_file("guest", guest.MEMORY) as memory:
-        os.pwrite(memory.number, guest.image(2), guest.CODE)
+        os.pwrite(memory.number, guest.image(2), 0)
         done = fleet.do(vmm, m.Create(vm=VM, kind="plain", vcpus=2, memory="guest"), fds=(memory.number,))
     assert done.outcome == "ok", done
     return vmm

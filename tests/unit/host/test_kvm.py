@@ -51,7 +51,7 @@ def make(host: Host) -> Iterator[Make]:
     def create(vcpus: int = 1) -> Machine:
         machine = Machine.create(host, Kind.PLAIN, vcpus, memory.number)
         if not made:
-            machine.memory.write(guest.CODE, guest.image(guest.LANES))
+            machine.memory.write(0, guest.image(guest.LANES))
         made.append(machine)
         return machine
 
@@ -346,6 +346,28 @@ def test_a_guest_that_leaves_its_program_says_how_it_ended(make: Make) -> None:
     assert "port 0x99" in ended
     machine.runnable.pause()
     assert not machine.runnable.running
+
+
+@pytest.mark.parametrize(
+    ("code", "number"), [(b"\x0f\x0b", 6), (b"\xcd\x00", 0), (b"\xcd\x7f", 127)], ids=["ud2", "int 0", "int 127"]
+)
+def test_a_guest_that_takes_an_interrupt_or_exception_says_which_and_where(
+    make: Make, code: bytes, number: int
+) -> None:
+    machine = make(vcpus=2)
+    elsewhere = guest.CODE + len(guest.TEXT)
+    machine.memory.write(elsewhere, code)
+    registers = machine.vcpus[1].regs()
+    registers.rip = elsewhere
+    machine.vcpus[1].set_regs(registers)
+    machine.runnable.resume(1)
+    deadline = time.monotonic() + SECONDS
+    while not (ended := machine.sample().ended):
+        assert time.monotonic() < deadline
+    at = elsewhere + len(code) * (code[0] == 0xCD)  # behind an INT, at what is undefined
+    assert ended == f"an interrupt or exception that was not due, vector {number} at {at:#x}"
+    assert machine.pause()["astray"] == [1]
+    assert machine.sample().ended == ended
 
 
 def test_commands_of_a_vm_without_a_context_are_refused(host: Host, make: Make) -> None:

@@ -36,7 +36,7 @@ def machine() -> Iterator[Machine]:
         pytest.skip(f"no KVM here: {error}")
     with memory_file("guest", guest.MEMORY) as memory:
         made = Machine.create(Host(system), Kind.PLAIN, 2, memory.number)
-    made.memory.write(guest.CODE, guest.image(guest.LANES))
+    made.memory.write(0, guest.image(guest.LANES))
     yield made
     made.close()
     system.close()
