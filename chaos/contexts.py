@@ -17,8 +17,8 @@ from errno import EBUSY, ETIMEDOUT
 from itertools import pairwise
 
 from chaos.history import Done, Firmware, History, Invoke, Kernel, Observation
+from chaos.matched import DOUBT, LOOKS, Matched
 
-LOOKS = "PLATFORM_STATUS"  # what an observation sends
 STARTS = frozenset({"LAUNCH_START", "RECEIVE_START"})
 ENDS = "DECOMMISSION"
 GONE = "firmware-gone"
@@ -29,8 +29,6 @@ HONEST = frozenset({"", "delay", "stall", "withhold"})
 NOT_DONE = frozenset({"fail", "skip"})
 # What leaves a context with its ASID, where the kernel thinks it has none: the firmware then refuses DECOMMISSION.
 _LEFT_BOUND = {"ACTIVATE": {"lie"}, "DEACTIVATE": NOT_DONE}
-# The witness has another clock, and compares the two to about a millisecond.
-_DOUBT = 5_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +54,15 @@ class Contexts:
     gone_at: int = 0
     gaps: tuple[tuple[Firmware, Firmware], ...] = ()
     tampered: list[Firmware] = field(default_factory=list)
+    matched: Matched = field(default_factory=Matched)
     _bound: set[int] = field(default_factory=set)
     _garbled: bool = False
 
     @classmethod
     def of(cls, history: History) -> Contexts:
         seen = [record for record in history.records if isinstance(record, Firmware)]
-        contexts = cls(gaps=tuple((a, b) for a, b in pairwise(seen) if b.order != a.order + 1))
+        gaps = tuple((a, b) for a, b in pairwise(seen) if b.order != a.order + 1)
+        contexts = cls(gaps=gaps, matched=Matched.of(history))
         for line in history.records:
             if isinstance(line, Kernel) and TIMED_OUT in line.text:
                 contexts._lose(line.t, "the kernel has given it up as dead")
@@ -84,9 +84,8 @@ class Contexts:
             return self.gone
         if self.gaps and self.tampered:
             return "not every command was recorded, and some were tampered with"
-        for record in self.tampered:
-            if record.command == LOOKS and observation.t - _DOUBT <= record.t <= observation.until + _DOUBT:
-                return f"the answer was tampered with ({record.fault})"
+        for record in self._tampered(LOOKS, observation, observation.t, observation.until):
+            return f"the answer was tampered with ({record.fault})"
         return ""
 
     def gone_by(self, t: int) -> bool:
@@ -102,13 +101,22 @@ class Contexts:
             return True
         if self.gone_by(done.t):
             return False
-        mine = (r for r in self.tampered if r.command == invoke.f.upper())
-        return not any(invoke.t - _DOUBT <= record.t <= done.t + _DOUBT for record in mine)
+        return not any(self._tampered(invoke.f.upper(), done, invoke.t, done.t))
 
     def flush_failed(self, invoke: Invoke, done: Done) -> bool:
         """Whether a DF_FLUSH was made to fail while the operation was under way: freed ASIDs are then not to be had."""
-        flushes = (r for r in self.tampered if r.command == "DF_FLUSH" and r.status)
-        return any(invoke.t - _DOUBT <= record.t <= done.t + _DOUBT for record in flushes)
+        return any(record.status for record in self._tampered("DF_FLUSH", done, invoke.t, done.t))
+
+    def _tampered(self, command: str, answered: Done | Observation, began: int, ended: int) -> Iterator[Firmware]:
+        """The commands of that name that were tampered with and are, or may be, what this answer is of."""
+        own = self.matched.orders.get(answered.seq)
+        last, first = self.matched.between(began, ended)
+        for record in self.tampered:
+            if record.command != command:
+                continue
+            near = began - DOUBT <= record.t <= ended + DOUBT and last < record.order < first
+            if record.order == own or (own is None and near):
+                yield record
 
     # -- the replay ---------------------------------------------------------------------------------------
 

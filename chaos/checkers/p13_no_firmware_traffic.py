@@ -5,7 +5,7 @@ The witness stands between the driver and the PSP and counts what passes; only a
 a move means something only if it was there: it must have seen a command before the move and one after it, without a gap
 in its count. It may have been asked only when the run was over, so its records are placed by their times and not by
 where they stand. Commands of other operations that were under way at the same time, and of looking at the guest count,
-are not the move's.
+are not the move's; nor are those that are matched with what they answered (`chaos.matched`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from chaos.checkers.evidence import Evidence, Move, combine, deviated, held, skipped, unknown
-from chaos.contexts import GONE, LOOKS, told
+from chaos.contexts import GONE, told
 from chaos.experiment import Experiment
 from chaos.history import Done, Exited, Firmware, History, Invoke, Observation
+from chaos.matched import LOOKS
 from chaos.verdict import Verdict
 
 PROMISE = "P13"
@@ -47,9 +48,10 @@ def _move(evidence: Evidence, seen: Sequence[Firmware], move: Move) -> Verdict:
     over = move.over
     if over is None:
         return unknown(PROMISE, f"{move}: what it will still send, nobody can say", move.records)
+    known = frozenset(evidence.contexts.matched.orders.values())
     asked = [record for record in during if record.command == LOOKS]
     ours = asked[: _looks(evidence, move.invoke.seq, over)]
-    sent = [record for record in during if record not in ours]
+    sent = [record for record in during if record not in ours and record.order not in known]
     if sent:
         names = ", ".join(dict.fromkeys(record.command for record in sent))
         others = [i for i, done in evidence.operations if _sends(i, done, move.invoke, over)]

@@ -284,3 +284,43 @@ def init_refused(*, firmware: int) -> History:
 def test_an_init_that_the_firmware_refuses_carries_its_status() -> None:
     assert verdict_of("P7", init_refused(firmware=HWERROR)).outcome is HELD
     assert verdict_of("P7", init_refused(firmware=0)).signature.startswith("init:EIO-for-")
+
+
+def statuses_close_together(*, gap: int = 1_000_000, lost: bool = False) -> list[bool]:
+    """Which answers to GUEST_STATUS are honest: the first was tampered with, and so short a time before the second."""
+    b = Told()
+    b.begin()
+    b.launch("old", "source", "sev")
+    b.sent("LAUNCH_START", 1)
+    b.sent("LAUNCH_FINISH", 1)
+    for fault in ("garbage", ""):
+        b.status("old", "source")
+        b.add(Firmware(t=b.t, order=4 if lost and not fault else 2 + (not fault), command="GUEST_STATUS", status=0,
+                       handle=1, fault=fault))  # fmt: skip
+        b.t += gap
+    told = b.end()
+    contexts = Contexts.of(told)
+    asked = [(i, done) for i, done in told.operations() if i.f == "guest_status" and done is not None]
+    return [contexts.honest(invoke, done) for invoke, done in asked]
+
+
+def test_answers_are_told_apart_by_their_number_and_not_by_the_clock() -> None:
+    assert statuses_close_together() == [False, True]
+    assert statuses_close_together(lost=True) == [False, False], "without all numbers there is only the clock"
+    assert statuses_close_together(lost=True, gap=20_000_000) == [False, True]
+
+
+def test_a_flush_is_bounded_by_the_commands_that_are_matched() -> None:
+    """A DF_FLUSH was failed before the status was answered, and so before the INIT that came a millisecond later."""
+    for order, during in ((0, False), (2, True)):
+        b = Told()
+        b.begin()
+        b.launch("old", "source", "sev")
+        sent = [("LAUNCH_START", 0, ""), ("LAUNCH_FINISH", 0, "")]
+        sent.insert(order, ("DF_FLUSH", HWERROR, "fail:HWERROR"))
+        for command, status, fault in sent:
+            b.sent(command, 1 if command != "DF_FLUSH" else None, status=status, fault=fault)
+        b.do("create", "source", vm="second", kind="sev", vcpus=1, memory="guest")
+        invoke = b.invoke("init", "source", vm="second", key="sev")
+        done = b.done(invoke, "fail", error=errno.EBUSY)
+        assert Contexts.of(b.history()).flush_failed(invoke, done) is during

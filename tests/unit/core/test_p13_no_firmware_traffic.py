@@ -85,5 +85,9 @@ def test_p13_without_its_witness() -> None:
     b.status("old", "source")
     b.add(Firmware(t=b.tick(), order=1, command="GUEST_STATUS", status=0, handle=1, move=invoke.op))
     b.done(invoke)
+    # The one command that was asked for is not the move's; of a second one nobody can say whose it is.
+    assert "perhaps by" not in verdict_of("P13", b.end()).reason
+    b.records.pop()
+    b.add(Firmware(t=b.tick(), order=2, command="GUEST_STATUS", status=0, handle=1, move=invoke.op))
     verdict = verdict_of("P13", b.end())
     assert verdict.outcome is UNKNOWN and "perhaps by guest_status" in verdict.reason
