@@ -129,6 +129,7 @@ def _local() -> Iterator[Check]:
     yield _device(Path("/dev/sev"), "the PSP's device", "load ccp; the firmware setup must allow SEV")
     yield _cgroups()
     yield _capacity()
+    yield _network()
     yield _fence()
 
 
@@ -184,6 +185,18 @@ def _capacity() -> Check:
     if seen == "none":
         return Check("ASIDs", State.MISSING, "misc.capacity lists no sev", "see the lines on SEV")
     return Check("ASIDs", State.GOOD, seen)
+
+
+def _network(modules: Path | None = None, device: Path = Path("/dev/net/tun")) -> Check:
+    """What impairs packets; files are looked at, since an attempt would load a module."""
+    what, tree = "network faults", modules or Path("/lib/modules") / os.uname().release
+    listed = "".join(_text(tree / name) or "" for name in ("modules.builtin", "modules.dep"))
+    if "/sch_netem.ko" in listed:
+        return Check(what, State.GOOD, "by the kernel's netem")
+    if device.exists():
+        return Check(what, State.GOOD, f"by a relay in user space ({device}); {tree} lists no netem")
+    return Check(what, State.POOR, f"{tree} lists no netem, and there is no {device}: what impairs packets is skipped",
+                 "a kernel with CONFIG_NET_SCH_NETEM or CONFIG_TUN")  # fmt: skip
 
 
 def _fence() -> Check:

@@ -20,6 +20,8 @@ EXPERIMENTS = {
     "memslot-gone": "memslot-gone-in-move",
     "memory-pressure": "pressure-in-migration",
     "cpu-throttle": "throttled-through-migration",
+    "netem": "relay-impairs",
+    "partition": "relay-partition-before-state",
 }
 
 

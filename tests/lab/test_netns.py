@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Namespaces, links and netem on a kernel that has all of them."""
+"""Namespaces, links, netem and a relay on a kernel that has all of them."""
 
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from chaos.netns import lane
+from chaos.netns.netem import Impairment
 from tests.lab.conftest import Sevchaos
 
 pytestmark = pytest.mark.lab
@@ -57,6 +60,16 @@ def test_a_pair_of_namespaces(in_lab: Sevchaos, kernel: str) -> None:
     assert seen["slow"]["seconds"] > 1.2  # of 1.4 s that the octets take, headers included
     assert seen["slow"]["numbers"] == list(range(SENT))
     assert (seen["full"]["passed"], seen["full"]["dropped"]) == (50, SENT - 50)
+
+    for name in ("relayed", "some lost by relay", "most happens by relay"):
+        assert seen[name]["balanced"], seen[name]  # with what the kernel has counted
+    assert seen["relayed"]["numbers"] == list(range(SENT))
+    fates = islice(lane.fates(Impairment(loss=30, seed=1)), SENT)  # the seed alone decides, on whatever kernel
+    assert seen["some lost by relay"]["numbers"] == [number for number, fate in enumerate(fates) if not fate.lost]
+    most = seen["most happens by relay"]
+    assert all(most[name] for name in ("dropped", "duplicated", "corrupted", "slowed", "reordered"))
+    assert len(most["numbers"]) == most["given"] - most["corrupted"]  # which had a bad checksum
+    assert most["numbers"] != sorted(most["numbers"])
 
     assert seen["cut"] == {"carrier": False, "connects": False, "again": True}
     assert seen["somebody else's"] == {"errors": ["EEXIST", "ENOENT"], "qdisc": "pfifo"}

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs in the lab, as root: two namespaces, packets between them, everything netem can do to these, and nothing left.
+"""Runs in the lab, as root: two namespaces, packets between them, everything netem and a relay can do to these, and
+nothing left.
 
 Prints a JSON object, from the name of what was tried to what was seen.
 """
@@ -22,6 +23,7 @@ from chaos.netns.netem import Impairment, Reading
 from chaos.netns.netlink import index_of, inside
 from chaos.netns.pair import Pair
 from chaos.netns.space import Namespace, enter
+from chaos.relay import Relay
 
 PORT = 7000
 DATAGRAMS = 200
@@ -130,6 +132,29 @@ def stream_through(pair: Pair, impairment: Impairment) -> dict[str, Any]:
     return {"numbers": numbers, "struck": netem.struck(before, after), "seed": after.impairment.seed, **told(after)}
 
 
+def relayed(pair: Pair, impairment: Impairment) -> dict[str, Any]:
+    """The same by a relay, and how long a byte takes to and fro over it if nothing is done to the way back."""
+    address = str(pair.addresses[1].ip)
+    relay = Relay(pair.ends, (impairment, Impairment()))
+    try:
+        seconds = [] if impairment.effects else within(pair.left.space, lambda: rounds(address, 20))
+        first = relay.told()
+        assert first is not None
+        within(pair.left.space, lambda: send(address))
+        until, told = time.monotonic() + 20, relay.told()
+        while told is not None and time.monotonic() < until:
+            if told[0].counts.taken == first[0].counts.taken + DATAGRAMS and not told[0].counts.waiting:
+                break
+            time.sleep(0.02)
+            told = relay.told()
+        assert told is not None
+    finally:
+        relay.close()
+    numbers = within(pair.left.space, lambda: came(address))
+    counts = {name: getattr(told[0].counts, name) for name in told[0].counts.__slots__}
+    return {"numbers": numbers, "seconds": seconds, "balanced": told[0].balanced, **counts}
+
+
 def main() -> None:
     seen: dict[str, Any] = {"release": os.uname().release}
     began = time.monotonic()
@@ -165,6 +190,14 @@ def main() -> None:
         }.items():
             began = time.monotonic()
             seen[name] = {**stream_through(pair, impairment), "seconds": time.monotonic() - began}
+        for name, impairment in {
+            "relayed": Impairment(),
+            "some lost by relay": Impairment(loss=30, seed=1),
+            "most happens by relay": Impairment(
+                delay_us=100_000, reordering=25, duplication=30, corruption=20, loss=10, seed=2
+            ),
+        }.items():
+            seen[name] = relayed(pair, impairment)
         seen["cut"] = cut(pair)
         seen["somebody else's"] = foreign(pair)
     finally:
