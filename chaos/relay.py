@@ -29,7 +29,7 @@ from typing import Literal
 
 import msgspec
 
-from chaos.errors import CleanupFailed, HostLacks
+from chaos.errors import CleanupFailed, HostLacks, InternalError
 from chaos.kvm.fd import OwnedFd
 from chaos.netns import link, tun
 from chaos.netns.lane import Counts, Lane
@@ -104,9 +104,11 @@ class Relay:
         # From here on the relay alone has the devices.
         try:
             self._hear()
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(CleanupFailed):  # the first error is the one to tell
                 self.close()
+            if isinstance(error, Ended):
+                raise InternalError("the relay ended before it had begun") from error
             raise
 
     def told(self) -> tuple[Told, ...] | None:
@@ -114,8 +116,10 @@ class Relay:
         try:
             self._channel.send("stand still")
             counts = self._hear()
-            devices = [link.look(device) for device in self._devices]
-            self._channel.send("go on")
+            try:
+                devices = [link.look(device) for device in self._devices]
+            finally:
+                self._channel.send("go on")
         except (Ended, OSError, HostLacks):
             return None
         ways = zip(counts, devices, reversed(devices), strict=True)

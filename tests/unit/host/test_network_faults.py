@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from chaos import scene as scenes
 from chaos.errors import UsageError
 from chaos.fault import find
 from chaos.netns import netem
@@ -102,3 +103,12 @@ def test_the_ip_layers_counters_are_read() -> None:
     counts = network._counts(os.getpid(), os.getpid())
     assert counts is not None and counts.sent >= 0
     assert network._counts(os.getpid(), 0x3FFFFFFF) is None
+
+
+def test_what_is_left_to_chance_follows_from_the_runs_seed() -> None:
+    def drawn(seed: int) -> list[int]:
+        scene = scenes.Scene(None, None, None, None, seed=seed)  # type: ignore[arg-type]
+        return [scene.chance() for _ in range(3)]
+
+    assert drawn(5) == drawn(5) != drawn(6)
+    assert len({*drawn(5), *drawn(6)}) == 6

@@ -14,14 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from chaos.errors import HostLacks
+from chaos.errors import HostLacks, InternalError
 from chaos.netns import link, tun
 from chaos.netns.lane import Fate, Lane
 from chaos.netns.netem import Impairment
 from chaos.netns.pair import Pair, destroy
 from chaos.netns.space import Namespace, aside, enter
 from chaos.relay import Relay, Told, beside, is_on
-from chaos.vmm.wire import Ended
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="making network namespaces needs root")
 COUNT = 200
@@ -328,7 +327,7 @@ def test_there_is_one_at_a_time(pair: Pair) -> None:
 def test_what_fails_leaves_nothing(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     before = os.listdir("/proc/self/fd")  # noqa: PTH208
     monkeypatch.setattr("chaos.relay._serve", lambda *_: 1)
-    with pytest.raises(Ended):
+    with pytest.raises(InternalError, match="before it had begun"):
         Relay(pair.ends, (NOTHING, NOTHING))
     assert not is_on(pair.left)
     assert os.listdir("/proc/self/fd") == before  # noqa: PTH208
