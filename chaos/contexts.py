@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from errno import EBUSY, ETIMEDOUT
 from itertools import pairwise
 
-from chaos.history import Done, Firmware, History, Invoke, Kernel, Observation
+from chaos.history import Done, Firmware, History, Invoke, Kernel, Note, Observation
 from chaos.matched import DOUBT, LOOKS, Matched
 
 STARTS = frozenset({"LAUNCH_START", "RECEIVE_START"})
@@ -44,7 +44,8 @@ class Owed:
 class Contexts:
     """`live` are the starts of contexts that were never ended and are not owed to a fault. `ended` counts the others.
     `refused` are the DECOMMISSIONs that the firmware refused for no fault's sake. `gone` is why the firmware cannot be
-    asked any more, "" if it can, and `gone_at` since when. `gaps` are the pairs between which records are missing."""
+    asked any more, "" if it can, and `gone_at` since when. `gaps` are the pairs between which records are missing. It
+    is `whole` if none are, from the first command on."""
 
     live: dict[int, Firmware] = field(default_factory=dict)
     ended: int = 0
@@ -53,6 +54,7 @@ class Contexts:
     gone: str = ""
     gone_at: int = 0
     gaps: tuple[tuple[Firmware, Firmware], ...] = ()
+    whole: bool = False
     tampered: list[Firmware] = field(default_factory=list)
     matched: Matched = field(default_factory=Matched)
     _bound: set[int] = field(default_factory=set)
@@ -62,7 +64,10 @@ class Contexts:
     def of(cls, history: History) -> Contexts:
         seen = [record for record in history.records if isinstance(record, Firmware)]
         gaps = tuple((a, b) for a, b in pairwise(seen) if b.order != a.order + 1)
-        contexts = cls(gaps=gaps, matched=Matched.of(history))
+        notes = [r for r in history.records if isinstance(r, Note) and r.topic == "witness"]
+        lost = history.damage or any(note.witness in ("", "firmware") for note in notes)
+        whole = bool(seen) and seen[0].order == 0 and not gaps and not lost
+        contexts = cls(gaps=gaps, whole=whole, matched=Matched.of(history))
         for line in history.records:
             if isinstance(line, Kernel) and TIMED_OUT in line.text:
                 contexts._lose(line.t, "the kernel has given it up as dead")
@@ -91,6 +96,11 @@ class Contexts:
     def gone_by(self, t: int) -> bool:
         """Whether nothing that the firmware is asked from then on is answered by the one that has the contexts."""
         return bool(self.gone) and t >= self.gone_at
+
+    @property
+    def obeys(self) -> bool:
+        """Whether the firmware was watched from the first command to the last and nothing was done to any answer."""
+        return self.whole and not (self.tampered or self.gone)
 
     def owed_at(self, t: int) -> tuple[Owed, ...]:
         return tuple(owed for owed in self.owed if owed.t <= t)

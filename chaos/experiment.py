@@ -357,6 +357,8 @@ def _step_problems(
                 yield "fault", f"no step applies {step.fault!r} to {step.target!r}", f"what is applied: {given}"
         case Launch() if step.vm in experiment.vms and experiment.vms[step.vm].kind is Kind.MIRROR:
             yield "vm", f"{step.vm} is a mirror, which is not launched", "use the step `mirror`"
+        case Observe(label="start" | "end"):
+            yield "label", f"{step.label!r} is what the run itself observes", "give it another name"
         case Arm():
             places = [name for name in ("kernel", "firmware", "page") if getattr(step, name) is not None]
             if len(places) != 1:

@@ -165,6 +165,7 @@ class Contract:
                     foreign=frozenset(foreign.items()),
                     limits=limits,
                     flushes=flushes,
+                    obeys=self.evidence.contexts.obeys,
                     marked=marked,
                     half=half,
                     memlock=self._memlock(invoke, done),

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
-from errno import EIO
+from errno import EBADF, EIO
 
 import msgspec
 
@@ -110,6 +110,8 @@ def _worthless(experiment: Experiment, evidence: Evidence, asked: Asked, closed:
         return f"{asked.vm} was asked in {asked.agent}, which did not create it: EIO means nothing there"
     if any(answer.control == EIO for answer in asked.answers):
         return f"the live VM beside {asked.vm} answered EIO as well, so its EIO means nothing"
+    if any(answer.control == EBADF for answer in asked.answers):
+        return f"the VM beside {asked.vm} had no descriptor, so it shows nothing"
     gone = closed - evidence.lost_fds(asked.vm, asked.seq)
     if gone:
         return f"{', '.join(sorted(gone))} of {asked.vm} answered EBADF only, and nothing says that it was closed"

@@ -123,6 +123,9 @@ def _context(move: Move, before: Done | None, after: Done) -> Verdict:
             expected="GUEST_STATUS: ok",
             seen=f"GUEST_STATUS: {name}",
         )
+    unsaid = [field for field in STATUS if before.value.get(field) is None]
+    if unsaid:
+        return unknown(PROMISE, f"{move}; GUEST_STATUS before it did not say {' and '.join(unsaid)}", records)
     changed = [field for field in STATUS if before.value.get(field) != after.value.get(field)]
     if changed:
         return deviated(

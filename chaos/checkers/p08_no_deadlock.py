@@ -39,6 +39,10 @@ def check(experiment: Experiment, history: History) -> Verdict:
         waited = sum(invoke.op in held_ops for invoke, _ in moves)
         told = f"{len(moves)} moves and mirrors ended" + (f", {waited} of them after a hold" if waited else "")
         parts.append(held(PROMISE, told, [done for _, done in moves]))
+        for invoke, done in moves:
+            if (late := _overdue(evidence, invoke)) is not None:
+                text = f"{named(invoke)} was waited for in vain; it ended only when what it waited for was gone"
+                parts.append(unknown(PROMISE, text, (invoke, late, done)))
     elif not any(invoke.f in MOVES for invoke, _ in evidence.operations):
         parts.append(unknown(PROMISE, "no move and no mirror was tried, so none could wait for another"))
     return combine(PROMISE, parts)
@@ -55,6 +59,8 @@ def _left(evidence: Evidence, invoke: Invoke, done: Done | None, *, whole: bool)
         reason, how = f"{struck.fault} struck {invoke.agent}, and did not end {named(invoke)}", "signal-did-not-end"
     elif exited is None or (struck is None and _ended_by_us(exited)):
         reason, how = f"{named(invoke)} never ended", "never-ended"
+    elif late is not None:
+        reason, how = f"{named(invoke)} did not end before its process did", "never-ended"
     else:
         by = struck.fault if struck is not None else f"its process ended by itself, status {exited.status}"
         return held(PROMISE, f"{named(invoke)} ended with its process: {by}", records)
@@ -84,7 +90,8 @@ def _struck(evidence: Evidence, invoke: Invoke) -> Fault | None:
         (
             record
             for record in evidence.history.records
-            if isinstance(record, Fault) and record.seq > invoke.seq and invoke.agent in record.ends
+            if isinstance(record, Fault) and record.event == "apply"
+            if record.seq > invoke.seq and invoke.agent in record.ends
         ),
         None,
     )

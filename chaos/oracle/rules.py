@@ -323,23 +323,19 @@ def _noticed(state: State, op: Invoke) -> Refusal | None:
 
 def _firmware_refuses(state: State, op: Invoke) -> Refusal | None:
     """The firmware may refuse any command for reasons of its own, and always says so with a status."""
-    return _maybe(EIO, firmware=True, when=True)
+    return _maybe(EIO, firmware=True, when=not state.obeys or op.f != "guest_status")
 
 
 def _platform_refuses(state: State, op: Invoke) -> Refusal | None:
     """The first INIT on a platform that was shut down has the firmware initialised (sev_platform_init())."""
-    return _maybe(EIO, firmware=True, when=state.psp == "well")
+    return _maybe(EIO, firmware=True, when=state.psp == "well" and not state.obeys)
 
 
 def _locks_memory(state: State, op: Invoke) -> Refusal | None:
-    """Whether the memory fits into RLIMIT_MEMLOCK, nobody recorded, unless nothing does (sev_pin_memory)."""
+    """Whether the memory of a process that was given a limit fits into RLIMIT_MEMLOCK, nobody recorded, unless nothing
+    does (sev_pin_memory). Others may lock whatever they like."""
     limits = {limit for agent, limit in state.memlock if agent == op.agent}
-    return _sure(ENOMEM, when=True) if limits == {0} else _maybe(ENOMEM, when=True)
-
-
-def _locks_again(state: State, op: Invoke) -> Refusal | None:
-    """As the other, of a process that was given a limit; others may lock whatever they like."""
-    return _locks_memory(state, op) if any(agent == op.agent for agent, _ in state.memlock) else None
+    return _sure(ENOMEM, when=True) if limits == {0} else _maybe(ENOMEM, when=bool(limits))
 
 
 def _no_region(state: State, op: Invoke) -> Refusal | None:
@@ -448,7 +444,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
         _platform_refuses,
     ),
     "launch_start": (*_COMMAND, _cut_off, _noticed, _stalled, _started_twice, _firmware_refuses),
-    "launch_update_data": (*_COMMAND, _locks_again, *_FIRMWARE),
+    "launch_update_data": (*_COMMAND, _locks_memory, *_FIRMWARE),
     "launch_measure": _TO_GUEST,
     "launch_finish": _TO_GUEST,
     "launch_update_vmsa": (*_IOCTL, _no_es, _sealing_while_creating, _sealed_already, *_FIRMWARE),

@@ -48,7 +48,8 @@ class State:
     """`capacity` is how many contexts of each key the host can have, `foreign` how many of them are not this run's.
     `limits` are (cgroup, key, misc.max), without those that are "max". `blocked` are the charges that were refused, by
     the cgroup whose limit it was, in order. The firmware is `stalled` once it stops answering, and `dead` once the
-    driver has noticed; `flushes` unless it fails a DF_FLUSH. `marked` are moves under way that are known to have marked
+    driver has noticed; `flushes` unless it fails a DF_FLUSH, and `obeys` if it is known to do what it must: then it
+    refuses no INIT, and no status of a guest that it has. `marked` are moves under way that are known to have marked
     both their VMs as being migrated, `half` creations of vCPUs that are known to be half done. `memlock` are the
     processes that were given a limit to what they may lock, in bytes."""
 
@@ -61,6 +62,7 @@ class State:
     blocked: tuple[tuple[str, str], ...] = ()
     psp: Literal["well", "stalled", "dead"] = "well"
     flushes: bool = True
+    obeys: bool = False
     marked: frozenset[int] = frozenset()
     half: frozenset[int] = frozenset()
     memlock: frozenset[tuple[str, int]] = frozenset()

@@ -103,6 +103,7 @@ SAID: dict[str, tuple[str, ...]] = {
     "two-documents.yaml": ("line 2", "another document"),
     "type-of-another-kind.yaml": ("vms.old.type: a sev guest cannot have type 3", "give 2, or 0"),
     "type-unknown.yaml": ("vms.old.type: there is no such choice", "'4'", "0, 2, 3"),
+    "label-of-the-run.yaml": ("script[3].label: 'start' is what the run itself observes", "another name"),
     "unaskable-unknown.yaml": ("unaskable: there is no promise 'P0'", "P1, P2"),
     "undo-nothing.yaml": ("script[2].fault: no step applies 'kill' to 'source'", "what is applied: none at all"),
     "utf-16.yaml": ("line 1: the byte 0xff is not UTF-8", "save it as UTF-8"),

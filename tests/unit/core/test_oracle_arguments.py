@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from errno import EBADF, EBUSY, EINVAL, EIO, ENOTTY
+from errno import EBADF, EBUSY, EINVAL, EIO, ENOMEM, ENOTTY
 
 import pytest
 
@@ -23,6 +23,25 @@ def bare(kernel: str = NEW, **args: Value) -> State:
 def inits(state: State, **args: Value) -> set[int]:
     """What INIT may answer, but for what the firmware says to being initialised."""
     return {answer.errno for answer in allowed(state, op("init", "s", vm="old", **args)) if not answer.firmware}
+
+
+def test_a_firmware_that_does_what_it_must_refuses_no_init_and_no_status() -> None:
+    for obeys in (False, True):
+        state = replace(bare(), obeys=obeys)
+        refused = {answer.errno for answer in allowed(state, op("init", "s", vm="old", key="sev")) if answer.firmware}
+        assert refused == (set() if obeys else {EIO})
+        state = replace(launched(host(NEW)), obeys=obeys)
+        for f in ("guest_status", "launch_measure"):  # which it may refuse by the guest's state
+            refused = {answer.errno for answer in allowed(state, op(f, "s", vm="old")) if answer.firmware}
+            assert refused == (set() if obeys and f == "guest_status" else {EIO})
+
+
+def test_who_was_given_no_limit_may_pin_what_it_likes() -> None:
+    state, asked = launched(host(NEW)), op("register_region", "s", vm="old")
+    assert ENOMEM not in {answer.errno for answer in allowed(state, asked)}
+    for limit, due in ((0, {ENOMEM}), (4096, {0, ENOMEM})):
+        limited = replace(state, memlock=frozenset({("s", limit)}))
+        assert {answer.errno for answer in allowed(limited, asked)} == due
 
 
 @KERNELS

@@ -180,3 +180,16 @@ def test_p3_of_a_source_that_dies_before_its_move() -> None:
     b.move("old", "new", "destination")
     b.ask("old", "source", dead=True)
     assert verdict_of("P3", b.finish()).signature == "source-in-move:eio-before-move"
+
+
+def test_p3_a_control_without_a_descriptor_shows_nothing() -> None:
+    """It must be a VM that lives; one that answers EBADF is none at all."""
+
+    def change(record: Record) -> Record:
+        if isinstance(record, Asked):
+            answers = tuple(msgspec.structs.replace(answer, control=errno.EBADF) for answer in record.answers)
+            return msgspec.structs.replace(record, answers=answers)
+        return record
+
+    verdict = check("P3", MOVE, change)
+    assert verdict.outcome is Outcome.UNKNOWN and "had no descriptor" in verdict.reason

@@ -282,3 +282,9 @@ def test_p5_each_vcpu_goes_on() -> None:
     assert check("P5", MOVE, each(101, 201)).outcome is Outcome.HELD
     verdict = check("P5", MOVE, each(300, 200))
     assert (verdict.signature, verdict.expected) == ("counter-stopped-after-move", "more than 200 ticks")
+
+
+def test_p5_a_status_that_says_nothing_is_not_the_same_as_before() -> None:
+    silent = answered("guest_status", "old", value={})
+    verdict = check("P5", MOVE, lambda record: answered("guest_status", "new", value={})(silent(record) or record))
+    assert verdict.outcome is Outcome.UNKNOWN and "did not say handle and policy and state" in verdict.reason

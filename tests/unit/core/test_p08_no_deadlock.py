@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from chaos.history import History, Overdue
+from chaos.history import Fault, History, Overdue
 from chaos.verdict import Outcome
 from tests.unit.core.build import moved, source_killed
 from tests.unit.core.doctored import DEVIATED, HELD, UNKNOWN, begun, verdict_of
@@ -78,3 +78,30 @@ def test_p8_says_where_the_kernel_saw_it_last() -> None:
     assert (verdict.outcome, verdict.signature) == (DEVIATED, "never-ended:move")
     assert verdict.seen == "its thread last entered sev_lock_vcpus_for_migration"
     assert last.seq in verdict.records
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_p8_what_was_waited_for_in_vain_and_ended_all_the_same(ends: bool) -> None:
+    """It slept where nothing of ours stopped it, until its process, or what it waited for, was done away with."""
+    b = begun()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    move = b.invoke("move", "destination", vm="new", source="old")
+    b.add(Overdue(t=b.tick(), op=move.op, step=3, free=True, state="D", call="ioctl"))
+    if ends:
+        b.kill("destination")
+        b.done(move, "info")
+    else:
+        b.exited("source", -9)
+        b.done(move)
+    assert verdict_of("P8", b.end()).outcome is (DEVIATED if ends else UNKNOWN)
+
+
+def test_p8_a_fault_that_was_withheld_ends_nothing() -> None:
+    b = begun()
+    b.launch("new", "destination")
+    move = b.invoke("move", "destination", vm="new", source="old")
+    b.add(Fault(t=b.tick(), fault="kill", event="withheld", step=1, target="destination", ends=("destination",)))
+    b.exited("destination", -9)
+    b.done(move, "info")
+    assert verdict_of("P8", b.end()).signature == "never-ended:move"
