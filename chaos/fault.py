@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from chaos.cgroup.group import Cgroup
     from chaos.history import Done, Value
     from chaos.netns.link import End
-    from chaos.schedule.firmware import Firmware
+    from chaos.schedule.firmware import Failpoints
     from chaos.schedule.kfault import Kfault
     from chaos.vmm.messages import Question
 
@@ -66,7 +66,7 @@ class Victim(Protocol):
         """Whether it ended within so many seconds. It is reaped then."""
 
 
-class Call(Protocol):
+class Pending(Protocol):
     """An operation that was handed over and is not waited for."""
 
     @property
@@ -142,13 +142,13 @@ class Scene(Protocol):
     def memlock(self, vmm: str, size: int | None) -> None:
         """Have the VMM without CAP_IPC_LOCK, and RLIMIT_MEMLOCK at so many bytes; None for both as they were."""
 
-    def add_vcpu(self, vm: str, id: int, then: Callable[[], None]) -> Call:
+    def add_vcpu(self, vm: str, id: int, then: Callable[[], None]) -> Pending:
         """Have the VM's VMM create a vCPU that nobody drives, in a thread of its own, and go on. `then` is called when
         that is over."""
 
     # What is not.
 
-    def moves(self, vm: str) -> tuple[Call, ...]:
+    def moves(self, vm: str) -> tuple[Pending, ...]:
         """The moves so far that have it as their source or their destination, also those under way."""
 
     def ask(self, vmm: str, question: Question) -> Mapping[str, Value] | None:
@@ -168,7 +168,7 @@ class Scene(Protocol):
         """The kernel's functions, held, delayed or made to fail; loads the module in the lab."""
 
     @property
-    def firmware(self) -> Firmware:
+    def firmware(self) -> Failpoints:
         """The firmware's commands, made to fail, to be late or to be stalled; in the lab only."""
 
     def memory(self, vm: str) -> int:

@@ -188,7 +188,7 @@ class LabSession:
 
     async def carry_out(self, order: Order, *, record: Write, timeout: float) -> None:
         """The records of the runner, and before the last of them what the firmware saw."""
-        from chaos.lab.outside import Firmware
+        from chaos.lab.outside import PspFailpoints
         from chaos.lab.witness import firmware_records
 
         told: list[Record] = []
@@ -200,7 +200,7 @@ class LabSession:
         psp = self.lab.psp
         psp.records.clear()
         psp.lost = 0
-        firmware = Firmware(psp, self._clock)
+        firmware = PspFailpoints(psp, self._clock)
         before = await firmware.begin()
         await psp.trace(True)
         try:

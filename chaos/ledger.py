@@ -12,8 +12,8 @@ written down later than it was given. An observation takes time, and reads its c
 change meanwhile, each counter is compared by itself with every value that was possible, and nothing is concluded from
 it. An answer of one system call is of one moment, so it always tells something.
 
-A hold that was reached stops its operation at a stage that `chaos.stopped` tells by the place: until something lets it
-go, it comes no further.
+A hold that was reached stops its operation, and how far it has come, `chaos.stopped` tells by the place: until
+something lets it go, it comes no further.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from chaos import stopped
 from chaos.contexts import Contexts
 from chaos.effects import EFFECTS, attempts, begin, effect, halfway, into_the_dead, owing, took_effect
 from chaos.history import Answer, Asked, Counted, Done, Exited, Fault, Held, History, Invoke, Observation, Released
-from chaos.world import STILL, Reference, Stage, World, argument, die, drop, forget, give_back
+from chaos.world import STILL, Reach, Reference, World, argument, die, drop, forget, give_back
 
 Kind = Literal["charge", "guests", "owner", "answer"]
 Witness = Observation | Done | Asked
@@ -258,7 +258,7 @@ class _Replay:
     def _finish(self, invoke: Invoke, done: Done) -> None:
         window = self.windows.pop(invoke.seq, None)
         if window is not None and done.outcome != "info":
-            self.during[invoke.op] = frozenset(w for w in window.worlds if w.stage(invoke.op) is Stage.BEFORE)
+            self.during[invoke.op] = frozenset(w for w in window.worlds if w.reach(invoke.op) is Reach.BEFORE)
             if invoke.f == "guest_status":
                 self._status(invoke, done, window)
         if invoke.op not in self.pending:
@@ -296,7 +296,7 @@ class _Replay:
             self.stopped.pop(held.op, None)  # if it was stopped somewhere before, it has gone on
             self._become(self.worlds)
             self.stopped[held.op] = held
-            waiting = stopped.at(self.worlds, held.op, stopped.stages(invoke.f, held))
+            waiting = stopped.at(self.worlds, held.op, stopped.reaches(invoke.f, held))
             self._become(waiting or self.worlds)
 
     def _doom(self, agent: str) -> None:

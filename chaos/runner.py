@@ -54,7 +54,7 @@ from chaos.outside import Outside
 from chaos.poll import LOOK_AGAIN, Loop, TimedOut
 from chaos.recorder import OutsideGone, Recorder
 from chaos.scene import Scene
-from chaos.schedule.firmware import Firmware
+from chaos.schedule.firmware import Failpoints
 from chaos.script import perform, require_all
 from chaos.script.actor import Actor
 from chaos.stage import Stage
@@ -214,7 +214,7 @@ class Run:
     ) -> None:
         """The run between its two fillings and its two observations."""
         group = claimed.cgroup
-        firmware = Firmware(self.outside, self.order.seed, platform)
+        firmware = Failpoints(self.outside, self.order.seed, platform)
         # On a shared host its count is of everybody's guests, and tells nothing of ours.
         asked = None if self.order.shared else platform
         observer = Observer(

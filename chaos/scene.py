@@ -19,7 +19,7 @@ from chaos.fleet import Pending, StepFailed, Vmm
 from chaos.history import Done, Value
 from chaos.netns.link import End
 from chaos.poll import LOOK_AGAIN, TimedOut
-from chaos.schedule.firmware import Firmware
+from chaos.schedule.firmware import Failpoints
 from chaos.schedule.kfault import Kfault
 from chaos.stage import Stage
 from chaos.vmm.messages import Close, Create, CreateVcpu, Init, LoseFd, MayLock, Question, SetMemory
@@ -35,7 +35,7 @@ class Scene:
 
     stage: Stage
     stack: ExitStack
-    firmware: Firmware
+    firmware: Failpoints
     warden: Warden
     shared: bool = False
     seed: int = 0

@@ -7,8 +7,8 @@ that differ between kernels (`sev_free_vcpu`), and says nothing.
 
 The order of a move: descriptor, both VMs locked, checks of both, the caller's cgroup charged, destination's vCPUs
 locked, source's vCPUs locked, commit, source dead, both unlocked, the other cgroup uncharged. So the calls by which
-`nth` may tell a function apart (the vCPUs of either side, one vCPU and the next) are of one stage. What gives back on
-the way out does so for a move that has succeeded and for one that has failed: either stage is possible there, and both
+`nth` may tell a function apart (the vCPUs of either side, one vCPU and the next) come equally far. What gives back on
+the way out does so for a move that has succeeded and for one that has failed: either is possible there, and both
 cgroups are charged in either.
 """
 
@@ -17,20 +17,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from chaos.history import Held
-from chaos.world import Stage, World, give_back
+from chaos.world import Reach, World, give_back
 
-ANY = frozenset(Stage)
-BEFORE = frozenset({Stage.BEFORE})
-AHEAD = frozenset({Stage.AHEAD})
-OWING = frozenset({Stage.OWING})
-AFTER = frozenset({Stage.AFTER})
+ANY = frozenset(Reach)
+BEFORE = frozenset({Reach.BEFORE})
+AHEAD = frozenset({Reach.AHEAD})
+OWING = frozenset({Reach.OWING})
+AFTER = frozenset({Reach.AFTER})
 
 # Places that hold until they are released, or the process is killed. The others let go by themselves: a vCPU leaves the
 # guest, another call comes back, the driver has no more patience with its firmware.
 FIRM = frozenset({"kernel", "page"})
 
 # Operation → kernel function whose entry it is stopped at.
-FUNCTIONS: Mapping[str, Mapping[str, frozenset[Stage]]] = {
+FUNCTIONS: Mapping[str, Mapping[str, frozenset[Reach]]] = {
     "init": {
         "__sev_guest_init": BEFORE,
         "sev_guest_init": BEFORE,
@@ -85,14 +85,14 @@ FUNCTIONS: Mapping[str, Mapping[str, frozenset[Stage]]] = {
 }
 
 # Operation → firmware command without an answer. It may have been carried out, and only its answer be withheld.
-COMMANDS: Mapping[str, Mapping[str, frozenset[Stage]]] = {
+COMMANDS: Mapping[str, Mapping[str, frozenset[Reach]]] = {
     "init": {"INIT": AHEAD, "INIT_EX": AHEAD, "DF_FLUSH": AHEAD},
     "launch_start": {"LAUNCH_START": BEFORE | AHEAD, "ACTIVATE": AHEAD, "DECOMMISSION": AHEAD},
     "close": {"DEACTIVATE": BEFORE, "DECOMMISSION": BEFORE | OWING},
 }
 
 
-def stages(f: str, held: Held) -> frozenset[Stage]:
+def reaches(f: str, held: Held) -> frozenset[Reach]:
     """How far operation `f` may have come where it is held."""
     match held.place:
         case "vcpu":  # for whose mutex only a move waits
@@ -106,17 +106,17 @@ def stages(f: str, held: Held) -> frozenset[Stage]:
     return ANY
 
 
-def at(worlds: Iterable[World], op: int, possible: frozenset[Stage]) -> frozenset[World]:
-    """Those of the worlds in which the operation can be stopped at one of these stages.
+def at(worlds: Iterable[World], op: int, possible: frozenset[Reach]) -> frozenset[World]:
+    """Those of the worlds in which the operation can be stopped, having come so far.
 
     Where there is nothing to take ahead (a move within a cgroup), a world before the operation is also one in which it
     is AHEAD; where there is nothing to give back, one after it is also one in which it is OWING. Such a world is told
     from the others by what it does not come from.
     """
     every = frozenset(worlds)
-    by = {stage: {world for world in every if world.stage(op) is stage} for stage in Stage}
-    found = {world for stage in possible for world in by[stage]}
-    for between, plain in ((Stage.AHEAD, Stage.BEFORE), (Stage.OWING, Stage.AFTER)):
+    by = {reach: {world for world in every if world.reach(op) is reach} for reach in Reach}
+    found = {world for reach in possible for world in by[reach]}
+    for between, plain in ((Reach.AHEAD, Reach.BEFORE), (Reach.OWING, Reach.AFTER)):
         if between in possible:
             found |= by[plain] - {give_back(world, op) for world in by[between]}
     return frozenset(found)

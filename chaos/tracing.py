@@ -54,7 +54,7 @@ _LOST = re.compile(r"CPU:\d+ \[LOST (?:(?P<count>\d+) )?EVENTS\]")
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class Event:
     """A function was entered, or left."""
 
     t: int
@@ -83,7 +83,7 @@ class Damaged(ValueError):
     """A line that is no event."""
 
 
-def parse(line: str) -> Call | Made | Lost:
+def parse(line: str) -> Event | Made | Lost:
     """A line of trace_pipe. Raises `Damaged`."""
     if lost := _LOST.fullmatch(line):
         return Lost(int(lost["count"] or 1))
@@ -97,7 +97,7 @@ def parse(line: str) -> Call | Made | Lost:
         raise Damaged(line)
     t = int(event["seconds"]) * 1_000_000_000 + int(event["microseconds"]) * 1_000
     fields = dict(field.split("=", 1) for field in call["fields"].split())
-    return Call(t, int(event["tid"]), call["caller"] is not None, base_name(call["function"]), fields)
+    return Event(t, int(event["tid"]), call["caller"] is not None, base_name(call["function"]), fields)
 
 
 class Cgroups:
@@ -159,12 +159,12 @@ class Recording:
                 self._lost += event.count
             case Made():
                 self._cgroups.made(event.tid, event.path)
-            case Call(function="misc_cg_alloc"):
+            case Event(function="misc_cg_alloc"):
                 self._cgroups.allocated(event.tid, event.fields.get("css", ""))
-            case Call():
+            case Event():
                 self._record(event)
 
-    def _record(self, call: Call) -> None:
+    def _record(self, call: Event) -> None:
         self._count += 1
         if self._count <= MOST:
             event: Literal["enter", "leave"] = "leave" if call.leaving else "enter"

@@ -21,7 +21,7 @@ from enum import Enum
 from chaos.history import Invoke
 
 
-class Stage(Enum):
+class Reach(Enum):
     """How far an operation has come in a world. AHEAD: it has not happened, and may still fail, but something of it can
     be seen, such as the charge that it takes first. OWING: it has happened, and a charge is still to be given back."""
 
@@ -158,13 +158,13 @@ class World:
         """Whether any process has the VM open."""
         return any(reference.vm == vm for reference in self.references)
 
-    def stage(self, op: int) -> Stage:
+    def reach(self, op: int) -> Reach:
         """How far the operation has come here."""
         extra = any(extra.op == op for extra in self.extras)
         if op in self.happened:
-            return Stage.OWING if extra else Stage.AFTER
+            return Reach.OWING if extra else Reach.AFTER
         begun = extra or any(vm.creating == op for vm in self.vms) or any(c.launching == op for c in self.contexts)
-        return Stage.AHEAD if begun else Stage.BEFORE
+        return Reach.AHEAD if begun else Reach.BEFORE
 
     @property
     def guests(self) -> int:
@@ -192,7 +192,7 @@ def levels(cgroup: str) -> tuple[str, ...]:
 
 def give_back(world: World, op: int) -> World:
     """The operation has given back what it had taken ahead, or what it owed."""
-    if world.stage(op) in (Stage.BEFORE, Stage.AFTER):
+    if world.reach(op) in (Reach.BEFORE, Reach.AFTER):
         return world
     return replace(
         world,

@@ -26,7 +26,7 @@ _libc.tgkill.restype = ctypes.c_int
 
 
 @dataclass(kw_only=True, slots=True)
-class Storm(Fault):
+class SignalStorm(Fault):
     """Send a signal that is handled, and does nothing, to every thread of the VMM, also to those in the kernel, again
     and again: one each with a pause of `microseconds`, or without one 64 each; `signals` in all. It ends by itself, or
     when this is undone."""

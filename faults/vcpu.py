@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from chaos.fault import Call, Evidence, Fault, Scene, Target
+from chaos.fault import Evidence, Fault, Pending, Scene, Target
 from chaos.history import Done
 from faults.vmm import state
 
@@ -28,7 +28,7 @@ class CreateVcpu(Fault):
 
     count: int = 16
     first: int = 100
-    _calls: list[Call] = field(init=False, default_factory=list)
+    _calls: list[Pending] = field(init=False, default_factory=list)
     _asked: bool = field(init=False, default=False)
     _enough: bool = field(init=False, default=False)
 
@@ -81,7 +81,7 @@ def _created(done: Done) -> bool:
     return done.outcome == "ok" or (done.outcome == "fail" and done.value.get("call") != "KVM_CREATE_VCPU")
 
 
-def _overlap(call: Call, other: Call) -> bool:
+def _overlap(call: Pending, other: Pending) -> bool:
     """Whether both are known to have been inside the kernel at one time."""
     ours, theirs = call.done, other.done
     if ours is None or theirs is None or not ours.began or not theirs.began:

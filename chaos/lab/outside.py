@@ -19,8 +19,8 @@ from chaos.lab.witness import Clock
 from chaos.outside import Answer, Arm, Failed, Granted, Look, Looked, Point, Question, Withdraw
 
 
-class Firmware:
-    """The firmware of one lab, for the length of one run."""
+class PspFailpoints:
+    """What a run wants of the firmware of its lab: failpoints, and how often they have struck."""
 
     def __init__(self, psp: PspControl, clock: Clock) -> None:
         self._psp = psp

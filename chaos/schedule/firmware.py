@@ -32,8 +32,9 @@ PATIENCE = Path("/sys/module/ccp/parameters/psp_cmd_timeout")
 PLACES = frozenset({"sev_wait_cmd_ioc", "__sev_do_cmd_locked"})
 
 
-class Firmware:
-    """`seed` is the run's. `platform` is /dev/sev, None if it cannot be opened."""
+class Failpoints:
+    """Those that a run has the firmware follow. `seed` is the run's. `platform` is /dev/sev, None if it cannot be
+    opened."""
 
     def __init__(self, outside: Outside, seed: int, platform: Platform | None, patience: Path = PATIENCE) -> None:
         self._outside = outside
@@ -101,7 +102,7 @@ class Firmware:
 class Armed:
     """Failpoints that are followed."""
 
-    firmware: Firmware
+    firmware: Failpoints
     name: str
 
     def look(self) -> Looked:
@@ -123,7 +124,7 @@ class FirmwareStall:
     function: str = ""
 
     @classmethod
-    def arm(cls, firmware: Firmware, command: str, *, nth: int) -> FirmwareStall:
+    def arm(cls, firmware: Failpoints, command: str, *, nth: int) -> FirmwareStall:
         return cls(firmware.arm(f"{command}#{nth}=stall"), command)
 
     def stops(self, sleeper: Sleeper, tid: int) -> bool:

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 from chaos.history import Held, Invoke
-from chaos.stopped import ANY, COMMANDS, FUNCTIONS, stages
-from chaos.world import Stage
+from chaos.stopped import ANY, COMMANDS, FUNCTIONS, reaches
+from chaos.world import Reach
 from tests.unit.core.build import Builder
 from tests.unit.core.on_ledger import ledger, payers, two
 
@@ -231,10 +231,10 @@ def test_a_command_that_is_not_answered(command: str, read: set[tuple[int, int]]
 
 def test_what_was_not_written_down_says_nothing() -> None:
     held = Held(t=0, op=1, step=0, hold="old-history", reached=True, state="D", sleeping="")
-    assert stages("move", held) == ANY
+    assert reaches("move", held) == ANY
     places: tuple[Literal["lock", "page"], ...] = ("lock", "page")
     for place in places:
-        assert stages("move", msgspec.structs.replace(held, place=place)) == {Stage.BEFORE}
+        assert reaches("move", msgspec.structs.replace(held, place=place)) == {Reach.BEFORE}
 
 
 def test_every_stage_that_is_named_can_be() -> None:

@@ -13,7 +13,7 @@ import pytest
 from chaos import fault
 from chaos.errors import Unsupported, UsageError
 from chaos.outside import Answer, Arm, Granted, Look, Looked, Point, Question, Withdraw
-from chaos.schedule.firmware import Firmware, waits_for_answer
+from chaos.schedule.firmware import Failpoints, waits_for_answer
 from chaos.schedule.holds import Sleeper
 from faults import firmware as faults
 
@@ -48,7 +48,7 @@ def patience(tmp_path: Path) -> Path:
 @pytest.fixture
 def scene(played: Played, patience: Path) -> Any:
     platform = SimpleNamespace(status=lambda: SimpleNamespace(state=int(patience.read_text())))
-    return SimpleNamespace(firmware=Firmware(played, 1, platform, patience))  # type: ignore[arg-type]
+    return SimpleNamespace(firmware=Failpoints(played, 1, platform, patience))  # type: ignore[arg-type]
 
 
 def strike(plan: str, **options: object) -> faults.Firmware:
@@ -90,7 +90,7 @@ def test_the_driver_is_made_impatient_with_the_dead(
 
 
 def test_without_the_device_the_driver_cannot_be_told(played: Played, patience: Path) -> None:
-    firmware = Firmware(played, 1, None, patience)  # type: ignore[arg-type]
+    firmware = Failpoints(played, 1, None, patience)  # type: ignore[arg-type]
     with pytest.raises(Unsupported, match="/dev/sev"):
         firmware.set_patience(3)
 

@@ -15,7 +15,7 @@ from chaos import steps as s
 from chaos.fleet import Pending, StepFailed
 from chaos.history import Done, Held
 from chaos.poll import Loop
-from chaos.schedule.firmware import Firmware
+from chaos.schedule.firmware import Failpoints
 from chaos.script import holding
 
 
@@ -63,7 +63,7 @@ def test_while_the_driver_is_held_the_firmware_is_not_asked() -> None:
     slot = SimpleNamespace(function=holding.DRIVER_LOCKED)
     kfault = SimpleNamespace(hold=lambda function, nth, pid: slot, clear=lambda slot: 0)
     outside: Any = None
-    firmware = Firmware(outside, 0, None)
+    firmware = Failpoints(outside, 0, None)
     found, written = actor(Pending(3, "move", True, "destination"))
     found.scene = SimpleNamespace(kfault=lambda: kfault, firmware=firmware)
     found.undo = ExitStack()

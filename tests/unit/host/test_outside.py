@@ -14,13 +14,13 @@ from chaos import history, outside
 from chaos.errors import InternalError, Unsupported
 from chaos.history import Note
 from chaos.host import Conversation, not_ours
-from chaos.lab.outside import Firmware as LabFirmware
+from chaos.lab.outside import PspFailpoints
 from chaos.lab.psp.numbers import Command, Status
 from chaos.lab.witness import Clock
 from chaos.outside import Answer, Arm, Failed, Granted, Look, Looked, Outside, Point, Question, Refused, Withdraw
 from chaos.poll import TimedOut
 from chaos.recorder import OutsideGone, Recorder
-from chaos.schedule.firmware import Firmware
+from chaos.schedule.firmware import Failpoints
 from tests.unit.psp.machine import Machine
 
 LOOK = Look(name="a")
@@ -175,7 +175,7 @@ def test_a_run_breaks_its_firmware_and_it_is_whole_afterwards() -> None:
             await control.ready()
             machine.plug_in()
             machine.init()
-            lab = LabFirmware(control, Clock(ahead=1_000, doubt=0))
+            lab = PspFailpoints(control, Clock(ahead=1_000, doubt=0))
             await lab.begin()
             arm = Arm(number=1, name="f", failpoints="ACTIVATE*1=fail:INVALID_ASID; NOP=skip", seed=1)
             assert await lab.answer(Arm(number=9, name="other", failpoints="INIT=skip", seed=1)) == Granted(number=9)
@@ -224,7 +224,7 @@ def test_a_run_has_one_source_of_chance(ends: Ends) -> None:
             asked.append(question)
             return encoded(Granted(), question.number)
 
-        firmware = Firmware(ends.runner, run, None)
+        firmware = Failpoints(ends.runner, run, None)
         for _ in range(2):
             thread = ends.answering(answer)
             firmware.arm("*%10=skip")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from chaos.vmm.harm import STORM_SIGNAL
-from faults.signal import Storm
+from faults.signal import SignalStorm
 
 SECONDS = 20.0
 
@@ -32,7 +32,7 @@ def scene(victim: Victim) -> Any:
 def test_a_number_that_was_a_dead_victims_gets_no_signal(status: int | None, ends: int) -> None:
     """Another process may have it by now. The one here would be ended by the signal."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
-        storm = Storm(signals=1)
+        storm = SignalStorm(signals=1)
         storm.apply(scene(Victim(child.pid, status)), "source")
         assert storm._thread is not None
         storm._thread.join(SECONDS)

@@ -17,7 +17,7 @@ from chaos.history import Note, Traced
 from chaos.poll import Loop
 from chaos.recorder import Recorder
 from chaos.tracefs import NoTracing
-from chaos.tracing import Call, Damaged, Lost, Made, Tracer, parse
+from chaos.tracing import Damaged, Event, Lost, Made, Tracer, parse
 
 # As both kernels of the lab show them.
 CHARGE = (
@@ -38,16 +38,16 @@ CGROUP = "  x-9     [000] d..1.     8.159197: cgroup_mkdir: root=0 id=107 level=
 
 def test_a_charge_and_what_it_returned() -> None:
     fields = {"type": "1", "css": "0xffff888003cf3600", "amount": "1"}
-    assert parse(CHARGE) == Call(120_505_123_000, 345, False, "misc_cg_try_charge", fields)
-    assert parse(CHARGED) == Call(120_505_131_000, 345, True, "misc_cg_try_charge", {"returned": "-16"})
+    assert parse(CHARGE) == Event(120_505_123_000, 345, False, "misc_cg_try_charge", fields)
+    assert parse(CHARGED) == Event(120_505_131_000, 345, True, "misc_cg_try_charge", {"returned": "-16"})
 
 
 def test_a_thread_may_have_any_name_and_a_function_what_a_compiler_appends() -> None:
-    assert parse(LOCKED) == Call(7_538_436_000, 7, False, "sev_lock_vcpus_for_migration", {})
+    assert parse(LOCKED) == Event(7_538_436_000, 7, False, "sev_lock_vcpus_for_migration", {})
 
 
 def test_a_caller_that_the_tracer_cannot_name_and_a_cgroup_with_a_blank() -> None:
-    assert parse(UNKNOWN_CALLER) == Call(7_000_001_000, 9, True, "misc_cg_alloc", {"css": "0xff00"})
+    assert parse(UNKNOWN_CALLER) == Event(7_000_001_000, 9, True, "misc_cg_alloc", {"css": "0xff00"})
     assert parse(CGROUP) == Made(9, "/sevchaos/run-1-0/a b")
 
 
@@ -66,7 +66,7 @@ def test_a_line_that_is_cut_off_is_damaged_or_says_less(line: str) -> None:
         except Damaged:
             continue
         assert isinstance(part, type(whole))
-        assert not isinstance(part, Call | Made) or part.tid == getattr(whole, "tid", None)
+        assert not isinstance(part, Event | Made) or part.tid == getattr(whole, "tid", None)
 
 
 # -- tracefs ----------------------------------------------------------------------------------------------
