@@ -296,8 +296,15 @@ class Evidence:
                 yield invoke, done
 
     def statuses(self, vm: str) -> Iterator[tuple[Invoke, Done]]:
-        """Every GUEST_STATUS of the VM that has answered, unless the firmware was made to answer otherwise."""
-        return ((i, done) for i, done in self.done(vm, "guest_status") if self.contexts.honest(i, done))
+        """Every GUEST_STATUS of the VM that has answered, unless the firmware was made to answer otherwise, or its
+        process could not reach it any more."""
+        asked = ((i, done) for i, done in self.done(vm, "guest_status") if self.contexts.honest(i, done))
+        return ((i, done) for i, done in asked if done.errno != errno.EBADF or not self._cut_off(i))
+
+    def _cut_off(self, operation: Invoke) -> bool:
+        """Whether its process had lost its descriptor of /dev/sev by then."""
+        lost = (i for i, _ in self.operations if i.f == "lose_fd" and argument(i, "fd") == "sev")
+        return any(i.agent == operation.agent and i.seq < operation.seq for i in lost)
 
     def lost(self, operation: Invoke) -> bool:
         """Whether the VM that it is on had lost its descriptor by then: EBADF says nothing of the VM."""

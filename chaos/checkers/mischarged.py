@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from chaos.checkers.evidence import Evidence, Move
+from chaos.history import Invoke
 from chaos.ledger import Mismatch, read
 from chaos.world import argument, levels
 
@@ -62,6 +63,13 @@ def _payers(evidence: Evidence, move: Move) -> tuple[str, str] | None:
         known = context is not None and context.key == ES and payer is not None and payer != context.payer
         ways.add((context.payer, payer) if known and context is not None and payer is not None else None)
     return ways.pop() if len(ways) == 1 else None
+
+
+def below_zero(evidence: Evidence, invoke: Invoke) -> bool:
+    """Whether the operation is a move of a SEV-ES context into another cgroup, which takes off the old one what was
+    never charged to it."""
+    mine = (move for move in evidence.moves if move.happened and move.invoke.op == invoke.op)
+    return any(_payers(evidence, move) is not None for move in mine)
 
 
 def explained(evidence: Evidence, mismatch: Mismatch) -> str:

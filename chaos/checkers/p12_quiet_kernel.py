@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 
 from chaos.checkers.evidence import Evidence, combine, deviated, held, unknown
+from chaos.checkers.mischarged import below_zero
 from chaos.during import named
 from chaos.experiment import Experiment
 from chaos.history import Console, History, Invoke, Kernel
@@ -96,8 +97,10 @@ def check(experiment: Experiment, history: History) -> Verdict:
 
 def _signature(evidence: Evidence, name: str, under_way: Sequence[Invoke]) -> str:
     """A warning comes out of the very call that met its condition, and the same one may be given for many reasons: a
-    counter below zero, for one. So it is of another kind in another operation. The other reports may come late."""
-    kinds = sorted({evidence.kind(invoke) for invoke in under_way})
+    counter below zero, for one. So it is of another kind in another operation, and in a move that makes one so by a
+    finding. The other reports may come late."""
+    across = {invoke.op: "-across" * below_zero(evidence, invoke) for invoke in under_way}
+    kinds = sorted({f"{evidence.kind(invoke)}{across[invoke.op]}" for invoke in under_way})
     return f"{name}-in-{'-and-'.join(kinds)}" if kinds and name.startswith("warn:") else name
 
 

@@ -95,3 +95,17 @@ def test_who_has_lost_a_descriptor_is_refused_for_that() -> None:
         assert refused(fd, "launch_measure", EBADF) == ""
         assert refused(fd, "launch_measure", 0).startswith("launch_measure:ok-for-EBADF")
     assert refused("vcpu 0", "launch_measure", 0) == ""
+
+
+def test_a_destination_without_the_firmwares_descriptor_cannot_be_told_from_one_that_works() -> None:
+    """EBADF is then what it has to be answered, and no sign that the context has lost anything."""
+    for fd, outcome in (("sev", UNKNOWN), ("vcpu 0", DEVIATED)):
+        b = Builder()
+        b.begin()
+        b.launch("old", "source", "sev")
+        b.launch("new", "destination")
+        b.status("old", "source")
+        b.move("old", "new", "destination")
+        b.do("lose_fd", "destination", vm="new", fd=fd)
+        b.status("new", "destination", error=EBADF)
+        assert verdict_of("P5", b.finish()).outcome is outcome

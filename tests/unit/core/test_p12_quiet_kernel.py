@@ -83,21 +83,31 @@ def test_p12_what_is_no_warning_does_not_count() -> None:
     assert report(Kernel(t=0, level=6, text="WARNING: CPU: 1 PID: 402 at a.c:1 b+0x1/0x2")) == ""
 
 
-@pytest.mark.parametrize(("f", "key"), [("move", "sev_es"), ("move", "sev"), ("close", "sev_es")])
-def test_p12_the_warning_of_finding_0002_is_that_of_a_moved_sev_es_context_alone(f: str, key: str) -> None:
+@pytest.mark.parametrize(
+    ("f", "key", "to", "kind"),
+    [
+        ("move", "sev_es", "destination", "move-of-sev_es-across"),
+        ("move", "sev_es", "source", "move-of-sev_es"),  # where nothing is uncharged
+        ("move", "sev", "destination", "move"),
+        ("close", "sev_es", "destination", "close"),
+    ],
+)
+def test_p12_the_warning_of_finding_0002_is_that_of_a_moved_sev_es_context_alone(
+    f: str, key: str, to: str, kind: str
+) -> None:
     """A planted defect that leaves a charge of a plain SEV guest out ends in the same line of the kernel's."""
     b = Builder()
     b.begin()
     b.launch("old", "source", key)
-    b.launch("new", "destination")
-    invoke = b.invoke(f, "destination", vm="new", source="old")
+    b.launch("new", to)
+    b.do("send_fd", "source", vm="old", to=to)
+    invoke = b.invoke(f, to, vm="new", source="old")
     b.kernel("WARNING: CPU: 0 PID: 190 at kernel/cgroup/misc.c:119 misc_cg_uncharge+0x84/0x90")
     b.done(invoke)
     verdict = CHECKERS["P12"](shipped(MOVE), b.end())
-    es = key == "sev_es" and f == "move"
-    assert verdict.signature == f"warn:misc_cg_uncharge-in-{'move-of-sev_es' if es else f}"
+    assert verdict.signature == f"warn:misc_cg_uncharge-in-{kind}"
     found = findings.matching(verdict, "6.12.117", findings.load())
-    assert (found.id if found is not None else "") == ("0002" if es else "")
+    assert (found.id if found is not None else "") == ("0002" if kind.endswith("-across") else "")
 
 
 def test_p12_a_kernels_last_words_come_from_the_console_and_name_what_was_under_way() -> None:
