@@ -87,8 +87,8 @@ class RunVerdict(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def _judged(self) -> ExitCode:
         counted = [verdict.outcome for verdict in self.verdicts if not verdict.accepted]
-        if self.verdicts and not counted:
-            return ExitCode.HELD  # every one is a written finding or a stated limit
+        if not counted and any(verdict.outcome is Outcome.DEVIATED for verdict in self.verdicts):
+            return ExitCode.HELD  # all that was seen is a written finding
         return worst(counted).exit_code
 
 
