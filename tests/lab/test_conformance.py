@@ -25,7 +25,7 @@ NOT_HELD = {
         "P1": "finding 0002", "P5": "finding 0001", "P6": "skipped", "P9": "finding 0002", "P12": "finding 0002",
     },
     "limit-hides-vcpus": {"P6": "skipped", "P10": "finding 0002"},
-    "mirror-rules": {"P7": "finding 0005"},
+    "mirror-rules": {"P7": "finding 0001"},
     "mirrors-closed-first": MIRROR_IS_CHARGED,
     "moved-mirror-stays-one": MIRROR_IS_CHARGED,
     "moves-crossed-late": LOST_IN_CROSSING,
