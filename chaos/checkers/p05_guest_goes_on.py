@@ -280,7 +280,9 @@ def _compared(evidence: Evidence, promise: str, last: Counted, first: Counted, m
     records = (last, first)
     if last.stale or last.ended:
         why = last.ended or f"its memory and registers disagreed at {last.stale} ticks"
-        return unknown(promise, f"something was wrong with the guest before the move already: {why}", records)
+        text = f"something was wrong with the guest before the move already: {why}"
+        how = f"stopped-before-move:{_plain(last.ended)}" if last.ended else "stale-before-move"
+        return unknown(promise, text, records, signature=how)
     when = "after-move" if move.happened else "after-failed-move"
     if first.stale:
         return deviated(
