@@ -37,7 +37,9 @@ def both(
     """All of them with their faults, and without, each in one go of a lab."""
     if kernel not in kept:
         where = str(tmp_path_factory.mktemp("runs"))
-        options = (*EXPERIMENTS.values(), "--kernel", kernel, "--json", "--accept-known", "--runs", where)
+        # With this seed every kind of fate is among those of the relay's first dozen packets, several times.
+        seeded = ("--seed", "4", "--json", "--accept-known", "--runs", where)
+        options = (*EXPERIMENTS.values(), "--kernel", kernel, *seeded)
         done = sevchaos("run", *options)
         assert done.returncode == ExitCode.HELD, done.stderr.decode()
         without = sevchaos("run", *options, *(word for fault in EXPERIMENTS for word in ("--withhold", fault)))
