@@ -4,8 +4,8 @@
     sevchaos lab run --copy bench/broken_guests.py -- python3 broken_guests.py --kind sev --seconds 60
 
 The guest is let in and taken out again, and then looked at: whether it has left its program, whether its memory is what
-its registers say, and whether its stack pointer is where it was, which an interrupt it should not get would move. The
-first that is broken is shown with its registers and replaced by another.
+its registers say, and whether it has ended by itself, as one does that takes an interrupt or exception. The first that
+is broken is shown with its registers and replaced by another.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from chaos.vmm.wire import memory_file
 
 
 @contextmanager
-def running(host: Host, kind: Kind) -> Iterator[Machine]:
-    """A guest with one vCPU, ready to be let in."""
+def running(host: Host, kind: Kind, vcpus: int) -> Iterator[Machine]:
+    """A guest, ready to be let in."""
     with memory_file("guest", guest.MEMORY) as memory:
-        machine = Machine.create(host, kind, 1, memory.number, lanes=1)
+        machine = Machine.create(host, kind, vcpus, memory.number, lanes=vcpus)
         try:
             if kind is Kind.SEV:
                 machine.init(kind.key, "", flags=0, features=0, ghcb=0)
                 machine.launch_start(0)
-                machine.launch_update_data(1)
+                machine.launch_update_data(vcpus)
                 machine.launch_measure()
                 machine.sev.launch_finish()
             yield machine
@@ -42,21 +42,17 @@ def running(host: Host, kind: Kind) -> Iterator[Machine]:
 
 def stay(machine: Machine, seconds: float) -> tuple[int, str]:
     """Exits of one stay in the guest, and what is wrong with it then, "" if nothing."""
-    before = machine.vcpus[0].regs().rsp
     machine.runnable.resume(1)
     time.sleep(seconds)
     told = machine.pause()
-    (seen,) = machine.runnable.seen
-    moved = machine.vcpus[0].regs().rsp != before
-    if not (told["astray"] or told["torn"] or moved or machine.runnable.ended):
-        return seen.exits, ""
-    registers = machine.runnable.registers(0)
-    return seen.exits, f"{told} stack moved: {moved} ended: {machine.runnable.ended or 'no'} {seen} {registers}"
+    exits = sum(seen.exits for seen in machine.runnable.seen)
+    return exits, str(told) if told["astray"] or told["torn"] or told["ended"] else ""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kind", choices=("plain", "sev"), default="sev")
+    parser.add_argument("--vcpus", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--stay", type=float, default=0.05, help="seconds between two looks")
     parser.add_argument("--fresh", action="store_true", help="another VM for each stay")
@@ -67,7 +63,7 @@ def main() -> None:
     exits = stays = broken = vms = 0
     while time.monotonic() < end:
         vms += 1
-        with running(host, Kind(options.kind)) as machine:
+        with running(host, Kind(options.kind), options.vcpus) as machine:
             wrong, last = "", False
             while not wrong and not last:
                 count, wrong = stay(machine, options.stay)
