@@ -140,12 +140,14 @@ class Done(_Record, frozen=True, kw_only=True):
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """One question of Asked: an ioctl, its errno (0 for success), and what a live VM beside it answered."""
+    """One question of Asked: an ioctl, its errno (0 for success), and what a live VM beside it answered. `firmware` is
+    the firmware's status, if it was what refused: EIO is then no sign of a dead VM."""
 
     fd: str  # "vm" or "vcpu N"
     ioctl: str
     errno: Int
     control: Int
+    firmware: Int = 0
 
 
 class Asked(_Record, frozen=True, kw_only=True):

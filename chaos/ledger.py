@@ -145,10 +145,15 @@ def read(record: Witness) -> dict[tuple[str, str], int]:
     }
 
 
+def refused_as_dead(answer: Answer) -> bool:
+    """The firmware's own EIO carries its status."""
+    return answer.errno == EIO and answer.firmware == 0
+
+
 def said_dead(asked: Asked) -> bool | None:
     """What the answers say: that the VM is dead, that it is not, or (None) nothing that can be relied on."""
     answers = answers_of_open(asked)
-    dead = {answer.errno == EIO for answer in answers}
+    dead = {refused_as_dead(answer) for answer in answers}
     if len(dead) != 1 or any(answer.control == EIO for answer in answers):
         return None
     return dead.pop()

@@ -87,8 +87,9 @@ class RunVerdict(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def _judged(self) -> ExitCode:
         counted = [verdict.outcome for verdict in self.verdicts if not verdict.accepted]
-        if not counted and any(verdict.outcome is Outcome.DEVIATED for verdict in self.verdicts):
-            return ExitCode.HELD  # all that was seen is a written finding
+        if self.verdicts and not counted:  # all that was seen is a written finding, or nothing could be asked
+            seen = any(verdict.outcome is Outcome.DEVIATED for verdict in self.verdicts)
+            return ExitCode.HELD if seen else ExitCode.SKIPPED
         return worst(counted).exit_code
 
 

@@ -258,7 +258,7 @@ def _argument(invoke: Invoke, key: str) -> str:
 def asked(record: Asked) -> str:
     """The answers of a VM in a line: "19 of 19 EIO (VM beside it: none)"."""
     total = len(record.answers)
-    dead = [answer for answer in record.answers if answer.errno == errno.EIO]
+    dead = [answer for answer in record.answers if answer.errno == errno.EIO and not answer.firmware]
     control = sum(answer.control == errno.EIO for answer in record.answers)
     return f"{len(dead)} of {total} EIO (VM beside it: {control or 'none'})"
 

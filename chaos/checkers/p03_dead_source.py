@@ -33,7 +33,7 @@ from chaos.checkers.evidence import (
 from chaos.checkers.storm import Call, Death, Kind, instant_of_death
 from chaos.experiment import Experiment
 from chaos.history import Answer, Asked, Done, History, Invoke, Stormed
-from chaos.ledger import answers_of_open
+from chaos.ledger import answers_of_open, refused_as_dead
 from chaos.verdict import Verdict
 
 PROMISE = "P3"
@@ -86,14 +86,14 @@ def judge_asked(
     every, asked = asked, msgspec.structs.replace(asked, answers=answers_of_open(asked))
     closed = {answer.fd for answer in every.answers} - {answer.fd for answer in asked.answers}
     if move.happened:
-        wrong = [answer for answer in asked.answers if answer.errno != EIO]
+        wrong = [answer for answer in asked.answers if not refused_as_dead(answer)]
         if wrong:
             reason = f"{move}, and {_several(wrong)} of {asked.vm} still answered: {_compact(wrong)}"
             return _deviated(promise, move, asked, reason, "answered", expected="EIO", seen=_compact(wrong))
     problem = _worthless(experiment, evidence, asked, closed)
     if problem:
         return unknown(promise, problem, (asked,))
-    wrong = [answer for answer in asked.answers if answer.errno == EIO]
+    wrong = [answer for answer in asked.answers if refused_as_dead(answer)]
     if wrong and not move.happened:
         reason = f"{move}, yet {_several(wrong)} of {asked.vm} failed with EIO"
         return _deviated(promise, move, asked, reason, "dead", expected="no EIO", seen=_compact(asked.answers))

@@ -50,10 +50,12 @@ class Question:
     argument: Callable[[], Any]
     name: str = ""
 
-    def put(self, fd: int) -> int:
+    def put(self, fd: int) -> tuple[int, int]:
+        """The errno and, of a command of SEV, the firmware's status."""
         argument = self.argument()
         passed = ctypes.byref(argument) if isinstance(argument, ctypes.Structure) else argument
-        return attempt(fd, self.number, passed)[1]
+        errno = attempt(fd, self.number, passed)[1]
+        return errno, argument.error if errno and isinstance(argument, SevCmd) else 0
 
 
 # Kept beyond the call: the kernel writes the status to the address in the command.
@@ -99,14 +101,16 @@ def ask(system: System, vm: Vm, vcpus: Sequence[Vcpu]) -> tuple[Answer, ...]:
 def _ask_vm(vm: Vm, control: Vm) -> Iterator[Answer]:
     for question in VM_QUESTIONS:
         name = question.name or question.number.name
-        yield Answer(fd="vm", ioctl=name, errno=question.put(vm.fd.number), control=question.put(control.fd.number))
+        errno, firmware = question.put(vm.fd.number)
+        control_errno, _ = question.put(control.fd.number)
+        yield Answer(fd="vm", ioctl=name, errno=errno, control=control_errno, firmware=firmware)
 
 
 def _ask_vcpu(index: int, vcpu: Vcpu, control: Vcpu) -> Iterator[Answer]:
     fd = f"vcpu {index}"
     yield Answer(fd=fd, ioctl="KVM_RUN", errno=_run(vcpu), control=_run(control))
     for question in VCPU_QUESTIONS:
-        errno, expected = question.put(vcpu.fd.number), question.put(control.fd.number)
+        (errno, _), (expected, _) = question.put(vcpu.fd.number), question.put(control.fd.number)
         yield Answer(fd=fd, ioctl=question.number.name, errno=errno, control=expected)
 
 

@@ -11,7 +11,7 @@ import pytest
 from chaos.checkers import CHECKERS
 from chaos.history import Asked, Record
 from chaos.verdict import Outcome
-from tests.unit.core.build import Builder, shipped
+from tests.unit.core.build import Builder, changed, shipped
 from tests.unit.core.doctored import (
     ES,
     KILL_DESTINATION,
@@ -20,6 +20,7 @@ from tests.unit.core.doctored import (
     begun,
     chain,
     check,
+    failed,
     replaced,
     verdict_of,
     without,
@@ -193,3 +194,18 @@ def test_p3_a_control_without_a_descriptor_shows_nothing() -> None:
 
     verdict = check("P3", MOVE, change)
     assert verdict.outcome is Outcome.UNKNOWN and "had no descriptor" in verdict.reason
+
+
+def test_p3_the_firmwares_own_eio_is_no_sign_of_death() -> None:
+    """GUEST_STATUS reaches the firmware only if the VM lives; its refusal carries a status."""
+
+    def refused(record: Record) -> Record:
+        if not isinstance(record, Asked):
+            return record
+        first = msgspec.structs.replace(record.answers[0], errno=errno.EIO, firmware=16)
+        return msgspec.structs.replace(record, answers=(first, *record.answers[1:]))
+
+    verdict = check("P3", MOVE, refused)
+    assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, "source-after-move:answered")
+    verdict = CHECKERS["P3"](shipped(MOVE), changed(failed().finish(), refused))
+    assert verdict.outcome is not Outcome.DEVIATED, verdict.reason

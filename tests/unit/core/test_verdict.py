@@ -41,7 +41,7 @@ def test_worst(outcomes: tuple[Outcome, ...], expected: Outcome) -> None:
         (run(D, U, accepted="yn"), ExitCode.UNKNOWN),
         (run(D, D, accepted="yn"), ExitCode.DEVIATED),
         (run(D, U, accepted="yy"), ExitCode.HELD),
-        (run(U, accepted="y"), ExitCode.UNKNOWN),  # what cannot be asked has not been shown
+        (run(U, accepted="y"), ExitCode.SKIPPED),  # what cannot be asked has not been shown
     ],
 )
 def test_exit_code_of_a_run(of: RunVerdict, code: ExitCode) -> None:
