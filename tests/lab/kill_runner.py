@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs inside the lab: kills the runner in the middle of a run, in several ways, and says as JSON what it left.
 
-The orders are the files named by the arguments: one that holds a move, one that migrates.
+The orders are the files named by the arguments: one that holds a move, one that migrates, and one that does so by a
+relay.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -20,7 +22,7 @@ from chaos.errors import HostLacks
 from chaos.netns.space import Namespace
 from chaos.survey import Paths, hierarchy
 
-ORDER, MIGRATION = (Path(argument).read_bytes() for argument in sys.argv[1:])
+ORDER, MIGRATION, RELAYED = (Path(argument).read_bytes() for argument in sys.argv[1:])
 HELD = b'"type":"Held"'
 # When a run is killed: as soon as a record with this in it was written.
 MOMENTS = (b'"type":"Filled"', b'"f":"init"', HELD, b'"f":"close"', b'"label":"end"')
@@ -94,6 +96,16 @@ def settled() -> dict[str, Any]:
     return state
 
 
+def relays() -> list[str]:
+    """The processes that have a TUN device. They are called as the runner is, being its children."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if path.readlink() == Path("/dev/net/tun"):
+                found.append(path.parts[2])
+    return found
+
+
 def killed(moment: bytes, order: bytes = ORDER) -> dict[str, Any]:
     runner = started(moment, order)
     runner.kill()
@@ -116,8 +128,9 @@ def unread() -> dict[str, Any]:
     return {"code": runner.wait(), "left": settled()}
 
 
-def killed_with_its_warden() -> dict[str, Any]:
-    runner = started(HELD)
+def killed_with_its_warden(moment: bytes, order: bytes) -> dict[str, Any]:
+    runner = started(moment, order)
+    assert bool(relays()) == (order is RELAYED)
     root = hierarchy(Paths())
     spared = [str(path) for path in (*cleanup.clean(root), *tracefs.clean())]  # a live run is not cleaned away
     warden = int(Path(f"/proc/{runner.pid}/task/{runner.pid}/children").read_text().split()[0])
@@ -138,7 +151,7 @@ json.dump(
         "migrating": {moment.decode(): killed(moment, MIGRATION) for moment in IN_MIGRATION},
         "asked": asked_to_end(),
         "unread": unread(),
-        "both": killed_with_its_warden(),
+        "both": [killed_with_its_warden(HELD, ORDER), killed_with_its_warden(IN_MIGRATION[-1], RELAYED)],
     },
     sys.stdout,
 )

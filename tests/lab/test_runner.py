@@ -24,6 +24,7 @@ NOTHING = {"groups": [], "processes": [], "charges": 0, "namespaces": 0, "tracin
 RESILIENCE = Path(experiment.__file__).parent.parent / "experiments/resilience"
 KILL_DESTINATION = RESILIENCE / "kill-destination-in-move.yaml"
 MOVE = RESILIENCE / "move-across-cgroups.yaml"
+RELAYED = RESILIENCE / "relay-impairs.yaml"
 
 
 def order(path: Path) -> bytes:
@@ -178,10 +179,12 @@ def test_what_is_refused_at_launch_ends_the_script_and_leaves_nothing(carry_out:
 def test_whoever_dies_in_the_middle_of_a_run_nothing_is_left(in_lab: Sevchaos, kernel: str, tmp_path: Path) -> None:
     (tmp_path / "order.json").write_bytes(order(KILL_DESTINATION))
     (tmp_path / "migration.json").write_bytes(order(MOVE))
+    (tmp_path / "relayed.json").write_bytes(order(RELAYED))
     script = Path(__file__).parent / "kill_runner.py"
-    copies = (script, tmp_path / "order.json", tmp_path / "migration.json")
+    orders = ("order.json", "migration.json", "relayed.json")
+    copies = (script, *(tmp_path / name for name in orders))
     options = ("--kernel", kernel, *(word for path in copies for word in ("--copy", str(path))))
-    done = in_lab("python3", "kill_runner.py", "order.json", "migration.json", options=options)
+    done = in_lab("python3", "kill_runner.py", *orders, options=options)
     assert done.returncode == 0, done.stderr.decode()
     said = json.loads(done.stdout)
     assert all(left == NOTHING for left in said["killed"].values()), said["killed"]
@@ -190,8 +193,8 @@ def test_whoever_dies_in_the_middle_of_a_run_nothing_is_left(in_lab: Sevchaos, k
     assert (asked["code"], asked["left"]) == (ExitCode.INTERRUPTED, NOTHING)
     assert asked["end"]["type"] == "End" and asked["end"]["reason"] == "interrupted by SIGTERM"
     assert said["unread"] == {"code": ExitCode.INTERRUPTED, "left": NOTHING}
-    both = said["both"]
-    assert both["spared"] == [] and both["left"] == NOTHING
-    assert both["before"]["groups"] and not both["before"]["processes"]
-    group, instance = both["cleaned"]
-    assert group in both["before"]["groups"] and instance in both["before"]["tracing"]
+    for both in said["both"]:
+        assert both["spared"] == [] and both["left"] == NOTHING
+        assert both["before"]["groups"] and not both["before"]["processes"]
+        group, instance = both["cleaned"]
+        assert group in both["before"]["groups"] and instance in both["before"]["tracing"]
