@@ -179,12 +179,10 @@ def test_what_is_refused_at_launch_ends_the_script_and_leaves_nothing(carry_out:
 def test_whoever_dies_in_the_middle_of_a_run_nothing_is_left(in_lab: Sevchaos, kernel: str, tmp_path: Path) -> None:
     (tmp_path / "order.json").write_bytes(order(KILL_DESTINATION))
     (tmp_path / "migration.json").write_bytes(order(MOVE))
-    (tmp_path / "relayed.json").write_bytes(order(RELAYED))
     script = Path(__file__).parent / "kill_runner.py"
-    orders = ("order.json", "migration.json", "relayed.json")
-    copies = (script, *(tmp_path / name for name in orders))
+    copies = (script, tmp_path / "order.json", tmp_path / "migration.json")
     options = ("--kernel", kernel, *(word for path in copies for word in ("--copy", str(path))))
-    done = in_lab("python3", "kill_runner.py", *orders, options=options)
+    done = in_lab("python3", "kill_runner.py", "order.json", "migration.json", options=options)
     assert done.returncode == 0, done.stderr.decode()
     said = json.loads(done.stdout)
     assert all(left == NOTHING for left in said["killed"].values()), said["killed"]
@@ -193,8 +191,24 @@ def test_whoever_dies_in_the_middle_of_a_run_nothing_is_left(in_lab: Sevchaos, k
     assert (asked["code"], asked["left"]) == (ExitCode.INTERRUPTED, NOTHING)
     assert asked["end"]["type"] == "End" and asked["end"]["reason"] == "interrupted by SIGTERM"
     assert said["unread"] == {"code": ExitCode.INTERRUPTED, "left": NOTHING}
-    for both in said["both"]:
-        assert both["spared"] == [] and both["left"] == NOTHING
-        assert both["before"]["groups"] and not both["before"]["processes"]
-        group, instance = both["cleaned"]
-        assert group in both["before"]["groups"] and instance in both["before"]["tracing"]
+    assert_cleaned(said["both"])
+    assert said["both"]["relays"] == 0
+
+
+def test_a_relay_dies_with_the_runner_and_its_warden(in_lab: Sevchaos, kernel: str, tmp_path: Path) -> None:
+    (tmp_path / "relayed.json").write_bytes(order(RELAYED))
+    script = Path(__file__).parent / "kill_runner.py"
+    options = ("--kernel", kernel, "--copy", str(script), "--copy", str(tmp_path / "relayed.json"))
+    done = in_lab("python3", "kill_runner.py", "relayed.json", options=options)
+    assert done.returncode == 0, done.stderr.decode()
+    said = json.loads(done.stdout)
+    assert said["relays"] == 1
+    assert_cleaned(said)
+
+
+def assert_cleaned(both: dict[str, Any]) -> None:
+    """What is left when the runner and its warden are killed: no process, and what `clean` finds."""
+    assert both["spared"] == [] and both["left"] == NOTHING
+    assert both["before"]["groups"] and not both["before"]["processes"]
+    group, instance = both["cleaned"]
+    assert group in both["before"]["groups"] and instance in both["before"]["tracing"]
