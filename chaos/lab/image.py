@@ -106,7 +106,8 @@ def _own(path: str) -> Path:
 
 
 def _system_key(kernel: Kernel) -> str:
-    recipe = (Path(__file__), _own("guest/init"), *sorted(_own("modules").glob("*.[ch]")))
+    sources = (path for path in _own("modules").rglob("*") if path.is_file())
+    recipe = (Path(__file__), _own("guest/init"), *sorted(sources))
     return _digest([kernel.identity, *(part.read_bytes() for part in recipe)])
 
 

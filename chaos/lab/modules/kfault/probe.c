@@ -48,12 +48,6 @@ static int at_entry(struct kprobe *probe, struct pt_regs *regs)
 }
 NOKPROBE_SYMBOL(at_entry);
 
-/* A probe that changes the instruction pointer must have one, see "Changing Execution Path" in trace/kprobes.rst. */
-static void after_entry(struct kprobe *probe, struct pt_regs *regs, unsigned long flags)
-{
-}
-NOKPROBE_SYMBOL(after_entry);
-
 /* Without a count of preemption only interrupts can be told; no function on the list is called under a spinlock. */
 static bool may_sleep(void)
 {
@@ -117,7 +111,15 @@ asmlinkage __visible struct passage kfault_call(struct slot *slot, unsigned long
 
 /* --- setting probes and taking them away -------------------------------------------------------------------- */
 
-/* The bare name first, then with what gcc appends to a function that it has made a variant of. */
+/*
+ * The bare name first, then with what gcc appends to a function that it has made a variant of.
+ *
+ * There is no post_handler on purpose. Who changes the instruction pointer needs one only against jump optimisation,
+ * which a probe on ftrace's call never gets. And with one, a probe of somebody else's that was here first (an event of
+ * tracefs) can never be disarmed again: it was armed with kprobe_ftrace_ops, and from then on the two pass for one that
+ * was armed with kprobe_ipmodify_ops (add_new_kprobe() in kernel/kprobes.c). ftrace then says ENOENT, and the next call
+ * runs into freed memory.
+ */
 int kfault_probe(struct slot *slot, const char *function)
 {
 	static const char * const suffixes[] = { "", ".constprop.0", ".isra.0" };
@@ -130,7 +132,6 @@ int kfault_probe(struct slot *slot, const char *function)
 			break;
 		slot->probe.symbol_name = slot->function;
 		slot->probe.pre_handler = at_entry;
-		slot->probe.post_handler = after_entry;
 		slot->probe.flags = KPROBE_FLAG_DISABLED;	/* until it is known to sit on ftrace's call */
 		error = register_kprobe(&slot->probe);
 	}

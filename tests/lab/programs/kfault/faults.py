@@ -10,6 +10,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from chaos import tracefs
 from chaos.schedule.kfault import EVERY, Happening, Kfault, NotReached, Refused
 from tests.lab.programs.kfault.child import Child, Group, Vms
 
@@ -345,8 +346,24 @@ def atomic_is_not_held() -> dict[str, Any]:
     return {}
 
 
+def beside_the_tracer() -> dict[str, Any]:
+    """A function that is traced already is probed as well and let go, and can be disarmed by the tracer after that.
+
+    Whether it was is in the kernel's log ("Failed to disarm"), and in what the next call of the function runs into.
+    """
+    tracer = tracefs.make()
+    with Child(_init_again) as child:
+        with Kfault.open() as kfault:
+            slot = kfault.returns("misc_cg_try_charge", value=-errno.EBUSY, pid=child.pid)
+            refused = child.ask()
+            assert kfault.wait(slot, Happening.RETURNED, within=1) is not None
+        tracer.remove()
+        assert (refused, child.ask()) == (errno.EBUSY, "charged")
+    return {}
+
+
 CHECKS = (
     charge_skipped, uncharge_skipped, charge_refused, hold_a_hundred_times, hold_in_the_move, killed_while_held,
     closing_releases, ends_of_processes, delay, counting, not_reached_says_where, refusals, functions_there,
-    atomic_is_not_held,
+    atomic_is_not_held, beside_the_tracer,
 )  # fmt: skip
