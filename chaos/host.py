@@ -19,6 +19,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -30,6 +31,7 @@ from chaos.experiment import Order
 from chaos.history import End, History, Note, Record
 from chaos.outside import Answer, Question, Refused
 from chaos.store import Host as Description
+from chaos.vmm.process import die_with
 
 if TYPE_CHECKING:
     from chaos.lab.machine import Lab
@@ -41,6 +43,8 @@ Say = Callable[[str], None]
 Write = Callable[[Record], None]
 Answerer = Callable[[Question], Awaitable[Answer]]
 RUNNER = "chaos.runner"
+# A process that is killed closes its VMs first. A kernel that has oopsed meanwhile never comes to the end of that.
+GONE_WITHIN = 60.0
 
 
 class Session(Protocol):
@@ -242,7 +246,7 @@ class LocalHost:
             _refuse_others()
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", RUNNER, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE, start_new_session=True,
+            stderr=asyncio.subprocess.PIPE, start_new_session=True, preexec_fn=partial(die_with, os.getpid()),
         )  # fmt: skip
         talk = Conversation()
         try:
@@ -252,7 +256,18 @@ class LocalHost:
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
                     process.send_signal(signal.SIGKILL)  # its warden removes what it had made
-                await process.wait()
+                await _gone(process)
+
+
+async def _gone(process: asyncio.subprocess.Process) -> None:
+    try:
+        async with asyncio.timeout(GONE_WITHIN):
+            await process.wait()
+    except TimeoutError:
+        raise LabFailed(
+            f"the runner, process {process.pid}, was killed and is not gone after {GONE_WITHIN:g} s",
+            remedy="the kernel holds it: `dmesg` says why, and only a reboot helps",
+        ) from None
 
 
 def _refuse_others() -> None:

@@ -61,6 +61,7 @@ from chaos.stage import Stage
 from chaos.survey import Paths, Surveyed, allowance, hierarchy, refuse_others, require, survey
 from chaos.tracing import Pause, Tracer
 from chaos.vmm.messages import Fill
+from chaos.vmm.process import be_told_of_parents_death
 from chaos.vmm.server import ForkServer
 
 # Taking one context takes about a millisecond, emulated ten; a machine has up to about a thousand.
@@ -325,6 +326,7 @@ def main(argv: Sequence[str]) -> int:
     for number in _WANTED:
         signal.signal(number, _interrupt)
     try:
+        be_told_of_parents_death(signal.SIGTERM)  # or it would find out when it next has something to say
         with ExitStack() as stack:
             with contextlib.suppress(HostLacks):  # told when a run needs it
                 library.load()

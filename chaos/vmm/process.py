@@ -21,9 +21,18 @@ _libc.prctl.restype = ctypes.c_int
 
 
 def die_with(parent: int) -> None:
-    """Be killed when the thread that forked this process ends. `parent` is its process, which may be gone already."""
+    """Be killed when the thread that forked this process ends. `parent` is its process, which may be gone already.
+
+    It outlives an exec, and may be set in the child before one.
+    """
     if _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0 or os.getppid() != parent:
         os._exit(1)
+
+
+def be_told_of_parents_death(number: signal.Signals) -> None:
+    """From now on this signal comes when the parent dies, instead of what `die_with` asked for. Raises OSError."""
+    if _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
 
 
 def leave_streams() -> None:

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs inside the lab: kills the runner in the middle of a run, in several ways, and says as JSON what it left.
 
-The orders are the files named by the arguments: one that holds a move, one that migrates. Or one alone, that migrates
-by a relay: that run is killed together with its warden.
+The orders are the files named by the arguments: one that holds a move, one that migrates.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -22,8 +20,7 @@ from chaos.errors import HostLacks
 from chaos.netns.space import Namespace
 from chaos.survey import Paths, hierarchy
 
-ORDERS = [Path(argument).read_bytes() for argument in sys.argv[1:]]
-ORDER, MIGRATION = ORDERS[0], ORDERS[-1]
+ORDER, MIGRATION = (Path(argument).read_bytes() for argument in sys.argv[1:])
 HELD = b'"type":"Held"'
 # When a run is killed: as soon as a record with this in it was written.
 MOMENTS = (b'"type":"Filled"', b'"f":"init"', HELD, b'"f":"close"', b'"label":"end"')
@@ -97,16 +94,6 @@ def settled() -> dict[str, Any]:
     return state
 
 
-def relays() -> set[str]:
-    """The processes that have a TUN device. They are called as the runner is, being its children."""
-    found = set()
-    for path in Path("/proc").glob("[0-9]*/fd/*"):
-        with contextlib.suppress(OSError):
-            if path.readlink() == Path("/dev/net/tun"):
-                found.add(path.parts[2])
-    return found
-
-
 def killed(moment: bytes, order: bytes = ORDER) -> dict[str, Any]:
     runner = started(moment, order)
     runner.kill()
@@ -129,9 +116,8 @@ def unread() -> dict[str, Any]:
     return {"code": runner.wait(), "left": settled()}
 
 
-def killed_with_its_warden(moment: bytes = HELD) -> dict[str, Any]:
-    runner = started(moment)
-    relayed = relays()
+def killed_with_its_warden() -> dict[str, Any]:
+    runner = started(HELD)
     root = hierarchy(Paths())
     spared = [str(path) for path in (*cleanup.clean(root), *tracefs.clean())]  # a live run is not cleaned away
     warden = int(Path(f"/proc/{runner.pid}/task/{runner.pid}/children").read_text().split()[0])
@@ -143,17 +129,16 @@ def killed_with_its_warden(moment: bytes = HELD) -> dict[str, Any]:
         time.sleep(0.02)
     before = left()
     cleaned = [path.name for path in (*cleanup.clean(root), *tracefs.clean())]
-    return {"relays": len(relayed), "spared": spared, "before": before, "cleaned": cleaned, "left": settled()}
+    return {"spared": spared, "before": before, "cleaned": cleaned, "left": settled()}
 
 
-def all_ways() -> dict[str, Any]:
-    return {
+json.dump(
+    {
         "killed": {moment.decode(): killed(moment) for moment in MOMENTS},
         "migrating": {moment.decode(): killed(moment, MIGRATION) for moment in IN_MIGRATION},
         "asked": asked_to_end(),
         "unread": unread(),
         "both": killed_with_its_warden(),
-    }
-
-
-json.dump(all_ways() if len(ORDERS) > 1 else killed_with_its_warden(IN_MIGRATION[-1]), sys.stdout)
+    },
+    sys.stdout,
+)

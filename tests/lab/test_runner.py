@@ -24,7 +24,6 @@ NOTHING = {"groups": [], "processes": [], "charges": 0, "namespaces": 0, "tracin
 RESILIENCE = Path(experiment.__file__).parent.parent / "experiments/resilience"
 KILL_DESTINATION = RESILIENCE / "kill-destination-in-move.yaml"
 MOVE = RESILIENCE / "move-across-cgroups.yaml"
-RELAYED = RESILIENCE / "relay-impairs.yaml"
 
 
 def order(path: Path) -> bytes:
@@ -191,23 +190,7 @@ def test_whoever_dies_in_the_middle_of_a_run_nothing_is_left(in_lab: Sevchaos, k
     assert (asked["code"], asked["left"]) == (ExitCode.INTERRUPTED, NOTHING)
     assert asked["end"]["type"] == "End" and asked["end"]["reason"] == "interrupted by SIGTERM"
     assert said["unread"] == {"code": ExitCode.INTERRUPTED, "left": NOTHING}
-    assert_cleaned(said["both"])
-    assert said["both"]["relays"] == 0
-
-
-def test_a_relay_dies_with_the_runner_and_its_warden(in_lab: Sevchaos, kernel: str, tmp_path: Path) -> None:
-    (tmp_path / "relayed.json").write_bytes(order(RELAYED))
-    script = Path(__file__).parent / "kill_runner.py"
-    options = ("--kernel", kernel, "--copy", str(script), "--copy", str(tmp_path / "relayed.json"))
-    done = in_lab("python3", "kill_runner.py", "relayed.json", options=options)
-    assert done.returncode == 0, done.stderr.decode()
-    said = json.loads(done.stdout)
-    assert said["relays"] == 1
-    assert_cleaned(said)
-
-
-def assert_cleaned(both: dict[str, Any]) -> None:
-    """What is left when the runner and its warden are killed: no process, and what `clean` finds."""
+    both = said["both"]
     assert both["spared"] == [] and both["left"] == NOTHING
     assert both["before"]["groups"] and not both["before"]["processes"]
     group, instance = both["cleaned"]
