@@ -36,6 +36,8 @@ EXPERIMENTS = (
     "cpu-offline-before-move", "move-across-cgroups-es", "move-in-one-cgroup-es", "move-with-mirror-es",
 )  # fmt: skip
 PROGRAM = ("python3", "-m", "tests.lab.programs.leaks")
+# The program, and where it fails what the kernel has to say of it.
+AND_LOG = '"$@"; code=$?; [ $code = 0 ] || { echo "ended with $code"; free -m; dmesg | tail -n 60; } >&2; exit $code'
 TESTS = Path(__file__).parent.parent / "tests"
 MARK = "SEVCHAOS_BENCH_KILLS"
 GONE_WITHIN = 20.0
@@ -82,7 +84,8 @@ def inside(kernel: str, options: argparse.Namespace) -> int:
 
 def in_lab(kernel: str, timeout: float, *argv: str) -> dict[str, Any]:
     options = ["--kernel", kernel, "--timeout", str(timeout), "--asids", "4:4", "--copy", str(TESTS)]
-    command = [sys.executable, "-m", "chaos.cli", "lab", "run", *options, "--", *PROGRAM, *argv]
+    program = ["sh", "-c", AND_LOG, "sh", *PROGRAM, *argv]
+    command = [sys.executable, "-m", "chaos.cli", "lab", "run", *options, "--", *program]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     said: dict[str, Any] = json.loads(done.stdout)
     return said

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import re
 import secrets
@@ -26,6 +25,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -38,6 +38,7 @@ from chaos.lab.kernels import Kernel
 from chaos.lab.psp.client import PspControl
 from chaos.lab.psp.wire import Snapshot as PspState
 from chaos.lab.qemu import Qemu
+from chaos.vmm.process import die_with
 
 T = TypeVar("T")
 
@@ -51,7 +52,6 @@ _OOPS = re.compile(r"BUG: |Oops: |general protection fault|kernel BUG at |stack 
 _KEPT_LINES = 400
 # What QEMU says with -d cpu_reset; after the first come all registers of the CPU.
 _RESET, _TRIPLE_FAULT = "CPU Reset", "Triple fault"
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,18 +112,6 @@ class Port:
 async def _stream(end: socket.socket) -> Port:
     reader, writer = await asyncio.open_connection(sock=end, limit=1 << 20)
     return Port(reader, writer)
-
-
-def _die_with(parent: int) -> Callable[[], None]:
-    """For the child between fork and exec: be killed when the thread that started us ends."""
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def ask() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:  # it died before we could ask
-            os._exit(1)
-
-    return ask
 
 
 def _available_memory() -> int:
@@ -212,7 +200,7 @@ class Lab:
 
     async def _spawn(self, command: Sequence[str], fds: Sequence[int]) -> asyncio.subprocess.Process:
         process = await asyncio.create_subprocess_exec(
-            *command, pass_fds=fds, preexec_fn=_die_with(os.getpid()), start_new_session=True,
+            *command, pass_fds=fds, preexec_fn=partial(die_with, os.getpid()), start_new_session=True,
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         self._processes.append(process)

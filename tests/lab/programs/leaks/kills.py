@@ -9,7 +9,6 @@ A run counts as killed if its directory has no verdict. A kill that came too ear
 
 from __future__ import annotations
 
-import faulthandler
 import json
 import os
 import random
@@ -149,6 +148,11 @@ def _kill(controller: int, cast: str) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
+def _available() -> int:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) >> 10 for line in lines if line.startswith("MemAvailable"))
+
+
 def campaign(names: Sequence[str], runs: int, kills: int, seed: int, minutes: float, tell: IO[str]) -> Campaign:
     """So many runs of these experiments in a random order, and in the middle of so many of them somebody is killed; or
     as many as are done in so many minutes."""
@@ -160,14 +164,14 @@ def campaign(names: Sequence[str], runs: int, kills: int, seed: int, minutes: fl
     for kind, words in KEPT.items():
         before[kind] |= words
     done = Campaign(names, chance, work, before)
-    faulthandler.dump_traceback_later(300, repeat=True)
     done.batch(names, False)  # to see how long each takes, and what is there for good once there was a run
     told = 0
     while (done.runs < runs or done.killed.total() < kills) and time.monotonic() < until:
         left = kills - done.killed.total()
         gap = max(1, round(2 * chance.random() * (runs - done.runs) / max(1, left)))
         done.batch(chance.sample(names, min(gap, len(names))), left > 0)
-        print(f"{done.runs} runs, {done.killed.total()} killed, {len(done.leaks)} leaks", file=tell, flush=True)
+        so_far = f"{done.runs} runs, {done.killed.total()} killed, {len(done.leaks)} leaks, {_available()} MiB free"
+        print(so_far, file=tell, flush=True)
         for leak in done.leaks[told:]:
             print(f"  {leak}", file=tell, flush=True)
         told = len(done.leaks)
