@@ -272,7 +272,7 @@ def _broke_later(evidence: Evidence, first: Counted, move: Move, promise: str) -
         f"the guest broke at {first.vm} ({why}) when it had told {sound} ticks there as it should: then it had looked"
         " at its whole page, so the move had lost nothing, and guests in the lab break without one (docs/lab.md)"
     )
-    return unknown(promise, text, (first,))
+    return unknown(promise, text, (first,), signature="broke-later")
 
 
 def _compared(evidence: Evidence, promise: str, last: Counted, first: Counted, move: Move) -> Verdict:
