@@ -14,9 +14,7 @@ import msgspec
 
 Name = Annotated[
     str,
-    msgspec.Meta(
-        pattern=r"^[a-z][a-z0-9-]{0,40}$", description="lower case, digits, dashes; up to 41, a letter first"
-    ),
+    msgspec.Meta(pattern=r"^[a-z][a-z0-9-]{0,40}$", description="lower case, digits, dashes; up to 41, a letter first"),
 ]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=600)]
 Ticks = Annotated[int, msgspec.Meta(gt=0, le=1_000_000)]

@@ -20,6 +20,7 @@ from chaos.errors import UsageError
 LIMIT = 1 << 18  # bytes; the longest experiment of the catalogue has four thousand
 DEPTH = 40
 
+
 def read(path: Path, *, remedy: str) -> Any:
     """What the file says. Raises `UsageError`; `remedy` is for a path that leads nowhere."""
     text = _text(path, remedy)

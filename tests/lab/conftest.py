@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
 import pytest
 
+from chaos.errors import ExitCode
 from chaos.lab.kernels import default_kernels
 
 Sevchaos = Callable[..., "subprocess.CompletedProcess[bytes]"]
@@ -44,3 +46,21 @@ def in_lab(sevchaos: Sevchaos) -> Sevchaos:
         return sevchaos("lab", "run", "--quiet", *options, "--", *argv, stdin=stdin)
 
     return run
+
+
+def as_expected(done: subprocess.CompletedProcess[bytes]) -> bytes:
+    """The output of a `sevchaos run --json --accept-known` all of whose runs ended as they should.
+
+    Its assertion shows the verdicts that did not: nobody has the run directories of a CI that failed.
+    """
+    runs = json.loads(done.stdout) if done.stdout else []
+    unexpected = [
+        {"experiment": run["experiment"], "damage": run["damage"], **verdict}
+        for run in runs
+        if run["exit_code"]
+        for verdict in run["verdicts"]
+        if verdict["outcome"] in ("deviated", "unknown") and not verdict["accepted"]
+    ]
+    shown = "\n".join(json.dumps(verdict) for verdict in unexpected)
+    assert done.returncode == ExitCode.HELD, f"{done.stderr.decode()}\n{shown}"
+    return done.stdout
