@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from chaos import tracefs
-from chaos.kvm.system import System
 from chaos.lab import protocol
 from chaos.lab.protocol import Execute, Exited, Hello, Ping, Pong, Ready, Resize, Signal, Started, StdinEnd, Terminal
 
@@ -355,19 +354,5 @@ def _print_error(error: BaseException) -> None:
     sys.stderr.flush()
 
 
-def keep_kvm_in_use() -> None:
-    """A vCPU of a plain VM, which nobody runs, for as long as the lab lives.
-
-    KVM patches a jump label of the scheduler when the first VM comes and when the last one goes
-    (`preempt_notifier_inc`), and labels of the local APIC with the first and the last vCPU. Multi-threaded TCG now and
-    then executes the breakpoint of such a patch when it is long over, and the lab's kernel dies of it ("Oops: int3" in
-    `finish_task_switch`). With this VM none is ever the first or the last. Raises OSError.
-    """
-    vm = System.open().create_vm()
-    vm.create_irqchip()
-    vm.create_vcpu(0)
-
-
 def main() -> None:
-    keep_kvm_in_use()
     Agent().serve()

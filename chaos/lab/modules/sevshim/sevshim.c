@@ -2,8 +2,8 @@
 /*
  * sevshim: gives an emulated CPU the looks of a SEV host, and lends the mailbox device the identity of a PSP.
  *
- * Load it after kvm and before ccp and kvm_amd. Three things, each once, none undone: the drivers loaded
- * afterwards have the answers compiled into their call sites, so there is no exit function.
+ * Load it after kvm and before ccp and kvm_amd. Four things, none undone: the drivers loaded afterwards have the
+ * answers compiled into their call sites, so there is no exit function.
  *
  *  1. Feature bits. TCG emulates SVM with nested paging but none of what kvm_amd insists on before it looks for
  *     SEV: nrips, decode assists, flush by ASID, and for SEV-ES on 6.12 LBR virtualisation.
@@ -11,12 +11,21 @@
  *     whatever pv_ops.cpu.cpuid points to at that time.
  *  3. The PCI identity 1022:14ca in the struct pci_dev of QEMU's ivshmem device, so that the real ccp driver
  *     binds to it. Only the kernel's copy of the ids changes; configuration space stays as it is.
+ *
+ *  4. Breakpoints that are gone. The kernel patches a jump label by way of an int3 in its first byte. QEMU's store
+ *     of the new byte first drops what was translated from the old one, and then stores: a CPU that comes by in
+ *     between translates the int3 again, keeps it, and the kernel dies of a breakpoint that nobody set ("Oops:
+ *     int3"). Here the CPU is made to look again.
  */
+#include <linux/kdebug.h>
 #include <linux/module.h>
 #include <linux/pci.h>
+#include <linux/percpu.h>
+#include <linux/ptrace.h>
 #include <asm/cpufeature.h>
 #include <asm/paravirt.h>
 #include <asm/processor.h>
+#include <asm/text-patching.h>
 
 #define LEAF_ENCRYPTION	0x8000001f
 #define EAX_SEV		BIT(1)
@@ -56,6 +65,65 @@ static void sev_cpuid(unsigned int *eax, unsigned int *ebx,
 	*edx = es_asids + 1;		/* lowest ASID for plain SEV */
 }
 
+/* The breakpoint a CPU met last, if memory still had it, and how many times in a row. */
+struct met {
+	unsigned long ip;
+	unsigned int times;
+};
+static DEFINE_PER_CPU(struct met, met);
+#define MET_OFTEN 1000
+
+static unsigned long gone;
+module_param(gone, ulong, 0444);
+MODULE_PARM_DESC(gone, "breakpoints that were met when they were gone");
+
+/* A store, though it changes nothing, makes QEMU drop what it translated. The kernel's text is read-only. */
+static void translate_again(u8 *instruction, u8 byte)
+{
+	unsigned long cr0;
+
+	asm volatile("mov %%cr0, %0" : "=r" (cr0));
+	asm volatile("mov %0, %%cr0" : : "r" (cr0 & ~X86_CR0_WP) : "memory");
+	cmpxchg(instruction, byte, byte);
+	asm volatile("mov %0, %%cr0" : : "r" (cr0) : "memory");
+}
+
+/*
+ * Called for an int3 that is neither a kprobe's nor part of a patch under way. If memory has one there all the same,
+ * the next patch has just begun, and its own handler will know it: the CPU goes back to it, but not for ever.
+ */
+static int met_breakpoint(struct notifier_block *self, unsigned long event, void *data)
+{
+	struct pt_regs *regs = ((struct die_args *)data)->regs;
+	struct met *last = this_cpu_ptr(&met);
+	u8 *instruction;
+	u8 byte;
+
+	if (event != DIE_INT3 || user_mode(regs))
+		return NOTIFY_DONE;
+
+	instruction = (u8 *)regs->ip - INT3_INSN_SIZE;
+	byte = READ_ONCE(*instruction);
+	if (byte == INT3_INSN_OPCODE) {
+		last->times = last->ip == regs->ip ? last->times + 1 : 0;
+		last->ip = regs->ip;
+		if (last->times >= MET_OFTEN)
+			return NOTIFY_DONE;
+	} else {
+		last->ip = 0;
+		gone++;
+		pr_info("sevshim: QEMU kept a breakpoint that is gone, at %pS\n", instruction);
+	}
+	translate_again(instruction, byte);
+	regs->ip = (unsigned long)instruction;
+	return NOTIFY_STOP;
+}
+
+static struct notifier_block breakpoints = {
+	.notifier_call = met_breakpoint,
+	.priority = INT_MAX,
+};
+
 static void give_features(struct cpuinfo_x86 *c)
 {
 	set_cpu_cap(c, X86_FEATURE_NRIPS);
@@ -70,7 +138,7 @@ static void give_features(struct cpuinfo_x86 *c)
 static int __init sevshim_init(void)
 {
 	struct pci_dev *mailbox;
-	int cpu;
+	int cpu, error;
 
 	mailbox = pci_get_device(IVSHMEM_VENDOR, IVSHMEM_DEVICE, NULL);
 	if (!mailbox) {
@@ -78,6 +146,10 @@ static int __init sevshim_init(void)
 		       IVSHMEM_VENDOR, IVSHMEM_DEVICE);
 		return -ENODEV;
 	}
+	error = register_die_notifier(&breakpoints);
+	if (error)
+		return error;
+
 	mailbox->vendor = PSP_VENDOR;
 	mailbox->device = PSP_DEVICE;
 	pci_dev_put(mailbox);
