@@ -33,7 +33,7 @@ class Pin(Fault):
     NEEDS: ClassVar[str] = "the CPU"
     PROOF: ClassVar[str] = "the affinity that the kernel tells of each thread is this CPU alone"
 
-    cpu: int = 0
+    cpu: int = 1
     _before: dict[int, set[int]] = field(init=False, default_factory=dict)
 
     _victim: Victim | None = field(init=False, default=None)

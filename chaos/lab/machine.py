@@ -64,7 +64,7 @@ class Spec:
     image: Image
     sev_asids: int = 8
     es_asids: int = 7
-    cpus: int = 2
+    cpus: int = 2  # for programs; the machine has CPU 0 besides (docs/lab.md)
     memory: int = 1 << 30
 
 
@@ -327,7 +327,7 @@ def command_line(spec: Spec, fds: dict[str, int], *, incoming: bool) -> list[str
         "-d", "cpu_reset",  # so that it says when a triple fault was what ended it
         "-name", "sevchaos-lab",
         "-accel", f"tcg,thread={spec.qemu.threads}", "-cpu", "EPYC,+svm,+npt",
-        "-machine", "q35,memory-backend=memory", "-smp", str(spec.cpus), "-m", f"{spec.memory >> 20}M",
+        "-machine", "q35,memory-backend=memory", "-smp", str(1 + spec.cpus), "-m", f"{spec.memory >> 20}M",
         "-object", f"memory-backend-file,id=memory,size={spec.memory},mem-path=/proc/self/fd/{fds['memory']},share=on",
         "-kernel", str(spec.bootable), "-initrd", f"/proc/self/fd/{fds['disk']}", "-append", kernel_line,
         "-chardev", f"socket,id=console,fd={fds['console']}", "-serial", "chardev:console",
