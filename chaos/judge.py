@@ -17,10 +17,9 @@ from itertools import pairwise
 import msgspec
 
 from chaos.checkers import CHECKERS
-from chaos.checkers.evidence import found_broken
 from chaos.experiment import Experiment
 from chaos.findings import Finding, matching
-from chaos.history import Done, Fault, Held, History, Invoke, Note
+from chaos.history import Fault, Held, History, Invoke, Note
 from chaos.steps import Hold, Strike, Together, walk
 from chaos.verdict import Outcome, RunVerdict, Verdict, worst
 
@@ -90,20 +89,6 @@ def shortcomings(experiment: Experiment, history: History) -> Iterator[str]:
             yield f"the run is void: nothing shows that any two operations of step {number} overlapped"
 
 
-def broke_first(history: History) -> str:
-    """How a guest had broken, as `found_broken` has it, in a run that ended early and in which nothing was done to any
-    guest before: no move, no mirror, no fault and no hold. "" if nothing says so."""
-    if history.end is None or history.end.complete:
-        return ""
-    pauses = {r.op for r in history.records if isinstance(r, Invoke) and r.f == "pause"}
-    for record in history.records:
-        if isinstance(record, Fault | Held) or (isinstance(record, Invoke) and record.f in TOGETHER):
-            return ""
-        if isinstance(record, Done) and record.op in pauses and (broken := found_broken(record)):
-            return broken.signature
-    return ""
-
-
 def _overlapped(history: History, number: int) -> bool:
     """Whether two of the operations that were to begin together were under way at the same time, by their own times.
     The moves that a loop was made of are no operations beside it."""
@@ -127,8 +112,7 @@ def _judge(experiment: Experiment, history: History, promise: str, void: Sequenc
         return verdict
     # A skip says that the rest held, so it falls with it.
     reason = f"{'; '.join(void)} (otherwise {verdict.outcome.value}: {verdict.reason})"
-    signature = broke_first(history) or verdict.signature
-    return msgspec.structs.replace(verdict, outcome=Outcome.UNKNOWN, reason=reason, signature=signature)
+    return msgspec.structs.replace(verdict, outcome=Outcome.UNKNOWN, reason=reason)
 
 
 def _accepted(

@@ -93,23 +93,6 @@ class RunVerdict(msgspec.Struct, frozen=True, kw_only=True):
         return worst(counted).exit_code
 
 
-# Signatures of a guest that broke where nothing was done to it. What KVM refuses to enter is no matter of the guest's.
-_BROKE = ("stopped-before-move:", "astray-before-move", "torn-before-move", "stale-before-move", "broke-later")
-_REFUSED = ("stopped-before-move:KVM_RUN", "stopped-before-move:KVM_EXIT_FAIL_ENTRY")
-
-
-def spoiled(verdict: RunVerdict) -> bool:
-    """Whether it is only for a guest that the lab itself broke (docs/lab.md) that the run is not as expected: each
-    promise that counts against it says so in its signature."""
-    counted = [v for v in verdict.verdicts if v.outcome in (Outcome.DEVIATED, Outcome.UNKNOWN) and not v.accepted]
-    return verdict.host == "lab" and not verdict.left and bool(counted) and all(map(_says_so, counted))
-
-
-def _says_so(verdict: Verdict) -> bool:
-    parts = verdict.signature.split("+")
-    return any(part.startswith(_BROKE) and not part.startswith(_REFUSED) for part in parts)
-
-
 def worst(outcomes: Iterable[Outcome]) -> Outcome:
     """The worst of them. Of none: unknown, because nothing was shown."""
     return min(outcomes, key=_SEVERITY.index, default=Outcome.UNKNOWN)

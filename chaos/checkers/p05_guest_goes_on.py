@@ -9,9 +9,7 @@ guest that cannot be entered any more does not go on, whatever its registers say
 cannot. Where the move failed the first and the last are asked of the source. A host that cannot enter SEV-ES guests
 (`Header.executes_es`) skips the last.
 
-In the lab guests have broken without any move (docs/lab.md). So there a guest is no witness that was broken when it was
-taken out before the move, or that broke after it when it had counted a whole round of its page at the destination. By
-then it has found everything the move had to bring it, registers and memory.
+A guest that was broken already when it was taken out before the move is no witness of it.
 """
 
 from __future__ import annotations
@@ -37,7 +35,6 @@ from chaos.history import Counted, Done, History
 from chaos.verdict import Verdict
 
 PROMISE = "P5"
-ROUND = 64  # ticks in which the guest has looked at its whole page (`chaos.vmm.guest.SLOTS`)
 STATUS = ("handle", "policy", "state")
 
 
@@ -210,7 +207,7 @@ def goes_on(evidence: Evidence, move: Move, promise: str) -> Verdict:
             promise, f"whether the guest itself goes on: {after[0].vm} was not given its registers", after[:1]
         )
     seen = _worst(evidence, after, move)
-    return _broke_later(evidence, seen, move, promise) or _compared(evidence, promise, before[-1], seen, move)
+    return _compared(evidence, promise, before[-1], seen, move)
 
 
 def _worst(evidence: Evidence, after: Sequence[Counted], move: Move) -> Counted:
@@ -250,24 +247,6 @@ def _not_entered(evidence: Evidence, move: Move, promise: str, over: int) -> Ver
         expected="a guest that runs",
         seen=name,
     )
-
-
-def _broke_later(evidence: Evidence, first: Counted, move: Move, promise: str) -> Verdict | None:
-    """That in the lab the guest broke at the destination when it had been whole there for a round, None otherwise. What
-    KVM itself says, that it cannot enter the guest, is no matter of the guest's."""
-    header = evidence.history.header
-    if header is None or header.host != "lab" or not move.happened or first.vm != move.destination:
-        return None
-    sound = min(first.sound, default=0)
-    ended = first.ended and not first.ended.startswith(("KVM_RUN", "KVM_EXIT_FAIL_ENTRY"))
-    if sound < ROUND or not (first.stale or ended):
-        return None
-    why = first.ended or f"its memory and registers disagreed at {first.stale} ticks"
-    text = (
-        f"the guest broke at {first.vm} ({why}) when it had told {sound} ticks there as it should: then it had looked"
-        " at its whole page, so the move had lost nothing, and guests in the lab break without one (docs/lab.md)"
-    )
-    return unknown(promise, text, (first,), signature="broke-later")
 
 
 def _compared(evidence: Evidence, promise: str, last: Counted, first: Counted, move: Move) -> Verdict:

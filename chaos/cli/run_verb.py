@@ -24,7 +24,6 @@ from chaos.errors import UsageError
 from chaos.experiment import Experiment
 from chaos.history import Invoke, Record
 from chaos.host import Host, LabHost, LocalHost, Session
-from chaos.judge import judge
 from chaos.steps import Strike
 
 
@@ -39,7 +38,6 @@ class _Plan:
     known: tuple[findings.Finding, ...]
     withhold: frozenset[str]
     shared: bool
-    again: int = 0
 
 
 Tell = Callable[[str, str], None]  # which run, and what it is doing
@@ -113,15 +111,6 @@ Tell = Callable[[str, str], None]  # which run, and what it is doing
     help="So many labs at a time. Each keeps up to two CPUs busy.",
 )
 @click.option(
-    "--again",
-    type=click.IntRange(0, 10),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="In the lab: carry an experiment out once more, N times at most, of which nothing is unexpected but that the "
-    "lab broke a guest by itself (docs/lab.md). It is said each time, and the run is kept.",
-)
-@click.option(
     "--withhold",
     multiple=True,
     metavar="FAULT",
@@ -140,7 +129,7 @@ def run_(
     *, names: tuple[str, ...], host: str, kernels: tuple[str, ...], seed: int | None, form: str | None, as_json: bool,
     accept_known: bool, runs: Path, timeout: float, asids: tuple[int, int], cpus: int, memory: int,
     cold: bool, quiet: bool, repeat: int, everything: bool, expression: str | None, withhold: tuple[str, ...],
-    shared: bool, firmware: str | None, jobs: int, again: int,
+    shared: bool, firmware: str | None, jobs: int,
 ) -> int:  # fmt: skip
     """Carry out experiments, by name, by file or by selection, and say which promises the kernel kept.
 
@@ -177,9 +166,8 @@ def run_(
     known = findings.load() if accept_known else ()
     used = secrets.randbelow(1 << 32) if seed is None else seed
     plan = _Plan(
-        seed=used, repeat=repeat, runs=runs, timeout=timeout, known=known, withhold=frozenset(withhold), shared=shared,
-        again=again,
-    )  # fmt: skip
+        seed=used, repeat=repeat, runs=runs, timeout=timeout, known=known, withhold=frozenset(withhold), shared=shared
+    )
     with _progress(quiet) as tell:
         done = asyncio.run(_all(_stints(hosts, wanted, plan), jobs, plan, tell))
     _report(done, form)
@@ -194,13 +182,11 @@ def _with_firmware(experiment: Experiment, plan: str) -> Experiment:
 
 @dataclass(frozen=True, slots=True)
 class _Stint:
-    """Runs that one opened host carries out one after the other: each an experiment and its seed. `spoiled` are those
-    that were carried out once more."""
+    """Runs that one opened host carries out one after the other: each an experiment and its seed."""
 
     host: Host
     runs: tuple[tuple[Experiment, int], ...]
     done: list[Conducted]
-    spoiled: list[Conducted]
 
 
 def _stints(hosts: Sequence[Host], wanted: Sequence[Experiment], plan: _Plan) -> list[_Stint]:
@@ -208,7 +194,7 @@ def _stints(hosts: Sequence[Host], wanted: Sequence[Experiment], plan: _Plan) ->
     stints = []
     for host in hosts:
         each = [tuple((experiment, plan.seed + number) for number in range(plan.repeat)) for experiment in wanted]
-        stints += [_Stint(host, runs, [], []) for runs in (each if host.anew else [tuple(chain.from_iterable(each))])]
+        stints += [_Stint(host, runs, []) for runs in (each if host.anew else [tuple(chain.from_iterable(each))])]
     return stints
 
 
@@ -229,20 +215,9 @@ async def _carry_out(stint: _Stint, plan: _Plan, tell: Tell) -> None:
         console = Console()
         async with stint.host.open(console.line) as session:
             for experiment, seed in left:
-                conducted = await _one(stint.host, session, console, experiment, seed, plan, tell)
-                again = _spoiled(conducted) and len(stint.spoiled) < plan.again
-                (stint.spoiled if again else stint.done).append(conducted)
-                if again:
-                    say(f"the lab broke a guest of {experiment.name}, see {conducted.directory}: once more")
-                if again or conducted.broken is not None or session.spent:
+                stint.done.append(await _one(stint.host, session, console, experiment, seed, plan, tell))
+                if stint.done[-1].broken is not None or session.spent:
                     break  # the session went with it; the next run gets a new one
-
-
-def _spoiled(conducted: Conducted) -> bool:
-    """Whether the lab spoiled it, and nothing is lost that no written finding describes."""
-    if conducted.verdict.host != "lab" or conducted.verdict.outcome in (verdict.Outcome.HELD, verdict.Outcome.SKIPPED):
-        return False
-    return verdict.spoiled(judge(conducted.experiment, conducted.history, known=findings.load()))
 
 
 async def _one(

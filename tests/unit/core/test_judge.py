@@ -26,11 +26,10 @@ from chaos.history import (
     Note,
     Observation,
     Record,
-    Value,
 )
 from chaos.judge import judge, shortcomings
 from chaos.steps import Migrate, Strike
-from chaos.verdict import Outcome, RunVerdict, Verdict, exit_code, spoiled
+from chaos.verdict import Outcome, RunVerdict, Verdict, exit_code
 from tests.unit.core.build import ALL, Builder, changed, destination_killed, moved, shipped, source_killed
 
 KNOWN = findings.load()
@@ -96,45 +95,6 @@ def test_what_makes_a_run_worthless(history: History, reason: str) -> None:
     verdict = judge(shipped("move-across-cgroups"), history)
     assert Outcome.HELD not in outcomes(verdict).values()
     assert any(reason in judged.reason for judged in verdict.verdicts)
-
-
-def broken(said: dict[str, Value], first: str = "") -> RunVerdict:
-    """A run that ended early and found a guest so, after an operation or fault `first`."""
-    b = Builder("move-across-cgroups")
-    b.begin()
-    b.spawn("source")
-    b.launch("old", "source", "sev")
-    if first == "fault":
-        b.kill("destination")
-    elif first:
-        b.do(first, "destination", vm="new", source="old")
-    b.done(b.invoke("pause", "source", vm="old"), value={"last_ticks": [7], **said})
-    return judge(shipped("move-across-cgroups"), b.end(complete=False, reason="waited 60 s"), known=KNOWN)
-
-
-@pytest.mark.parametrize(
-    ("said", "signature"),
-    [
-        ({"astray": [3]}, "astray-before-move"),
-        ({"torn": [0]}, "torn-before-move"),
-        ({"ended": "vector 6 at 0x11c2"}, "stopped-before-move:vector-6-at-0x11c2"),
-    ],
-)
-def test_a_run_that_ended_early_says_that_a_guest_had_broken_by_itself(said: dict[str, Value], signature: str) -> None:
-    verdict = broken(said)
-    assert {(v.outcome, v.signature) for v in verdict.verdicts} == {(Outcome.UNKNOWN, signature)}
-    assert spoiled(verdict)
-
-
-@pytest.mark.parametrize("first", ["move", "mirror", "fault"])
-def test_a_guest_that_broke_after_something_was_done_may_have_broken_of_it(first: str) -> None:
-    assert not spoiled(broken({"astray": [3]}, first))
-
-
-def test_a_run_that_ended_early_beside_a_guest_that_was_whole_is_not_the_labs_fault() -> None:
-    assert not spoiled(broken({}))
-    assert not spoiled(broken({"astray": [], "torn": [], "ended": ""}))
-    assert not spoiled(broken({"ended": "KVM_RUN: EFAULT"}))
 
 
 def test_an_empty_history_has_no_host() -> None:

@@ -11,10 +11,8 @@ import pytest
 
 from chaos import findings
 from chaos.checkers import CHECKERS
-from chaos.checkers.p05_guest_goes_on import ROUND
 from chaos.history import Counted, Header, Invoke, Record, Value
 from chaos.verdict import Outcome
-from chaos.vmm import guest
 from tests.unit.core.build import Builder, changed, shipped
 from tests.unit.core.doctored import (
     ES,
@@ -141,34 +139,13 @@ def test_p5_a_guest_whose_memory_is_stale() -> None:
     assert check("P5", MOVE, replaced(Counted, {"vm": "old"}, stale=1)).outcome is Outcome.UNKNOWN
 
 
-@pytest.mark.parametrize(
-    ("host", "sound", "broken", "outcome"),
-    [
-        ("lab", (ROUND,), {"stale": 65}, Outcome.UNKNOWN),
-        ("lab", (ROUND,), {"ended": "KVM_EXIT_SHUTDOWN"}, Outcome.UNKNOWN),
-        ("lab", (900, ROUND), {"stale": 65}, Outcome.UNKNOWN),
-        # On real hardware, when it had not seen everything yet, of one vCPU, when the kernel does not enter it, and
-        # when what it was whole with is old: then it is the move's.
-        ("local", (ROUND,), {"stale": 65}, Outcome.DEVIATED),
-        ("lab", (ROUND - 1,), {"stale": 65}, Outcome.DEVIATED),
-        ("lab", (), {"stale": 65}, Outcome.DEVIATED),
-        ("lab", (900, ROUND - 1), {"stale": 65}, Outcome.DEVIATED),
-        ("lab", (ROUND,), {"ended": "KVM_RUN: EINVAL"}, Outcome.DEVIATED),
-        ("lab", (ROUND,), {"ticks": 99}, Outcome.DEVIATED),
-        ("lab", (ROUND,), {}, Outcome.HELD),
-    ],
-)
-def test_p5_a_guest_that_breaks_in_the_lab_when_it_had_all_that_was_moved(
-    host: str, sound: tuple[int, ...], broken: dict[str, Any], outcome: Outcome
-) -> None:
-    counted = replaced(Counted, {"vm": "new"}, sound=sound, **broken)
+@pytest.mark.parametrize("host", ["lab", "local"])
+@pytest.mark.parametrize("broken", [{"stale": 65}, {"ended": "KVM_EXIT_SHUTDOWN"}, {"ticks": 99}])
+def test_p5_a_guest_that_breaks_after_the_move_is_the_moves_matter_anywhere(host: str, broken: dict[str, Any]) -> None:
+    counted = replaced(Counted, {"vm": "new"}, sound=(900,), **broken)
     somewhere = replaced(Header, {}, host=host)
     verdict = check("P5", MOVE, lambda record: somewhere(counted(record) or record))
-    assert verdict.outcome is outcome, verdict.reason
-
-
-def test_the_checker_knows_how_long_a_round_of_the_guest_is() -> None:
-    assert ROUND == guest.SLOTS
+    assert verdict.outcome is Outcome.DEVIATED, verdict.reason
 
 
 def test_p5_a_guest_that_stopped_after_a_failed_move() -> None:
