@@ -242,8 +242,7 @@ class LocalHost:
                 "runs on this machine need root: they make cgroups and open /dev/sev",
                 remedy="become root, or use --host lab, which needs nothing",
             )
-        if not self._shared:
-            _refuse_others()
+        _refuse(shared=self._shared)
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", RUNNER, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE, start_new_session=True, preexec_fn=partial(die_with, os.getpid()),
@@ -270,12 +269,15 @@ async def _gone(process: asyncio.subprocess.Process) -> None:
         ) from None
 
 
-def _refuse_others() -> None:
-    """Here already, so that nothing is started. The runner asks again before each run."""
+def _refuse(*, shared: bool) -> None:
+    """Here already, so that nothing is started. Of others' guests the runner asks again before each run."""
     from chaos.kvm.sev import Platform
-    from chaos.survey import Paths, hierarchy, refuse_others
+    from chaos.survey import Paths, hierarchy, refuse_fragile, refuse_others
 
     paths = Paths()
+    refuse_fragile(paths)
+    if shared:
+        return
     root, platform = hierarchy(paths), None
     with contextlib.suppress(OSError):
         platform = Platform.open(paths.sev)

@@ -162,6 +162,19 @@ def refuse_others(root: Cgroup, platform: Platform | None) -> None:
         )
 
 
+def refuse_fragile(paths: Paths) -> None:
+    """Raises `HostLacks` where a warning of the kernel takes the machine down: stock kernels warn at some moves."""
+    try:
+        panics = (paths.proc / "sys/kernel/panic_on_warn").read_text().strip() != "0"
+    except OSError:
+        panics = False
+    if panics:
+        raise HostLacks(
+            "this machine panics when its kernel warns, as stock ones do at moves of SEV-ES guests (finding 0002)",
+            remedy="say `sysctl kernel.panic_on_warn=0` if that may be, or use the lab",
+        )
+
+
 def allowance(host: Surveyed, root: Cgroup) -> dict[str, int]:
     """How many ASIDs of each key a run may take; nothing is withheld in the lab, where nobody else is."""
     return {} if host.is_lab else share(host, taken(root))

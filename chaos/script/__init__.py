@@ -65,6 +65,8 @@ def perform(actor: Actor) -> None:
 def require_all(scene: Scene, *, shared: bool) -> None:
     """Whether the host can do what the script's faults and holds want, and may have it done to it: on a `shared` one
     nothing is touched that others need. Raises `Unsupported`, `UsageError`."""
+    if shared and (mirror := moved_mirror(scene.stage.experiment.script)):
+        raise _theirs_too(f"a move of the mirror {mirror} may cost the host an ASID until its next boot (finding 0004)")
     for _, step in s.walk(scene.stage.experiment.script):
         if isinstance(step, s.Strike):
             fault = faults.find(step.fault, step.options)
@@ -75,6 +77,20 @@ def require_all(scene: Scene, *, shared: bool) -> None:
             if shared and step.kernel is not None and step.kernel.vmm is None:
                 raise _theirs_too(f"the hold {step.hold} stops whoever calls {step.kernel.function}")
             holding.require(scene, step)
+
+
+def moved_mirror(script: tuple[s.Step, ...]) -> str:
+    """A mirror that is to be moved, "" if none is."""
+    mirrors: set[str] = set()
+    for _, step in s.walk(script):
+        match step:
+            case s.Mirror(vm=vm):
+                mirrors.add(vm)
+            case s.Move(source=str(source)) | s.Migrate(source=source) if source in mirrors:
+                return source
+            case s.Moves(sources=sources) if mirrors & set(sources):
+                return min(mirrors & set(sources))
+    return ""
 
 
 def _theirs_too(what: str) -> Unsupported:

@@ -15,7 +15,7 @@ from chaos.cgroup.group import Cgroup
 from chaos.errors import Unsupported
 from chaos.history import Filled, Header, History, Observation, Record
 from chaos.judge import judge
-from chaos.script import require_all
+from chaos.script import moved_mirror, require_all
 from chaos.verdict import Outcome
 from faults.vmm import Oom
 from tests.unit.core.build import moved, shipped
@@ -78,6 +78,18 @@ def test_what_strikes_the_whole_host_is_not_done_there(step: dict[str, object]) 
 
     with pytest.raises(Unsupported, match="this one is shared with others"):
         require_all(Scene(), shared=True)  # type: ignore[arg-type]
+
+
+def moving_mirrors(name: str) -> str:
+    return moved_mirror(shipped(name).script)
+
+
+def test_a_mirror_is_not_moved_where_others_need_the_asid_that_it_may_cost() -> None:
+    scene = SimpleNamespace(stage=SimpleNamespace(experiment=shipped("move-a-mirror")))
+    with pytest.raises(Unsupported, match="the mirror old may cost the host an ASID until its next boot"):
+        require_all(scene, shared=True)  # type: ignore[arg-type]
+    require_all(scene, shared=False)  # type: ignore[arg-type]
+    assert moving_mirrors("mirror-made-during-moves") == moving_mirrors("move-with-mirror") == ""
 
 
 @pytest.mark.parametrize(("ours", "shared", "refused"), [("misc", True, True), ("misc memory", True, False),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import cast
 
@@ -20,7 +21,7 @@ from chaos.observe import pinned_pages
 from chaos.poll import Loop, TimedOut
 from chaos.schedule import holds
 from chaos.schedule.holds import Sleeper
-from chaos.survey import Paths, Surveyed, allowance, foreign_guests, full_version, survey, taken
+from chaos.survey import Paths, Surveyed, allowance, foreign_guests, full_version, refuse_fragile, survey, taken
 from faults.vmm import Kill
 
 # Texts of a move that waited for a running vCPU, as both kernels of the lab show them.
@@ -366,3 +367,13 @@ def test_pinned_pages_are_those_that_were_not_given_back(tmp_path: Path) -> None
     assert pinned_pages(tmp_path) == 3
     (tmp_path / "sys/vm/stat_refresh").unlink()
     assert pinned_pages(tmp_path) is None  # what the CPUs keep to themselves is not in it
+
+
+@pytest.mark.parametrize(("said", "refused"), [("1\n", True), ("0\n", False), (None, False)])
+def test_a_machine_that_panics_on_a_warning_is_refused(tmp_path: Path, said: str | None, refused: bool) -> None:
+    if said is not None:
+        setting = tmp_path / "sys/kernel/panic_on_warn"
+        setting.parent.mkdir(parents=True)
+        setting.write_text(said)
+    with pytest.raises(HostLacks, match="panics when its kernel warns") if refused else nullcontext():
+        refuse_fragile(Paths(proc=tmp_path))
