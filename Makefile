@@ -8,6 +8,7 @@
 
 bin := .venv/bin
 demo_kernels := --kernel debian:6.1 --kernel debian:6.12
+parallel := --numprocesses auto --maxprocesses 4 --dist loadfile
 demo_experiments := move-across-cgroups move-across-cgroups-es kill-destination-in-move kill-source-in-move
 
 .PHONY: demo test check lint setup bench wheel clean
@@ -16,10 +17,11 @@ demo: setup
 	$(bin)/sevchaos run --accept-known $(demo_kernels) $(demo_experiments)
 
 test: lint
-	$(bin)/pytest
+	$(bin)/pytest $(parallel) -m "not alone"
+	$(bin)/pytest -m alone
 
 check: lint
-	$(bin)/pytest -m "not lab"
+	$(bin)/pytest $(parallel) -m "not lab"
 
 lint: setup
 	$(bin)/ruff check

@@ -47,18 +47,7 @@ def told_before() -> dict[str, Told]:
 def told(told_before: dict[str, Told], kernel: str, sevchaos: Sevchaos, tmp_path: Path) -> Told:
     """Experiment → promise → what it came to: an outcome, or the finding that a deviation is."""
     if kernel not in told_before:
-        options = (
-            "--kernel",
-            kernel,
-            "--seed",
-            "7",
-            "--json",
-            "--accept-known",
-            "--jobs",
-            "2",
-            "--runs",
-            str(tmp_path),
-        )
+        options = ("--kernel", kernel, "--seed", "7", "--json", "--accept-known", "--runs", str(tmp_path))
         done = sevchaos("run", *CONFORMANCE, *RACES, *options, within=WITHIN)
         told_before[kernel] = {
             run["experiment"]: {v["promise"]: v["accepted"].split(":")[0] or v["outcome"] for v in run["verdicts"]}

@@ -53,7 +53,7 @@ Carry = Callable[[str, str], Told]
 
 
 def carried_out(sevchaos: Sevchaos, where: Path, kernel: str, *names: str) -> Told:
-    options = ("--kernel", kernel, "--seed", "7", "--json", "--accept-known", "--jobs", "2", "--runs", str(where))
+    options = ("--kernel", kernel, "--seed", "7", "--json", "--accept-known", "--runs", str(where))
     done = sevchaos("run", *names, *options)
     return Told(as_expected(done))
 

@@ -16,7 +16,7 @@ import pytest
 from chaos.errors import ExitCode
 from tests.lab.conftest import DEADLINE, Sevchaos, command
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.alone]
 
 
 def test_a_panic_is_called_a_panic_and_shows_the_console(in_lab: Sevchaos, kernel: str) -> None:
