@@ -15,7 +15,7 @@
  *  4. Breakpoints that are gone. The kernel patches a jump label by way of an int3 in its first byte. QEMU's store
  *     of the new byte first drops what was translated from the old one, and then stores: a CPU that comes by in
  *     between translates the int3 again, keeps it, and the kernel dies of a breakpoint that nobody set ("Oops:
- *     int3"). Here the CPU is made to look again.
+ *     int3"). Here what memory has there is carried out, and the CPU is made to look again.
  */
 #include <linux/kdebug.h>
 #include <linux/module.h>
@@ -65,7 +65,11 @@ static void sev_cpuid(unsigned int *eax, unsigned int *ebx,
 	*edx = es_asids + 1;		/* lowest ASID for plain SEV */
 }
 
-/* The breakpoint a CPU met last, if memory still had it, and how many times in a row. */
+static unsigned long gone;
+module_param(gone, ulong, 0444);
+MODULE_PARM_DESC(gone, "breakpoints that were met when they were gone");
+
+/* The breakpoint that a CPU last went back to, and how many times in a row. */
 struct met {
 	unsigned long ip;
 	unsigned int times;
@@ -73,11 +77,10 @@ struct met {
 static DEFINE_PER_CPU(struct met, met);
 #define MET_OFTEN 1000
 
-static unsigned long gone;
-module_param(gone, ulong, 0444);
-MODULE_PARM_DESC(gone, "breakpoints that were met when they were gone");
-
-/* A store, though it changes nothing, makes QEMU drop what it translated. The kernel's text is read-only. */
+/*
+ * A store, though it changes nothing, makes QEMU drop what it translated, most times: where it takes the page for one
+ * without code it does not look. The kernel's text is read-only.
+ */
 static void translate_again(u8 *instruction, u8 byte)
 {
 	unsigned long cr0;
@@ -88,9 +91,39 @@ static void translate_again(u8 *instruction, u8 byte)
 	asm volatile("mov %0, %%cr0" : : "r" (cr0) : "memory");
 }
 
+/* Do what the instruction does, of those that the kernel patches in. Returns whether it is one of them. */
+static bool carry_out(struct pt_regs *regs, const u8 *instruction)
+{
+	unsigned long at = (unsigned long)instruction;
+
+	switch (instruction[0]) {
+	case 0x0f:	/* nopl 0x0(%rax,%rax,1) */
+		if (instruction[1] != 0x1f || instruction[2] != 0x44)
+			return false;
+		regs->ip = at + 5;
+		return true;
+	case 0x66:	/* xchg %ax,%ax */
+		if (instruction[1] != 0x90)
+			return false;
+		regs->ip = at + 2;
+		return true;
+	case JMP8_INSN_OPCODE:
+		int3_emulate_jmp(regs, at + JMP8_INSN_SIZE + (s8)instruction[1]);
+		return true;
+	case JMP32_INSN_OPCODE:
+		int3_emulate_jmp(regs, at + JMP32_INSN_SIZE + *(const s32 *)(instruction + 1));
+		return true;
+	case CALL_INSN_OPCODE:
+		int3_emulate_call(regs, at + CALL_INSN_SIZE + *(const s32 *)(instruction + 1));
+		return true;
+	}
+	return false;
+}
+
 /*
  * Called for an int3 that is neither a kprobe's nor part of a patch under way. If memory has one there all the same,
- * the next patch has just begun, and its own handler will know it: the CPU goes back to it, but not for ever.
+ * the next patch has just begun, and its own handler will know it: the CPU goes back to it, as to what is not known
+ * how to carry out, but not for ever.
  */
 static int met_breakpoint(struct notifier_block *self, unsigned long event, void *data)
 {
@@ -104,17 +137,18 @@ static int met_breakpoint(struct notifier_block *self, unsigned long event, void
 
 	instruction = (u8 *)regs->ip - INT3_INSN_SIZE;
 	byte = READ_ONCE(*instruction);
-	if (byte == INT3_INSN_OPCODE) {
-		last->times = last->ip == regs->ip ? last->times + 1 : 0;
-		last->ip = regs->ip;
-		if (last->times >= MET_OFTEN)
-			return NOTIFY_DONE;
-	} else {
-		last->ip = 0;
-		gone++;
-		pr_info("sevshim: QEMU kept a breakpoint that is gone, at %pS\n", instruction);
+	if (byte != INT3_INSN_OPCODE) {
+		if (!gone++)
+			pr_info("sevshim: QEMU kept a breakpoint that is gone, at %pS\n", instruction);
+		translate_again(instruction, byte);
+		if (carry_out(regs, instruction))
+			return NOTIFY_STOP;
 	}
-	translate_again(instruction, byte);
+
+	last->times = last->ip == regs->ip ? last->times + 1 : 0;
+	last->ip = regs->ip;
+	if (last->times >= MET_OFTEN)
+		return NOTIFY_DONE;
 	regs->ip = (unsigned long)instruction;
 	return NOTIFY_STOP;
 }
