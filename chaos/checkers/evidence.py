@@ -8,11 +8,9 @@ several questions makes a verdict of each and hands them to `combine`.
 from __future__ import annotations
 
 import errno
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import msgspec
 
@@ -57,28 +55,6 @@ def ioctl_answered(done: Done) -> bool:
     """Whether what was refused was an ioctl: `get_state`, `set_state` and `move` also wait for a message."""
     call = done.value.get("call", "")
     return done.outcome == "ok" or call == "" or (isinstance(call, str) and call.startswith("KVM_"))
-
-
-def plain(text: str) -> str:
-    """As part of a signature."""
-    return re.sub(r"[^A-Za-z0-9_]+", "-", text)
-
-
-class Broken(NamedTuple):
-    text: str
-    signature: str
-
-
-def found_broken(paused: Done) -> Broken | None:
-    """How a guest was broken when its vCPUs were taken out, by the answer to that `pause`; None if it was not."""
-    ended, astray, torn = map(paused.value.get, ("ended", "astray", "torn"))
-    if ended:
-        return Broken(f"it had stopped by itself ({ended})", f"stopped-before-move:{plain(str(ended))}")
-    if astray:
-        return Broken(f"its vCPUs {astray} had left the guest's program", "astray-before-move")
-    if torn:
-        return Broken(f"memory was not what the registers said of its vCPUs {torn}", "torn-before-move")
-    return None
 
 
 def held(promise: str, reason: str, records: Iterable[Record] = ()) -> Verdict:

@@ -14,6 +14,7 @@ A guest that was broken already when it was taken out before the move is no witn
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from chaos.checkers.evidence import (
@@ -22,10 +23,8 @@ from chaos.checkers.evidence import (
     combine,
     deviated,
     errname,
-    found_broken,
     held,
     ioctl_answered,
-    plain,
     skipped,
     unknown,
 )
@@ -64,7 +63,7 @@ def _broken(evidence: Evidence, move: Move) -> Done | None:
     """The pause before the move at which the guest had already left its program or stopped, or its memory was not what
     its registers said. What goes wrong after that, at either side, the move has not done."""
     paused = [done for invoke, done in evidence.done(move.source, "pause") if invoke.seq < move.invoke.seq]
-    return paused[-1] if paused and found_broken(paused[-1]) else None
+    return paused[-1] if paused and any(paused[-1].value.get(how) for how in ("astray", "torn", "ended")) else None
 
 
 def statuses(evidence: Evidence, move: Move) -> tuple[Done | None, Done | None]:
@@ -226,10 +225,16 @@ def _unasked(evidence: Evidence, move: Move, promise: str) -> Verdict | None:
     broken = _broken(evidence, move)
     if broken is None:
         return None
-    how = found_broken(broken)
-    assert how is not None
-    text = f"whether the guest itself goes on: {how.text} when {move.source}'s vCPUs were taken out, before the move"
-    return unknown(promise, text, (broken,), signature=how.signature)
+    ended, astray = broken.value.get("ended"), broken.value.get("astray")
+    if ended:
+        text, how = f"{move.source} had stopped by itself ({ended})", f"stopped-before-move:{_plain(str(ended))}"
+    elif astray:
+        text, how = f"vCPUs {astray} of {move.source} had left the guest's program", "astray-before-move"
+    else:
+        torn = broken.value["torn"]
+        text, how = f"memory was not what the registers said of vCPUs {torn} of {move.source}", "torn-before-move"
+    text = f"whether the guest itself goes on: {text} when they were taken out, before the move"
+    return unknown(promise, text, (broken,), signature=how)
 
 
 def _not_entered(evidence: Evidence, move: Move, promise: str, over: int) -> Verdict | None:
@@ -255,7 +260,7 @@ def _compared(evidence: Evidence, promise: str, last: Counted, first: Counted, m
     if last.stale or last.ended:
         why = last.ended or f"its memory and registers disagreed at {last.stale} ticks"
         text = f"something was wrong with the guest before the move already: {why}"
-        how = f"stopped-before-move:{plain(last.ended)}" if last.ended else "stale-before-move"
+        how = f"stopped-before-move:{_plain(last.ended)}" if last.ended else "stale-before-move"
         return unknown(promise, text, records, signature=how)
     when = "after-move" if move.happened else "after-failed-move"
     if first.stale:
@@ -273,7 +278,7 @@ def _compared(evidence: Evidence, promise: str, last: Counted, first: Counted, m
             f"the guest does not go on: at {first.vm} it stopped by itself ({first.ended})",
             records,
             # VMs with a type may stop for reasons of their own, which are not to excuse the others.
-            signature=f"stopped-{when}{'-of-typed' * evidence.typed(first.vm)}:{plain(first.ended)}",
+            signature=f"stopped-{when}{'-of-typed' * evidence.typed(first.vm)}:{_plain(first.ended)}",
             expected="a guest that runs",
             seen=first.ended,
         )
@@ -293,3 +298,7 @@ def _compared(evidence: Evidence, promise: str, last: Counted, first: Counted, m
         text = f"whether the guest itself goes on: of {len(then)} vCPUs that counted before, {len(since)} did after"
         return unknown(promise, text, records)
     return held(promise, f"the guest itself went on: {told}", records)
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_]+", "-", text)

@@ -70,9 +70,9 @@ def test_p5_a_guest_that_was_lost_before_the_move_is_no_witness_of_it() -> None:
     assert lost.outcome is Outcome.UNKNOWN and "had left the guest's program" in lost.reason
     said = answered("pause", "old", value={"last_ticks": [7], "ended": "KVM_EXIT_SHUTDOWN"})
     stopped = check("P5", MOVE, lambda record: said(stopped_having_paused([])(record) or record))
-    assert stopped.outcome is Outcome.UNKNOWN and "it had stopped by itself (KVM_EXIT_SHUTDOWN)" in stopped.reason
+    assert stopped.outcome is Outcome.UNKNOWN and "old had stopped by itself (KVM_EXIT_SHUTDOWN)" in stopped.reason
     torn = check("P5", MOVE, stopped_having_paused([], [0]))
-    assert torn.outcome is Outcome.UNKNOWN and "memory was not what the registers said of its vCPUs [0]" in torn.reason
+    assert torn.outcome is Outcome.UNKNOWN and "memory was not what the registers said of vCPUs [0]" in torn.reason
 
 
 def test_p5_the_context_is_asked_for_all_the_same() -> None:
