@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from chaos import history_file
 from chaos.errors import ExitCode
-from chaos.history import Done, Handover, History, Invoke
+from chaos.history import file
+from chaos.history.records import Done, Handover, History, Invoke
 
 MS = 1_000_000
 BEFORE = "before pause"
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("runs", type=Path, help="a directory with histories in it, at any depth")
     options = parser.parse_args()
     paths = sorted(path for path in options.runs.rglob("history.jsonl") if "latest" not in path.parts)
-    told = [history_file.read(path) for path in paths]
+    told = [file.read(path) for path in paths]
     measured = [stood for each in told for stood in handed_over(each)]
     ended = [record.outcome for each in told for record in each.records if isinstance(record, Handover)]
     print(f"{len(paths)} runs, {len(ended)} hand-overs, {ended.count('committed')} committed, {len(measured)} measured")

@@ -27,9 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import experiments
-from chaos import experiment, fault, history_file
+from chaos import experiment, fault
 from chaos.cli.explain_verb import describe
-from chaos.history import Fault
+from chaos.history import file
+from chaos.history.records import Fault
 from chaos.steps import Strike, walk
 
 PAGE = Path(__file__).parents[1] / "docs" / "faults.md"
@@ -176,7 +177,7 @@ def _carried_out(titles: Iterable[str], kernel: str, runs: str, *, withhold: Ite
 
 
 def _evidence(run: Run, name: str) -> list[Fault]:
-    records = history_file.read(Path(run["directory"]) / "history.jsonl").records
+    records = file.read(Path(run["directory"]) / "history.jsonl").records
     return [r for r in records if isinstance(r, Fault) and r.fault == name and r.event == "evidence"]
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 import experiments
 from chaos.errors import ExitCode
 from chaos.experiment import Order
-from chaos.history import Done, End, Held, Observation, Record
+from chaos.history.records import Done, End, Held, Observation, Record
 from chaos.host import LabHost
 from chaos.lab.session import Wish
 from chaos.steps import Hold, Observe

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from chaos import history_file
-from chaos.history import History
+from chaos.history import file
+from chaos.history.records import History
 
 MIGRATE, INIT2 = "sev_migrate_tests", "sev_init2_tests"
 BUILD_WITHIN, RUN_WITHIN = 900, 3600
@@ -125,7 +125,7 @@ def run_ours(kernel: str, runs: Path) -> dict[str, tuple[dict[str, Any], History
     names = sorted({case.experiment for case in CASES})
     done = sevchaos("run", *names, "--kernel", kernel, "--json", "--accept-known", "--runs", str(runs))
     return {
-        run["experiment"]: (run, history_file.read(Path(run["directory"]) / "history.jsonl"))
+        run["experiment"]: (run, file.read(Path(run["directory"]) / "history.jsonl"))
         for run in json.loads(done.stdout)
     }
 

@@ -25,8 +25,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from chaos import history_file
-from chaos.history import Call, Done, History, Stormed
+from chaos.history import file
+from chaos.history.records import Call, Done, History, Stormed
 
 THREADS = 8
 CALLS = (
@@ -105,7 +105,7 @@ def read(said: str) -> Seen:
     seen = Seen()
     for run in json.loads(said):
         seen.outcomes.update(f"{v['promise']} {v['outcome']}" for v in run["verdicts"])
-        told = history_file.read(Path(run["directory"]) / "history.jsonl")
+        told = file.read(Path(run["directory"]) / "history.jsonl")
         if told.damage:
             seen.outcomes["damaged history"] += 1
         for stormed, move in storms(told):

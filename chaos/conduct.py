@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from chaos import history_file
 from chaos.console import Heard, unsaid
 from chaos.errors import SevchaosError
 from chaos.experiment import Experiment, Order
 from chaos.findings import Finding
-from chaos.history import End, Header, History, Kernel, Record
+from chaos.history import file
+from chaos.history.records import End, Header, History, Kernel, Record
 from chaos.host import Session, last_words
 from chaos.judge import judge
 from chaos.store import Host as Description
@@ -50,7 +50,7 @@ async def conduct(
 ) -> Conducted:
     """Carry an experiment out on an open host and judge it. Raises `NoSpace` or `UsageError` before it begins."""
     directory = RunDirectory.create(runs, experiment, seed, where)
-    writer = history_file.Writer(directory.history)
+    writer = file.Writer(directory.history)
     broken: SevchaosError | None = None
     with (directory.path / "dmesg.log").open("w") as dmesg, console.into(directory.path / "console.log"):
         book = _Book(writer, dmesg, console, watch)
@@ -99,7 +99,7 @@ class Console:
 class _Book:
     """What is written down of a run while it goes on. `ahead` is `log_ahead` of its header."""
 
-    writer: history_file.Writer
+    writer: file.Writer
     dmesg: TextIO
     console: Console
     watch: Callable[[Record], None]

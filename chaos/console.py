@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from chaos.history import Console, Header, Kernel, Record
+from chaos.history.records import Console, Header, Kernel, Record
 
 # "[   12.345678] text", with CONFIG_PRINTK_CALLER "[   12.345678][  T123] text".
 _PREFIX = re.compile(r"\[ *(?P<seconds>\d+)\.(?P<microseconds>\d{6})\](?:\[ *[TC]\d+\])? ?(?P<text>.*)")

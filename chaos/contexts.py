@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from errno import EBUSY, ETIMEDOUT
 from itertools import pairwise
 
-from chaos.history import Done, Firmware, History, Invoke, Kernel, Note, Observation
+from chaos.history.records import Done, Firmware, History, Invoke, Kernel, Note, Observation
 from chaos.matched import DOUBT, LOOKS, Matched
 
 STARTS = frozenset({"LAUNCH_START", "RECEIVE_START"})

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import msgspec
 
-from chaos.history import Done, Invoke
+from chaos.history.records import Done, Invoke
 from chaos.world import (
     ON_CGROUPS,
     ON_ITS_WAY,

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
-from chaos import conversion, fault, yamlfile
+from chaos import convert, fault, yamlfile
 from chaos.errors import UsageError
 from chaos.fault import Target
 from chaos.steps import (
@@ -299,8 +299,8 @@ def _read(path: Path) -> Any:
 
 def _converted(path: Path, data: object, structure: type[P]) -> P:
     try:
-        return conversion.convert(data, structure)
-    except conversion.Wrong as wrong:
+        return convert.convert(data, structure)
+    except convert.Wrong as wrong:
         allowed = f"give {wrong.allowed}; " if wrong.allowed else ""
         said = str(wrong) if wrong.key else f"the file: {wrong}"
         raise _refusal(path, said, f"{allowed}docs/experiments.md says more") from wrong

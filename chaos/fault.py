@@ -23,14 +23,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
-from chaos import conversion
+from chaos import convert
 from chaos.errors import UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from chaos.cgroup.group import Cgroup
-    from chaos.history import Done, Value
+    from chaos.history.records import Done, Value
     from chaos.netns.link import End
     from chaos.schedule.firmware import Failpoints
     from chaos.schedule.kfault import Kfault
@@ -245,7 +245,7 @@ def find(name: str, options: Mapping[str, object]) -> Fault:
     if unknown:
         raise UsageError(f"fault {name!r} has no option {unknown[0]!r}", remedy=remedy)
     try:
-        return conversion.convert(dict(options), kind)
-    except conversion.Wrong as wrong:
+        return convert.convert(dict(options), kind)
+    except convert.Wrong as wrong:
         allowed = f"give {wrong.allowed}; " if wrong.key else ""
         raise UsageError(f"fault {name!r}: {wrong}", remedy=f"{allowed}{remedy}") from wrong

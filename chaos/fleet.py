@@ -19,7 +19,7 @@ from typing import Any, Literal
 import msgspec
 
 from chaos.cgroup.group import Cgroup
-from chaos.history import Done, Exited, Invoke, Value
+from chaos.history.records import Done, Exited, Invoke, Value
 from chaos.kvm.fd import OwnedFd
 from chaos.native import VcpuThread, read_vcpu
 from chaos.netns.space import Namespace

@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from chaos import history, outside
+from chaos import outside
 from chaos.contexts import Contexts
 from chaos.errors import HostLacks, InternalError, LabFailed, LabHung, SevchaosError
 from chaos.experiment import Order
-from chaos.history import End, History, Note, Record
+from chaos.history import records
+from chaos.history.records import End, History, Note, Record
 from chaos.outside import Answer, Question, Refused
 from chaos.store import Host as Description
 from chaos.vmm.process import die_with
@@ -95,7 +96,7 @@ class Conversation:
                 self._input.put_nowait(outside.encode(await self._answer(outside.decode(line))))
                 continue
             try:
-                entry = history.decode(line)
+                entry = records.decode(line)
             except msgspec.DecodeError as error:
                 if self._end is not None and not self._end.done():
                     self._end.set_exception(InternalError(f"what the runner wrote is no record: {error}: {line!r}"))

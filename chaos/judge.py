@@ -19,7 +19,7 @@ import msgspec
 from chaos.checkers import CHECKERS
 from chaos.experiment import Experiment
 from chaos.findings import Finding, matching
-from chaos.history import Fault, Held, History, Invoke, Note
+from chaos.history.records import Fault, Held, History, Invoke, Note
 from chaos.steps import Hold, Strike, Together, walk
 from chaos.verdict import Outcome, RunVerdict, Verdict, worst
 

@@ -27,7 +27,19 @@ from typing import Literal
 from chaos import stopped
 from chaos.contexts import Contexts
 from chaos.effects import EFFECTS, attempts, begin, effect, halfway, into_the_dead, owing, took_effect
-from chaos.history import Answer, Asked, Counted, Done, Exited, Fault, Held, History, Invoke, Observation, Released
+from chaos.history.records import (
+    Answer,
+    Asked,
+    Counted,
+    Done,
+    Exited,
+    Fault,
+    Held,
+    History,
+    Invoke,
+    Observation,
+    Released,
+)
 from chaos.world import STILL, Reach, Reference, World, argument, die, drop, forget, give_back
 
 Kind = Literal["charge", "guests", "owner", "answer"]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from errno import ETIMEDOUT
 from itertools import pairwise
 
-from chaos.history import Done, Firmware, History, Invoke, Observation
+from chaos.history.records import Done, Firmware, History, Invoke, Observation
 
 LOOKS = "PLATFORM_STATUS"  # what an observation sends
 _OPERATIONS = {f: f.upper() for f in ("guest_status", "launch_start", "launch_finish")}

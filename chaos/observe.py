@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from chaos.cgroup.group import Cgroup
-from chaos.history import Observation
+from chaos.history.records import Observation
 from chaos.kvm.call import KernelError
 from chaos.kvm.sev import Platform
 from chaos.recorder import Recorder

@@ -7,8 +7,8 @@ import os
 import time
 from typing import Literal
 
-from chaos import history
-from chaos.history import Note, Record
+from chaos.history import records
+from chaos.history.records import Note, Record
 
 
 class OutsideGone(Exception):
@@ -27,7 +27,7 @@ class Recorder:
 
     def write(self, record: Record) -> None:
         """Raises `OutsideGone`, once; after that the run only cleans up, and what it says is dropped."""
-        self.send(history.encode(record))
+        self.send(records.encode(record))
 
     def send(self, line: bytes) -> None:
         """A line that may be no record; the same otherwise."""

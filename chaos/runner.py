@@ -44,7 +44,7 @@ from chaos.errors import CleanupFailed, ExitCode, HostLacks, SevchaosError, Unsu
 from chaos.experiment import Order
 from chaos.fleet import Fleet, StepFailed
 from chaos.groups import Groups
-from chaos.history import End, Filled, Header, Kernel
+from chaos.history.records import End, Filled, Header, Kernel
 from chaos.kmsg import KernelLog, Lost, rearm
 from chaos.kvm.sev import Platform
 from chaos.native import library

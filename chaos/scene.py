@@ -12,15 +12,15 @@ from errno import EBUSY, ENODEV, ENOENT
 from pathlib import Path
 
 from chaos.cgroup.group import Cgroup
-from chaos.chance import split
 from chaos.cleanup import Warden
 from chaos.errors import HostLacks, Unsupported
 from chaos.fleet import Pending, StepFailed, Vmm
-from chaos.history import Done, Value
+from chaos.history.records import Done, Value
 from chaos.netns.link import End
 from chaos.poll import LOOK_AGAIN, TimedOut
 from chaos.schedule.firmware import Failpoints
 from chaos.schedule.kfault import Kfault
+from chaos.seed import split
 from chaos.stage import Stage
 from chaos.vmm.messages import Close, Create, CreateVcpu, Init, LoseFd, MayLock, Question, SetMemory
 

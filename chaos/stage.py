@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from chaos.experiment import Experiment, Kind, Vm
 from chaos.fleet import Fleet, Pending, StepFailed, Vmm
 from chaos.groups import Groups
-from chaos.history import Done
+from chaos.history.records import Done
 from chaos.kvm.fd import OwnedFd
 from chaos.network import Network
 from chaos.storms import Storm

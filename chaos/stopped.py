@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from chaos.history import Held
+from chaos.history.records import Held
 from chaos.world import Reach, World, give_back
 
 ANY = frozenset(Reach)

@@ -18,10 +18,11 @@ from typing import Literal
 
 import msgspec
 
-from chaos import experiment, history_file
+from chaos import experiment
 from chaos.errors import NoSpace, UsageError
 from chaos.experiment import Experiment
-from chaos.history import History
+from chaos.history import file
+from chaos.history.records import History
 from chaos.verdict import RunVerdict
 
 
@@ -76,7 +77,7 @@ class RunDirectory:
             for path in (ordered, self.history):
                 if path.exists() and not path.is_file():  # a pipe would be waited for
                     raise OSError(EINVAL, f"{path.name} is no file")
-            return experiment.decode(ordered.read_bytes()), history_file.read(self.history)
+            return experiment.decode(ordered.read_bytes()), file.read(self.history)
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise UsageError(
                 f"{self.path} is no run directory: {error}", remedy="give the path that `sevchaos run` printed"

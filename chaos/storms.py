@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass
 
-from chaos.history import Call, Stormed, StormThread
+from chaos.history.records import Call, Stormed, StormThread
 from chaos.kvm.fd import OwnedFd
 from chaos.native import Call as NativeCall
 from chaos.native import Ran, edge, read

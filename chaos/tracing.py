@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Literal
 
 from chaos import tracefs
-from chaos.history import Traced, Value
+from chaos.history.records import Traced, Value
 from chaos.kvm.fd import OwnedFd
 from chaos.poll import Loop
 from chaos.recorder import Recorder

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from chaos.history import Invoke
+from chaos.history.records import Invoke
 
 
 class Reach(Enum):

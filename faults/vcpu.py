@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from chaos.fault import Evidence, Fault, Pending, Scene, Target
-from chaos.history import Done
+from chaos.history.records import Done
 from faults.vmm import state
 
 # While a move keeps the VM's lock a call waits, and no signal ends that wait: it is not over before the move is.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chaos.experiment import Experiment
-from chaos.history import History
+from chaos.history.records import History
 from chaos.verdict import RunVerdict
 
 

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from chaos import findings
 from chaos.findings import Finding
-from chaos.history import Asked, Counted, Observation
+from chaos.history.records import Asked, Counted, Observation
 from chaos.ledger import charged
 from chaos.verdict import PROMISES, Outcome, RunVerdict, Verdict
 from reports import words

@@ -11,7 +11,7 @@ from chaos import experiment as e
 from chaos import steps as s
 from chaos.during import During, named, told
 from chaos.findings import Finding
-from chaos.history import Asked, Counted, Done, Fault, Handover, Held, History, Invoke, Note, Stormed, Traced
+from chaos.history.records import Asked, Counted, Done, Fault, Handover, Held, History, Invoke, Note, Stormed, Traced
 from chaos.verdict import PROMISES, Outcome, RunVerdict, Verdict
 
 FEW = 6  # operations of one step of which each is told by itself

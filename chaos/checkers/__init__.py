@@ -21,7 +21,7 @@ from chaos.checkers import (
     p13_no_firmware_traffic,
 )
 from chaos.experiment import Experiment
-from chaos.history import History
+from chaos.history.records import History
 from chaos.verdict import Verdict
 
 Checker = Callable[[Experiment, History], Verdict]

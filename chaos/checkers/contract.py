@@ -18,7 +18,7 @@ from chaos import oracle
 from chaos.checkers.evidence import Evidence, ioctl_answered
 from chaos.effects import took_effect
 from chaos.errors import UsageError
-from chaos.history import Done, Filled, Held, Invoke, Observation, Value
+from chaos.history.records import Done, Filled, Held, Invoke, Observation, Value
 from chaos.ledger import KEYS, WATCHED
 from chaos.oracle import OK, Answer, Rules, State
 from chaos.steps import UNARMED

@@ -16,7 +16,7 @@ import msgspec
 
 from chaos.contexts import Contexts
 from chaos.during import During
-from chaos.history import (
+from chaos.history.records import (
     Asked,
     Counted,
     Done,

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from chaos.checkers.evidence import Evidence, Move
-from chaos.history import Invoke
+from chaos.history.records import Invoke
 from chaos.ledger import Mismatch, read
 from chaos.world import argument, levels
 

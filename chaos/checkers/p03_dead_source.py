@@ -32,7 +32,7 @@ from chaos.checkers.evidence import (
 )
 from chaos.checkers.storm import Call, Death, Kind, instant_of_death
 from chaos.experiment import Experiment
-from chaos.history import Answer, Asked, Done, History, Invoke, Stormed
+from chaos.history.records import Answer, Asked, Done, History, Invoke, Stormed
 from chaos.ledger import answers_of_open, refused_as_dead
 from chaos.verdict import Verdict
 

@@ -30,7 +30,7 @@ from chaos.checkers.evidence import (
 )
 from chaos.contexts import GONE
 from chaos.experiment import Experiment
-from chaos.history import Counted, Done, History
+from chaos.history.records import Counted, Done, History
 from chaos.verdict import Verdict
 
 PROMISE = "P5"

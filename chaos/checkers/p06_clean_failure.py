@@ -15,7 +15,7 @@ from chaos.checkers.p01_balance import paid, shows_charge
 from chaos.checkers.p03_dead_source import judge_asked
 from chaos.checkers.p05_guest_goes_on import goes_on, statuses
 from chaos.experiment import Experiment
-from chaos.history import History
+from chaos.history.records import History
 from chaos.ledger import owns, said_dead
 from chaos.verdict import Verdict
 

@@ -14,7 +14,7 @@ from chaos.checkers.contract import Contract, Judged
 from chaos.checkers.evidence import Evidence, combine, deviated, errname, held, unknown
 from chaos.contexts import TIMED_OUT
 from chaos.experiment import Experiment
-from chaos.history import History, Kernel
+from chaos.history.records import History, Kernel
 from chaos.oracle import Answer
 from chaos.verdict import Verdict
 from chaos.world import argument

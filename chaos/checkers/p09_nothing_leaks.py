@@ -16,7 +16,7 @@ from chaos.checkers.evidence import Evidence, combine, deviated, errname, held, 
 from chaos.checkers.mischarged import all_explained, by_mirrors
 from chaos.contexts import GONE, told
 from chaos.experiment import Experiment
-from chaos.history import Filled, History, Observation
+from chaos.history.records import Filled, History, Observation
 from chaos.ledger import KEYS, charged
 from chaos.verdict import Verdict
 

@@ -17,7 +17,7 @@ from chaos.checkers.evidence import Evidence, combine, deviated, held, unknown
 from chaos.checkers.mischarged import below_zero
 from chaos.during import named
 from chaos.experiment import Experiment
-from chaos.history import Console, History, Invoke, Kernel
+from chaos.history.records import Console, History, Invoke, Kernel
 from chaos.verdict import Verdict
 
 PROMISE = "P12"

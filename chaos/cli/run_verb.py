@@ -22,7 +22,7 @@ from chaos.cli.reporting import chosen, format_option, show
 from chaos.conduct import Conducted, Console, conduct
 from chaos.errors import UsageError
 from chaos.experiment import Experiment
-from chaos.history import Invoke, Record
+from chaos.history.records import Invoke, Record
 from chaos.host import Host, LabHost, LocalHost, Session
 from chaos.steps import Strike
 

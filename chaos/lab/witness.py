@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from chaos.history import Done, Firmware, Invoke, Observation, Record
+from chaos.history.records import Done, Firmware, Invoke, Observation, Record
 from chaos.lab import protocol
 from chaos.lab.machine import Lab
 from chaos.lab.psp.mailbox import Record as Command

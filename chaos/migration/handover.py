@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from chaos.fleet import ANSWER_WITHIN, StepFailed
-from chaos.history import Done
+from chaos.history.records import Done
 from chaos.ledger import owns
 from chaos.poll import LOOK_AGAIN, TimedOut
 from chaos.stage import Guest, Stage, explained, operation_name

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from chaos.history import Handover
+from chaos.history.records import Handover
 from chaos.migration.handover import Attempt, Ended
 from chaos.stage import Stage
 from chaos.steps import Migrate, Phase

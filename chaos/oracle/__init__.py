@@ -7,7 +7,7 @@ promise and never what a kernel happened to answer; where kernels differ, it is 
 `chaos.effects`, which the ledger uses too; `rules.CHECKS` says when an operation is refused.
 
 An operation is an `Invoke`, as in a history, so that a history can be held against the oracle as it is. Beside those of
-`chaos.history` it knows some that are not recorded so:
+`chaos.history.records` it knows some that are not recorded so:
 
     kill {}                             the process `agent` is killed
     psp_dies {}                         the firmware stops answering, for good
@@ -23,7 +23,7 @@ from dataclasses import replace
 from errno import ETIMEDOUT
 
 from chaos.effects import begin, effect, halfway
-from chaos.history import Invoke
+from chaos.history.records import Invoke
 from chaos.oracle.rules import CHECKS
 from chaos.oracle.state import OK, Answer, State, charge, charges, events
 from chaos.oracle.versions import DIFFERENCES, Difference, Rules, rules

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from chaos.history import Invoke, Value
+from chaos.history.records import Invoke, Value
 from chaos.oracle import Answer, State, after, allowed, under_way
 from chaos.world import ON_CGROUPS, argument
 

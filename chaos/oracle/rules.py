@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from errno import EBADF, EBUSY, EEXIST, EFAULT, EINVAL, EIO, ENOENT, ENOMEM, ENOTTY, EPIPE, ETIMEDOUT
 
-from chaos.history import Invoke
+from chaos.history.records import Invoke
 from chaos.oracle.state import Answer, Refusal, State, charge
 from chaos.world import ON_ITS_WAY, Reference, argument, levels, number
 

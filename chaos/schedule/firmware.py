@@ -16,7 +16,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from chaos.chance import split
 from chaos.errors import InternalError, Unsupported
 from chaos.kvm.numbers import Ioctl
 from chaos.kvm.sev import Platform
@@ -25,6 +24,7 @@ from chaos.lab.psp.plan import Stall
 from chaos.outside import Arm, Look, Looked, Outside, Withdraw
 from chaos.schedule.holds import SYS_IOCTL, Sleeper
 from chaos.schedule.places import Kind
+from chaos.seed import split
 
 PATIENCE = Path("/sys/module/ccp/parameters/psp_cmd_timeout")
 

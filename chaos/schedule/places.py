@@ -20,7 +20,7 @@ Kind = Literal["vcpu", "lock", "kernel", "page", "firmware"]
 
 
 class Place(Protocol):
-    """`kind`, `function` and `command` are what `chaos.history.Held` says of it."""
+    """`kind`, `function` and `command` are what `chaos.history.records.Held` says of it."""
 
     @property
     def kind(self) -> Kind: ...

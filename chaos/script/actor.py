@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chaos.fleet import ANSWER_WITHIN, Pending, StepFailed
-from chaos.history import Asked, Counted, Fault, Held, Overdue, Released
+from chaos.history.records import Asked, Counted, Fault, Held, Overdue, Released
 from chaos.migration import handover
 from chaos.observe import Observer
 from chaos.poll import TimedOut

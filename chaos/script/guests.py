@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from chaos import steps as s
 from chaos.fleet import StepFailed
-from chaos.history import Counted
+from chaos.history.records import Counted
 from chaos.poll import LOOK_AGAIN, TimedOut
 from chaos.script.actor import Actor
 from chaos.stage import Guest

@@ -8,7 +8,7 @@ from typing import Literal
 from chaos import steps as s
 from chaos.errors import Unsupported
 from chaos.fleet import Pending, StepFailed
-from chaos.history import Held, Released
+from chaos.history.records import Held, Released
 from chaos.kvm import userfault
 from chaos.poll import LOOK_AGAIN, TimedOut
 from chaos.scene import Scene

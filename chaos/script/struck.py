@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from chaos.fault import Evidence, Fault, Scene
-from chaos.history import Fault as Record
+from chaos.history.records import Fault as Record
 from chaos.recorder import Recorder
 
 Event = Literal["apply", "withheld", "evidence", "undo"]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from chaos import steps as s
 from chaos.fleet import Pending, StepFailed
-from chaos.history import Value
+from chaos.history.records import Value
 from chaos.kvm.fd import OwnedFd
 from chaos.native import gate, read
 from chaos.native.tally import answered

@@ -24,7 +24,7 @@ from typing import TypeVar
 
 from chaos.errors import InternalError
 from chaos.experiment import Kind
-from chaos.history import Value
+from chaos.history.records import Value
 from chaos.kvm.call import Around, KernelError, mark, outside, timed
 from chaos.kvm.sev import Sev
 from chaos.kvm.system import System

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from chaos.history import Answer
+from chaos.history.records import Answer
 from chaos.kvm.call import attempt
 from chaos.kvm.numbers import Cap, Ioctl, SevCommand
 from chaos.kvm.structs import (

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One VM of an agent: its descriptors, its memory, its vCPUs, and the operations on it.
 
-A method is an operation of `chaos.history`: it makes the system calls and nothing around them, and raises
+A method is an operation of `chaos.history.records`: it makes the system calls and nothing around them, and raises
 `KernelError` when one is refused. Who measures and answers is `chaos.vmm.agent`.
 """
 
@@ -17,7 +17,7 @@ from errno import EEXIST, EINVAL, errorcode
 
 from chaos.errors import InternalError
 from chaos.experiment import Kind
-from chaos.history import Value
+from chaos.history.records import Value
 from chaos.kvm.call import KernelError
 from chaos.kvm.fd import Mapping, OwnedFd
 from chaos.kvm.numbers import Cap

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is said between the runner, the fork server and the agents.
 
-The operations are those of `chaos.history`, with the same names and arguments, so that what is recorded is what was
-sent. Besides them an agent answers questions of the runner (`sample`, `ask`, `fill`) that are no operations of a VMM.
+The operations are those of `chaos.history.records`, with the same names and arguments, so that what is recorded is what
+was sent. Besides them an agent answers questions of the runner (`sample`, `ask`, `fill`) that are no operations of a
+VMM.
 """
 
 from __future__ import annotations
 
 import msgspec
 
-from chaos.history import Answer, Value
+from chaos.history.records import Answer, Value
 
 
 class _Operation(msgspec.Struct, frozen=True, kw_only=True, tag_field="f"):
@@ -359,8 +360,8 @@ class Filled(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True, tag="reply"):
-    """`errno` and `firmware` as `chaos.history.Done` has them, `call` the system call that failed. `bug` is an error
-    of ours, as text."""
+    """`errno` and `firmware` as `chaos.history.records.Done` has them, `call` the system call that failed. `bug` is an
+    error of ours, as text."""
 
     id: int
     errno: int = 0

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from chaos.errors import ExitCode
-from chaos.history import Asked, Counted, Done, Invoke, Note
+from chaos.history.records import Asked, Counted, Done, Invoke, Note
 from tests.lab.conftest import Sevchaos, as_expected
 from tests.lab.test_experiments import Told, charges
 

@@ -11,10 +11,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from chaos import history_file
 from chaos.during import During
 from chaos.errors import ExitCode
-from chaos.history import Asked, Counted, Fault, Header, Held, History, Note, Observation
+from chaos.history import file
+from chaos.history.records import Asked, Counted, Fault, Header, Held, History, Note, Observation
 from tests.lab.conftest import Sevchaos, as_expected
 
 pytestmark = pytest.mark.lab
@@ -36,7 +36,7 @@ class Told:
         return {v["promise"]: v["accepted"] for v in self.runs[name]["verdicts"] if v["accepted"]}
 
     def history(self, name: str) -> History:
-        return history_file.read(Path(self.runs[name]["directory"]) / "history.jsonl")
+        return file.read(Path(self.runs[name]["directory"]) / "history.jsonl")
 
 
 def charges(told: History, label: str) -> dict[str, dict[str, int]]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 
-from chaos.history import Fault
+from chaos.history.records import Fault
 from tests.lab.conftest import Sevchaos, as_expected
 from tests.lab.test_experiments import Told
 

@@ -11,10 +11,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from chaos import experiment, history
+from chaos import experiment
 from chaos.errors import ExitCode
 from chaos.experiment import Order
-from chaos.history import Asked, Counted, Done, End, Fault, Handover, Held, Invoke, Note, Observation, Record
+from chaos.history import records
+from chaos.history.records import Asked, Counted, Done, End, Fault, Handover, Held, Invoke, Note, Observation, Record
 from tests.lab.conftest import Sevchaos
 
 pytestmark = pytest.mark.lab
@@ -61,7 +62,7 @@ def carry_out(in_lab: Sevchaos, kernel: str, tmp_path: Path) -> Carry:
         path.write_text(f"name: script\nwhy: a test\npromises: [P1]\nvmms: {vmms}\nvms: {vms}\nscript:\n{script}\n")
         done = in_lab("python3", "-m", "chaos.runner", options=("--kernel", kernel), stdin=order(path))
         assert (done.returncode, done.stderr) == (0, b""), done.stderr.decode()
-        return Run([history.decode(line) for line in done.stdout.splitlines()])
+        return Run([records.decode(line) for line in done.stdout.splitlines()])
 
     return run
 

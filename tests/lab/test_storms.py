@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from chaos.errors import ExitCode
-from chaos.history import Done, Exited, History, Stormed
+from chaos.history.records import Done, Exited, History, Stormed
 from chaos.vmm.storm import MORE
 from tests.lab.conftest import Sevchaos
 from tests.lab.test_deeper import carried_out

@@ -12,7 +12,8 @@ from typing import Literal, TypeVar
 import msgspec
 
 from chaos.experiment import Experiment, load
-from chaos.history import (
+from chaos.history.file import up_to_damage
+from chaos.history.records import (
     Answer,
     Asked,
     Console,
@@ -35,7 +36,6 @@ from chaos.history import (
     Traced,
     Value,
 )
-from chaos.history_file import up_to_damage
 
 SHIPPED = Path(__file__).parents[3] / "experiments" / "resilience"
 CGROUPS = (".", "source", "destination")

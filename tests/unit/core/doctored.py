@@ -9,7 +9,7 @@ from collections.abc import Callable
 import msgspec
 
 from chaos.checkers import CHECKERS
-from chaos.history import Done, Exited, History, Invoke, Observation, Record
+from chaos.history.records import Done, Exited, History, Invoke, Observation, Record
 from chaos.verdict import Outcome, Verdict
 from tests.unit.core.build import ALL, Builder, changed, shipped
 

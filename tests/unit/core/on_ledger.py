@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from chaos.history import Invoke
+from chaos.history.records import Invoke
 from chaos.ledger import Ledger, replay
 from tests.unit.core.build import Builder
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from chaos import history, history_file
 from chaos.conduct import Console, conduct
 from chaos.console import Heard, unsaid
 from chaos.errors import KernelPanicked
 from chaos.experiment import Order
-from chaos.history import End, Header, History, Kernel, Record
+from chaos.history import file, records
+from chaos.history.records import End, Header, History, Kernel, Record
 from chaos.store import Host
 from chaos.verdict import Outcome
 from tests.unit.core.build import Builder, moved, shipped
@@ -104,11 +104,11 @@ def broken(tmp_path: Path) -> Path:
 
 
 def test_a_panics_lines_are_in_the_history_once_and_the_end_comes_after_them(broken: Path) -> None:
-    read = history_file.read(broken / "history.jsonl")
+    read = file.read(broken / "history.jsonl")
     assert read.damage == ""
     *_, bug, panic, end = read.records
     assert isinstance(bug, Kernel) and isinstance(end, End) and not end.complete
-    assert isinstance(panic, history.Console)
+    assert isinstance(panic, records.Console)
     assert panic.text == "[    1.031000] Kernel panic - not syncing: Fatal exception"
     assert panic.t == 1_031_000_000 + AHEAD
     assert end.reason == "the host broke: the lab's kernel panicked: Fatal exception"

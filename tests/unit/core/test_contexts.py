@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from chaos.contexts import TIMED_OUT, Contexts
-from chaos.history import Firmware, History
+from chaos.history.records import Firmware, History
 from tests.unit.core.build import STATUS, Builder
 from tests.unit.core.doctored import DEVIATED, HELD, UNKNOWN, verdict_of
 

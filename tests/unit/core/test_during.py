@@ -6,7 +6,7 @@ from __future__ import annotations
 import msgspec
 
 from chaos.during import During, named
-from chaos.history import Done, History, Traced
+from chaos.history.records import Done, History, Traced
 from tests.unit.core.build import Builder
 
 MOVER = 333  # the thread of a move; the processes are 100 and 101

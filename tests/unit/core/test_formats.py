@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from chaos import findings
 from chaos.errors import ExitCode
-from chaos.history import History
+from chaos.history.records import History
 from chaos.verdict import PROMISES, Outcome, RunVerdict, Verdict, worst
 from reports import junit, ktap
 from reports.run import Run

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chaos.errors import UsageError
-from chaos.history import FORMAT, Done, End, Header, History, Invoke, Kernel, Observation, Record, encode
-from chaos.history_file import Writer, read, up_to_damage
+from chaos.history.file import Writer, read, up_to_damage
+from chaos.history.records import FORMAT, Done, End, Header, History, Invoke, Kernel, Observation, Record, encode
 from chaos.judge import judge
 from chaos.store import Host, RunDirectory
 from chaos.verdict import Outcome

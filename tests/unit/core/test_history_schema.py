@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The format as it is written down: the JSON Schema that comes with the package, and docs/history.md."""
+"""The format as it is written down: the JSON Schema that comes with the package, and docs/records.md."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chaos import history, history_schema
-from chaos.history import FORMAT, Record, decode, encode
-from chaos.history_file import up_to_damage
+from chaos.history import records, schema
+from chaos.history.file import up_to_damage
+from chaos.history.records import FORMAT, Record, decode, encode
 from tests.unit.core.build import ALL
 
-SCHEMA: dict[str, Any] = json.loads(history_schema.shipped())
+SCHEMA: dict[str, Any] = json.loads(schema.shipped())
 PAGE = (Path(__file__).parents[3] / "docs" / "history.md").read_text(encoding="utf-8")
 TYPES: tuple[type[msgspec.Struct], ...] = get_args(Record)
 KINDS: dict[str, type | tuple[type, ...]] = {
@@ -27,7 +27,7 @@ KINDS: dict[str, type | tuple[type, ...]] = {
 
 
 def test_the_schema_is_what_the_types_say() -> None:
-    assert history_schema.shipped() == history_schema.text(), "the types changed: python -m chaos.history_schema"
+    assert schema.shipped() == schema.text(), "the types changed: python -m chaos.history.schema"
 
 
 # -- a validator for what is used of JSON Schema 2020-12 ------------------------------------------------------
@@ -43,7 +43,7 @@ def valid(value: Any, schema: dict[str, Any]) -> bool:  # noqa: PLR0912 - a tabl
             case "anyOf":
                 ok = any(valid(value, choice) for choice in argument)
             case "type":
-                # 1.0 is an integer to JSON Schema and not to us; docs/history.md says so.
+                # 1.0 is an integer to JSON Schema and not to us; docs/records.md says so.
                 ok = isinstance(value, KINDS[argument]) and (argument != "integer" or not isinstance(value, bool))
             case "enum":
                 ok = value in argument
@@ -118,7 +118,7 @@ def test_the_schema_and_the_reader_agree(data: st.DataObject, document: dict[str
 
 def section(title: str) -> str:
     found = re.search(rf"^### {title}\n(.*?)(?=^#)", PAGE, re.MULTILINE | re.DOTALL)
-    assert found, f"docs/history.md has no section on {title}"
+    assert found, f"docs/records.md has no section on {title}"
     return found[1]
 
 
@@ -141,7 +141,7 @@ def test_every_field_is_on_the_page(record: type[msgspec.Struct]) -> None:
 
 
 def test_every_operation_is_on_the_page() -> None:
-    doc = history.__doc__ or ""
+    doc = records.__doc__ or ""
     listed = dict(re.findall(r"(?:^    |, )(\w+) \{([^}]*)\}", doc.split("arrow,")[1], re.MULTILINE))
     part = PAGE[PAGE.index("## An operation") : PAGE.index("## Records")]
     rows = [row.split("|") for row in part.splitlines() if row.startswith("| `")]

@@ -13,7 +13,20 @@ from chaos.checkers import CHECKERS
 from chaos.errors import ExitCode, InternalError
 from chaos.experiment import Unaskable
 from chaos.findings import matching, parse, series
-from chaos.history import Answer, Asked, End, Fault, Header, Held, History, Invoke, Kernel, Note, Observation, Record
+from chaos.history.records import (
+    Answer,
+    Asked,
+    End,
+    Fault,
+    Header,
+    Held,
+    History,
+    Invoke,
+    Kernel,
+    Note,
+    Observation,
+    Record,
+)
 from chaos.judge import judge, shortcomings
 from chaos.steps import Migrate, Strike
 from chaos.verdict import Outcome, RunVerdict, Verdict, exit_code

@@ -7,7 +7,7 @@ import errno
 
 import pytest
 
-from chaos.history import Done
+from chaos.history.records import Done
 from chaos.ledger import deaths_begin, replay
 from chaos.world import Context, Reference, World, argument, levels
 from tests.unit.core.build import Builder, destination_killed, moved, moved_es, source_killed

@@ -15,7 +15,7 @@ import msgspec
 from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
 
-from chaos.history import Done, History, Invoke, Observation
+from chaos.history.records import Done, History, Invoke, Observation
 from chaos.ledger import Entry, replay
 from chaos.world import World
 from tests.unit.core.build import Builder

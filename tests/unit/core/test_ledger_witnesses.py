@@ -8,7 +8,7 @@ import errno
 import msgspec
 import pytest
 
-from chaos.history import Done, Observation
+from chaos.history.records import Done, Observation
 from chaos.ledger import owns, said_dead
 from tests.unit.core.build import Builder
 from tests.unit.core.on_ledger import held, ledger, payers, two

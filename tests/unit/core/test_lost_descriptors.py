@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from errno import EBADF, EIO
 
-from chaos.history import Answer, Asked, History
+from chaos.history.records import Answer, Asked, History
 from chaos.ledger import said_dead
 from tests.unit.core.build import Builder
 from tests.unit.core.doctored import DEVIATED, HELD, UNKNOWN, verdict_of

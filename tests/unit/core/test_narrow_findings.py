@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from chaos import findings
-from chaos.history import History, Observation
+from chaos.history.records import History, Observation
 from tests.unit.core.build import KERNEL, Builder
 from tests.unit.core.doctored import DEVIATED, begun, verdict_of
 

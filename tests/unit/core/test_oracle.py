@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from chaos import oracle
 from chaos.errors import UsageError
-from chaos.history import Invoke, Value
+from chaos.history.records import Invoke, Value
 from chaos.oracle import OK, Answer, State, after, allowed, charges, events, under_way
 from chaos.oracle.programs import WIDTH, Step, run, violations
 

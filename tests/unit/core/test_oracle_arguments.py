@@ -8,7 +8,7 @@ from errno import EBADF, EBUSY, EINVAL, EIO, ENOMEM, ENOTTY
 
 import pytest
 
-from chaos.history import Value
+from chaos.history.records import Value
 from chaos.oracle import State, allowed, under_way
 from tests.unit.core.test_oracle import MOVE, NEW, OLD, does, errnos, host, launched, op, ready, with_descriptor
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from chaos.checkers import CHECKERS
-from chaos.history import History, Observation, Record
+from chaos.history.records import History, Observation, Record
 from chaos.verdict import Outcome
 from tests.unit.core.build import Builder, shipped
 from tests.unit.core.doctored import KILL_SOURCE, MOVE, begun, charge, check, move_unanswered, verdict_of, without

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from chaos.history import Observation, Record
+from chaos.history.records import Observation, Record
 from tests.unit.core.build import Builder, changed, moved
 from tests.unit.core.doctored import DEVIATED, HELD, UNKNOWN, begun, verdict_of
 

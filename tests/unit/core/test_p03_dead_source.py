@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from chaos.checkers import CHECKERS
-from chaos.history import Asked, Record
+from chaos.history.records import Asked, Record
 from chaos.verdict import Outcome
 from tests.unit.core.build import Builder, changed, shipped
 from tests.unit.core.doctored import (

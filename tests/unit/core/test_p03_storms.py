@@ -10,7 +10,7 @@ from errno import EIO as EIO_NUMBER
 import msgspec
 import pytest
 
-from chaos.history import Call, Done, History, Record, Stormed, StormThread
+from chaos.history.records import Call, Done, History, Record, Stormed, StormThread
 from chaos.verdict import Verdict
 from tests.unit.core.build import Builder, changed
 from tests.unit.core.doctored import DEVIATED, HELD, UNKNOWN, verdict_of

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from chaos.checkers import CHECKERS
-from chaos.history import Asked, Observation
+from chaos.history.records import Asked, Observation
 from chaos.verdict import Outcome, Verdict
 from tests.unit.core.build import Builder, shipped
 from tests.unit.core.doctored import (

@@ -11,7 +11,7 @@ import pytest
 
 from chaos import findings
 from chaos.checkers import CHECKERS
-from chaos.history import Counted, Header, Invoke, Record, Value
+from chaos.history.records import Counted, Header, Invoke, Record, Value
 from chaos.verdict import Outcome
 from tests.unit.core.build import Builder, changed, shipped
 from tests.unit.core.doctored import (

@@ -8,7 +8,7 @@ from errno import EBADF, EBUSY, EINVAL, EIO, ENOTTY, ETIMEDOUT
 import msgspec
 import pytest
 
-from chaos.history import Header, History, Observation, Record
+from chaos.history.records import Header, History, Observation, Record
 from chaos.verdict import Outcome
 from tests.unit.core.build import Builder, changed
 from tests.unit.core.doctored import DEVIATED, HELD, UNKNOWN, begun, see, verdict_of

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from chaos.checkers import CHECKERS
-from chaos.history import Exited, Filled, Header, Observation, Record
+from chaos.history.records import Exited, Filled, Header, Observation, Record
 from chaos.verdict import Outcome
 from tests.unit.core.build import Builder, shipped
 from tests.unit.core.doctored import MOVE, Change, charge, check, replaced, without

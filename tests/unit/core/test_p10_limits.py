@@ -10,7 +10,7 @@ import pytest
 
 from chaos.checkers import contract
 from chaos.checkers.evidence import Evidence
-from chaos.history import History, Invoke, Observation, Record
+from chaos.history.records import History, Invoke, Observation, Record
 from tests.unit.core.build import Builder, changed, moved
 from tests.unit.core.doctored import HELD, UNKNOWN, begun, see, verdict_of
 

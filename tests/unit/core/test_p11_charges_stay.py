@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from chaos.history import History
+from chaos.history.records import History
 from tests.unit.core.build import Builder, moved, shipped
 from tests.unit.core.doctored import DEVIATED, HELD, MOVE, UNKNOWN, begun, verdict_of
 

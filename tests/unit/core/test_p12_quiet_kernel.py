@@ -9,7 +9,7 @@ import pytest
 from chaos import findings
 from chaos.checkers import CHECKERS
 from chaos.checkers.p12_quiet_kernel import PATTERNS, report
-from chaos.history import Console, Kernel
+from chaos.history.records import Console, Kernel
 from chaos.verdict import Outcome
 from tests.unit.core.build import Builder, shipped
 from tests.unit.core.doctored import MOVE

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import msgspec
 
-from chaos.history import Firmware, Header, History, Invoke, Note, Record
+from chaos.history.records import Firmware, Header, History, Invoke, Note, Record
 from tests.unit.core.build import changed
 from tests.unit.core.doctored import DEVIATED, HELD, SKIPPED, UNKNOWN, again, begun, verdict_of
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from chaos.cli.check_verb import check_
 from chaos.cli.run_verb import run_
 from chaos.errors import UsageError
-from chaos.history_file import Writer
+from chaos.history.file import Writer
 from chaos.store import Host, RunDirectory
 from tests.unit.core.build import moved, shipped
 

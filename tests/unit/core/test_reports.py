@@ -14,7 +14,7 @@ import pytest
 import experiments
 from chaos import findings
 from chaos.experiment import Experiment, decode, encode
-from chaos.history import Asked, Fault, Handover, Held, History, Kernel, Note, Observation, Record
+from chaos.history.records import Asked, Fault, Handover, Held, History, Kernel, Note, Observation, Record
 from chaos.judge import judge
 from chaos.steps import Migrate, Strike
 from chaos.verdict import PROMISES, Outcome, Verdict

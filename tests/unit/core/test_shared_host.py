@@ -13,7 +13,7 @@ import pytest
 
 from chaos.cgroup.group import Cgroup
 from chaos.errors import Unsupported
-from chaos.history import Filled, Header, History, Observation, Record
+from chaos.history.records import Filled, Header, History, Observation, Record
 from chaos.judge import judge
 from chaos.script import moved_mirror, require_all
 from chaos.verdict import Outcome

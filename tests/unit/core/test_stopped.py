@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 import pytest
 
-from chaos.history import Held, Invoke
+from chaos.history.records import Held, Invoke
 from chaos.stopped import ANY, COMMANDS, FUNCTIONS, reaches
 from chaos.world import Reach
 from tests.unit.core.build import Builder

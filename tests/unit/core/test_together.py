@@ -10,7 +10,7 @@ import pytest
 
 from chaos import experiment
 from chaos.checkers import CHECKERS
-from chaos.history import History, Value
+from chaos.history.records import History, Value
 from chaos.judge import shortcomings
 from chaos.ledger import replay
 from chaos.verdict import Outcome, Verdict

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from chaos.history import Value
+from chaos.history.records import Value
 from chaos.kvm.call import attempt, outside
 from chaos.vmm.agent import Agent
 from chaos.vmm.machine import Machine

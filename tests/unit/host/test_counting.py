@@ -10,7 +10,7 @@ import pytest
 
 from chaos import steps
 from chaos.fleet import StepFailed
-from chaos.history import Counted
+from chaos.history.records import Counted
 from chaos.poll import Loop
 from chaos.script import guests
 from chaos.script.actor import Actor

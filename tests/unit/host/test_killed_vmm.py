@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from chaos import history
 from chaos.fleet import Fleet, Vmm
-from chaos.history import Exited, Record, Stormed
+from chaos.history import records
+from chaos.history.records import Exited, Record, Stormed
 from chaos.native import read, read_vcpu
 from chaos.poll import Loop
 from chaos.recorder import Recorder
@@ -118,5 +118,5 @@ def test_a_vmm_that_ends_in_good_order_ends_its_storm(fleet: Fleet, vmm: Vmm, ou
 
 
 def test_every_call_of_a_storm_is_in_the_page_on_experiments() -> None:
-    page = (Path(history.__file__).parents[1] / "docs" / "experiments.md").read_text(encoding="utf-8")
+    page = (Path(records.__file__).parents[1] / "docs" / "experiments.md").read_text(encoding="utf-8")
     assert [name for name in CALLS if name not in page] == []

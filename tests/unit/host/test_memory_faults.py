@@ -13,7 +13,7 @@ import pytest
 
 from chaos import fault
 from chaos.errors import UsageError
-from chaos.history import Done
+from chaos.history.records import Done
 from faults.cpu import CpuThrottle
 from faults.memory import PAGE, HolePunch, Memlock, MemoryPressure, MemslotGone, is_hole
 

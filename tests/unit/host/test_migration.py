@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from chaos import history
 from chaos.experiment import Experiment, Kind, Vm
 from chaos.experiment import Vmm as VmmSpec
 from chaos.fleet import Fleet, StepFailed
-from chaos.history import Handover, Invoke, Record
+from chaos.history import records
+from chaos.history.records import Handover, Invoke, Record
 from chaos.kvm import vm as kvm_vm
 from chaos.kvm.vcpu import Vcpu
 from chaos.migration.handover import Ended
@@ -99,7 +99,7 @@ class House:
         return [record for record in self.records() if isinstance(record, Handover)]
 
     def records(self) -> list[Record]:
-        return [history.decode(line) for line in self.log.read_bytes().splitlines()]
+        return [records.decode(line) for line in self.log.read_bytes().splitlines()]
 
     def phases(self) -> list[str]:
         return list(dict.fromkeys(r.phase for r in self.records() if isinstance(r, Invoke) and r.phase))

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from chaos import history, outside
+from chaos import outside
 from chaos.errors import InternalError, Unsupported
-from chaos.history import Note
+from chaos.history import records
+from chaos.history.records import Note
 from chaos.host import Conversation, not_ours
 from chaos.lab.outside import PspFailpoints
 from chaos.lab.psp.numbers import Command, Status
@@ -148,9 +149,9 @@ def test_a_conversation_answers_questions_and_hands_records_on() -> None:
             return outside.numbered(Granted(), question.number)
 
         talk = Conversation()
-        told: list[history.Record] = []
+        told: list[records.Record] = []
         talk.listen(told.append, answer)
-        note = history.encode(Note(t=1, topic="progress", text='{"ask": nothing}'))
+        note = records.encode(Note(t=1, topic="progress", text='{"ask": nothing}'))
         question = outside.encode(Arm(number=7, name="a", failpoints="NOP=skip", seed=1))
         for byte in note + question + note:
             await talk.stdout(bytes([byte]))

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from chaos import history
 from chaos.cgroup.group import Cgroup
 from chaos.fleet import Fleet, StepFailed
 from chaos.groups import Groups
-from chaos.history import Done, Exited, Invoke, Record
+from chaos.history import records
+from chaos.history.records import Done, Exited, Invoke, Record
 from chaos.kvm.fd import OwnedFd
 from chaos.poll import Loop
 from chaos.recorder import Recorder
@@ -171,7 +171,7 @@ class Outside:
 
     def records(self) -> list[Record]:
         try:
-            return [history.decode(line) for line in os.read(self.reader, 1 << 20).splitlines()]
+            return [records.decode(line) for line in os.read(self.reader, 1 << 20).splitlines()]
         except BlockingIOError:
             return []
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from chaos import experiment, history
+from chaos import experiment
 from chaos.errors import ExitCode, HostLacks
 from chaos.experiment import Order
-from chaos.history import End, Header, Note
+from chaos.history import records
+from chaos.history.records import End, Header, Note
 from chaos.survey import Paths, hierarchy
 
 ROOT = Path(experiment.__file__).parent.parent
@@ -45,7 +46,7 @@ def poor() -> None:
 def test_orders_are_carried_out_one_after_the_other_as_far_as_can_be() -> None:
     done = run(stdin=order(FIRST[0], seed=5) + b"\n" + order(FIRST[1]))
     assert (done.returncode, done.stderr) == (0, b"")
-    records = [history.decode(line) for line in done.stdout.splitlines()]
+    records = [records.decode(line) for line in done.stdout.splitlines()]
     headers = [record for record in records if isinstance(record, Header)]
     assert [header.experiment for header in headers] == [path.stem for path in FIRST[:2]]
     assert headers[0].seed == 5 and headers[0].host == "local"

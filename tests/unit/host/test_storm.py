@@ -14,7 +14,7 @@ import pytest
 
 from chaos.errors import InternalError
 from chaos.experiment import Kind
-from chaos.history import Stormed
+from chaos.history.records import Stormed
 from chaos.kvm.system import System
 from chaos.native import read
 from chaos.steps import StormCall

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pytest
 
 from chaos.fault import Evidence, Fault, Scene, Target
-from chaos.history import Fault as Record
+from chaos.history.records import Fault as Record
 from chaos.script.struck import Struck
 
 SCENE: Any = None

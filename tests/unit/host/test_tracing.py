@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from chaos import history, symbols, tracefs, tracing
-from chaos.history import Note, Traced
+from chaos import symbols, tracefs, tracing
+from chaos.history import records
+from chaos.history.records import Note, Traced
 from chaos.poll import Loop
 from chaos.recorder import Recorder
 from chaos.tracefs import NoTracing
@@ -195,8 +196,8 @@ class Told:
         self._reader = os.fdopen(reader, "rb")
         self.recorder = Recorder(self._writer)
 
-    def records(self) -> list[history.Record]:
-        return [history.decode(line) for line in self._reader.readlines()]
+    def records(self) -> list[records.Record]:
+        return [records.decode(line) for line in self._reader.readlines()]
 
     def close(self) -> None:
         self._reader.close()
@@ -222,7 +223,7 @@ def opened(fake: Fake, tmp_path: Path) -> Tracer:
     return Tracer.open(fake.root, tmp_path)
 
 
-def traced(fake: Fake, told: Told, tmp_path: Path, *lines: str) -> list[history.Record]:
+def traced(fake: Fake, told: Told, tmp_path: Path, *lines: str) -> list[records.Record]:
     """What is recorded of these lines."""
     tracer, loop = opened(fake, tmp_path), Loop()
     with tracer.recording(loop, told.recorder, "run-1-0"):

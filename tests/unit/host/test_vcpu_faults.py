@@ -12,7 +12,7 @@ import pytest
 
 from chaos import fault
 from chaos.errors import UsageError
-from chaos.history import Done, Value
+from chaos.history.records import Done, Value
 from faults.vcpu import CreateVcpu
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from chaos.history import Done, Invoke, Observation, Record
+from chaos.history.records import Done, Invoke, Observation, Record
 from chaos.lab.psp.mailbox import Record as Command
 from chaos.lab.witness import Clock, firmware_records
 

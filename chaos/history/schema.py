@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The format of a history as JSON Schema, made from the types of `chaos.history`. `python -m chaos.history_schema`
-writes `history.schema.json` anew, which is what has to be done when those types change.
+"""The format of a history as JSON Schema, made from the types of `chaos.history.records`. `python -m
+chaos.history.schema` writes `history.schema.json` anew, which is what has to be done when those types change.
 
-The schema is for one line. What a history is as a whole stands in docs/history.md and in `chaos.history`: that records
-are numbered without holes, that the first is a header, and so on.
+The schema is for one line. What a history is as a whole stands in docs/history.md and in `chaos.history.records`: that
+records are numbered without holes, that the first is a header, and so on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from chaos.history import FORMAT, Record
+from chaos.history.records import FORMAT, Record
 
 NAME = "history.schema.json"
 
@@ -42,7 +42,7 @@ def text() -> str:
 
 def shipped() -> str:
     """The schema as it comes with the package."""
-    return files("chaos").joinpath(NAME).read_text(encoding="utf-8")
+    return files("chaos.history").joinpath(NAME).read_text(encoding="utf-8")
 
 
 if __name__ == "__main__":

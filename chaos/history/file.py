@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from chaos.history import FORMAT, Done, End, Header, History, Invoke, Observation, Record, decode, encode
+from chaos.history.records import FORMAT, Done, End, Header, History, Invoke, Observation, Record, decode, encode
 
 
 def up_to_damage(records: Sequence[Record], unreadable: str = "") -> History:
