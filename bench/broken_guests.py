@@ -18,9 +18,9 @@ from contextlib import contextmanager
 from chaos.errors import ExitCode
 from chaos.experiment import Kind
 from chaos.kvm.system import System
+from chaos.linux.seqpacket import memory_file
 from chaos.vmm import drive, guest
 from chaos.vmm.machine import Host, Machine
-from chaos.vmm.wire import memory_file
 
 
 @contextmanager

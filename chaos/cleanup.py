@@ -11,7 +11,7 @@ is used again.
 Three times somebody cleans up. The runner does when a run ends. The warden, a process of its own session that was
 forked before anything else and waits for the end of a pipe, does when the runner was killed. `sevchaos clean` does
 when both were. Agents die with the fork server and that with the runner in any case; the cgroup is what is left, and
-the runner's instance of the kernel's tracer (`chaos.tracefs`).
+the runner's instance of the kernel's tracer (`chaos.linux.tracefs`).
 
 What a fault changes for the whole host has no owner that could die. The warden remembers how it was, and restores it;
 if the warden was killed as well, nobody does.
@@ -24,13 +24,12 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from chaos import tracefs
 from chaos.cgroup.group import Cgroup
 from chaos.errors import CleanupFailed, HostLacks
-from chaos.kvm.fd import OwnedFd
-from chaos.locks import lock, locked
+from chaos.linux import process, tracefs
+from chaos.linux.fd import OwnedFd
+from chaos.linux.flock import lock, locked
 from chaos.survey import OURS
-from chaos.vmm import process
 
 # What is killed is gone in milliseconds, except for what sleeps in the kernel and has to be woken up there first.
 GONE_WITHIN = 30.0

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
     from chaos.cgroup.group import Cgroup
     from chaos.history.records import Done, Value
+    from chaos.linux.kfault import Kfault
     from chaos.netns.link import End
     from chaos.schedule.firmware import Failpoints
-    from chaos.schedule.kfault import Kfault
     from chaos.vmm.messages import Question
 
 GROUP = "sevchaos.faults"

@@ -20,10 +20,11 @@ import msgspec
 
 from chaos.cgroup.group import Cgroup
 from chaos.history.records import Done, Exited, Invoke, Value
-from chaos.kvm.fd import OwnedFd
+from chaos.linux.fd import OwnedFd
+from chaos.linux.loop import Loop, TimedOut
+from chaos.linux.seqpacket import Channel, Ended
 from chaos.native import VcpuThread, read_vcpu
 from chaos.netns.space import Namespace
-from chaos.poll import Loop, TimedOut
 from chaos.recorder import Recorder
 from chaos.storms import Storm
 from chaos.vmm.messages import (
@@ -40,7 +41,6 @@ from chaos.vmm.messages import (
     Start,
 )
 from chaos.vmm.server import ForkServer
-from chaos.vmm.wire import Channel, Ended
 
 # An operation that nothing holds up takes milliseconds, in the lab tens of them; this is for a machine in trouble.
 ANSWER_WITHIN = 60.0

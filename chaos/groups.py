@@ -15,7 +15,7 @@ from pathlib import Path
 from chaos.cgroup.group import Cgroup
 from chaos.experiment import Group
 from chaos.fleet import Fleet, Vmm
-from chaos.schedule.holds import parse_state
+from chaos.linux.task import parse_state
 
 RUN = "."
 """The path of the run's own cgroup."""

@@ -30,9 +30,9 @@ from chaos.errors import HostLacks, InternalError, LabFailed, LabHung, SevchaosE
 from chaos.experiment import Order
 from chaos.history import records
 from chaos.history.records import End, History, Note, Record
+from chaos.linux.process import die_with
 from chaos.outside import Answer, Question, Refused
 from chaos.store import Host as Description
-from chaos.vmm.process import die_with
 
 if TYPE_CHECKING:
     from chaos.lab.machine import Lab

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import msgspec
 
 from chaos.errors import InternalError, Unsupported
-from chaos.poll import TimedOut
+from chaos.linux.loop import TimedOut
 from chaos.recorder import OutsideGone, Recorder
 
 ANSWER_WITHIN = 20.0

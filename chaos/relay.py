@@ -30,13 +30,13 @@ from typing import Literal
 import msgspec
 
 from chaos.errors import CleanupFailed, HostLacks, InternalError
-from chaos.kvm.fd import OwnedFd
+from chaos.linux import process
+from chaos.linux.fd import OwnedFd
+from chaos.linux.seqpacket import Channel, Ended, pair
 from chaos.netns import link, tun
 from chaos.netns.lane import Counts, Lane
 from chaos.netns.link import End
 from chaos.netns.netem import Impairment
-from chaos.vmm import process
-from chaos.vmm.wire import Channel, Ended, pair
 
 # It answers at once, or is stopped or broken.
 ANSWER_WITHIN = 30.0

@@ -45,13 +45,14 @@ from chaos.experiment import Order
 from chaos.fleet import Fleet, StepFailed
 from chaos.groups import Groups
 from chaos.history.records import End, Filled, Header, Kernel
-from chaos.kmsg import KernelLog, Lost, rearm
 from chaos.kvm.sev import Platform
+from chaos.linux.kmsg import KernelLog, Lost, rearm
+from chaos.linux.loop import LOOK_AGAIN, Loop, TimedOut
+from chaos.linux.process import be_told_of_parents_death
 from chaos.native import library
 from chaos.network import Network, between
 from chaos.observe import Observer
 from chaos.outside import Outside
-from chaos.poll import LOOK_AGAIN, Loop, TimedOut
 from chaos.recorder import OutsideGone, Recorder
 from chaos.scene import Scene
 from chaos.schedule.firmware import Failpoints
@@ -61,7 +62,6 @@ from chaos.stage import Stage
 from chaos.survey import Paths, Surveyed, allowance, hierarchy, refuse_others, require, survey
 from chaos.tracing import Pause, Tracer
 from chaos.vmm.messages import Fill
-from chaos.vmm.process import be_told_of_parents_death
 from chaos.vmm.server import ForkServer
 
 # Taking one context takes about a millisecond, emulated ten; a machine has up to about a thousand.

@@ -16,10 +16,10 @@ from chaos.cleanup import Warden
 from chaos.errors import HostLacks, Unsupported
 from chaos.fleet import Pending, StepFailed, Vmm
 from chaos.history.records import Done, Value
+from chaos.linux.kfault import Kfault
+from chaos.linux.loop import LOOK_AGAIN, TimedOut
 from chaos.netns.link import End
-from chaos.poll import LOOK_AGAIN, TimedOut
 from chaos.schedule.firmware import Failpoints
-from chaos.schedule.kfault import Kfault
 from chaos.seed import split
 from chaos.stage import Stage
 from chaos.vmm.messages import Close, Create, CreateVcpu, Init, LoseFd, MayLock, Question, SetMemory

@@ -11,12 +11,12 @@ from chaos.experiment import Experiment, Kind, Vm
 from chaos.fleet import Fleet, Pending, StepFailed, Vmm
 from chaos.groups import Groups
 from chaos.history.records import Done
-from chaos.kvm.fd import OwnedFd
+from chaos.linux.fd import OwnedFd
+from chaos.linux.seqpacket import memory_file
 from chaos.network import Network
 from chaos.storms import Storm
 from chaos.vmm import guest, messages
 from chaos.vmm.messages import Close, Create, Operation, Pause, Run
-from chaos.vmm.wire import memory_file
 
 
 @dataclass(slots=True, eq=False)

@@ -7,7 +7,7 @@ import errno
 from dataclasses import dataclass
 
 from chaos.history.records import Call, Stormed, StormThread
-from chaos.kvm.fd import OwnedFd
+from chaos.linux.fd import OwnedFd
 from chaos.native import Call as NativeCall
 from chaos.native import Ran, edge, read
 from chaos.vmm.storm import STILL, call_of, memory_of

@@ -27,13 +27,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from chaos import tracefs
 from chaos.history.records import Traced, Value
-from chaos.kvm.fd import OwnedFd
-from chaos.poll import Loop
+from chaos.linux import tracefs
+from chaos.linux.fd import OwnedFd
+from chaos.linux.kallsyms import base_name
+from chaos.linux.loop import Loop
+from chaos.linux.tracefs import Instance, NoTracing
 from chaos.recorder import Recorder
-from chaos.symbols import base_name
-from chaos.tracefs import Instance, NoTracing
 
 Pause = Callable[[], AbstractContextManager[None]]
 

@@ -11,7 +11,7 @@ from signal import Signals
 from typing import ClassVar
 
 from chaos.fault import Evidence, Fault, Scene, Target, Victim
-from chaos.schedule.holds import look
+from chaos.linux.task import look
 from faults.vmm import ended
 
 FREEZER = frozenset({"do_freezer_trap", "get_signal"})  # the one inlined into the other, or not

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from chaos.errors import Unsupported, UsageError
 from chaos.fault import Evidence, Fault, Scene, Target
-from chaos.schedule.kfault import Action, Event, Happening, Kfault, Refused, Slot, arming
+from chaos.linux.kfault import Action, Event, Happening, Kfault, Refused, Slot, arming
 
 # A call that no run gets to: to hear what the module says to being armed, and strike nobody.
 _NEVER = 1 << 62
@@ -40,7 +40,7 @@ class _Calls(Fault):
     @property
     @abc.abstractmethod
     def _argument(self) -> int:
-        """What `chaos.schedule.kfault.arming` wants with this action."""
+        """What `chaos.linux.kfault.arming` wants with this action."""
 
     @abc.abstractmethod
     def _arm(self, kfault: Kfault, nth: int, pid: int | None) -> Slot:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from chaos.fault import Evidence, Fault, Scene, Target, Victim
-from chaos.poll import LOOK_AGAIN
+from chaos.linux.loop import LOOK_AGAIN
 from chaos.vmm.harm import STORM_SIGNAL
 from chaos.vmm.messages import Handled
 

@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 from chaos.cgroup.group import Cgroup
 from chaos.errors import Unsupported
 from chaos.fault import Evidence, Fault, Scene, Target, Victim
-from chaos.schedule.holds import parse_state
+from chaos.linux.task import parse_state
 from chaos.vmm.messages import Eat, EndThread, Inside
 
 # A process that sleeps in the kernel where only a fatal signal can reach it takes a moment to unwind.

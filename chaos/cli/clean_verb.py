@@ -14,7 +14,8 @@ def clean_() -> None:
 
     Runs that are alive are left alone. Labs leave nothing; what they keep on purpose goes by `sevchaos lab clean`.
     """
-    from chaos import cleanup, tracefs
+    from chaos import cleanup
+    from chaos.linux import tracefs
     from chaos.survey import Paths, hierarchy
 
     lacking = ""

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Self
 
 from chaos.kvm.call import KernelError, attempt
-from chaos.kvm.fd import OwnedFd
 from chaos.kvm.numbers import FIRMWARE_INVALID_LEN, Ioctl, PlatformCommand, SevCommand
 from chaos.kvm.structs import AddressLength, GuestStatus, IssueCmd, LaunchStart, PlatformStatus, SevCmd, SevInit
 from chaos.kvm.userfault import ArgumentPage
+from chaos.linux.fd import OwnedFd
 
 DEVICE = Path("/dev/sev")
 BLOB_MAX = 0x4000  # SEV_FW_BLOB_MAX_SIZE of include/linux/psp-sev.h

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Self
 
 from chaos.kvm.call import ioctl
-from chaos.kvm.fd import OwnedFd
 from chaos.kvm.numbers import Ioctl
 from chaos.kvm.structs import CPUID_ENTRIES, MSR_ENTRIES, Cpuid, MsrList
 from chaos.kvm.vm import Vm
+from chaos.linux.fd import OwnedFd
 
 API_VERSION = 12
 

@@ -19,7 +19,7 @@ from ctypes import c_int64, c_uint64
 from errno import ENOSYS, EPERM
 from typing import Final
 
-from chaos.kvm.fd import Mapping, OwnedFd
+from chaos.linux.fd import Mapping, OwnedFd
 
 SIZE: Final = mmap.PAGESIZE
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from chaos.kvm.call import attempt, ioctl
-from chaos.kvm.fd import Mapping, OwnedFd
 from chaos.kvm.numbers import Ioctl
 from chaos.kvm.structs import (
     Cpuid,
@@ -26,6 +25,7 @@ from chaos.kvm.structs import (
     Xcrs,
     Xsave,
 )
+from chaos.linux.fd import Mapping, OwnedFd
 
 S = TypeVar("S", bound=ctypes.Structure)
 

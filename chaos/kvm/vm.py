@@ -6,10 +6,10 @@ from __future__ import annotations
 import ctypes
 
 from chaos.kvm.call import ioctl
-from chaos.kvm.fd import Mapping, OwnedFd
 from chaos.kvm.numbers import Cap, Ioctl, Sync
 from chaos.kvm.structs import EnableCap, EncRegion, MemoryRegion
 from chaos.kvm.vcpu import Vcpu
+from chaos.linux.fd import Mapping, OwnedFd
 
 
 def enabling(cap: Cap, argument: int, flags: int) -> EnableCap:

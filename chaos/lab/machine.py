@@ -38,7 +38,7 @@ from chaos.lab.kernels import Kernel
 from chaos.lab.psp.client import PspControl
 from chaos.lab.psp.wire import Snapshot as PspState
 from chaos.lab.qemu import Qemu
-from chaos.vmm.process import die_with
+from chaos.linux.process import die_with
 
 T = TypeVar("T")
 

@@ -14,10 +14,10 @@ from typing import Literal
 from chaos.fleet import ANSWER_WITHIN, StepFailed
 from chaos.history.records import Done
 from chaos.ledger import owns
-from chaos.poll import LOOK_AGAIN, TimedOut
+from chaos.linux import seqpacket
+from chaos.linux.loop import LOOK_AGAIN, TimedOut
 from chaos.stage import Guest, Stage, explained, operation_name
 from chaos.steps import Phase
-from chaos.vmm import wire
 from chaos.vmm.messages import (
     Accept,
     Commit,
@@ -126,7 +126,7 @@ class Attempt:
     def _connect(self) -> None:
         source, destination, network = self.source, self.destination, self.stage.network
         address = network.address(destination.vmm.name, source.vmm.name)
-        ours, theirs = wire.pair()
+        ours, theirs = seqpacket.pair()
         with ours, theirs:
             listens = self._do(
                 destination, Listen(vm=destination.name, peer=source.name, address=address), fds=(theirs.number,)
@@ -247,7 +247,7 @@ class Attempt:
 
 def connect(stage: Stage, source: Guest, destination: Guest) -> None:
     """Give two VMMs a Unix socket to each other, for a descriptor and nothing more. Raises `StepFailed`."""
-    ours, theirs = wire.pair()
+    ours, theirs = seqpacket.pair()
     with ours, theirs:
         stage.must(source, Connect(vm=source.name, peer=destination.name), fds=(ours.number,))
         stage.must(destination, Connect(vm=destination.name, peer=source.name), fds=(theirs.number,))

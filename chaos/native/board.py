@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from chaos.errors import InternalError
-from chaos.kvm.fd import OwnedFd
+from chaos.linux.fd import OwnedFd
 from chaos.native.layout import RECORD, Head, Record, Report
 
 _HEAD = ctypes.sizeof(Head)

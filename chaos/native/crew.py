@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 
 from chaos.errors import HostLacks, InternalError
-from chaos.kvm.fd import OwnedFd
+from chaos.linux.fd import OwnedFd
 from chaos.native.board import boards, map_memory, new_memory, size_of
 from chaos.native.layout import Report
 from chaos.native.library import load

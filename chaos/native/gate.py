@@ -15,7 +15,7 @@ import os
 import sys
 import time
 
-from chaos.kvm.fd import OwnedFd
+from chaos.linux.fd import OwnedFd
 
 # Until then every thread has looked again, and has had time to get a CPU of its own.
 AHEAD = 20_000_000

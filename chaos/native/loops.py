@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from chaos.errors import InternalError
-from chaos.kvm.fd import OwnedFd
+from chaos.linux.fd import OwnedFd
 from chaos.native import layout
 from chaos.native.board import Call, Ran, boards, copy_memory, new_memory, ran
 from chaos.native.crew import LEAD, Crew

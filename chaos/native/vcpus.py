@@ -12,8 +12,8 @@ import ctypes
 import errno
 from dataclasses import dataclass, field
 
-from chaos.kvm.fd import OwnedFd
 from chaos.kvm.numbers import exit_name
+from chaos.linux.fd import OwnedFd
 from chaos.native.board import Why, boards, copy_memory, new_memory
 from chaos.native.crew import Crew
 from chaos.native.layout import Report

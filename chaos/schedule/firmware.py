@@ -21,8 +21,8 @@ from chaos.kvm.numbers import Ioctl
 from chaos.kvm.sev import Platform
 from chaos.lab.psp.failpoints import parse
 from chaos.lab.psp.plan import Stall
+from chaos.linux.task import SYS_IOCTL, Sleeper
 from chaos.outside import Arm, Look, Looked, Outside, Withdraw
-from chaos.schedule.holds import SYS_IOCTL, Sleeper
 from chaos.schedule.places import Kind
 from chaos.seed import split
 

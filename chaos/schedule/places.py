@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from chaos.schedule import holds
-from chaos.schedule.holds import Sleeper
-from chaos.schedule.kfault import Happening, Kfault, Slot
+from chaos.linux import task
+from chaos.linux.kallsyms import base_name
+from chaos.linux.kfault import Happening, Kfault, Slot
+from chaos.linux.task import Sleeper
 from chaos.steps import VCPU_RUNNING
-from chaos.symbols import base_name
 
 Kind = Literal["vcpu", "lock", "kernel", "page", "firmware"]
 
@@ -51,7 +51,7 @@ class Unarmed:
         return "vcpu" if self.at == VCPU_RUNNING else "lock"
 
     def stops(self, sleeper: Sleeper, tid: int) -> bool:
-        return holds.waits(sleeper, self.at)
+        return task.waits(sleeper, self.at)
 
     def release(self) -> None:
         """Whoever keeps the move waiting lets go of it."""
@@ -97,7 +97,7 @@ class MissingPage:
     command: str = ""
 
     def stops(self, sleeper: Sleeper, tid: int) -> bool:
-        return holds.waits_for_page(sleeper)
+        return task.waits_for_page(sleeper)
 
     def release(self) -> None:
         self.place()

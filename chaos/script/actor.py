@@ -9,11 +9,11 @@ from typing import Any
 
 from chaos.fleet import ANSWER_WITHIN, Pending, StepFailed
 from chaos.history.records import Asked, Counted, Fault, Held, Overdue, Released
+from chaos.linux import task
+from chaos.linux.loop import TimedOut
 from chaos.migration import handover
 from chaos.observe import Observer
-from chaos.poll import TimedOut
 from chaos.scene import Scene
-from chaos.schedule import holds
 from chaos.schedule.places import Place
 from chaos.script.struck import Struck
 from chaos.stage import Guest, Stage
@@ -71,7 +71,7 @@ class Actor:
 
     def overdue(self, pending: Pending) -> str:
         """Write down where an operation is that should have ended by now; in words, too."""
-        sleeper = holds.look(pending.pid, pending.tid) if pending.tid else None
+        sleeper = task.look(pending.pid, pending.tid) if pending.tid else None
         in_guest = any(vm.running and vm.every == 0 for vm in self.stage.guests.values())
         free = not self.armed and not in_guest and all(struck.undone for struck in self.struck)
         self.write(

@@ -6,7 +6,7 @@ from __future__ import annotations
 from chaos import steps as s
 from chaos.fleet import StepFailed
 from chaos.history.records import Counted
-from chaos.poll import LOOK_AGAIN, TimedOut
+from chaos.linux.loop import LOOK_AGAIN, TimedOut
 from chaos.script.actor import Actor
 from chaos.stage import Guest
 from chaos.vmm import messages as m

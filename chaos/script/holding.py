@@ -10,9 +10,9 @@ from chaos.errors import Unsupported
 from chaos.fleet import Pending, StepFailed
 from chaos.history.records import Held, Released
 from chaos.kvm import userfault
-from chaos.poll import LOOK_AGAIN, TimedOut
+from chaos.linux import task
+from chaos.linux.loop import LOOK_AGAIN, TimedOut
 from chaos.scene import Scene
-from chaos.schedule import holds
 from chaos.schedule.firmware import FirmwareStall
 from chaos.schedule.places import KernelEntry, MissingPage, Place, Unarmed
 from chaos.script.actor import Actor
@@ -67,13 +67,13 @@ def hold(actor: Actor, step: s.Hold) -> None:
     place = actor.armed.get(step.at) or (Unarmed(step.at) if step.at in s.UNARMED else None)
     if place is None:
         raise StepFailed(f"the hold {step.at} is not armed")
-    sleeper: holds.Sleeper | None = None
+    sleeper: task.Sleeper | None = None
     reached = False
 
     def there() -> bool:
         nonlocal sleeper, reached
         if pending.tid:
-            sleeper = holds.look(pid, pending.tid)
+            sleeper = task.look(pid, pending.tid)
             reached = sleeper is not None and place.stops(sleeper, pending.tid)
         return reached or pending.over
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from chaos import steps as s
 from chaos.fleet import Pending, StepFailed
 from chaos.history.records import Value
-from chaos.kvm.fd import OwnedFd
+from chaos.linux.fd import OwnedFd
+from chaos.linux.loop import LOOK_AGAIN, TimedOut
 from chaos.native import gate, read
 from chaos.native.tally import answered
-from chaos.poll import LOOK_AGAIN, TimedOut
 from chaos.script.actor import Actor
 from chaos.stage import Guest
 from chaos.vmm import messages as m

@@ -28,13 +28,13 @@ from chaos.history.records import Value
 from chaos.kvm.call import Around, KernelError, mark, outside, timed
 from chaos.kvm.sev import Sev
 from chaos.kvm.system import System
+from chaos.linux.seqpacket import Channel, Ended, FdSet
 from chaos.vmm import harm
 from chaos.vmm import messages as m
 from chaos.vmm.ask import ask
 from chaos.vmm.machine import Host, Machine
 from chaos.vmm.messages import Operation, Question, Reply, Request
 from chaos.vmm.volley import At
-from chaos.vmm.wire import Channel, Ended, FdSet
 
 CLOSERS = 32  # threads that close what a host was filled with
 T = TypeVar("T")

@@ -19,7 +19,6 @@ from chaos.errors import InternalError
 from chaos.experiment import Kind
 from chaos.history.records import Value
 from chaos.kvm.call import KernelError
-from chaos.kvm.fd import Mapping, OwnedFd
 from chaos.kvm.numbers import Cap
 from chaos.kvm.sev import Platform, Sev
 from chaos.kvm.structs import MpState
@@ -27,6 +26,7 @@ from chaos.kvm.system import System
 from chaos.kvm.userfault import ArgumentPage
 from chaos.kvm.vcpu import Vcpu
 from chaos.kvm.vm import Vm
+from chaos.linux.fd import Mapping, OwnedFd
 from chaos.native.tally import tally
 from chaos.vmm import guest, state, volley, wrong
 from chaos.vmm.drive import Team

@@ -25,7 +25,8 @@ import socket
 from errno import EBADMSG, ENOTCONN, EPIPE, EPROTO, EPROTONOSUPPORT, ETIMEDOUT
 from typing import TypeVar
 
-from chaos.kvm.fd import OwnedFd
+from chaos.linux.fd import OwnedFd
+from chaos.linux.seqpacket import Channel, Ended
 from chaos.vmm import state
 from chaos.vmm.messages import (
     DESCRIPTORS,
@@ -41,7 +42,6 @@ from chaos.vmm.messages import (
     VcpuStates,
 )
 from chaos.vmm.stream import Stream
-from chaos.vmm.wire import Channel, Ended
 
 # How long the destination waits for a descriptor that the source was told to send before. No network is in between.
 DESCRIPTOR_WITHIN = 20.0

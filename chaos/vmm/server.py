@@ -13,9 +13,11 @@ import os
 from pathlib import Path
 
 from chaos.errors import HostLacks, InternalError
-from chaos.kvm.fd import OwnedFd
+from chaos.linux import process
+from chaos.linux.fd import OwnedFd
+from chaos.linux.seqpacket import Channel, Ended, FdSet, pair
 from chaos.netns import space
-from chaos.vmm import agent, process
+from chaos.vmm import agent
 from chaos.vmm.messages import (
     FROM_SERVER,
     REQUESTS,
@@ -29,7 +31,6 @@ from chaos.vmm.messages import (
     Spawned,
     ToServer,
 )
-from chaos.vmm.wire import Channel, Ended, FdSet, pair
 
 # The server only forks and reaps: it answers at once or is broken.
 ANSWER_WITHIN = 30.0

@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable, Sequence
 
 from chaos.errors import InternalError
-from chaos.kvm.fd import OwnedFd
 from chaos.kvm.numbers import Ioctl
 from chaos.kvm.structs import Interrupt, Lapic, MsrEntry, Msrs, Xcrs
 from chaos.kvm.vcpu import Vcpu
 from chaos.kvm.vm import Vm
+from chaos.linux.fd import OwnedFd
 from chaos.native import Loop, Program, Step
 from chaos.native.board import new_memory
 from chaos.vmm.ask import VCPU_QUESTIONS, VM_QUESTIONS, Question

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from chaos.kvm.call import KernelError, mark, outside
-from chaos.kvm.fd import OwnedFd
 from chaos.kvm.numbers import Cap, Ioctl
 from chaos.kvm.vm import Vm, enabling
+from chaos.linux.fd import OwnedFd
 from chaos.native import Loop, Outcome, Program, RunningLoop, Step
 from chaos.native.board import new_memory
 

@@ -13,9 +13,9 @@ from contextlib import ExitStack, contextmanager
 
 from chaos.errors import InternalError
 from chaos.kvm.call import timed
-from chaos.kvm.fd import OwnedFd
 from chaos.kvm.system import System
-from chaos.vmm.wire import memory_file
+from chaos.linux.fd import OwnedFd
+from chaos.linux.seqpacket import memory_file
 
 NEVER_OPEN = 1 << 30  # above every limit of open files
 

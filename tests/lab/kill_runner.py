@@ -15,8 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from chaos import cleanup, tracefs
+from chaos import cleanup
 from chaos.errors import HostLacks
+from chaos.linux import tracefs
 from chaos.netns.space import Namespace
 from chaos.survey import Paths, hierarchy
 

@@ -10,7 +10,7 @@ from errno import EBADF, ENOTTY
 
 import pytest
 
-from chaos.kvm.fd import OwnedFd
+from chaos.linux.fd import OwnedFd
 from chaos.native import Loop, Program, RunningLoop, Step, gate
 from chaos.native.tally import answered, tally
 

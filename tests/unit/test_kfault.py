@@ -16,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chaos.errors import ExitCode, HostLacks, InternalError, UsageError
-from chaos.kvm.fd import OwnedFd
 from chaos.lab.build import SOURCES
-from chaos.schedule.kfault import (
+from chaos.linux.fd import OwnedFd
+from chaos.linux.kallsyms import copies
+from chaos.linux.kfault import (
     Action,
     BadEvent,
     Event,
@@ -30,7 +31,6 @@ from chaos.schedule.kfault import (
     parse_event,
     whereabouts,
 )
-from chaos.symbols import copies
 from tests.kfault_manual import manual_table
 
 LINE = b"event=reached slot=3 action=hold function=sev_x.isra.0 pid=71 tid=72 call=4 ns=5312345678 lost=0\n"

@@ -24,9 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from chaos import tracefs
 from chaos.lab import protocol
 from chaos.lab.protocol import Execute, Exited, Hello, Ping, Pong, Ready, Resize, Signal, Started, StdinEnd, Terminal
+from chaos.linux import tracefs
 
 CHUNK = 1 << 16
 # Imported before the lab is saved, so that a restored lab starts them in no time.

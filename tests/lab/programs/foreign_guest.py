@@ -19,9 +19,9 @@ from pathlib import Path
 
 from chaos.experiment import Kind
 from chaos.kvm.system import System
+from chaos.linux.seqpacket import memory_file
 from chaos.vmm import guest
 from chaos.vmm.machine import Host, Machine
-from chaos.vmm.wire import memory_file
 
 CGROUP = Path("/sys/fs/cgroup/somebody")
 TICKS = 20

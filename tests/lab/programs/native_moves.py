@@ -14,13 +14,13 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import Any
 
-from chaos.kvm.fd import Mapping, OwnedFd
 from chaos.kvm.numbers import Cap, Ioctl
 from chaos.kvm.sev import Platform, Sev
 from chaos.kvm.structs import EnableCap
 from chaos.kvm.system import System
 from chaos.kvm.vcpu import Vcpu
 from chaos.kvm.vm import Vm
+from chaos.linux.fd import Mapping, OwnedFd
 from chaos.native import Loop, Program, RunningVcpu, Step, VcpuThread, read_vcpu
 from chaos.vmm import guest, state
 

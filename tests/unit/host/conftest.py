@@ -10,7 +10,7 @@ import pytest
 
 from chaos.cgroup.group import Cgroup
 from chaos.fleet import Fleet
-from chaos.poll import Loop
+from chaos.linux.loop import Loop
 from chaos.recorder import Recorder
 from chaos.vmm.server import ForkServer
 

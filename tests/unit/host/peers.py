@@ -7,8 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from chaos.linux.seqpacket import pair
 from chaos.vmm.peer import Peer
-from chaos.vmm.wire import pair
 
 SECONDS = 20.0
 LOCALHOST = "127.0.0.1"

@@ -13,10 +13,10 @@ import pytest
 
 from chaos.history.records import Value
 from chaos.kvm.call import attempt, outside
+from chaos.linux.seqpacket import Channel, pair
 from chaos.vmm.agent import Agent
 from chaos.vmm.machine import Machine
 from chaos.vmm.messages import FROM_AGENT, REQUESTS, Begun, Close, Exit, Move, Operation, Reply, Request, Status
-from chaos.vmm.wire import Channel, pair
 
 SECONDS = 20.0
 NO_FD = -1

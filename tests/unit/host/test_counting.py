@@ -11,7 +11,7 @@ import pytest
 from chaos import steps
 from chaos.fleet import StepFailed
 from chaos.history.records import Counted
-from chaos.poll import Loop
+from chaos.linux.loop import Loop
 from chaos.script import guests
 from chaos.script.actor import Actor
 from chaos.vmm.messages import Sampled

@@ -12,9 +12,9 @@ import pytest
 
 from chaos import fault
 from chaos.errors import Unsupported, UsageError
+from chaos.linux.task import Sleeper
 from chaos.outside import Answer, Arm, Granted, Look, Looked, Point, Question, Withdraw
 from chaos.schedule.firmware import Failpoints, waits_for_answer
-from chaos.schedule.holds import Sleeper
 from faults import firmware as faults
 
 IOCTL = (16, 7, 0xC008AEBA, 0, 0, 0, 0)

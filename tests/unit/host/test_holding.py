@@ -14,7 +14,7 @@ import pytest
 from chaos import steps as s
 from chaos.fleet import Pending, StepFailed
 from chaos.history.records import Done, Held
-from chaos.poll import Loop
+from chaos.linux.loop import Loop
 from chaos.schedule.firmware import Failpoints
 from chaos.script import holding
 

@@ -10,8 +10,8 @@ import pytest
 
 from chaos.errors import InternalError
 from chaos.kvm import call, structs
-from chaos.kvm.fd import Mapping, OwnedFd
 from chaos.kvm.numbers import Ioctl, exit_name
+from chaos.linux.fd import Mapping, OwnedFd
 
 READ, WRITE = 2, 1
 

@@ -11,7 +11,7 @@ import pytest
 
 from chaos import fault
 from chaos.errors import Unsupported, UsageError
-from chaos.schedule.kfault import Action, Event, Happening, Refused, Slot
+from chaos.linux.kfault import Action, Event, Happening, Refused, Slot
 from faults.kernel import Delay, Return
 
 

@@ -14,15 +14,15 @@ import pytest
 from chaos.fleet import Fleet, Vmm
 from chaos.history import records
 from chaos.history.records import Exited, Record, Stormed
+from chaos.linux.loop import Loop
+from chaos.linux.seqpacket import memory_file
 from chaos.native import read, read_vcpu
-from chaos.poll import Loop
 from chaos.recorder import Recorder
 from chaos.storms import Storm
 from chaos.vmm import guest
 from chaos.vmm import messages as m
 from chaos.vmm.server import ForkServer
 from chaos.vmm.storm import CALLS
-from chaos.vmm.wire import memory_file
 from tests.unit.host.test_processes import Outside, cgroup
 
 SECONDS = 20.0

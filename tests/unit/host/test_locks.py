@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from chaos.locks import lock, locked
+from chaos.linux.flock import lock, locked
 
 
 def test_one_at_a_time_and_nobody_waits_for_ever(tmp_path: Path) -> None:

@@ -15,12 +15,12 @@ import pytest
 from chaos import fault
 from chaos.cgroup.group import Cgroup
 from chaos.errors import HostLacks, UsageError
-from chaos.kmsg import KernelLog, Lost, parse, rearm
 from chaos.kvm.sev import Platform
+from chaos.linux import task
+from chaos.linux.kmsg import KernelLog, Lost, parse, rearm
+from chaos.linux.loop import Loop, TimedOut
+from chaos.linux.task import Sleeper
 from chaos.observe import pinned_pages
-from chaos.poll import Loop, TimedOut
-from chaos.schedule import holds
-from chaos.schedule.holds import Sleeper
 from chaos.survey import Paths, Surveyed, allowance, foreign_guests, full_version, refuse_fragile, survey, taken
 from faults.vmm import Kill
 
@@ -33,7 +33,7 @@ STACK = """\
 """
 
 
-def task(proc: Path, state: str, wchan: str, stack: str, call: str) -> Path:
+def pretend(proc: Path, state: str, wchan: str, stack: str, call: str) -> Path:
     path = proc / "10" / "task" / "11"
     path.mkdir(parents=True)
     for name, text in {
@@ -44,12 +44,12 @@ def task(proc: Path, state: str, wchan: str, stack: str, call: str) -> Path:
 
 
 def test_a_move_that_waits_for_a_vcpu_is_held(tmp_path: Path) -> None:
-    task(tmp_path, "D", "sev_lock_vcpus_for_migration.constprop.0", STACK, MOVE_CALL)
-    sleeper = holds.look(10, 11, tmp_path)
+    pretend(tmp_path, "D", "sev_lock_vcpus_for_migration.constprop.0", STACK, MOVE_CALL)
+    sleeper = task.look(10, 11, tmp_path)
     assert sleeper is not None
     assert sleeper.stack == ("sev_lock_vcpus_for_migration", "sev_vm_move_enc_context_from", "kvm_vm_ioctl")
     assert sleeper.sleeping == "sev_lock_vcpus_for_migration"
-    assert holds.waits(sleeper, "vcpu-running")
+    assert task.waits(sleeper, "vcpu-running")
     assert "state D, ioctl KVM_ENABLE_CAP, sleeping in sev_lock" in str(sleeper)
 
 
@@ -65,9 +65,9 @@ def test_a_move_that_waits_for_a_vcpu_is_held(tmp_path: Path) -> None:
     ],
 )
 def test_a_thread_anywhere_else_is_not_held(tmp_path: Path, state: str, wchan: str, call: str) -> None:
-    task(tmp_path, state, wchan, "", call)
-    sleeper = holds.look(10, 11, tmp_path)
-    assert sleeper is not None and not holds.waits(sleeper, "vcpu-running")
+    pretend(tmp_path, state, wchan, "", call)
+    sleeper = task.look(10, 11, tmp_path)
+    assert sleeper is not None and not task.waits(sleeper, "vcpu-running")
 
 
 PAGE_CALL = MOVE_CALL.replace("0x4068aea3", "0xc008aeba")
@@ -85,9 +85,9 @@ PAGE_CALL = MOVE_CALL.replace("0x4068aea3", "0xc008aeba")
     ],
 )
 def test_a_command_that_waits_for_its_arguments(tmp_path: Path, state: str, wchan: str, call: str, waits: bool) -> None:
-    task(tmp_path, state, wchan, "", call)
-    sleeper = holds.look(10, 11, tmp_path)
-    assert sleeper is not None and holds.waits_for_page(sleeper) is waits
+    pretend(tmp_path, state, wchan, "", call)
+    sleeper = task.look(10, 11, tmp_path)
+    assert sleeper is not None and task.waits_for_page(sleeper) is waits
 
 
 @pytest.mark.parametrize(
@@ -100,32 +100,32 @@ def test_a_command_that_waits_for_its_arguments(tmp_path: Path, state: str, wcha
     ],
 )
 def test_a_system_call_by_its_name(tmp_path: Path, call: str, called: str) -> None:
-    task(tmp_path, "S", "x", STACK, call)
-    sleeper = holds.look(10, 11, tmp_path)
+    pretend(tmp_path, "S", "x", STACK, call)
+    sleeper = task.look(10, 11, tmp_path)
     assert sleeper is not None and sleeper.called == called
     way = "(sev_lock_vcpus_for_migration < sev_vm_move_enc_context_from < kvm_vm_ioctl)"
     assert str(sleeper) == f"state S, {called or 'no system call'}, sleeping in x {way}"
 
 
 def test_the_stack_stands_in_where_wchan_tells_nothing(tmp_path: Path) -> None:
-    task(tmp_path, "D", "0", STACK, MOVE_CALL)
-    sleeper = holds.look(10, 11, tmp_path)
-    assert sleeper is not None and holds.waits(sleeper, "vcpu-running")
+    pretend(tmp_path, "D", "0", STACK, MOVE_CALL)
+    sleeper = task.look(10, 11, tmp_path)
+    assert sleeper is not None and task.waits(sleeper, "vcpu-running")
 
 
 def test_what_may_not_be_read_is_not_known(tmp_path: Path) -> None:
-    path = task(tmp_path, "D", "x", "", MOVE_CALL)
+    path = pretend(tmp_path, "D", "x", "", MOVE_CALL)
     for name in ("wchan", "stack", "syscall"):
         (path / name).unlink()
-    assert holds.look(10, 11, tmp_path) == Sleeper(state="D")
+    assert task.look(10, 11, tmp_path) == Sleeper(state="D")
 
 
 def test_a_thread_that_is_gone_is_none(tmp_path: Path) -> None:
-    assert holds.look(10, 11, tmp_path) is None
+    assert task.look(10, 11, tmp_path) is None
 
 
 def test_a_real_thread_can_be_looked_at() -> None:
-    sleeper = holds.look(os.getpid(), threading.get_native_id())
+    sleeper = task.look(os.getpid(), threading.get_native_id())
     assert sleeper is not None and sleeper.state in "RS"
 
 

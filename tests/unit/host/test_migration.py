@@ -24,11 +24,11 @@ from chaos.history import records
 from chaos.history.records import Handover, Invoke, Record
 from chaos.kvm import vm as kvm_vm
 from chaos.kvm.vcpu import Vcpu
+from chaos.linux.loop import LOOK_AGAIN, Loop
 from chaos.migration.handover import Ended
 from chaos.migration.supervisor import supervise, tries_again
 from chaos.netns import link
 from chaos.network import Network, between
-from chaos.poll import LOOK_AGAIN, Loop
 from chaos.recorder import Recorder
 from chaos.stage import Stage
 from chaos.steps import Migrate, Phase

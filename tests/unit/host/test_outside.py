@@ -18,8 +18,8 @@ from chaos.host import Conversation, not_ours
 from chaos.lab.outside import PspFailpoints
 from chaos.lab.psp.numbers import Command, Status
 from chaos.lab.witness import Clock
+from chaos.linux.loop import TimedOut
 from chaos.outside import Answer, Arm, Failed, Granted, Look, Looked, Outside, Point, Question, Refused, Withdraw
-from chaos.poll import TimedOut
 from chaos.recorder import OutsideGone, Recorder
 from chaos.schedule.firmware import Failpoints
 from tests.unit.psp.machine import Machine

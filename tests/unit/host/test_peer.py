@@ -15,10 +15,10 @@ import msgspec
 import pytest
 
 from chaos.kvm.structs import DebugRegs, Fpu, MpState, Regs, Sregs, VcpuEvents, Xcrs, Xsave
+from chaos.linux.seqpacket import memory_file, pair
 from chaos.vmm.messages import Greeting, LetGo, Received, Said, State, Taken, VcpuStates
 from chaos.vmm.peer import Peer
 from chaos.vmm.state import LITTLE, Extent, wrong
-from chaos.vmm.wire import memory_file, pair
 from tests.unit.host.peers import LOCALHOST, SECONDS, join, together
 
 VCPU = {

@@ -20,14 +20,14 @@ from chaos.fleet import Fleet, StepFailed
 from chaos.groups import Groups
 from chaos.history import records
 from chaos.history.records import Done, Exited, Invoke, Record
-from chaos.kvm.fd import OwnedFd
-from chaos.poll import Loop
+from chaos.linux.fd import OwnedFd
+from chaos.linux.loop import Loop
+from chaos.linux.seqpacket import Channel, Ended
 from chaos.recorder import Recorder
 from chaos.scene import Scene
 from chaos.stage import Stage
 from chaos.vmm.messages import FROM_AGENT, Exit, FromAgent, Hello, Move, Reply, Request, Sample, Status
 from chaos.vmm.server import ForkServer
-from chaos.vmm.wire import Channel, Ended
 from faults.vmm import Kill
 
 SECONDS = 20.0

@@ -16,13 +16,13 @@ from chaos.errors import InternalError
 from chaos.experiment import Kind
 from chaos.history.records import Stormed
 from chaos.kvm.system import System
+from chaos.linux.seqpacket import memory_file
 from chaos.native import read
 from chaos.steps import StormCall
 from chaos.storms import Storm as Told
 from chaos.vmm import guest, storm
 from chaos.vmm.ask import ask
 from chaos.vmm.machine import Host, Machine
-from chaos.vmm.wire import memory_file
 
 SECONDS = 20.0
 NAMES = ("KVM_RUN", *sorted(storm.CALLS - {"KVM_RUN"}))

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from chaos import symbols, tracefs, tracing
+from chaos import tracing
 from chaos.history import records
 from chaos.history.records import Note, Traced
-from chaos.poll import Loop
+from chaos.linux import kallsyms, tracefs
+from chaos.linux.loop import Loop
+from chaos.linux.tracefs import NoTracing
 from chaos.recorder import Recorder
-from chaos.tracefs import NoTracing
 from chaos.tracing import Damaged, Event, Lost, Made, Tracer, parse
 
 # As both kernels of the lab show them.
@@ -87,7 +88,7 @@ class Fake:
         monkeypatch.setattr(tracefs, "_write", self.write)
         monkeypatch.setattr(tracefs, "_create", self.create)
         monkeypatch.setattr(tracefs, "_delete", shutil.rmtree)
-        monkeypatch.setattr(symbols, "kallsyms", lambda: "ff t sev_lock_two_vms.isra.0\t[kvm_amd]\n")
+        monkeypatch.setattr(kallsyms, "kallsyms", lambda: "ff t sev_lock_two_vms.isra.0\t[kvm_amd]\n")
 
     @property
     def probes(self) -> dict[str, str]:

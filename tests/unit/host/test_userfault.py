@@ -14,7 +14,7 @@ from chaos.kvm import sev, userfault
 from chaos.kvm.call import KernelError
 from chaos.kvm.structs import GuestStatus
 from chaos.kvm.userfault import ArgumentPage, MissingPage
-from chaos.schedule import holds
+from chaos.linux import task
 
 WITHIN = 10.0
 _lacking = userfault.lacking()
@@ -43,8 +43,8 @@ def waits_for(thread: threading.Thread) -> str:
     sleeper = None
     while time.monotonic() < deadline:
         assert thread.native_id is not None
-        sleeper = holds.look(os.getpid(), thread.native_id)
-        if sleeper is not None and sleeper.sleeping == holds.AT_PAGE:
+        sleeper = task.look(os.getpid(), thread.native_id)
+        if sleeper is not None and sleeper.sleeping == task.AT_PAGE:
             break
         time.sleep(0.001)
     return sleeper.sleeping if sleeper is not None else "gone"

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chaos.errors import InternalError
-from chaos.vmm import wire
+from chaos.linux import seqpacket
+from chaos.linux.seqpacket import Channel, Ended, FdSet, memory_file, pair
 from chaos.vmm.messages import (
     DESCRIPTORS,
     FROM_AGENT,
@@ -37,7 +38,6 @@ from chaos.vmm.messages import (
     Spawned,
     Storm,
 )
-from chaos.vmm.wire import Channel, Ended, FdSet, memory_file, pair
 from tests.unit.mutation import mutated
 
 
@@ -144,7 +144,7 @@ def test_nonsense_is_a_bug_and_its_descriptors_are_closed() -> None:
 def test_what_is_too_long_is_not_sent() -> None:
     one, other = channels()
     with pytest.raises(InternalError, match="longer than"):
-        one.send({"regs": bytes(wire.MESSAGE_LIMIT)})
+        one.send({"regs": bytes(seqpacket.MESSAGE_LIMIT)})
     one.close()
     other.close()
 
@@ -217,10 +217,10 @@ def test_a_million_random_bytes_in_packets() -> None:
         if chance.random() < 0.95:
             data = mutated(chance.choice(packed), chance)
         else:
-            data = chance.randbytes(chance.choice([1, 100, wire.MESSAGE_LIMIT, wire.MESSAGE_LIMIT + 1]))
+            data = chance.randbytes(chance.choice([1, 100, seqpacket.MESSAGE_LIMIT, seqpacket.MESSAGE_LIMIT + 1]))
         got = heard(data, chance.choice(DECODERS))
         assert isinstance(got, InternalError | Ended | msgspec.Struct)
-        assert len(data) <= wire.MESSAGE_LIMIT or isinstance(got, InternalError)
+        assert len(data) <= seqpacket.MESSAGE_LIMIT or isinstance(got, InternalError)
         fed += len(data)
 
 

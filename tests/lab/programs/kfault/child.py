@@ -20,7 +20,7 @@ from typing import Any, Self
 from chaos.kvm.sev import Platform, Sev
 from chaos.kvm.system import System
 from chaos.kvm.vm import Vm
-from chaos.schedule.holds import look
+from chaos.linux.task import look
 
 ROOT = Path("/sys/fs/cgroup")
 

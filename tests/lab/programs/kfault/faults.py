@@ -10,8 +10,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from chaos import tracefs
-from chaos.schedule.kfault import EVERY, Happening, Kfault, NotReached, Refused
+from chaos.linux import tracefs
+from chaos.linux.kfault import EVERY, Happening, Kfault, NotReached, Refused
 from tests.lab.programs.kfault.child import Child, Group, Vms
 
 FORCE = Path("/sys/module/kfault/parameters/force")

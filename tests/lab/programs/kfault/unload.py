@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from chaos.errors import HostLacks
-from chaos.schedule.kfault import CONTROL, EVERY, Kfault, Refused
+from chaos.linux.kfault import CONTROL, EVERY, Kfault, Refused
 from tests.lab.programs.kfault.child import Child, Group, Vms
 
 MODULE = os.environ.get("KFAULT_MODULE", "/lab/kfault.ko")

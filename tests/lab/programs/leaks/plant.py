@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from chaos.kvm.fd import Mapping
 from chaos.kvm.sev import Platform, Sev
 from chaos.kvm.system import System
+from chaos.linux.fd import Mapping
 from chaos.netns.link import End, connect, remove
 from chaos.netns.netem import Impairment, apply, undo
 from chaos.netns.space import Namespace

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from errno import ETIMEDOUT
 from pathlib import Path
 
-from chaos.kvm.fd import OwnedFd
-from chaos.poll import LOOK_AGAIN
+from chaos.linux.fd import OwnedFd
+from chaos.linux.loop import LOOK_AGAIN
 
 # Under a lock a few files are written; this is for a machine in trouble.
 WITHIN = 30.0

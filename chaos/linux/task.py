@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chaos.kvm.numbers import Ioctl
-from chaos.symbols import base_name
+from chaos.linux.kallsyms import base_name
 
 SYS_IOCTL = 16  # x86-64
 _IOCTLS = frozenset(Ioctl)

@@ -17,7 +17,7 @@ from typing import Generic, Self, TypeVar
 import msgspec
 
 from chaos.errors import InternalError
-from chaos.kvm.fd import OwnedFd
+from chaos.linux.fd import OwnedFd
 
 MESSAGE_LIMIT = 1 << 16
 FDS_LIMIT = 16

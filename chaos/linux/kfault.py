@@ -30,10 +30,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from chaos import symbols
 from chaos.errors import ExitCode, HostLacks, InternalError, SevchaosError, Unsupported, UsageError
-from chaos.kvm.fd import OwnedFd
-from chaos.schedule.holds import Sleeper, look
+from chaos.linux import kallsyms
+from chaos.linux.fd import OwnedFd
+from chaos.linux.task import Sleeper, look
 
 CONTROL = Path("/proc/kfault")
 EVERY = 0  # as `times`: every call from the nth on
@@ -266,7 +266,7 @@ class Kfault:
         return slot
 
     def _copies(self, function: str) -> tuple[str, ...]:
-        return symbols.copies(function, symbols.kallsyms(self._proc))
+        return kallsyms.copies(function, kallsyms.kallsyms(self._proc))
 
     # -- what is armed ------------------------------------------------------------------------------------
 

@@ -25,9 +25,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from chaos import symbols
-from chaos.kvm.fd import OwnedFd
-from chaos.locks import lock, locked
+from chaos.linux import kallsyms
+from chaos.linux.fd import OwnedFd
+from chaos.linux.flock import lock, locked
 
 ROOT = Path("/sys/kernel/tracing")
 GROUP = "sevchaos"
@@ -194,12 +194,12 @@ def _prepare(root: Path) -> tuple[str, ...]:
     """Make what is missing of the probes, and anew what an older version of us may have left."""
     lines = (root / "kprobe_events").read_text()
     there = {event: line for line, event in re.findall(rf"^([pr]\d*:{GROUP}/(\w+) .*)$", lines, re.MULTILINE)}
-    kallsyms = functools.cache(symbols.kallsyms)
-    missing = [probe.function for probe in PROBES if not _made(root, probe, there.get(probe.event, ""), kallsyms)]
+    symbols = functools.cache(kallsyms.kallsyms)
+    missing = [probe.function for probe in PROBES if not _made(root, probe, there.get(probe.event, ""), symbols)]
     return tuple(dict.fromkeys(missing))
 
 
-def _made(root: Path, probe: Probe, there: str, kallsyms: Callable[[], str]) -> bool:
+def _made(root: Path, probe: Probe, there: str, symbols: Callable[[], str]) -> bool:
     """Whether the probe is there, or could be made."""
     if there:
         if there == probe.definition(there.split()[1]):
@@ -208,7 +208,7 @@ def _made(root: Path, probe: Probe, there: str, kallsyms: Callable[[], str]) -> 
     names = (probe.function, *_INSTEAD.get(probe.function, ()))
     if any(_make(root, probe, name) for name in names):
         return True
-    copies = (copy for name in names for copy in symbols.copies(name, kallsyms()) if copy != name)
+    copies = (copy for name in names for copy in kallsyms.copies(name, symbols()) if copy != name)
     return any(_make(root, probe, copy) for copy in copies)
 
 

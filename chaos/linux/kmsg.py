@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from chaos.kvm.fd import OwnedFd
+from chaos.linux.fd import OwnedFd
 
 RECORD_LIMIT = 1 << 13
 TAINT_WARN = 1 << 9
