@@ -87,10 +87,10 @@ def _memory() -> Check:
 
 
 def _disk() -> Check:
-    from chaos.lab import cache
+    from chaos.cache import entries
 
     try:
-        root = cache.root()
+        root = entries.root()
     except SevchaosError as error:
         return Check("cache", State.MISSING, error.message, error.remedy)
     free = shutil.disk_usage(root).free
@@ -101,9 +101,9 @@ def _disk() -> Check:
 
 
 def _kernels() -> Iterator[Check]:
-    from chaos.lab import cache
+    from chaos.cache import entries
 
-    there = [entry.name for entry in cache.entries() if entry.kind == "kernels" and not entry.leftover]
+    there = [entry.name for entry in entries.entries() if entry.kind == "kernels" and not entry.leftover]
     if there:
         yield Check("kernels", State.GOOD, "fetched: " + ", ".join(there))
     elif shutil.which("apt-get"):

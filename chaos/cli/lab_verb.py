@@ -103,7 +103,7 @@ def _size() -> tuple[int, int]:
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def list_(as_json: bool) -> None:
     """What is cached, how large it is, and what it is for."""
-    from chaos.lab import cache
+    from chaos.cache import entries as cache
 
     entries = cache.entries()
     if as_json:
@@ -123,7 +123,7 @@ def list_(as_json: bool) -> None:
 @click.option("--all", "everything", is_flag=True, help="Kernels too, which have to be fetched again.")
 def clean(everything: bool) -> None:
     """Remove what is cached: images, snapshots and leftovers; with --all the fetched kernels too."""
-    from chaos.lab import cache
+    from chaos.cache import entries as cache
 
     kinds = set(cache.KINDS) if everything else {"images", "snapshots", "modules", "native", "trees"}
     cleaned = cache.clean(kinds=kinds, say=say)

@@ -13,15 +13,15 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from chaos.cache import entries
+from chaos.cache.command import Done, must, run, tool
 from chaos.errors import InternalError
-from chaos.lab import cache
-from chaos.lab.command import Done, must, run, tool
 
 SOURCES = Path(__file__).parent / "modules"
 _PURPOSE = "to build the lab's two small kernel modules"
 
 
-def build(name: str, *, build_dir: Path, config: Mapping[str, str], label: str, say: cache.Say) -> Path:
+def build(name: str, *, build_dir: Path, config: Mapping[str, str], label: str, say: entries.Say) -> Path:
     """The built module of the folder `SOURCES/name`, from the cache when it is there.
 
     `label` names and identifies the kernel. Raises HostLacks, with what the compiler said.
@@ -29,17 +29,17 @@ def build(name: str, *, build_dir: Path, config: Mapping[str, str], label: str, 
     if not (SOURCES / name / "Kbuild").is_file():
         raise InternalError(f"there is no kernel module called {name}: {SOURCES / name} has no Kbuild")
     folder, file = _place(name, label)
-    module = cache.entry_path("modules", folder) / f"{file}.ko"
+    module = entries.entry_path("modules", folder) / f"{file}.ko"
     if module.is_file():
         return module
     with (
-        cache.locked("modules", folder, say=say) as lock,
-        cache.space_guard(f"building {name}", 20 << 20),
+        entries.locked("modules", folder, say=say) as lock,
+        entries.space_guard(f"building {name}", 20 << 20),
     ):
         if module.is_file():  # whoever had the lock before us built it
             return module
         say(f"building the kernel module {name} for {label}")
-        work = cache.staging("modules", folder)
+        work = entries.staging("modules", folder)
         shutil.rmtree(work)  # of a process that was killed
         work.mkdir()
         done = _make(name, work, build_dir, config, lock)
@@ -76,7 +76,7 @@ def _place(name: str, label: str) -> tuple[str, str]:
     return label, f"{name}-{digest.hexdigest()[:12]}"
 
 
-def _make(name: str, work: Path, build_dir: Path, config: Mapping[str, str], lock: cache.Lock) -> Done:
+def _make(name: str, work: Path, build_dir: Path, config: Mapping[str, str], lock: entries.Lock) -> Done:
     for path in (SOURCES / name).iterdir():
         shutil.copy(path, work)
     make = tool("make", package="make", purpose=_PURPOSE)

@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from chaos.cache.command import must, run, tool
+from chaos.cache.entries import Lock, Say, megabytes
 from chaos.errors import HostLacks, NoKernel
-from chaos.lab.cache import Lock, Say, megabytes
-from chaos.lab.command import must, run, tool
 
 APT_LISTS = Path("/var/lib/apt/lists")
 

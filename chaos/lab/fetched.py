@@ -21,9 +21,10 @@ from pathlib import Path
 
 import msgspec
 
+from chaos.cache import entries
+from chaos.cache.entries import Say, megabytes
 from chaos.errors import InternalError, NoKernel, UsageError
-from chaos.lab import cache, debian
-from chaos.lab.cache import Say, megabytes
+from chaos.lab import debian
 from chaos.lab.kconfig import check_config, full_version, read_config
 
 # Part of every identity: raise it when what is kept of a package, or how it is laid out, changes.
@@ -91,7 +92,7 @@ def _entry_age(entry: str) -> tuple[int, ...]:
 
 
 def _cached(prefix: str) -> list[str]:
-    folder = cache.root() / "kernels"
+    folder = entries.root() / "kernels"
     return [path.name for path in folder.glob("*_*") if path.name.startswith(prefix)]
 
 
@@ -105,7 +106,7 @@ def _newest_cached(series: str) -> str | None:
 
 
 def _newest(series: str, say: Say) -> tuple[str, str]:
-    record = cache.root() / "series.json"
+    record = entries.root() / "series.json"
     known = _known_answers(record)
     stamp = _lists_stamp()
     if (answer := known.get(series)) and answer.stamp == stamp:
@@ -122,7 +123,7 @@ def _newest(series: str, say: Say) -> tuple[str, str]:
         return abi, version
     known[series] = _Answer(stamp=stamp, abi=abi, version=version)
     temporary = record.with_name(f".{record.name}.{os.getpid()}")
-    with cache.space_guard("a note on kernel versions", 4096):
+    with entries.space_guard("a note on kernel versions", 4096):
         temporary.write_bytes(msgspec.json.encode(known))
         temporary.rename(record)
     return abi, version
@@ -161,11 +162,11 @@ def _fetch_or_older(series: str, abi: str, say: Say) -> Found:
 def _fetch(abi: str, say: Say) -> Found:
     wanted = debian.kernel_packages(abi)
     entry = _entry_name(abi, wanted[0].version)
-    with cache.locked("kernels", entry, say=say) as lock, _space(f"kernel {abi}", wanted):
+    with entries.locked("kernels", entry, say=say) as lock, _space(f"kernel {abi}", wanted):
         if found := _use(entry, say):  # whoever had the lock before us fetched it
             return found
-        cache.discard(cache.entry_path("kernels", entry))  # damaged, or not there
-        staging = cache.staging("kernels", entry)
+        entries.discard(entries.entry_path("kernels", entry))  # damaged, or not there
+        staging = entries.staging("kernels", entry)
         archives = _download(f"kernel {abi}", wanted, staging, lock, say)
         tree = staging / "tree"
         say(f"unpacking kernel {abi}")
@@ -173,19 +174,19 @@ def _fetch(abi: str, say: Say) -> Found:
         manifest = _describe(tree, abi, wanted)
         check_config(read_config(tree / "boot" / f"config-{abi}"), f"debian:{abi}")
         (tree / "manifest.json").write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
-        cache.publish(tree, "kernels", entry)
-        cache.discard(staging)
-    return _found(cache.entry_path("kernels", entry), manifest)
+        entries.publish(tree, "kernels", entry)
+        entries.discard(staging)
+    return _found(entries.entry_path("kernels", entry), manifest)
 
 
-def _download(what: str, wanted: tuple[debian.Package, ...], staging: Path, lock: cache.Lock, say: Say) -> list[Path]:
+def _download(what: str, wanted: tuple[debian.Package, ...], staging: Path, lock: entries.Lock, say: Say) -> list[Path]:
     """Fetch into `staging`/debs, going on from what a killed process has left there."""
     debs = staging / "debs"
     debs.mkdir(exist_ok=True)
     shutil.rmtree(staging / "tree", ignore_errors=True)
     here = sum(path.stat().st_size for path in debs.iterdir())
     total = sum(package.download for package in wanted)
-    cache.check_space(debian.space_needed(wanted) - here, what)
+    entries.check_space(debian.space_needed(wanted) - here, what)
     kept = f", {megabytes(here)} of them here already" if here else ""
     say(f"fetching {what}: {', '.join(p.name for p in wanted)} ({megabytes(total)}{kept})")
     return debian.download(wanted, debs, lock=lock, say=say)
@@ -193,7 +194,7 @@ def _download(what: str, wanted: tuple[debian.Package, ...], staging: Path, lock
 
 @contextlib.contextmanager
 def _space(what: str, wanted: tuple[debian.Package, ...]) -> Iterator[None]:
-    with cache.space_guard(what, debian.space_needed(wanted)):
+    with entries.space_guard(what, debian.space_needed(wanted)):
         yield
 
 
@@ -250,7 +251,7 @@ def _modules_digest(modules: Path) -> str:
 
 def _use(entry: str, say: Say) -> Found | None:
     """The kernel in a cache entry; None when there is none, or none that is whole."""
-    path = cache.entry_path("kernels", entry)
+    path = entries.entry_path("kernels", entry)
     if not path.is_dir():
         return None
     try:
@@ -294,7 +295,7 @@ def _found(path: Path, manifest: Manifest) -> Found:
 
 def find_busybox(*, say: Say) -> Path:
     """A static busybox: the cached one, else Debian's; without apt an installed one. Raises HostLacks."""
-    for cached in sorted((cache.root() / "tools").glob("busybox_*"), reverse=True):
+    for cached in sorted((entries.root() / "tools").glob("busybox_*"), reverse=True):
         if _is_static_elf(cached):
             return cached
         say(f"the cached {cached.name} is damaged; it has to be fetched again")
@@ -308,20 +309,20 @@ def find_busybox(*, say: Say) -> Path:
         )
     wanted = debian.packages("busybox-static")
     entry = f"busybox_{wanted[0].version.replace(':', '.')}"
-    with cache.locked("tools", entry, say=say) as lock, _space("busybox", wanted):
-        final = cache.entry_path("tools", entry)
+    with entries.locked("tools", entry, say=say) as lock, _space("busybox", wanted):
+        final = entries.entry_path("tools", entry)
         if _is_static_elf(final):  # whoever had the lock before us fetched it
             return final
-        cache.discard(final)
-        staging = cache.staging("tools", entry)
+        entries.discard(final)
+        staging = entries.staging("tools", entry)
         archives = _download("busybox", wanted, staging, lock, say)
         tree = staging / "tree"
         debian.unpack(archives[0], tree, lock=lock)
         program = next((path for path in tree.rglob("busybox") if _is_static_elf(path)), None)
         if program is None:
             raise InternalError(f"{archives[0].name} holds no static busybox")
-        cache.publish(program, "tools", entry)
-        cache.discard(staging)
+        entries.publish(program, "tools", entry)
+        entries.discard(staging)
     return final
 
 

@@ -7,7 +7,7 @@
 
 The kernel unpacks layers laid end to end, so a change of our code rebuilds the smallest only. Python sources of
 others are left out in favour of their byte code: half the size to unpack, and nobody edits them in the lab.
-Layers are written to unnamed files and linked when whole (`chaos.lab.wholefile`), so a killed build leaves nothing.
+Layers are written to unnamed files and linked when whole (`chaos.cache.wholefile`), so a killed build leaves nothing.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from typing import BinaryIO
 
 import chaos
 from chaos import fault
+from chaos.cache import entries
+from chaos.cache.wholefile import keep_newest, mark_used, whole_file
 from chaos.errors import HostLacks, NoKernel
-from chaos.lab import cache
 from chaos.lab.cpio import CpioWriter
 from chaos.lab.kconfig import read_config
 from chaos.lab.kernels import Kernel, build_module, find_busybox
-from chaos.lab.wholefile import keep_newest, mark_used, whole_file
 from chaos.native import library as native
 
 _KEPT = 8  # layers of each name; the code layer changes with every line
@@ -80,7 +80,7 @@ def make_image(kernel: Kernel, *, say: Callable[[str], None]) -> Image:
 
 
 def _layer(name: str, key: str, write: Callable[[BinaryIO], None], say: Callable[[str], None]) -> Path:
-    path = cache.entry_path("images", f"{name}-{key}.cpio")
+    path = entries.entry_path("images", f"{name}-{key}.cpio")
     if not path.exists():
         say(f"building the {name} layer of the lab's root file system")
         with whole_file("images", path.name) as out:

@@ -10,10 +10,10 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from chaos.cache import entries
+from chaos.cache.command import must, run, tool
+from chaos.cache.entries import Say
 from chaos.errors import NoKernel
-from chaos.lab import cache
-from chaos.lab.cache import Say
-from chaos.lab.command import must, run, tool
 from chaos.lab.fetched import Found
 from chaos.lab.kconfig import check_config, full_version, read_config
 
@@ -140,14 +140,14 @@ def _gather(tree: Path, release: str, identity: str, say: Say) -> Path:
     """The tree's modules as `modules_install` lays them out, in the cache."""
     family = f"{release}_{hashlib.sha256(str(tree).encode()).hexdigest()[:8]}"
     name = f"{family}_{identity[:12]}"
-    final = cache.entry_path("trees", name)
+    final = entries.entry_path("trees", name)
     if final.is_dir():
         return final
-    with cache.locked("trees", name, say=say) as lock, cache.space_guard("gathering modules", 200 << 20):
+    with entries.locked("trees", name, say=say) as lock, entries.space_guard("gathering modules", 200 << 20):
         if final.is_dir():  # whoever had the lock before us gathered them
             return final
         say(f"gathering the modules of {release} from {tree}")
-        staging = cache.staging("trees", name)
+        staging = entries.staging("trees", name)
         shutil.rmtree(staging)
         staging.mkdir()
         make = tool("make", package="make", purpose="to gather a build tree's modules")
@@ -170,13 +170,13 @@ def _gather(tree: Path, release: str, identity: str, say: Say) -> Path:
         )
         for link in ("build", "source"):
             (staging / "lib" / "modules" / release / link).unlink(missing_ok=True)
-        cache.publish(staging, "trees", name)
+        entries.publish(staging, "trees", name)
     _forget_older(family)
     return final
 
 
 def _forget_older(family: str) -> None:
     """A kernel developer rebuilds all day; keep the newest few only."""
-    mine = [p for p in cache.entry_path("trees", "").iterdir() if p.name.startswith(f"{family}_")]
+    mine = [p for p in entries.entry_path("trees", "").iterdir() if p.name.startswith(f"{family}_")]
     for path in sorted(mine, key=lambda p: p.stat().st_mtime)[:-_KEPT]:
-        cache.discard(path)
+        entries.discard(path)

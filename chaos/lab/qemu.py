@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from chaos.cache.command import run
 from chaos.errors import HostLacks
-from chaos.lab.command import run
 
 PROGRAM = "qemu-system-x86_64"
 OLDEST = (7, 2, 0)

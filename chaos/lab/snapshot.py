@@ -23,10 +23,10 @@ from typing import BinaryIO, Final
 import msgspec
 from qemu.qmp import QMPClient
 
-from chaos.lab import cache
+from chaos.cache import entries
+from chaos.cache.wholefile import keep_newest, mark_used, whole_file
 from chaos.lab.machine import RESTORE_DEADLINE, Lab, Spec
 from chaos.lab.psp.wire import Snapshot as PspState
-from chaos.lab.wholefile import keep_newest, mark_used, whole_file
 
 KEPT: Final = 8  # a quarter of a gigabyte each
 _ALIGNMENT: Final = 1 << 21
@@ -59,7 +59,7 @@ def name_of(spec: Spec) -> str:
 
 
 def find(spec: Spec) -> Snapshot | None:
-    path = cache.entry_path("snapshots", name_of(spec))
+    path = entries.entry_path("snapshots", name_of(spec))
     if not path.exists():
         return None
     mark_used(path)

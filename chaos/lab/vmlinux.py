@@ -17,9 +17,9 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from chaos.lab import cache
+from chaos.cache import entries
+from chaos.cache.wholefile import whole_file
 from chaos.lab.kernels import Kernel
-from chaos.lab.wholefile import whole_file
 
 _NOTE_TYPE_PVH = 18  # XEN_ELFNOTE_PHYS32_ENTRY
 _DECOMPRESS_DEADLINE = 60.0
@@ -27,7 +27,7 @@ _DECOMPRESS_DEADLINE = 60.0
 
 def bootable(kernel: Kernel) -> Path:
     """What to give QEMU as the kernel: the unpacked one if it can be had, else the image as it is."""
-    path = cache.entry_path("images", f"vmlinux-{kernel.identity[:16]}")
+    path = entries.entry_path("images", f"vmlinux-{kernel.identity[:16]}")
     if path.exists():
         return path
     unpacked = unpack(kernel.image.read_bytes())

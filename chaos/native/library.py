@@ -57,18 +57,18 @@ def find(*, say: Say = lambda text: None) -> Path:
 
 
 def _cached(say: Say) -> Path:
-    from chaos.lab import cache
-    from chaos.lab.command import tool
+    from chaos.cache import entries
+    from chaos.cache.command import tool
 
     sources = _sources_digest()
     try:
         compiler = Path(tool("cc", package="gcc libc6-dev", purpose="to build the engine's native loops"))
     except HostLacks:
         # One that another compiler has built is as good. What matters is that the sources are these.
-        for path in sorted(cache.entry_path("native", "x").parent.glob(f"libnative-{sources}-*.so")):
+        for path in sorted(entries.entry_path("native", "x").parent.glob(f"libnative-{sources}-*.so")):
             return path
         raise
-    path = cache.entry_path("native", f"libnative-{sources}-{_compiler_digest(compiler)}.so")
+    path = entries.entry_path("native", f"libnative-{sources}-{_compiler_digest(compiler)}.so")
     if not path.is_file():
         _build(compiler, path, say)
     return path
@@ -89,15 +89,16 @@ def _compiler_digest(compiler: Path) -> str:
 
 
 def _build(compiler: Path, path: Path, say: Say) -> None:
-    from chaos.lab import cache
-    from chaos.lab.command import must, run
-    from chaos.lab.wholefile import keep_newest
+    from chaos.cache import entries
+    from chaos.cache.command import must, run
+    from chaos.cache.wholefile import keep_newest
 
-    with cache.locked("native", path.name, say=say) as lock, cache.space_guard("building the native loops", 1 << 20):
+    room = entries.space_guard("building the native loops", 1 << 20)
+    with entries.locked("native", path.name, say=say) as lock, room:
         if path.is_file():  # whoever had the lock before us built it
             return
         say("building the engine's native loops")
-        work = cache.staging("native", path.name)
+        work = entries.staging("native", path.name)
         shutil.rmtree(work)  # of a process that was killed
         work.mkdir()
         sources = [str(HERE / name) for name in SOURCES if name.endswith(".c")]

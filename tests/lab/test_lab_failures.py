@@ -178,7 +178,7 @@ def ours() -> set[str]:
 
 
 def snapshots_directory() -> Path:
-    from chaos.lab import cache
+    from chaos.cache import entries as cache
 
     return cache.entry_path("snapshots", "x").parent
 

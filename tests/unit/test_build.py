@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from chaos.cache import entries
 from chaos.errors import HostLacks, InternalError
-from chaos.lab import build, cache
+from chaos.lab import build
 from chaos.lab.kernels import Kernel, build_module, module_warnings
 
 MAKEFILE = """
@@ -56,7 +57,7 @@ def test_a_module_is_built_once(sources: Path, kernel: Kernel) -> None:
     assert module.read_text() == "int shim;\n"
     assert said == ["building the kernel module shim for 6.1.0_0123456789ab"]
     assert build_module(kernel, "shim", say=pytest.fail) == module
-    assert not any(entry.leftover for entry in cache.entries())
+    assert not any(entry.leftover for entry in entries.entries())
 
 
 @pytest.mark.parametrize("changed", ["shim.c", "shim.h", "Kbuild"])
@@ -80,7 +81,7 @@ def test_a_failed_build_shows_the_compilers_words_and_leaves_nothing_to_be_used(
 
 
 def test_what_a_killed_build_has_left_is_not_used(sources: Path, kernel: Kernel) -> None:
-    rest = cache.staging("modules", "6.1.0_0123456789ab")
+    rest = entries.staging("modules", "6.1.0_0123456789ab")
     (rest / "shim.o").write_text("half")
     assert build_module(kernel, "shim").read_text() == "int shim;\n"
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from chaos.cache import entries
 from chaos.errors import ExitCode, HostLacks, NoSpace, UsageError
-from chaos.lab import cache
 
 FORK = multiprocessing.get_context("fork")
 
@@ -30,9 +30,9 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def make_entry(kind: str, name: str, content: bytes = b"x") -> Path:
-    staged = cache.staging(kind, name)
+    staged = entries.staging(kind, name)
     (staged / "file").write_bytes(content)
-    return cache.publish(staged, kind, name)
+    return entries.publish(staged, kind, name)
 
 
 # Where it is
@@ -41,19 +41,19 @@ def make_entry(kind: str, name: str, content: bytes = b"x") -> Path:
 def test_the_root_is_ours_then_xdgs_then_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache.root() == tmp_path / "cache"
+    assert entries.root() == tmp_path / "cache"
     monkeypatch.delenv("SEVCHAOS_CACHE")
-    assert cache.root() == tmp_path / "xdg" / "sevchaos"
+    assert entries.root() == tmp_path / "xdg" / "sevchaos"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert cache.root() == tmp_path / "home" / ".cache" / "sevchaos"
-    assert cache.root().is_dir()
+    assert entries.root() == tmp_path / "home" / ".cache" / "sevchaos"
+    assert entries.root().is_dir()
 
 
 @pytest.mark.parametrize("bad", ["with space", "with:colon"])
 def test_a_root_that_make_cannot_handle_is_refused(bad: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEVCHAOS_CACHE", str(tmp_path / bad))
     with pytest.raises(UsageError, match="space or a colon") as caught:
-        cache.root()
+        entries.root()
     assert "SEVCHAOS_CACHE" in caught.value.remedy
 
 
@@ -61,7 +61,7 @@ def test_a_root_that_cannot_be_made_names_the_variable(tmp_path: Path, monkeypat
     (tmp_path / "file").touch()
     monkeypatch.setenv("SEVCHAOS_CACHE", str(tmp_path / "file" / "below"))
     with pytest.raises(HostLacks, match="cannot be made") as caught:
-        cache.root()
+        entries.root()
     assert "SEVCHAOS_CACHE" in caught.value.remedy
 
 
@@ -69,7 +69,7 @@ def test_a_root_that_cannot_be_made_names_the_variable(tmp_path: Path, monkeypat
 
 
 def hold(pipe: Connection) -> None:
-    with cache.locked("kernels", "one", say=quiet):
+    with entries.locked("kernels", "one", say=quiet):
         pipe.send("held")
         pipe.recv()
 
@@ -97,7 +97,7 @@ def test_the_second_waits_and_says_for_whom(
         said.append(message)
         pipe.send("let go")  # only now, so the wait below was a real one
 
-    with cache.locked("kernels", "one", say=say):
+    with entries.locked("kernels", "one", say=say):
         process.join(10)
         assert process.exitcode == 0
     assert said == [f"waiting for process {process.pid}, which is at work on kernels/one in the cache"]
@@ -106,7 +106,7 @@ def test_the_second_waits_and_says_for_whom(
 def test_locks_of_different_entries_are_different(
     holder: tuple[multiprocessing.process.BaseProcess, Connection],
 ) -> None:
-    with cache.locked("kernels", "two", say=pytest.fail):
+    with entries.locked("kernels", "two", say=pytest.fail):
         pass
 
 
@@ -116,7 +116,7 @@ def test_a_killed_holder_holds_nothing(
     process, _ = holder
     process.kill()
     process.join(10)
-    with cache.locked("kernels", "one", say=pytest.fail):
+    with entries.locked("kernels", "one", say=pytest.fail):
         pass
 
 
@@ -125,8 +125,8 @@ def test_a_tool_that_outlives_its_killed_starter_still_holds_the_lock(tmp_path: 
         import os
         from pathlib import Path
         from chaos.lab import cache
-        from chaos.lab.command import run
-        with cache.locked("kernels", "one", say=print) as lock:
+        from chaos.cache.command import run
+        with entries.locked("kernels", "one", say=print) as lock:
             run(["sh", "-c", "echo $$ >pid; mv pid ready; exec sleep 60"], timeout=60, keep=(lock.fd,))
     """)
     starter = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env=own_environment())
@@ -134,10 +134,10 @@ def test_a_tool_that_outlives_its_killed_starter_still_holds_the_lock(tmp_path: 
     try:
         starter.kill()
         starter.wait(10)
-        assert cache._lock("kernels", "one", wait=False, say=quiet) is None
+        assert entries._lock("kernels", "one", wait=False, say=quiet) is None
     finally:
         os.kill(tool, signal.SIGKILL)
-    with cache.locked("kernels", "one", say=quiet):
+    with entries.locked("kernels", "one", say=quiet):
         pass
 
 
@@ -163,9 +163,9 @@ def test_who_waited_while_the_lock_was_cleaned_away_gets_the_new_one(
         (own_cache / "locks" / "kernels.one").unlink()
         pipe.send("let go")
 
-    with cache.locked("kernels", "one", say=say):
+    with entries.locked("kernels", "one", say=say):
         # Whoever comes now must find it held: both name the same file.
-        assert cache._lock("kernels", "one", wait=False, say=quiet) is None
+        assert entries._lock("kernels", "one", wait=False, say=quiet) is None
 
 
 # Listing and cleaning
@@ -174,7 +174,7 @@ def test_who_waited_while_the_lock_was_cleaned_away_gets_the_new_one(
 def test_entries_are_listed_with_kind_size_and_words() -> None:
     make_entry("kernels", "6.1", b"k" * 100_000)
     make_entry("surprise", "s")
-    kernel, other = cache.entries()
+    kernel, other = entries.entries()
     assert (kernel.kind, kernel.name, kernel.leftover) == ("kernels", "6.1", False)
     assert kernel.size >= 100_000
     assert kernel.what == "kernel fetched from Debian, unpacked"
@@ -185,53 +185,53 @@ def test_a_sparse_file_counts_what_it_occupies() -> None:
     path = make_entry("snapshots", "s")
     with (path / "ram").open("wb") as ram:
         ram.truncate(1 << 30)
-    assert cache.entries()[0].size < 1 << 20
+    assert entries.entries()[0].size < 1 << 20
 
 
 def test_clean_removes_everything_by_default() -> None:
     make_entry("kernels", "6.1")
-    cache.staging("kernels", "unfinished")
-    with cache.locked("kernels", "6.1", say=quiet):
+    entries.staging("kernels", "unfinished")
+    with entries.locked("kernels", "6.1", say=quiet):
         pass
-    cleaned = cache.clean(say=quiet)
+    cleaned = entries.clean(say=quiet)
     assert {entry.name for entry in cleaned.removed} == {"6.1", "unfinished"}
     assert cleaned.busy == ()
-    assert cache.entries() == ()
+    assert entries.entries() == ()
 
 
 def test_clean_by_kind_and_name_leaves_the_rest_but_takes_leftovers() -> None:
     make_entry("kernels", "6.1")
     make_entry("kernels", "6.12")
     make_entry("snapshots", "6.1")
-    cache.staging("tools", "unfinished")
-    cleaned = cache.clean(kinds={"kernels"}, names={"6.1"}, say=quiet)
+    entries.staging("tools", "unfinished")
+    cleaned = entries.clean(kinds={"kernels"}, names={"6.1"}, say=quiet)
     assert [(e.kind, e.name) for e in cleaned.removed] == [("kernels", "6.1"), ("tools", "unfinished")]
-    assert [(e.kind, e.name) for e in cache.entries()] == [("kernels", "6.12"), ("snapshots", "6.1")]
+    assert [(e.kind, e.name) for e in entries.entries()] == [("kernels", "6.12"), ("snapshots", "6.1")]
 
 
 def test_leftovers_only() -> None:
     make_entry("kernels", "6.1")
-    cache.staging("kernels", "unfinished")
-    cleaned = cache.clean(leftovers_only=True, say=quiet)
+    entries.staging("kernels", "unfinished")
+    cleaned = entries.clean(leftovers_only=True, say=quiet)
     assert [e.name for e in cleaned.removed] == ["unfinished"]
-    assert [e.name for e in cache.entries()] == ["6.1"]
+    assert [e.name for e in entries.entries()] == ["6.1"]
 
 
 def test_what_another_process_is_making_is_left_to_it(
     holder: tuple[multiprocessing.process.BaseProcess, Connection],
 ) -> None:
-    cache.staging("kernels", "one")
-    cleaned = cache.clean(say=quiet)
+    entries.staging("kernels", "one")
+    cleaned = entries.clean(say=quiet)
     assert cleaned.removed == ()
     assert [e.name for e in cleaned.busy] == ["one"]
-    assert cache.entries()[0].leftover
+    assert entries.entries()[0].leftover
 
 
 def test_a_removal_that_was_interrupted_is_a_leftover(own_cache: Path) -> None:
     (own_cache / "kernels" / ".6.1.4711.trash").mkdir(parents=True)
-    assert [(e.name, e.leftover) for e in cache.entries()] == [("6.1", True)]
-    cache.clean(leftovers_only=True, say=quiet)
-    assert cache.entries() == ()
+    assert [(e.name, e.leftover) for e in entries.entries()] == [("6.1", True)]
+    entries.clean(leftovers_only=True, say=quiet)
+    assert entries.entries() == ()
 
 
 def test_read_only_directories_can_be_removed() -> None:
@@ -239,8 +239,8 @@ def test_read_only_directories_can_be_removed() -> None:
     (path / "sub").mkdir()
     (path / "sub" / "file").touch()
     (path / "sub").chmod(0o500)
-    cache.discard(path)
-    assert cache.entries() == ()
+    entries.discard(path)
+    assert entries.entries() == ()
 
 
 # Space
@@ -248,16 +248,16 @@ def test_read_only_directories_can_be_removed() -> None:
 
 def test_too_little_space_is_said_before_anything_is_fetched() -> None:
     with pytest.raises(NoSpace, match=r"a kernel needs 10000\d\d MB") as caught:
-        cache.check_space(10**12, "a kernel")
+        entries.check_space(10**12, "a kernel")
     assert caught.value.exit_code == ExitCode.NO_SPACE
     assert "SEVCHAOS_CACHE" in caught.value.remedy
 
 
 def test_a_disk_that_becomes_full_is_no_space_with_what_is_needed() -> None:
-    with pytest.raises(NoSpace, match="a kernel needs 500 MB"), cache.space_guard("a kernel", 500_000_000):
+    with pytest.raises(NoSpace, match="a kernel needs 500 MB"), entries.space_guard("a kernel", 500_000_000):
         Path("/dev/full").write_bytes(b"x")  # a real ENOSPC
 
 
 def test_another_failure_is_not_taken_for_a_full_disk() -> None:
-    with pytest.raises(FileNotFoundError), cache.space_guard("a kernel", 1):
+    with pytest.raises(FileNotFoundError), entries.space_guard("a kernel", 1):
         Path("/nonexistent/file").write_bytes(b"x")

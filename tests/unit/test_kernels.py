@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from chaos.cache import entries
 from chaos.errors import HostLacks, NoKernel, NoSpace, UsageError
-from chaos.lab import cache, fetched
+from chaos.lab import fetched
 from chaos.lab.debian import unpack
 from chaos.lab.kernels import Kernel, find_busybox, find_kernel
 from tests.unit.fake_debian import CONFIG, FakeDebian, static_elf, use
@@ -83,7 +84,7 @@ def test_only_what_a_lab_needs_is_kept(debian: FakeDebian, said: Said) -> None:
     entry = kernel.image.parents[1]
     assert not (entry / "usr" / "share").exists()
     assert not (kernel.modules / "kernel" / "drivers" / "gpu").exists()
-    assert [e.path for e in cache.entries()] == [entry]  # no archives, no staging
+    assert [e.path for e in entries.entries()] == [entry]  # no archives, no staging
     assert not list(entry.rglob("*.deb"))
 
 
@@ -235,7 +236,7 @@ def test_a_disk_that_becomes_full_while_unpacking(
         pytest.skip("a tmpfs may not be mounted here")
     try:
         monkeypatch.setenv("SEVCHAOS_CACHE", str(small / "cache"))
-        monkeypatch.setattr(cache, "check_space", lambda *_: None)
+        monkeypatch.setattr(entries, "check_space", lambda *_: None)
         with pytest.raises(NoSpace, match="full"):
             find_kernel("debian:6.1", say=said)
     finally:
@@ -269,7 +270,7 @@ def test_a_killed_fetch_is_resumed(debian: FakeDebian, said: Said) -> None:
 
 
 def test_a_killed_unpacking_is_begun_anew(debian: FakeDebian, said: Said) -> None:
-    rest = cache.staging("kernels", f"{NEW}_6.1.192-2") / "tree"
+    rest = entries.staging("kernels", f"{NEW}_6.1.192-2") / "tree"
     (rest / "lib" / "modules" / NEW / "kernel").mkdir(parents=True)
     (rest / "lib" / "modules" / NEW / "kernel" / "half.ko").touch()
     kernel = find_kernel("debian:6.1", say=said)
@@ -341,7 +342,7 @@ def test_a_broken_archive_is_not_half_unpacked_in_silence(
     broken = tmp_path / "broken.deb"
     broken.write_bytes((debian.where / f"linux-image-{NEW}.deb").read_bytes()[:-200])
     (tmp_path / "into").mkdir()
-    with cache.locked("kernels", "broken", say=pytest.fail) as lock:
+    with entries.locked("kernels", "broken", say=pytest.fail) as lock:
         with pytest.raises(HostLacks, match=r"unpacking broken\.deb"):
             unpack(broken, tmp_path / "into", lock=lock, leave=leave)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from chaos.cache import entries
 from chaos.errors import HostLacks, NoKernel
-from chaos.lab import cache
 from chaos.lab.kernels import find_kernel
 from tests.unit.fake_debian import CONFIG, DEPMOD
 
@@ -180,9 +180,9 @@ def test_new_modules_are_gathered_and_old_ones_forgotten(tree: Path) -> None:
         later(tree / "kvm-amd.ko", content)
         kernel = find_kernel(str(tree))
         assert (kernel.modules / "kernel" / "kvm-amd.ko").read_text() == content
-        for entry in (cache.root() / "trees").iterdir():  # their order is that of their times
+        for entry in (entries.root() / "trees").iterdir():  # their order is that of their times
             os.utime(entry, ns=(entry.stat().st_mtime_ns - 10**9,) * 2)
-    assert len(cache.entries()) == 2
+    assert len(entries.entries()) == 2
 
 
 @pytest.mark.parametrize(
@@ -206,6 +206,6 @@ def test_failed_gathering_leaves_no_entry_and_says_what_make_said(tree: Path) ->
     (tree / "fail").touch()
     with pytest.raises(HostLacks, match="modules_install"):
         find_kernel(str(tree))
-    assert all(entry.leftover for entry in cache.entries())
+    assert all(entry.leftover for entry in entries.entries())
     (tree / "fail").unlink()
     assert find_kernel(str(tree)).modules.is_dir()

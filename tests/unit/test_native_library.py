@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from chaos.cache import entries
 from chaos.errors import HostLacks, InternalError
-from chaos.lab import cache, image
+from chaos.lab import image
 from chaos.native import library
 
 
@@ -43,12 +44,12 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.write_text(f'#!/bin/sh\nPATH={os.environ["PATH"]} exec {real} "$@"\n')
     path.chmod(0o755)
     monkeypatch.setenv("PATH", str(folder))
-    monkeypatch.setattr("chaos.lab.command._SBIN", ())
+    monkeypatch.setattr("chaos.cache.command._SBIN", ())
     return path
 
 
 def names() -> list[str]:
-    return [entry.name for entry in cache.entries() if entry.kind == "native"]
+    return [entry.name for entry in entries.entries() if entry.kind == "native"]
 
 
 def test_it_is_built_once(compiler: Path) -> None:
@@ -57,8 +58,8 @@ def test_it_is_built_once(compiler: Path) -> None:
     assert said == ["building the engine's native loops"]
     assert library.find(say=pytest.fail) == path
     assert names() == [path.name]
-    assert not any(entry.leftover for entry in cache.entries())
-    assert [entry.what for entry in cache.entries() if entry.kind == "native"] == [cache.KINDS["native"]]
+    assert not any(entry.leftover for entry in entries.entries())
+    assert [entry.what for entry in entries.entries() if entry.kind == "native"] == [entries.KINDS["native"]]
 
 
 def test_other_sources_and_other_compilers_have_their_own(sources: Path, compiler: Path) -> None:
@@ -90,14 +91,14 @@ def test_a_failed_build_shows_the_compilers_words(sources: Path, compiler: Path)
     with pytest.raises(HostLacks, match="#error of ours") as caught:
         library.find()
     assert "libc6-dev" in caught.value.remedy
-    assert not any(not name.startswith(".") for name in os.listdir(cache.entry_path("native", "x").parent))  # noqa: PTH208
+    assert not any(not name.startswith(".") for name in os.listdir(entries.entry_path("native", "x").parent))  # noqa: PTH208
 
 
 def test_what_a_killed_build_has_left_is_not_used(compiler: Path) -> None:
     built = library.find()
     whole = built.read_bytes()
     built.unlink()
-    (cache.staging("native", built.name) / library.NAME).write_bytes(b"half")
+    (entries.staging("native", built.name) / library.NAME).write_bytes(b"half")
     assert library.find().read_bytes() == whole
 
 

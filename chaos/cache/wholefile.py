@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from chaos.cache import entries
 from chaos.errors import HostLacks, NoSpace
-from chaos.lab import cache
 
 
 @contextlib.contextmanager
@@ -25,7 +25,7 @@ def whole_file(kind: str, name: str) -> Iterator[BinaryIO]:
     Whoever comes second with the same name wins nothing: names carry the digest of the contents' recipe, so the
     first one is as good. Raises `NoSpace` for a full disk, `HostLacks` if the file system has no unnamed files.
     """
-    path = cache.entry_path(kind, name)
+    path = entries.entry_path(kind, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         fd = os.open(path.parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o644)
@@ -63,7 +63,7 @@ def _link(fd: int, path: Path) -> None:
 
 def keep_newest(kind: str, pattern: str, count: int) -> None:
     """Remove all but the `count` files of a kind that were used last. For files that can be made anew in seconds."""
-    files = sorted(cache.entry_path(kind, "x").parent.glob(pattern), key=lambda path: path.stat().st_mtime)
+    files = sorted(entries.entry_path(kind, "x").parent.glob(pattern), key=lambda path: path.stat().st_mtime)
     for path in files[:-count]:
         path.unlink(missing_ok=True)
 
