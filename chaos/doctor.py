@@ -202,7 +202,7 @@ def _network(modules: Path | None = None, device: Path = Path("/dev/net/tun")) -
 def _fence() -> Check:
     """What keeps runs from taking what others need."""
     from chaos.kvm.sev import Platform
-    from chaos.survey import Paths, foreign_guests, hierarchy, share, survey, taken
+    from chaos.safety.survey import Paths, foreign_guests, hierarchy, share, survey, taken
 
     paths = Paths()
     platform = None

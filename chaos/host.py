@@ -273,7 +273,7 @@ async def _gone(process: asyncio.subprocess.Process) -> None:
 def _refuse(*, shared: bool) -> None:
     """Here already, so that nothing is started. Of others' guests the runner asks again before each run."""
     from chaos.kvm.sev import Platform
-    from chaos.survey import Paths, hierarchy, refuse_fragile, refuse_others
+    from chaos.safety.survey import Paths, hierarchy, refuse_fragile, refuse_others
 
     paths = Paths()
     refuse_fragile(paths)

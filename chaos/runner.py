@@ -37,9 +37,7 @@ from typing import Literal
 
 import msgspec
 
-from chaos import cleanup
 from chaos.cgroup.group import Cgroup
-from chaos.cleanup import Claim, Warden
 from chaos.errors import CleanupFailed, ExitCode, HostLacks, SevchaosError, Unsupported
 from chaos.experiment import Order
 from chaos.fleet import Fleet, StepFailed
@@ -54,12 +52,14 @@ from chaos.network import Network, between
 from chaos.observe import Observer
 from chaos.outside import Outside
 from chaos.recorder import OutsideGone, Recorder
+from chaos.safety import claim
+from chaos.safety.claim import Claim, Warden
+from chaos.safety.survey import Paths, Surveyed, allowance, hierarchy, refuse_others, require, survey
 from chaos.scene import Scene
 from chaos.schedule.firmware import Failpoints
 from chaos.script import perform, require_all
 from chaos.script.actor import Actor
 from chaos.stage import Stage
-from chaos.survey import Paths, Surveyed, allowance, hierarchy, refuse_others, require, survey
 from chaos.tracing import Pause, Tracer
 from chaos.vmm.messages import Fill
 from chaos.vmm.server import ForkServer
@@ -184,7 +184,7 @@ class Run:
         platform = self._platform(stack)
         if not (host.is_lab or self.order.shared):
             refuse_others(root, platform)
-        claimed = cleanup.claim(root, self.order.experiment.name)
+        claimed = claim.claim(root, self.order.experiment.name)
         self.warden.guard(claimed)
         fleet = Fleet(self.server, self.loop, self.recorder)
         try:

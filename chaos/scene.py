@@ -12,13 +12,13 @@ from errno import EBUSY, ENODEV, ENOENT
 from pathlib import Path
 
 from chaos.cgroup.group import Cgroup
-from chaos.cleanup import Warden
 from chaos.errors import HostLacks, Unsupported
 from chaos.fleet import Pending, StepFailed, Vmm
 from chaos.history.records import Done, Value
 from chaos.linux.kfault import Kfault
 from chaos.linux.loop import LOOK_AGAIN, TimedOut
 from chaos.netns.link import End
+from chaos.safety.claim import Warden
 from chaos.schedule.firmware import Failpoints
 from chaos.seed import split
 from chaos.stage import Stage

@@ -3,7 +3,8 @@
 on the link, so what its counters say is the migration's own traffic.
 
 What is done to packets is done by the kernel's netem, or where there is none by a relay of ours in user space
-(`chaos.relay`). The one is told by the kernel's counters; the other by its own, which must agree with the kernel's.
+(`chaos.netns.relay`). The one is told by the kernel's counters; the other by its own, which must agree with the
+kernel's.
 """
 
 from __future__ import annotations
@@ -16,13 +17,12 @@ from errno import EBUSY
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
-from chaos import relay
 from chaos.errors import HostLacks, Unsupported, UsageError
 from chaos.fault import Evidence, Fault, Scene, Target
-from chaos.netns import link, netem, tun
+from chaos.netns import link, netem, relay, tun
 from chaos.netns.link import End
 from chaos.netns.netem import Impairment, Reading
-from chaos.relay import Relay, Told
+from chaos.netns.relay import Relay, Told
 
 _NEEDS = "network namespaces and veth, and VMMs that migrate"
 _ONE_OF = f"{_NEEDS}; a kernel with netem, or with TUN devices for a relay in its place"

@@ -14,15 +14,15 @@ def clean_() -> None:
 
     Runs that are alive are left alone. Labs leave nothing; what they keep on purpose goes by `sevchaos lab clean`.
     """
-    from chaos import cleanup
     from chaos.linux import tracefs
-    from chaos.survey import Paths, hierarchy
+    from chaos.safety import claim
+    from chaos.safety.survey import Paths, hierarchy
 
     lacking = ""
     try:
         removed = tracefs.clean()
         try:
-            removed += cleanup.clean(hierarchy(Paths()))
+            removed += claim.clean(hierarchy(Paths()))
         except HostLacks as lacks:
             lacking = lacks.message
     except OSError as error:

@@ -11,7 +11,7 @@ of these is gone the kernel takes it away with its links, its addresses and its 
     netem     delay, loss and the like on a link, and the kernel's own counters as evidence
     qdisc     the messages for it
     tun       a device beside a link, whose packets a process of ours reads and writes
-    lane      what a relay (`chaos.relay`) does to them, where the kernel has no netem
+    lane      what a relay (`chaos.netns.relay`) does to them, where the kernel has no netem
     pair      two namespaces joined by a link, made and given up as one
 
 What is refused is an OSError with the kernel's errno, `HostLacks` where root or a part of the kernel is missing. A wait

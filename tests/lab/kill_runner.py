@@ -15,11 +15,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from chaos import cleanup
 from chaos.errors import HostLacks
 from chaos.linux import tracefs
 from chaos.netns.space import Namespace
-from chaos.survey import Paths, hierarchy
+from chaos.safety import claim
+from chaos.safety.survey import Paths, hierarchy
 
 ORDER, MIGRATION = (Path(argument).read_bytes() for argument in sys.argv[1:])
 HELD = b'"type":"Held"'
@@ -120,7 +120,7 @@ def unread() -> dict[str, Any]:
 def killed_with_its_warden() -> dict[str, Any]:
     runner = started(HELD)
     root = hierarchy(Paths())
-    spared = [str(path) for path in (*cleanup.clean(root), *tracefs.clean())]  # a live run is not cleaned away
+    spared = [str(path) for path in (*claim.clean(root), *tracefs.clean())]  # a live run is not cleaned away
     warden = int(Path(f"/proc/{runner.pid}/task/{runner.pid}/children").read_text().split()[0])
     os.kill(warden, signal.SIGKILL)
     runner.kill()
@@ -129,7 +129,7 @@ def killed_with_its_warden() -> dict[str, Any]:
     while processes() and time.monotonic() < deadline:
         time.sleep(0.02)
     before = left()
-    cleaned = [path.name for path in (*cleanup.clean(root), *tracefs.clean())]
+    cleaned = [path.name for path in (*claim.clean(root), *tracefs.clean())]
     return {"spared": spared, "before": before, "cleaned": cleaned, "left": settled()}
 
 

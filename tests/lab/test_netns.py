@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from chaos.netns import lane
+from chaos.netns import relay_lane
 from chaos.netns.netem import Impairment
 from tests.lab.conftest import Sevchaos
 
@@ -64,7 +64,7 @@ def test_a_pair_of_namespaces(in_lab: Sevchaos, kernel: str) -> None:
     for name in ("relayed", "some lost by relay", "most happens by relay"):
         assert seen[name]["balanced"], seen[name]  # with what the kernel has counted
     assert seen["relayed"]["numbers"] == list(range(SENT))
-    fates = islice(lane.fates(Impairment(loss=30, seed=1)), SENT)  # the seed alone decides, on whatever kernel
+    fates = islice(relay_lane.fates(Impairment(loss=30, seed=1)), SENT)  # the seed alone decides, on whatever kernel
     assert seen["some lost by relay"]["numbers"] == [number for number, fate in enumerate(fates) if not fate.lost]
     most = seen["most happens by relay"]
     assert all(most[name] for name in ("dropped", "duplicated", "corrupted", "slowed", "reordered"))

@@ -22,8 +22,8 @@ from chaos.netns import link, netem
 from chaos.netns.netem import Impairment, Reading
 from chaos.netns.netlink import index_of, inside
 from chaos.netns.pair import Pair
+from chaos.netns.relay import Relay
 from chaos.netns.space import Namespace, enter
-from chaos.relay import Relay
 
 PORT = 7000
 DATAGRAMS = 200

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from chaos import cleanup
 from chaos.cgroup.group import Cgroup, find_hierarchy
 from chaos.errors import CleanupFailed, HostLacks
+from chaos.safety import claim
 
 V6_12 = {
     "misc.current": "sev 1\nsev_es 0\n",
@@ -173,29 +173,29 @@ def test_destroying_kills_what_lives_in_it_and_below(real: Cgroup) -> None:
 
 
 def test_a_claim_is_held_by_its_owner_alone(real: Cgroup) -> None:
-    claimed = cleanup.claim(real, "an-experiment")
+    claimed = claim.claim(real, "an-experiment")
     assert claimed.cgroup.path.parent == real.path / "sevchaos"
     assert claimed.cgroup.name == f"an-experiment-{os.getpid()}-0"
-    second = cleanup.claim(real, "an-experiment")
+    second = claim.claim(real, "an-experiment")
     assert second.cgroup.name == f"an-experiment-{os.getpid()}-1"
-    assert cleanup.clean(real) == ()
+    assert claim.clean(real) == ()
     second.give_up()
     claimed.give_up()
-    assert cleanup.clean(real) == ()
+    assert claim.clean(real) == ()
     assert real.children() == ()
 
 
 def test_what_dead_runs_left_is_cleaned_and_live_ones_are_spared(real: Cgroup) -> None:
-    live = cleanup.claim(real, "live")
-    left = cleanup.claim(real, "left")
+    live = claim.claim(real, "live")
+    left = claim.claim(real, "left")
     path = left.cgroup.create("source").path.parent
     sleeper = sleeper_in(left.cgroup.child("source"))
     left._lock.close()  # as the death of its owner does
-    assert cleanup.clean(real) == (path,)
+    assert claim.clean(real) == (path,)
     assert sleeper.wait() == -signal.SIGKILL
     assert live.cgroup.exists
     live.give_up()
-    assert cleanup.clean(real) == ()
+    assert claim.clean(real) == ()
 
 
 RUNNER = """
@@ -204,8 +204,8 @@ from pathlib import Path
 from chaos import cleanup
 from chaos.cgroup.group import Cgroup
 Cgroup.enable = lambda self, controller: None
-warden = cleanup.Warden()
-claimed = cleanup.claim(Cgroup.at(Path(sys.argv[1])), "run")
+warden = claim.Warden()
+claimed = claim.claim(Cgroup.at(Path(sys.argv[1])), "run")
 warden.guard(claimed)
 for name in sys.argv[3:]:
     warden.remember(Path(name), "as it was")

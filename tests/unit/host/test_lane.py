@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chaos.netns.lane import Fate, Lane, corrupted, fates
 from chaos.netns.netem import Impairment
+from chaos.netns.relay_lane import Fate, Lane, corrupted, fates
 
 MS = 1_000_000
 PACKETS = tuple(bytes([0x45, number]) * 50 for number in range(200))

@@ -21,7 +21,7 @@ from chaos.linux.kmsg import KernelLog, Lost, parse, rearm
 from chaos.linux.loop import Loop, TimedOut
 from chaos.linux.task import Sleeper
 from chaos.observe import pinned_pages
-from chaos.survey import Paths, Surveyed, allowance, foreign_guests, full_version, refuse_fragile, survey, taken
+from chaos.safety.survey import Paths, Surveyed, allowance, foreign_guests, full_version, refuse_fragile, survey, taken
 from faults.vmm import Kill
 
 # Texts of a move that waited for a running vCPU, as both kernels of the lab show them.

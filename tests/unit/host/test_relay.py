@@ -16,11 +16,11 @@ import pytest
 
 from chaos.errors import HostLacks, InternalError
 from chaos.netns import link, tun
-from chaos.netns.lane import Fate, Lane
 from chaos.netns.netem import Impairment
 from chaos.netns.pair import Pair, destroy
+from chaos.netns.relay import Relay, Told, beside, is_on
+from chaos.netns.relay_lane import Fate, Lane
 from chaos.netns.space import Namespace, aside, enter
-from chaos.relay import Relay, Told, beside, is_on
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="making network namespaces needs root")
 COUNT = 200
@@ -281,8 +281,8 @@ def test_one_that_is_killed_is_told_and_packets_take_the_link_again(pair: Pair, 
 
 
 def test_one_that_is_stopped_is_ended_all_the_same(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chaos.relay.ANSWER_WITHIN", 0.1)
-    monkeypatch.setattr("chaos.relay.END_WITHIN", 0.1)
+    monkeypatch.setattr("chaos.netns.relay.ANSWER_WITHIN", 0.1)
+    monkeypatch.setattr("chaos.netns.relay.END_WITHIN", 0.1)
     relay = Relay(pair.ends, (NOTHING, NOTHING))
     os.kill(relay.pid, signal.SIGSTOP)
     assert relay.told() is None
@@ -326,7 +326,7 @@ def test_there_is_one_at_a_time(pair: Pair) -> None:
 
 def test_what_fails_leaves_nothing(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     before = os.listdir("/proc/self/fd")  # noqa: PTH208
-    monkeypatch.setattr("chaos.relay._serve", lambda *_: 1)
+    monkeypatch.setattr("chaos.netns.relay._serve", lambda *_: 1)
     with pytest.raises(InternalError, match="before it had begun"):
         Relay(pair.ends, (NOTHING, NOTHING))
     assert not is_on(pair.left)

@@ -15,12 +15,12 @@ import pytest
 from chaos.errors import HostLacks, Unsupported
 from chaos.fault import Evidence, Fault, find
 from chaos.netns import netem, tun
-from chaos.netns.lane import Lane
 from chaos.netns.link import End
 from chaos.netns.netem import Impairment
 from chaos.netns.pair import Pair
+from chaos.netns.relay import Relay, is_on
+from chaos.netns.relay_lane import Lane
 from chaos.netns.space import aside, enter
-from chaos.relay import Relay, is_on
 from faults import network
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="making network namespaces needs root")

@@ -16,7 +16,7 @@ from chaos.errors import ExitCode, HostLacks
 from chaos.experiment import Order
 from chaos.history import records
 from chaos.history.records import End, Header, Note
-from chaos.survey import Paths, hierarchy
+from chaos.safety.survey import Paths, hierarchy
 
 ROOT = Path(experiment.__file__).parent.parent
 FIRST = sorted((ROOT / "experiments" / "resilience").glob("*.yaml"))

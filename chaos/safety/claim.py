@@ -29,7 +29,7 @@ from chaos.errors import CleanupFailed, HostLacks
 from chaos.linux import process, tracefs
 from chaos.linux.fd import OwnedFd
 from chaos.linux.flock import lock, locked
-from chaos.survey import OURS
+from chaos.safety.survey import OURS
 
 # What is killed is gone in milliseconds, except for what sleeps in the kernel and has to be woken up there first.
 GONE_WITHIN = 30.0

@@ -34,9 +34,9 @@ from chaos.linux import process
 from chaos.linux.fd import OwnedFd
 from chaos.linux.seqpacket import Channel, Ended, pair
 from chaos.netns import link, tun
-from chaos.netns.lane import Counts, Lane
 from chaos.netns.link import End
 from chaos.netns.netem import Impairment
+from chaos.netns.relay_lane import Counts, Lane
 
 # It answers at once, or is stopped or broken.
 ANSWER_WITHIN = 30.0
