@@ -27,11 +27,12 @@ from pathlib import Path
 from typing import Any
 
 import experiments
-from chaos import experiment, fault
+from chaos import fault
 from chaos.cli.explain_verb import describe
+from chaos.experiment import model
+from chaos.experiment.steps import Strike, walk
 from chaos.history import file
 from chaos.history.records import Fault
-from chaos.steps import Strike, walk
 
 PAGE = Path(__file__).parents[1] / "docs" / "faults.md"
 HEADINGS = ("fault", "what it does", "where it may strike", "what it needs", "what proves it", "a run", "withheld")
@@ -157,8 +158,8 @@ def shortest(name: str) -> str:
 
 
 @functools.cache
-def _catalogue() -> dict[str, experiment.Experiment]:
-    return {title: experiment.load(path) for title, path in experiments.catalogue().items()}
+def _catalogue() -> dict[str, model.Experiment]:
+    return {title: model.load(path) for title, path in experiments.catalogue().items()}
 
 
 def _applies(title: str, name: str) -> bool:

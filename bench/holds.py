@@ -17,11 +17,11 @@ from collections.abc import Iterable, Sequence
 
 import experiments
 from chaos.errors import ExitCode
-from chaos.experiment import Order
+from chaos.experiment.model import Order
+from chaos.experiment.steps import Hold, Observe
 from chaos.history.records import Done, End, Held, Observation, Record
 from chaos.host import LabHost
 from chaos.lab.session import Wish
-from chaos.steps import Hold, Observe
 
 NAME = "move-through-every-hold"
 TIMEOUT = 300.0

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from timing import ratio, take_turns, told, until_output
 
-from chaos.lab.kernels import find_busybox, find_kernel
+from chaos.lab.kernel.find import find_busybox, find_kernel
 
 WORD = b"first-command"
 

@@ -12,7 +12,7 @@ from typing import TextIO
 
 from chaos.console import Heard, unsaid
 from chaos.errors import SevchaosError
-from chaos.experiment import Experiment, Order
+from chaos.experiment.model import Experiment, Order
 from chaos.findings import Finding
 from chaos.history import file
 from chaos.history.records import End, Header, History, Kernel, Record

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from chaos.cgroup.group import Cgroup
-from chaos.experiment import Group
+from chaos.experiment.model import Group
 from chaos.fleet import Fleet, Vmm
 from chaos.linux.task import parse_state
 

@@ -27,7 +27,7 @@ import msgspec
 from chaos import outside
 from chaos.contexts import Contexts
 from chaos.errors import HostLacks, InternalError, LabFailed, LabHung, SevchaosError
-from chaos.experiment import Order
+from chaos.experiment.model import Order
 from chaos.history import records
 from chaos.history.records import End, History, Note, Record
 from chaos.linux.process import die_with

@@ -17,10 +17,10 @@ from itertools import pairwise
 import msgspec
 
 from chaos.checkers import CHECKERS
-from chaos.experiment import Experiment
+from chaos.experiment.model import Experiment
+from chaos.experiment.steps import Hold, Strike, Together, walk
 from chaos.findings import Finding, matching
 from chaos.history.records import Fault, Held, History, Invoke, Note
-from chaos.steps import Hold, Strike, Together, walk
 from chaos.verdict import Outcome, RunVerdict, Verdict, worst
 
 TOGETHER = frozenset({"move", "mirror", "moves"})

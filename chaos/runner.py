@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The runner: carries out experiments on the host it runs on.
 
-It reads orders from standard input, one JSON object a line (`chaos.experiment.Order`), and writes each run's history
-to standard output, a record a line, flushed before the next thing happens. Nothing else is ever written there but the
-questions of `chaos.outside`, whose answers come on standard input. After the End of one run the next order is read; at
-the end of the input the runner ends. In the lab and on a real host it is the same program.
+It reads orders from standard input, one JSON object a line (`chaos.experiment.model.Order`), and writes each run's
+history to standard output, a record a line, flushed before the next thing happens. Nothing else is ever written there
+but the questions of `chaos.outside`, whose answers come on standard input. After the End of one run the next order is
+read; at the end of the input the runner ends. In the lab and on a real host it is the same program.
 
 A run, in its order:
 
@@ -39,7 +39,7 @@ import msgspec
 
 from chaos.cgroup.group import Cgroup
 from chaos.errors import CleanupFailed, ExitCode, HostLacks, SevchaosError, Unsupported
-from chaos.experiment import Order
+from chaos.experiment.model import Order
 from chaos.fleet import Fleet, StepFailed
 from chaos.groups import Groups
 from chaos.history.records import End, Filled, Header, Kernel

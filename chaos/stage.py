@@ -7,7 +7,7 @@ import errno
 import os
 from dataclasses import dataclass, field
 
-from chaos.experiment import Experiment, Kind, Vm
+from chaos.experiment.model import Experiment, Kind, Vm
 from chaos.fleet import Fleet, Pending, StepFailed, Vmm
 from chaos.groups import Groups
 from chaos.history.records import Done

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The run directory: `ROOT/EXPERIMENT/UTC-TIME-SEED/`, and `latest` beside it.
 
-experiment.json   what was carried out          history.jsonl   what happened, flushed as it did
+model.json   what was carried out          history.jsonl   what happened, flushed as it did
 host.json         where                         console.log     the lab's serial console
 dmesg.log         the kernel's log              verdict.json    written last, and whole or not at all
 """
@@ -18,9 +18,9 @@ from typing import Literal
 
 import msgspec
 
-from chaos import experiment
 from chaos.errors import NoSpace, UsageError
-from chaos.experiment import Experiment
+from chaos.experiment import model
+from chaos.experiment.model import Experiment
 from chaos.history import file
 from chaos.history.records import History
 from chaos.verdict import RunVerdict
@@ -48,7 +48,7 @@ class RunDirectory:
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
         try:
             path = _fresh(root / of.name, f"{stamp}-{seed}")
-            (path / "experiment.json").write_bytes(msgspec.json.format(experiment.encode(of)))
+            (path / "experiment.json").write_bytes(msgspec.json.format(model.encode(of)))
             (path / "host.json").write_bytes(msgspec.json.format(msgspec.json.encode(host)))
         except OSError as error:
             if error.errno in (28, 122):  # ENOSPC, EDQUOT
@@ -77,7 +77,7 @@ class RunDirectory:
             for path in (ordered, self.history):
                 if path.exists() and not path.is_file():  # a pipe would be waited for
                     raise OSError(EINVAL, f"{path.name} is no file")
-            return experiment.decode(ordered.read_bytes()), file.read(self.history)
+            return model.decode(ordered.read_bytes()), file.read(self.history)
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise UsageError(
                 f"{self.path} is no run directory: {error}", remedy="give the path that `sevchaos run` printed"

@@ -12,9 +12,9 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
-from chaos import experiment
 from chaos.errors import UsageError
-from chaos.experiment import Experiment
+from chaos.experiment import model
+from chaos.experiment.model import Experiment
 from chaos.fault import load
 
 _HERE = Path(__file__).parent
@@ -32,7 +32,7 @@ def select(expression: str | None) -> dict[str, Path]:
     found = catalogue()
     if expression is None:
         return found
-    loaded = {name: (path, experiment.load(path)) for name, path in found.items()}
+    loaded = {name: (path, model.load(path)) for name, path in found.items()}
     chosen = {
         name: path for name, (path, one) in loaded.items() if matches(expression, name, tags(path.parent.name, one))
     }
@@ -53,7 +53,7 @@ def scaffold(name: str, *, kind: str, fault: str) -> str:
 def find(name: str) -> Experiment:
     """The experiment of this name, or in the file of this path. Raises `UsageError`."""
     if "/" in name or name.endswith((".yaml", ".yml")):
-        return experiment.load(Path(name))
+        return model.load(Path(name))
     known = catalogue()
     if name not in known:
         like = difflib.get_close_matches(name, known)
@@ -61,4 +61,4 @@ def find(name: str) -> Experiment:
             f"there is no experiment {name!r}" + (f"; there is {', '.join(like)}" if like else ""),
             remedy="`sevchaos list` names all; a file of your own is given by its path",
         )
-    return experiment.load(known[name])
+    return model.load(known[name])

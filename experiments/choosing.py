@@ -12,8 +12,8 @@ import re
 from collections.abc import Set as AbstractSet
 
 from chaos.errors import UsageError
-from chaos.experiment import Experiment
-from chaos.steps import Strike, walk
+from chaos.experiment.model import Experiment
+from chaos.experiment.steps import Strike, walk
 
 _REMEDY = "words, joined by and, or, not and brackets: kill and not (network or firmware)"
 

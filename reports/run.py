@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from chaos.experiment import Experiment
+from chaos.experiment.model import Experiment
 from chaos.history.records import History
 from chaos.verdict import RunVerdict
 

@@ -7,9 +7,9 @@ import errno
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from chaos import experiment as e
-from chaos import steps as s
 from chaos.during import During, named, told
+from chaos.experiment import model as e
+from chaos.experiment import steps as s
 from chaos.findings import Finding
 from chaos.history.records import Asked, Counted, Done, Fault, Handover, Held, History, Invoke, Note, Stormed, Traced
 from chaos.verdict import PROMISES, Outcome, RunVerdict, Verdict

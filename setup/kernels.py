@@ -9,8 +9,8 @@ from __future__ import annotations
 import sys
 
 from chaos.errors import NoKernel, NoSpace, SevchaosError
-from chaos.lab.build import SOURCES
-from chaos.lab.kernels import build_module, default_kernels, find_busybox, find_kernel
+from chaos.lab.kernel.build import SOURCES
+from chaos.lab.kernel.find import build_module, default_kernels, find_busybox, find_kernel
 
 
 def say(message: str) -> None:

@@ -20,7 +20,7 @@ from chaos.checkers import (
     p12_quiet_kernel,
     p13_no_firmware_traffic,
 )
-from chaos.experiment import Experiment
+from chaos.experiment.model import Experiment
 from chaos.history.records import History
 from chaos.verdict import Verdict
 

@@ -18,10 +18,10 @@ from chaos import oracle
 from chaos.checkers.evidence import Evidence, ioctl_answered
 from chaos.effects import took_effect
 from chaos.errors import UsageError
+from chaos.experiment.steps import UNARMED
 from chaos.history.records import Done, Filled, Held, Invoke, Observation, Value
 from chaos.ledger import KEYS, WATCHED
 from chaos.oracle import OK, Answer, Rules, State
-from chaos.steps import UNARMED
 from chaos.world import ON_CGROUPS, argument, levels, number
 
 Limits = frozenset[tuple[str, str, int]]

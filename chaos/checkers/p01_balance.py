@@ -12,10 +12,10 @@ from collections.abc import Iterator
 
 from chaos.checkers.evidence import Evidence, deviated, held, unknown
 from chaos.checkers.mischarged import explained
-from chaos.experiment import Experiment
+from chaos.experiment.model import Experiment
+from chaos.experiment.steps import Migrate, Move, Moves, walk
 from chaos.history.records import History, Observation, Traced
 from chaos.ledger import Entry, Mismatch, charged
-from chaos.steps import Migrate, Move, Moves, walk
 from chaos.verdict import Verdict
 from chaos.world import GONE
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from chaos.checkers.evidence import Evidence, combine, deviated, held, unknown
 from chaos.checkers.mischarged import explained
 from chaos.checkers.p01_balance import paid, shows_charge
-from chaos.experiment import Experiment
+from chaos.experiment.model import Experiment
 from chaos.history.records import Done, History, Invoke
 from chaos.ledger import Entry
 from chaos.verdict import Verdict

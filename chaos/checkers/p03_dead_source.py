@@ -31,7 +31,7 @@ from chaos.checkers.evidence import (
     unknown,
 )
 from chaos.checkers.storm import Call, Death, Kind, instant_of_death
-from chaos.experiment import Experiment
+from chaos.experiment.model import Experiment
 from chaos.history.records import Answer, Asked, Done, History, Invoke, Stormed
 from chaos.ledger import answers_of_open, refused_as_dead
 from chaos.verdict import Verdict

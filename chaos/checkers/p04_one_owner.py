@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 
 from chaos.checkers.evidence import Evidence, Move, combine, deviated, errname, held, skipped, unknown
 from chaos.contexts import GONE, told
-from chaos.experiment import Experiment
+from chaos.experiment.model import Experiment
 from chaos.history.records import Done, Exited, History, Observation
 from chaos.ledger import Entry, Mismatch, owns, said_dead
 from chaos.verdict import Verdict

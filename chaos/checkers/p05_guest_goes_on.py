@@ -29,7 +29,7 @@ from chaos.checkers.evidence import (
     unknown,
 )
 from chaos.contexts import GONE
-from chaos.experiment import Experiment
+from chaos.experiment.model import Experiment
 from chaos.history.records import Counted, Done, History
 from chaos.verdict import Verdict
 

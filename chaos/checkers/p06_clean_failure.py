@@ -14,7 +14,7 @@ from chaos.checkers.evidence import Evidence, Move, combine, deviated, errname, 
 from chaos.checkers.p01_balance import paid, shows_charge
 from chaos.checkers.p03_dead_source import judge_asked
 from chaos.checkers.p05_guest_goes_on import goes_on, statuses
-from chaos.experiment import Experiment
+from chaos.experiment.model import Experiment
 from chaos.history.records import History
 from chaos.ledger import owns, said_dead
 from chaos.verdict import Verdict

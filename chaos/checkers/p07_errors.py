@@ -13,7 +13,7 @@ from errno import EBUSY, ETIMEDOUT
 from chaos.checkers.contract import Contract, Judged
 from chaos.checkers.evidence import Evidence, combine, deviated, errname, held, unknown
 from chaos.contexts import TIMED_OUT
-from chaos.experiment import Experiment
+from chaos.experiment.model import Experiment
 from chaos.history.records import History, Kernel
 from chaos.oracle import Answer
 from chaos.verdict import Verdict

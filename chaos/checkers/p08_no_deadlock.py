@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from chaos.checkers.evidence import Evidence, combine, deviated, held, unknown
 from chaos.during import named, told
-from chaos.experiment import Experiment
+from chaos.experiment.model import Experiment
 from chaos.history.records import Done, Exited, Fault, Held, History, Invoke, Overdue, Record, Traced
 from chaos.verdict import Verdict
 

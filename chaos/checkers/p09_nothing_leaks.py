@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from chaos.checkers.evidence import Evidence, combine, deviated, errname, held, skipped, unknown
 from chaos.checkers.mischarged import all_explained, by_mirrors
 from chaos.contexts import GONE, told
-from chaos.experiment import Experiment
+from chaos.experiment.model import Experiment
 from chaos.history.records import Filled, History, Observation
 from chaos.ledger import KEYS, charged
 from chaos.verdict import Verdict

@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from chaos.checkers.contract import Contract, Judged, events_of, renews
 from chaos.checkers.evidence import Evidence, combine, deviated, errname, held, unknown
-from chaos.experiment import Experiment
+from chaos.experiment.model import Experiment
 from chaos.history.records import History, Invoke, Observation
 from chaos.ledger import KEYS
 from chaos.oracle import OK

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from chaos.checkers.evidence import Evidence, combine, deviated, held, unknown
 from chaos.checkers.p01_balance import paid, shows_charge
-from chaos.experiment import Experiment
+from chaos.experiment.model import Experiment
 from chaos.history.records import Done, History, Invoke
 from chaos.ledger import Entry, Mismatch
 from chaos.verdict import Verdict

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from chaos.checkers.evidence import Evidence, combine, deviated, held, unknown
 from chaos.checkers.mischarged import below_zero
 from chaos.during import named
-from chaos.experiment import Experiment
+from chaos.experiment.model import Experiment
 from chaos.history.records import Console, History, Invoke, Kernel
 from chaos.verdict import Verdict
 

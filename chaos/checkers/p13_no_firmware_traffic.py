@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 from chaos.checkers.evidence import Evidence, Move, combine, deviated, held, skipped, unknown
 from chaos.contexts import GONE, told
-from chaos.experiment import Experiment
+from chaos.experiment.model import Experiment
 from chaos.history.records import Done, Exited, Firmware, History, Invoke, Observation
 from chaos.matched import LOOKS
 from chaos.verdict import Verdict

@@ -12,8 +12,9 @@ from typing import Any, get_args, get_type_hints
 import click
 
 import experiments
-from chaos import experiment, fault
+from chaos import fault
 from chaos.errors import UsageError
+from chaos.experiment import model
 
 _TARGETS = {
     "vmm": "a VMM",
@@ -46,7 +47,7 @@ def explain_(*, name: str, as_json: bool) -> None:
         )
     from chaos.cli.plan_verb import show
 
-    show(experiment.load(experiments.catalogue()[name]), as_json=as_json)
+    show(model.load(experiments.catalogue()[name]), as_json=as_json)
 
 
 def describe(name: str) -> dict[str, Any]:

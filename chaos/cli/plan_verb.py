@@ -8,7 +8,7 @@ import textwrap
 import click
 
 import experiments
-from chaos.experiment import Experiment, encode
+from chaos.experiment.model import Experiment, encode
 
 
 @click.command("plan")

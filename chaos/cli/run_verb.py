@@ -21,10 +21,10 @@ from chaos.cli.common import DEFAULT_KERNEL, Asids, Memory, firmware_option, say
 from chaos.cli.reporting import chosen, format_option, show
 from chaos.conduct import Conducted, Console, conduct
 from chaos.errors import UsageError
-from chaos.experiment import Experiment
+from chaos.experiment.model import Experiment
+from chaos.experiment.steps import Strike
 from chaos.history.records import Invoke, Record
 from chaos.host import Host, LabHost, LocalHost, Session
-from chaos.steps import Strike
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from chaos import experiment
 from chaos.cli.common import explain
 from chaos.errors import ExitCode, UsageError
+from chaos.experiment import model
 
 
 @click.command("validate")
@@ -19,7 +19,7 @@ def validate_(*, files: tuple[Path, ...]) -> int:
     wrong = 0
     for file in files:
         try:
-            loaded = experiment.load(file)
+            loaded = model.load(file)
         except UsageError as error:
             wrong += 1
             explain(error)

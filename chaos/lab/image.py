@@ -34,8 +34,8 @@ from chaos.cache import entries
 from chaos.cache.wholefile import keep_newest, mark_used, whole_file
 from chaos.errors import HostLacks, NoKernel
 from chaos.lab.cpio import CpioWriter
-from chaos.lab.kconfig import read_config
-from chaos.lab.kernels import Kernel, build_module, find_busybox
+from chaos.lab.kernel.find import Kernel, build_module, find_busybox
+from chaos.lab.kernel.kconfig import read_config
 from chaos.native import library as native
 
 _KEPT = 8  # layers of each name; the code layer changes with every line

@@ -34,7 +34,7 @@ from qemu.qmp import EventListener, QMPClient
 from chaos.errors import KernelPanicked, LabFailed, LabHung, NoSpace, PspDied, QemuDied
 from chaos.lab import protocol
 from chaos.lab.image import Image, initial_ram_disk
-from chaos.lab.kernels import Kernel
+from chaos.lab.kernel.find import Kernel
 from chaos.lab.psp.client import PspControl
 from chaos.lab.psp.wire import Snapshot as PspState
 from chaos.lab.qemu import Qemu

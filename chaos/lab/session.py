@@ -15,11 +15,11 @@ import msgspec
 from chaos.errors import LabFailed, LabHung
 from chaos.lab import snapshot
 from chaos.lab.image import make_image
-from chaos.lab.kernels import find_kernel
+from chaos.lab.kernel.find import find_kernel
+from chaos.lab.kernel.vmlinux import bootable
 from chaos.lab.machine import BOOT_DEADLINE, RESTORE_DEADLINE, Console, Lab, Spec, stopping
 from chaos.lab.protocol import Execute, Exited, StdinEnd, Terminal
 from chaos.lab.qemu import find_qemu
-from chaos.lab.vmlinux import bootable
 
 Say = Callable[[str], None]
 _CHUNK = 1 << 16

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from chaos.experiment.steps import Migrate, Phase
 from chaos.history.records import Handover
 from chaos.migration.handover import Attempt, Ended
 from chaos.stage import Stage
-from chaos.steps import Migrate, Phase
 
 
 def supervise(stage: Stage, step: Migrate, before: Callable[[Phase], None]) -> None:

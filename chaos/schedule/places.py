@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from chaos.experiment.steps import VCPU_RUNNING
 from chaos.linux import task
 from chaos.linux.kallsyms import base_name
 from chaos.linux.kfault import Happening, Kfault, Slot
 from chaos.linux.task import Sleeper
-from chaos.steps import VCPU_RUNNING
 
 Kind = Literal["vcpu", "lock", "kernel", "page", "firmware"]
 
@@ -40,7 +40,7 @@ class Place(Protocol):
 
 @dataclass(slots=True)
 class Unarmed:
-    """What a move comes to by itself: `at` is one of `chaos.steps.UNARMED`."""
+    """What a move comes to by itself: `at` is one of `chaos.experiment.steps.UNARMED`."""
 
     at: str
     function: str = ""

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from chaos import fault as faults
-from chaos import steps as s
 from chaos.errors import Unsupported
+from chaos.experiment import steps as s
 from chaos.fleet import StepFailed
 from chaos.scene import Scene
 from chaos.script import guests, holding, launching, looking, moving, striking, together

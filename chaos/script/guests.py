@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from chaos import steps as s
+from chaos.experiment import steps as s
 from chaos.fleet import StepFailed
 from chaos.history.records import Counted
 from chaos.linux.loop import LOOK_AGAIN, TimedOut

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from chaos import steps as s
 from chaos.errors import Unsupported
+from chaos.experiment import steps as s
 from chaos.fleet import Pending, StepFailed
 from chaos.history.records import Held, Released
 from chaos.kvm import userfault

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import msgspec
 
-from chaos import steps as s
-from chaos.experiment import Kind, default_command, key_of_init
+from chaos.experiment import steps as s
+from chaos.experiment.model import Kind, default_command, key_of_init
 from chaos.kvm.numbers import Policy
 from chaos.script.actor import Actor
 from chaos.stage import Guest, Stage

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from errno import EIO
 
-from chaos import steps as s
+from chaos.experiment import steps as s
 from chaos.history.records import Asked
 from chaos.script.actor import Actor
 from chaos.vmm import messages as m

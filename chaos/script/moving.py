@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from chaos import steps as s
+from chaos.experiment import steps as s
 from chaos.migration.supervisor import supervise
 from chaos.script.actor import Actor
 from chaos.vmm import messages as m

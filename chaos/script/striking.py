@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from chaos import fault as faults
-from chaos import steps as s
+from chaos.experiment import steps as s
 from chaos.fleet import StepFailed
 from chaos.script.actor import Actor
 from chaos.script.struck import Struck

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from chaos import steps as s
+from chaos.experiment import steps as s
 from chaos.fleet import Pending, StepFailed
 from chaos.history.records import Value
 from chaos.linux.fd import OwnedFd

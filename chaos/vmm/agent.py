@@ -23,7 +23,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import TypeVar
 
 from chaos.errors import InternalError
-from chaos.experiment import Kind
+from chaos.experiment.model import Kind
 from chaos.history.records import Value
 from chaos.kvm.call import Around, KernelError, mark, outside, timed
 from chaos.kvm.sev import Sev

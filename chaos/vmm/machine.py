@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from errno import EEXIST, EINVAL, errorcode
 
 from chaos.errors import InternalError
-from chaos.experiment import Kind
+from chaos.experiment.model import Kind
 from chaos.history.records import Value
 from chaos.kvm.call import KernelError
 from chaos.kvm.numbers import Cap

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from chaos.errors import ExitCode
-from chaos.lab.kernels import default_kernels
+from chaos.lab.kernel.find import default_kernels
 
 Sevchaos = Callable[..., "subprocess.CompletedProcess[bytes]"]
 

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from chaos.errors import LabHung
-from chaos.experiment import Experiment, Order
+from chaos.experiment.model import Experiment, Order
 from chaos.history.records import Done, End, Fault, Firmware, Held, Invoke, Observation, Record
 from chaos.host import LabHost, LabSession, Session
 from chaos.lab.session import Wish

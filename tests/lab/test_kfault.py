@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from chaos.lab import build
-from chaos.lab.build import SOURCES
-from chaos.lab.kernels import build_module, find_kernel
+from chaos.lab.kernel import build
+from chaos.lab.kernel.build import SOURCES
+from chaos.lab.kernel.find import build_module, find_kernel
 from tests.kfault_manual import manual_table
 from tests.lab.conftest import DEADLINE, command
 from tests.lab.programs.kfault import faults, unload

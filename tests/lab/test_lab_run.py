@@ -11,7 +11,7 @@ import pytest
 
 from chaos.errors import ExitCode
 from chaos.lab.image import ModuleTree
-from chaos.lab.kernels import find_kernel
+from chaos.lab.kernel.find import find_kernel
 from tests.lab.conftest import Sevchaos
 
 pytestmark = pytest.mark.lab

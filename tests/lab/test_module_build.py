@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from chaos.lab.build import SOURCES
-from chaos.lab.kernels import build_module, default_kernels, find_kernel, module_warnings
+from chaos.lab.kernel.build import SOURCES
+from chaos.lab.kernel.find import build_module, default_kernels, find_kernel, module_warnings
 
 pytestmark = pytest.mark.lab
 

@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from chaos import experiment
 from chaos.errors import ExitCode
-from chaos.experiment import Order
+from chaos.experiment import model
+from chaos.experiment.model import Order
 from chaos.history import records
 from chaos.history.records import Asked, Counted, Done, End, Fault, Handover, Held, Invoke, Note, Observation, Record
 from tests.lab.conftest import Sevchaos
@@ -22,13 +22,13 @@ pytestmark = pytest.mark.lab
 
 EIO, EINVAL, EBUSY = 5, 22, 16
 NOTHING = {"groups": [], "processes": [], "charges": 0, "namespaces": 0, "tracing": []}
-RESILIENCE = Path(experiment.__file__).parent.parent / "experiments/resilience"
+RESILIENCE = Path(model.__file__).parent.parent / "experiments/resilience"
 KILL_DESTINATION = RESILIENCE / "kill-destination-in-move.yaml"
 MOVE = RESILIENCE / "move-across-cgroups.yaml"
 
 
 def order(path: Path) -> bytes:
-    return msgspec.json.encode(Order(experiment=experiment.load(path), seed=1, host="lab")) + b"\n"
+    return msgspec.json.encode(Order(experiment=model.load(path), seed=1, host="lab")) + b"\n"
 
 
 class Run:

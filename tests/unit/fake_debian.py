@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from chaos.lab import debian
+from chaos.lab.kernel import debian
 
 CONFIG = """#
 # Automatically generated file; DO NOT EDIT.

@@ -10,8 +10,8 @@ import pytest
 
 from chaos.cache import entries
 from chaos.errors import HostLacks, InternalError
-from chaos.lab import build
-from chaos.lab.kernels import Kernel, build_module, module_warnings
+from chaos.lab.kernel import build
+from chaos.lab.kernel.find import Kernel, build_module, module_warnings
 
 MAKEFILE = """
 modules:

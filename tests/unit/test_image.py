@@ -11,7 +11,7 @@ from typing import cast
 import pytest
 
 from chaos.lab import image
-from chaos.lab.kernels import Kernel
+from chaos.lab.kernel.find import Kernel
 
 LAB = Path(image.__file__).parent
 

@@ -12,9 +12,9 @@ import pytest
 
 from chaos.cache import entries
 from chaos.errors import HostLacks, NoKernel, NoSpace, UsageError
-from chaos.lab import fetched
-from chaos.lab.debian import unpack
-from chaos.lab.kernels import Kernel, find_busybox, find_kernel
+from chaos.lab.kernel import fetched
+from chaos.lab.kernel.debian import unpack
+from chaos.lab.kernel.find import Kernel, find_busybox, find_kernel
 from tests.unit.fake_debian import CONFIG, FakeDebian, static_elf, use
 
 pytestmark = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="there is no dpkg-deb here")

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chaos.errors import ExitCode, HostLacks, InternalError, UsageError
-from chaos.lab.build import SOURCES
+from chaos.lab.kernel.build import SOURCES
 from chaos.linux.fd import OwnedFd
 from chaos.linux.kallsyms import copies
 from chaos.linux.kfault import (

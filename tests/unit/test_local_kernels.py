@@ -11,7 +11,7 @@ import pytest
 
 from chaos.cache import entries
 from chaos.errors import HostLacks, NoKernel
-from chaos.lab.kernels import find_kernel
+from chaos.lab.kernel.find import find_kernel
 from tests.unit.fake_debian import CONFIG, DEPMOD
 
 RELEASE = "6.13.0-rc3-mine+"

@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from chaos.experiment import Experiment, load
+from chaos.experiment.model import Experiment, load
 from chaos.history.file import up_to_damage
 from chaos.history.records import (
     Answer,

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import experiments
-from chaos import experiment, fault
+from chaos import fault
 from chaos.cli.explain_verb import explain_
 from chaos.cli.list_verb import list_
 from chaos.cli.new_verb import new_
@@ -21,6 +21,7 @@ from chaos.cli.plan_verb import plan_
 from chaos.cli.run_verb import run_
 from chaos.cli.validate_verb import validate_
 from chaos.errors import ExitCode, UsageError
+from chaos.experiment import model
 from experiments.choosing import matches
 
 
@@ -96,7 +97,7 @@ def test_an_experiment_is_explained_by_its_plan() -> None:
 
 def test_the_plan_for_machines_is_the_experiment() -> None:
     found = experiments.find("move-across-cgroups")
-    assert experiment.decode(call(plan_, "move-across-cgroups", "--json").stdout_bytes) == found
+    assert model.decode(call(plan_, "move-across-cgroups", "--json").stdout_bytes) == found
 
 
 def test_files_are_validated_each_by_itself(tmp_path: Path) -> None:
@@ -114,7 +115,7 @@ def test_files_are_validated_each_by_itself(tmp_path: Path) -> None:
 def test_what_is_new_is_an_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.chdir(tmp_path)
     call(new_, "mine", "--kind", kind)
-    written = experiment.load(Path("mine.yaml"))
+    written = model.load(Path("mine.yaml"))
     assert written.name == "mine" and written.vms["old"].kind == kind
     with pytest.raises(UsageError, match="is there already"):
         call(new_, "mine")

@@ -10,7 +10,7 @@ import pytest
 
 from chaos.checkers import CHECKERS
 from chaos.checkers.evidence import combine, errname, held, skipped, unknown
-from chaos.experiment import Experiment
+from chaos.experiment.model import Experiment
 from chaos.history.records import History, Note
 from chaos.verdict import Outcome
 from tests.unit.core.build import ALL, Builder, destination_killed, moved, moved_es, shipped, source_killed

@@ -13,7 +13,7 @@ import pytest
 from chaos.conduct import Console, conduct
 from chaos.console import Heard, unsaid
 from chaos.errors import KernelPanicked
-from chaos.experiment import Order
+from chaos.experiment.model import Order
 from chaos.history import file, records
 from chaos.history.records import End, Header, History, Kernel, Record
 from chaos.store import Host

@@ -11,7 +11,8 @@ import pytest
 from chaos import findings
 from chaos.checkers import CHECKERS
 from chaos.errors import ExitCode, InternalError
-from chaos.experiment import Unaskable
+from chaos.experiment.model import Unaskable
+from chaos.experiment.steps import Migrate, Strike
 from chaos.findings import matching, parse, series
 from chaos.history.records import (
     Answer,
@@ -28,7 +29,6 @@ from chaos.history.records import (
     Record,
 )
 from chaos.judge import judge, shortcomings
-from chaos.steps import Migrate, Strike
 from chaos.verdict import Outcome, RunVerdict, Verdict, exit_code
 from tests.unit.core.build import ALL, Builder, changed, destination_killed, moved, shipped, source_killed
 

@@ -13,10 +13,10 @@ import pytest
 
 import experiments
 from chaos import findings
-from chaos.experiment import Experiment, decode, encode
+from chaos.experiment.model import Experiment, decode, encode
+from chaos.experiment.steps import Migrate, Strike
 from chaos.history.records import Asked, Fault, Handover, Held, History, Kernel, Note, Observation, Record
 from chaos.judge import judge
-from chaos.steps import Migrate, Strike
 from chaos.verdict import PROMISES, Outcome, Verdict
 from reports import junit, ktap, machine, text, words
 from reports.text import Run

@@ -8,8 +8,8 @@ from errno import EBUSY, EINVAL, EIO, ENOTTY
 import msgspec
 import pytest
 
-from chaos import experiment
 from chaos.checkers import CHECKERS
+from chaos.experiment import model
 from chaos.history.records import History, Value
 from chaos.judge import shortcomings
 from chaos.ledger import replay
@@ -189,12 +189,12 @@ def test_answers_of_a_loop_are_held_against_the_contract() -> None:
     assert verdict.outcome is DEVIATED and verdict.seen == "ENOMEM"
 
 
-def experiment_with_together() -> experiment.Experiment:
+def experiment_with_together() -> model.Experiment:
     together = b"""{"name": "by-hand", "why": "w", "promises": ["P8"], "vmms": {"m": {"cgroup": "c"}},
      "vms": {"a": {"vmm": "m", "kind": "plain"}, "b": {"vmm": "m", "kind": "plain"}}, "script": [
      {"do": "together", "steps": [{"do": "move", "source": "a", "destination": "b"},
                                   {"do": "move", "source": "b", "destination": "a"}]}]}"""
-    return experiment.decode(together)
+    return model.decode(together)
 
 
 @pytest.mark.parametrize(("first", "second", "void"), [((10, 20), (15, 30), False), ((10, 20), (21, 30), True)])

@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from chaos import steps
+from chaos.experiment import steps
 from chaos.fleet import StepFailed
 from chaos.history.records import Counted
 from chaos.linux.loop import Loop

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from chaos import experiment
 from chaos.errors import UsageError
-from chaos.experiment import Experiment
-from chaos.steps import Command, walk
+from chaos.experiment import model
+from chaos.experiment.model import Experiment
+from chaos.experiment.steps import Command, walk
 
 
 def load(where: Path, vms: str, *steps: str) -> Experiment:
@@ -19,7 +19,7 @@ def load(where: Path, vms: str, *steps: str) -> Experiment:
     path.write_text(
         f"name: e\nwhy: a test\npromises: [P1]\nvmms: {{a: {{cgroup: a}}}}\nvms: {vms}\nscript:\n{script}\n"
     )
-    return experiment.load(path)
+    return model.load(path)
 
 
 def test_types_of_vms(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def like(where: Path, rest: str) -> Experiment:
     (where / "liked.yaml").write_text(LIKED)
     path = where / "other.yaml"
     path.write_text(f"name: other\nwhy: a test\n{rest}\n")
-    return experiment.load(path)
+    return model.load(path)
 
 
 def test_an_experiment_like_another_with_other_guests(tmp_path: Path) -> None:
@@ -141,8 +141,8 @@ def test_an_experiment_like_another_with_other_guests(tmp_path: Path) -> None:
     assert given == {"x": ("sev-es", 3, 2), "m": ("mirror", 3, 1), "y": ("plain", 3, 2)}
     assert [type(step).__name__ for _, step in walk(liked.script)] == ["Launch", "Mirror", "Migrate", "Observe"]
     plain = like(tmp_path, "like: liked\nunaskable: {P1: {signature: unheard, why: nobody knows}}")
-    assert plain.unaskable == {"P1": experiment.Unaskable(signature="unheard", why="nobody knows")}
-    assert plain.script == experiment.load(tmp_path / "liked.yaml").script
+    assert plain.unaskable == {"P1": model.Unaskable(signature="unheard", why="nobody knows")}
+    assert plain.script == model.load(tmp_path / "liked.yaml").script
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from chaos import steps as s
+from chaos.experiment import steps as s
 from chaos.fleet import Pending, StepFailed
 from chaos.history.records import Done, Held
 from chaos.linux.loop import Loop

@@ -12,14 +12,14 @@ from typing import cast, get_args
 
 import pytest
 
-from chaos.experiment import Kind
+from chaos.experiment.model import Kind
+from chaos.experiment.steps import WrongFd
 from chaos.kvm import sev
 from chaos.kvm.call import KernelError, timed
 from chaos.kvm.structs import Lapic, from_bytes
 from chaos.kvm.system import API_VERSION, System
 from chaos.linux.seqpacket import memory_file
 from chaos.native import VcpuThread, read_vcpu
-from chaos.steps import WrongFd
 from chaos.vmm import drive, guest, state, wrong
 from chaos.vmm.ask import VCPU_QUESTIONS, VM_QUESTIONS, ask
 from chaos.vmm.machine import Host, Machine

@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
-from chaos.experiment import Experiment, Kind, Vm
-from chaos.experiment import Vmm as VmmSpec
+from chaos.experiment.model import Experiment, Kind, Vm
+from chaos.experiment.model import Vmm as VmmSpec
+from chaos.experiment.steps import Migrate, Phase
 from chaos.fleet import Fleet, StepFailed
 from chaos.history import records
 from chaos.history.records import Handover, Invoke, Record
@@ -31,7 +32,6 @@ from chaos.netns import link
 from chaos.network import Network, between
 from chaos.recorder import Recorder
 from chaos.stage import Stage
-from chaos.steps import Migrate, Phase
 from chaos.vmm.messages import Sample
 from chaos.vmm.server import ForkServer
 from tests.unit.host.conftest import Nowhere

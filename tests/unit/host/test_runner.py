@@ -11,19 +11,19 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from chaos import experiment
 from chaos.errors import ExitCode, HostLacks
-from chaos.experiment import Order
+from chaos.experiment import model
+from chaos.experiment.model import Order
 from chaos.history import records
 from chaos.history.records import End, Header, Note
 from chaos.safety.survey import Paths, hierarchy
 
-ROOT = Path(experiment.__file__).parent.parent
+ROOT = Path(model.__file__).parent.parent
 FIRST = sorted((ROOT / "experiments" / "resilience").glob("*.yaml"))
 
 
 def order(path: Path, seed: int = 1) -> bytes:
-    return msgspec.json.encode(Order(experiment=experiment.load(path), seed=seed, host="local")) + b"\n"
+    return msgspec.json.encode(Order(experiment=model.load(path), seed=seed, host="local")) + b"\n"
 
 
 def run(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:

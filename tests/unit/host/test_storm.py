@@ -13,12 +13,12 @@ from typing import get_args
 import pytest
 
 from chaos.errors import InternalError
-from chaos.experiment import Kind
+from chaos.experiment.model import Kind
+from chaos.experiment.steps import StormCall
 from chaos.history.records import Stormed
 from chaos.kvm.system import System
 from chaos.linux.seqpacket import memory_file
 from chaos.native import read
-from chaos.steps import StormCall
 from chaos.storms import Storm as Told
 from chaos.vmm import guest, storm
 from chaos.vmm.ask import ask

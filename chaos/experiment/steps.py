@@ -21,7 +21,7 @@ Ticks = Annotated[int, msgspec.Meta(gt=0, le=1_000_000)]
 Nth = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 U16 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
 U32 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
-U64 = Annotated[int, msgspec.Meta(ge=0)]  # msgspec has no bound that high; `chaos.experiment` has
+U64 = Annotated[int, msgspec.Meta(ge=0)]  # msgspec has no bound that high; `chaos.experiment.model` has
 
 Phase = Literal["connect", "pause", "send-state", "send-fd", "move", "load-state", "resume", "commit"]
 

@@ -14,8 +14,8 @@ from chaos.cache import entries
 from chaos.cache.command import must, run, tool
 from chaos.cache.entries import Say
 from chaos.errors import NoKernel
-from chaos.lab.fetched import Found
-from chaos.lab.kconfig import check_config, full_version, read_config
+from chaos.lab.kernel.fetched import Found
+from chaos.lab.kernel.kconfig import check_config, full_version, read_config
 
 _BZIMAGE = "arch/x86/boot/bzImage"
 # How many gathered module sets of one build tree are kept: today's, and the one before for comparing.

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chaos.errors import HostLacks, UsageError
-from chaos.lab import build, fetched, local
-from chaos.lab.kconfig import read_config
+from chaos.lab.kernel import build, fetched, local
+from chaos.lab.kernel.kconfig import read_config
 
 Say = Callable[[str], None]
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from chaos.cache import entries
 from chaos.cache.wholefile import whole_file
-from chaos.lab.kernels import Kernel
+from chaos.lab.kernel.find import Kernel
 
 _NOTE_TYPE_PVH = 18  # XEN_ELFNOTE_PHYS32_ENTRY
 _DECOMPRESS_DEADLINE = 60.0

@@ -17,7 +17,7 @@ from chaos.cache import entries
 from chaos.cache.command import Done, must, run, tool
 from chaos.errors import InternalError
 
-SOURCES = Path(__file__).parent / "modules"
+SOURCES = Path(__file__).parents[1] / "modules"
 _PURPOSE = "to build the lab's two small kernel modules"
 
 

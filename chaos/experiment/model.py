@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
-from chaos import convert, fault, yamlfile
+from chaos import convert, fault
 from chaos.errors import UsageError
-from chaos.fault import Target
-from chaos.steps import (
+from chaos.experiment import yamlfile
+from chaos.experiment.steps import (
     UNARMED,
     Arm,
     Command,
@@ -44,6 +44,7 @@ from chaos.steps import (
     places,
     walk,
 )
+from chaos.fault import Target
 from chaos.verdict import PROMISES
 
 P = TypeVar("P", bound=Part)

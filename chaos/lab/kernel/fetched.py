@@ -24,8 +24,8 @@ import msgspec
 from chaos.cache import entries
 from chaos.cache.entries import Say, megabytes
 from chaos.errors import InternalError, NoKernel, UsageError
-from chaos.lab import debian
-from chaos.lab.kconfig import check_config, full_version, read_config
+from chaos.lab.kernel import debian
+from chaos.lab.kernel.kconfig import check_config, full_version, read_config
 
 # Part of every identity: raise it when what is kept of a package, or how it is laid out, changes.
 _LAYOUT = 1
@@ -35,7 +35,7 @@ _ABI = re.compile(r"\d+\.\d+\.\d+[A-Za-z0-9.+~-]*-amd64")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a source knows of its kernel; `chaos.lab.kernels.Kernel` without the user's words."""
+    """What a source knows of its kernel; `chaos.lab.kernel.find.Kernel` without the user's words."""
 
     release: str
     version: str
