@@ -11,8 +11,8 @@ import sys
 import time
 from collections import Counter
 
-from chaos import oracle
-from chaos.oracle.programs import WIDTH, run, violations
+from chaos.judge import oracle
+from chaos.judge.oracle.programs import WIDTH, run, violations
 
 OPERATIONS = 50
 KERNELS = ("6.1.192", "6.12.117")

@@ -13,14 +13,14 @@ from typing import TextIO
 from chaos.console import Heard, unsaid
 from chaos.errors import SevchaosError
 from chaos.experiment.model import Experiment, Order
-from chaos.findings import Finding
 from chaos.history import file
 from chaos.history.records import End, Header, History, Kernel, Record
 from chaos.host import Session, last_words
-from chaos.judge import judge
+from chaos.judge.findings import Finding
+from chaos.judge.judge import judge
+from chaos.judge.verdict import RunVerdict
 from chaos.store import Host as Description
 from chaos.store import RunDirectory
-from chaos.verdict import RunVerdict
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@
     ├── CleanupFailed         something of ours could not be removed
     └── InternalError         a bug of ours
 
-A deviation of the kernel is never an exception: it is a verdict (`chaos.verdict`).
+A deviation of the kernel is never an exception: it is a verdict (`chaos.judge.verdict`).
 """
 
 from __future__ import annotations

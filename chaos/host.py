@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from chaos import outside
-from chaos.contexts import Contexts
 from chaos.errors import HostLacks, InternalError, LabFailed, LabHung, SevchaosError
 from chaos.experiment.model import Order
 from chaos.history import records
 from chaos.history.records import End, History, Note, Record
+from chaos.judge.ledger.firmware_contexts import Contexts
 from chaos.linux.process import die_with
 from chaos.outside import Answer, Question, Refused
 from chaos.store import Host as Description

@@ -23,7 +23,7 @@ from chaos.experiment import model
 from chaos.experiment.model import Experiment
 from chaos.history import file
 from chaos.history.records import History
-from chaos.verdict import RunVerdict
+from chaos.judge.verdict import RunVerdict
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from chaos.cgroup.group import Cgroup
 from chaos.fault import Evidence, Fault, Scene, Target
-from chaos.world import levels
+from chaos.judge.ledger.world import levels
 
 Key = Literal["sev", "sev_es"]
 

@@ -19,9 +19,9 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 
-from chaos import findings
-from chaos.findings import Finding
-from chaos.verdict import Outcome, Verdict
+from chaos.judge import findings
+from chaos.judge.findings import Finding
+from chaos.judge.verdict import Outcome, Verdict
 from reports import words
 from reports.run import Run
 from reports.words import clean

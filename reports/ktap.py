@@ -20,10 +20,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from chaos import findings
 from chaos.errors import ExitCode
-from chaos.findings import Finding
-from chaos.verdict import Outcome, Verdict
+from chaos.judge import findings
+from chaos.judge.findings import Finding
+from chaos.judge.verdict import Outcome, Verdict
 from reports import words
 from reports.run import Run
 from reports.words import clean

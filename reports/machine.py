@@ -6,7 +6,7 @@ outcome                           held, deviated, unknown or skipped: the worst 
 exit_code                         of this run alone, with what was accepted left out
 directory                         the run directory, as it was given
 damage                            what is wrong with the history, "" if nothing
-verdicts                          an object a promise, as `chaos.verdict.Verdict` has it
+verdicts                          an object a promise, as `chaos.judge.verdict.Verdict` has it
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from chaos.experiment.model import Experiment
 from chaos.history.records import History
-from chaos.verdict import RunVerdict
+from chaos.judge.verdict import RunVerdict
 
 
 @dataclass(frozen=True, slots=True)

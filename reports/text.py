@@ -19,11 +19,11 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from chaos import findings
-from chaos.findings import Finding
 from chaos.history.records import Asked, Counted, Observation
-from chaos.ledger import charged
-from chaos.verdict import PROMISES, Outcome, RunVerdict, Verdict
+from chaos.judge import findings
+from chaos.judge.findings import Finding
+from chaos.judge.ledger.replay import charged
+from chaos.judge.verdict import PROMISES, Outcome, RunVerdict, Verdict
 from reports import words
 from reports.run import Run
 from reports.words import clean

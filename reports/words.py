@@ -7,12 +7,12 @@ import errno
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from chaos.during import During, named, told
 from chaos.experiment import model as e
 from chaos.experiment import steps as s
-from chaos.findings import Finding
 from chaos.history.records import Asked, Counted, Done, Fault, Handover, Held, History, Invoke, Note, Stormed, Traced
-from chaos.verdict import PROMISES, Outcome, RunVerdict, Verdict
+from chaos.judge.findings import Finding
+from chaos.judge.timeline import During, named, told
+from chaos.judge.verdict import PROMISES, Outcome, RunVerdict, Verdict
 
 FEW = 6  # operations of one step of which each is told by itself
 EVENTS = 16  # so many of a verdict's are shown

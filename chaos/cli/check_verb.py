@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from chaos import findings, verdict
 from chaos.cli.reporting import chosen, format_option, show
-from chaos.judge import judge
+from chaos.judge import findings, verdict
+from chaos.judge.judge import judge
 from chaos.store import RunDirectory
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from chaos import findings
 from chaos.errors import UsageError
+from chaos.judge import findings
 
 if TYPE_CHECKING:
     from reports.run import Run

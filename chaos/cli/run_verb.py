@@ -16,7 +16,7 @@ import click
 import msgspec
 
 import experiments
-from chaos import fault, findings, verdict
+from chaos import fault
 from chaos.cli.common import DEFAULT_KERNEL, Asids, Memory, firmware_option, say, silent
 from chaos.cli.reporting import chosen, format_option, show
 from chaos.conduct import Conducted, Console, conduct
@@ -25,6 +25,7 @@ from chaos.experiment.model import Experiment
 from chaos.experiment.steps import Strike
 from chaos.history.records import Invoke, Record
 from chaos.host import Host, LabHost, LocalHost, Session
+from chaos.judge import findings, verdict
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ from chaos.experiment.steps import (
     walk,
 )
 from chaos.fault import Target
-from chaos.verdict import PROMISES
+from chaos.judge.verdict import PROMISES
 
 P = TypeVar("P", bound=Part)
 _LEVEL = r"[a-z][a-z0-9-]{0,40}"

@@ -14,7 +14,7 @@ from typing import Literal
 from chaos.experiment.steps import Phase
 from chaos.fleet import ANSWER_WITHIN, StepFailed
 from chaos.history.records import Done
-from chaos.ledger import owns
+from chaos.judge.ledger.replay import owns
 from chaos.linux import seqpacket
 from chaos.linux.loop import LOOK_AGAIN, TimedOut
 from chaos.stage import Guest, Stage, explained, operation_name

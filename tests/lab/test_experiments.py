@@ -11,10 +11,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from chaos.during import During
 from chaos.errors import ExitCode
 from chaos.history import file
 from chaos.history.records import Asked, Counted, Fault, Header, Held, History, Note, Observation
+from chaos.judge.timeline import During
 from tests.lab.conftest import Sevchaos, as_expected
 
 pytestmark = pytest.mark.lab

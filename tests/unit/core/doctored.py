@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import msgspec
 
-from chaos.checkers import CHECKERS
 from chaos.history.records import Done, Exited, History, Invoke, Observation, Record
-from chaos.verdict import Outcome, Verdict
+from chaos.judge.checkers import CHECKERS
+from chaos.judge.verdict import Outcome, Verdict
 from tests.unit.core.build import ALL, Builder, changed, shipped
 
 HELD, DEVIATED, UNKNOWN, SKIPPED = Outcome.HELD, Outcome.DEVIATED, Outcome.UNKNOWN, Outcome.SKIPPED

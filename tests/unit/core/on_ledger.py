@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from chaos.history.records import Invoke
-from chaos.ledger import Ledger, replay
+from chaos.judge.ledger.replay import Ledger, replay
 from tests.unit.core.build import Builder
 
 

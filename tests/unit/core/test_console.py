@@ -16,8 +16,8 @@ from chaos.errors import KernelPanicked
 from chaos.experiment.model import Order
 from chaos.history import file, records
 from chaos.history.records import End, Header, History, Kernel, Record
+from chaos.judge.verdict import Outcome
 from chaos.store import Host
-from chaos.verdict import Outcome
 from tests.unit.core.build import Builder, moved, shipped
 
 AHEAD = 21_000_000  # nanoseconds

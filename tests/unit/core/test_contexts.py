@@ -8,8 +8,8 @@ import errno
 import msgspec
 import pytest
 
-from chaos.contexts import TIMED_OUT, Contexts
 from chaos.history.records import Firmware, History
+from chaos.judge.ledger.firmware_contexts import TIMED_OUT, Contexts
 from tests.unit.core.build import STATUS, Builder
 from tests.unit.core.doctored import DEVIATED, HELD, UNKNOWN, verdict_of
 

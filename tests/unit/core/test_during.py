@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import msgspec
 
-from chaos.during import During, named
 from chaos.history.records import Done, History, Traced
+from chaos.judge.timeline import During, named
 from tests.unit.core.build import Builder
 
 MOVER = 333  # the thread of a move; the processes are 100 and 101

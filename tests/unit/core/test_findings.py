@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from chaos import findings
-from chaos.findings import Finding
+from chaos.judge import findings
+from chaos.judge.findings import Finding
 
 ROOT = Path(__file__).parents[3]
 PAGES = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs" / "findings").glob("[0-9]*.md")}

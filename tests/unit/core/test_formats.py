@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chaos import findings
 from chaos.errors import ExitCode
 from chaos.history.records import History
-from chaos.verdict import PROMISES, Outcome, RunVerdict, Verdict, worst
+from chaos.judge import findings
+from chaos.judge.verdict import PROMISES, Outcome, RunVerdict, Verdict, worst
 from reports import junit, ktap
 from reports.run import Run
 from tests.unit.core.build import ALL, moved, shipped

@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 
 from chaos.history.records import Handover, History
-from chaos.verdict import Outcome
+from chaos.judge.verdict import Outcome
 from tests.unit.core.build import Builder, moved
 from tests.unit.core.doctored import MOVE, answered, check, verdict_of
 

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from chaos.errors import UsageError
 from chaos.history.file import Writer, read, up_to_damage
 from chaos.history.records import FORMAT, Done, End, Header, History, Invoke, Kernel, Observation, Record, encode
-from chaos.judge import judge
+from chaos.judge.judge import judge
+from chaos.judge.verdict import Outcome
 from chaos.store import Host, RunDirectory
-from chaos.verdict import Outcome
 from reports import junit, ktap, machine, text
 from reports.run import Run
 from tests.unit.core.build import ALL, moved, shipped

@@ -8,12 +8,9 @@ import errno
 import msgspec
 import pytest
 
-from chaos import findings
-from chaos.checkers import CHECKERS
 from chaos.errors import ExitCode, InternalError
 from chaos.experiment.model import Unaskable
 from chaos.experiment.steps import Migrate, Strike
-from chaos.findings import matching, parse, series
 from chaos.history.records import (
     Answer,
     Asked,
@@ -28,8 +25,11 @@ from chaos.history.records import (
     Observation,
     Record,
 )
-from chaos.judge import judge, shortcomings
-from chaos.verdict import Outcome, RunVerdict, Verdict, exit_code
+from chaos.judge import findings
+from chaos.judge.checkers import CHECKERS
+from chaos.judge.findings import matching, parse, series
+from chaos.judge.judge import judge, shortcomings
+from chaos.judge.verdict import Outcome, RunVerdict, Verdict, exit_code
 from tests.unit.core.build import ALL, Builder, changed, destination_killed, moved, shipped, source_killed
 
 KNOWN = findings.load()
@@ -330,7 +330,7 @@ def test_findings_are_read() -> None:
     ],
 )
 def test_wrong_findings_are_a_bug_of_ours(data: bytes) -> None:
-    with pytest.raises(InternalError, match=r"chaos/known\.yaml"):
+    with pytest.raises(InternalError, match=r"chaos/judge/known\.yaml"):
         parse(data)
 
 

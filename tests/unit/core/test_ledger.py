@@ -8,8 +8,8 @@ import errno
 import pytest
 
 from chaos.history.records import Done
-from chaos.ledger import deaths_begin, replay
-from chaos.world import Context, Reference, World, argument, levels
+from chaos.judge.ledger.replay import deaths_begin, replay
+from chaos.judge.ledger.world import Context, Reference, World, argument, levels
 from tests.unit.core.build import Builder, destination_killed, moved, moved_es, source_killed
 from tests.unit.core.on_ledger import ledger, payers, two
 

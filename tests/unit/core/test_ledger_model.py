@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
 
 from chaos.history.records import Done, History, Invoke, Observation
-from chaos.ledger import Entry, replay
-from chaos.world import World
+from chaos.judge.ledger.replay import Entry, replay
+from chaos.judge.ledger.world import World
 from tests.unit.core.build import Builder
 
 CGROUPS = {"one": "a", "two": "b", "three": "b/inner"}

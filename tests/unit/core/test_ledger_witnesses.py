@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from chaos.history.records import Done, Observation
-from chaos.ledger import owns, said_dead
+from chaos.judge.ledger.replay import owns, said_dead
 from tests.unit.core.build import Builder
 from tests.unit.core.on_ledger import held, ledger, payers, two
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from chaos.checkers import CHECKERS
-from chaos.verdict import Outcome, Verdict
+from chaos.judge.checkers import CHECKERS
+from chaos.judge.verdict import Outcome, Verdict
 from tests.unit.core.build import Builder, shipped
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import errno
 
-from chaos.ledger import replay
-from chaos.world import Mirror, World
+from chaos.judge.ledger.replay import replay
+from chaos.judge.ledger.world import Mirror, World
 from tests.unit.core.build import Builder
 
 

@@ -8,8 +8,8 @@ from errno import EBADF, EBUSY, EINVAL, EIO
 import msgspec
 import pytest
 
-from chaos import findings
 from chaos.history.records import History, Observation
+from chaos.judge import findings
 from tests.unit.core.build import KERNEL, Builder
 from tests.unit.core.doctored import DEVIATED, begun, verdict_of
 

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chaos import oracle
 from chaos.errors import UsageError
 from chaos.history.records import Invoke, Value
-from chaos.oracle import OK, Answer, State, after, allowed, charges, events, under_way
-from chaos.oracle.programs import WIDTH, Step, run, violations
+from chaos.judge import oracle
+from chaos.judge.oracle import OK, Answer, State, after, allowed, charges, events, under_way
+from chaos.judge.oracle.programs import WIDTH, Step, run, violations
 
 OLD, NEW = "6.1.192", "6.12.117"
 _numbers = count(1)
@@ -60,7 +60,7 @@ def ready(kernel: str = NEW, *, key: str = "sev", vcpus: int = 1) -> State:
 
 def with_descriptor(state: State, vm: str, agent: str) -> State:
     """The agent has the VM open as if it had opened it: nobody need wonder whether it still has."""
-    from chaos.world import Reference
+    from chaos.judge.ledger.world import Reference
 
     return replace(state, world=replace(state.world, references=state.world.references | {Reference(vm, agent)}))
 

@@ -9,7 +9,7 @@ from errno import EBADF, EBUSY, EINVAL, EIO, ENOMEM, ENOTTY
 import pytest
 
 from chaos.history.records import Value
-from chaos.oracle import State, allowed, under_way
+from chaos.judge.oracle import State, allowed, under_way
 from tests.unit.core.test_oracle import MOVE, NEW, OLD, does, errnos, host, launched, op, ready, with_descriptor
 
 KERNELS = pytest.mark.parametrize("kernel", [OLD, NEW])

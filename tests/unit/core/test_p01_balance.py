@@ -8,9 +8,9 @@ import errno
 import msgspec
 import pytest
 
-from chaos.checkers import CHECKERS
 from chaos.history.records import History, Observation, Record
-from chaos.verdict import Outcome
+from chaos.judge.checkers import CHECKERS
+from chaos.judge.verdict import Outcome
 from tests.unit.core.build import Builder, shipped
 from tests.unit.core.doctored import KILL_SOURCE, MOVE, begun, charge, check, move_unanswered, verdict_of, without
 

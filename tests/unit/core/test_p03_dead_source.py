@@ -8,9 +8,9 @@ import errno
 import msgspec
 import pytest
 
-from chaos.checkers import CHECKERS
 from chaos.history.records import Asked, Record
-from chaos.verdict import Outcome
+from chaos.judge.checkers import CHECKERS
+from chaos.judge.verdict import Outcome
 from tests.unit.core.build import Builder, changed, shipped
 from tests.unit.core.doctored import (
     ES,

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from chaos.history.records import Call, Done, History, Record, Stormed, StormThread
-from chaos.verdict import Verdict
+from chaos.judge.verdict import Verdict
 from tests.unit.core.build import Builder, changed
 from tests.unit.core.doctored import DEVIATED, HELD, UNKNOWN, verdict_of
 

@@ -8,9 +8,9 @@ import errno
 import msgspec
 import pytest
 
-from chaos.checkers import CHECKERS
 from chaos.history.records import Asked, Observation
-from chaos.verdict import Outcome, Verdict
+from chaos.judge.checkers import CHECKERS
+from chaos.judge.verdict import Outcome, Verdict
 from tests.unit.core.build import Builder, shipped
 from tests.unit.core.doctored import (
     KILL_DESTINATION,

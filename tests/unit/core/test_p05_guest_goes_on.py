@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from chaos import findings
-from chaos.checkers import CHECKERS
 from chaos.history.records import Counted, Header, Invoke, Record, Value
-from chaos.verdict import Outcome
+from chaos.judge import findings
+from chaos.judge.checkers import CHECKERS
+from chaos.judge.verdict import Outcome
 from tests.unit.core.build import Builder, changed, shipped
 from tests.unit.core.doctored import (
     ES,

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from chaos.history.records import Header, History, Observation, Record
-from chaos.verdict import Outcome
+from chaos.judge.verdict import Outcome
 from tests.unit.core.build import Builder, changed
 from tests.unit.core.doctored import DEVIATED, HELD, UNKNOWN, begun, see, verdict_of
 

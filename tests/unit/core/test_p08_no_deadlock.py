@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from chaos.history.records import Fault, History, Overdue
-from chaos.verdict import Outcome
+from chaos.judge.verdict import Outcome
 from tests.unit.core.build import moved, source_killed
 from tests.unit.core.doctored import DEVIATED, HELD, UNKNOWN, begun, verdict_of
 

@@ -8,9 +8,9 @@ from errno import EBUSY, EINVAL
 import msgspec
 import pytest
 
-from chaos.checkers import contract
-from chaos.checkers.evidence import Evidence
 from chaos.history.records import History, Invoke, Observation, Record
+from chaos.judge import against_oracle
+from chaos.judge.evidence import Evidence
 from tests.unit.core.build import Builder, changed, moved
 from tests.unit.core.doctored import HELD, UNKNOWN, begun, see, verdict_of
 
@@ -149,9 +149,10 @@ def test_events_of_a_cgroup_that_was_made_anew_are_not_compared() -> None:
 )
 def test_limits_go_with_their_files(f: str, cgroup: str, left: set[tuple[str, str, int]]) -> None:
     limits = frozenset({("a", "sev", 2), ("a/b", "sev", 1)})
-    assert contract.changed(limits, Invoke(t=0, op=1, f=f, agent="", pid=0, step=-1, args={"cgroup": cgroup})) == left
+    invoke = Invoke(t=0, op=1, f=f, agent="", pid=0, step=-1, args={"cgroup": cgroup})
+    assert against_oracle.changed(limits, invoke) == left
 
 
 def test_a_history_of_an_unknown_kernel_judges_nothing() -> None:
-    judge = contract.Contract(Evidence(Builder(kernel="mine").end()))
+    judge = against_oracle.Contract(Evidence(Builder(kernel="mine").end()))
     assert judge.gap and list(judge.judged()) == []

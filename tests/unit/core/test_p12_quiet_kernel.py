@@ -6,11 +6,11 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from chaos import findings
-from chaos.checkers import CHECKERS
-from chaos.checkers.p12_quiet_kernel import PATTERNS, report
 from chaos.history.records import Console, Kernel
-from chaos.verdict import Outcome
+from chaos.judge import findings
+from chaos.judge.checkers import CHECKERS
+from chaos.judge.checkers.p12_quiet_kernel import PATTERNS, report
+from chaos.judge.verdict import Outcome
 from tests.unit.core.build import Builder, shipped
 from tests.unit.core.doctored import MOVE
 

@@ -14,9 +14,9 @@ import pytest
 from chaos.cgroup.group import Cgroup
 from chaos.errors import Unsupported
 from chaos.history.records import Filled, Header, History, Observation, Record
-from chaos.judge import judge
+from chaos.judge.judge import judge
+from chaos.judge.verdict import Outcome
 from chaos.script import moved_mirror, require_all
-from chaos.verdict import Outcome
 from faults.vmm import Oom
 from tests.unit.core.build import moved, shipped
 

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 from chaos.history.records import Held, Invoke
-from chaos.stopped import ANY, COMMANDS, FUNCTIONS, reaches
-from chaos.world import Reach
+from chaos.judge.ledger.reach import ANY, COMMANDS, FUNCTIONS, reaches
+from chaos.judge.ledger.world import Reach
 from tests.unit.core.build import Builder
 from tests.unit.core.on_ledger import ledger, payers, two
 

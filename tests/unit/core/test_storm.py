@@ -7,7 +7,7 @@ from errno import EINVAL, EIO
 
 import pytest
 
-from chaos.checkers.storm import Call, instant_of_death
+from chaos.judge.instant_of_death import Call, instant_of_death
 
 MOVE = Call(100, 200, 0)
 

@@ -8,12 +8,12 @@ from errno import EBUSY, EINVAL, EIO, ENOTTY
 import msgspec
 import pytest
 
-from chaos.checkers import CHECKERS
 from chaos.experiment import model
 from chaos.history.records import History, Value
-from chaos.judge import shortcomings
-from chaos.ledger import replay
-from chaos.verdict import Outcome, Verdict
+from chaos.judge.checkers import CHECKERS
+from chaos.judge.judge import shortcomings
+from chaos.judge.ledger.replay import replay
+from chaos.judge.verdict import Outcome, Verdict
 from tests.unit.core.build import Builder, shipped
 from tests.unit.core.doctored import MOVE, see
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from chaos.errors import ExitCode
-from chaos.verdict import Outcome, RunVerdict, Verdict, exit_code, worst
+from chaos.judge.verdict import Outcome, RunVerdict, Verdict, exit_code, worst
 
 H, D, U, S = Outcome.HELD, Outcome.DEVIATED, Outcome.UNKNOWN, Outcome.SKIPPED
 

@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A history held against the oracle: what each operation was allowed to answer where it came.
+
+The ledger says in which worlds an operation may have been carried out, observations say which limits there were. What
+was not read cannot be judged: `Judged.gap` says so.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import msgspec
+
+from chaos.errors import UsageError
+from chaos.experiment.steps import UNARMED
+from chaos.history.records import Done, Filled, Held, Invoke, Observation, Value
+from chaos.judge import oracle
+from chaos.judge.evidence import Evidence, ioctl_answered
+from chaos.judge.ledger.effects import took_effect
+from chaos.judge.ledger.replay import KEYS, WATCHED
+from chaos.judge.ledger.world import ON_CGROUPS, argument, levels, number
+from chaos.judge.oracle import OK, Answer, Rules, State
+
+Limits = frozenset[tuple[str, str, int]]
+# A move marks both VMs as being migrated before it takes any lock (steps 3 and 4 of the contract's part 1.2). So it has
+# where it waits for a lock, which are the holds that need no arming, and at the entry of a function that comes later.
+MARKED = frozenset(
+    {
+        "misc_cg_try_charge",
+        "sev_lock_vcpus_for_migration",
+        "kvm_lock_all_vcpus",
+        "sev_check_source_vcpus",
+        "sev_migrate_from",
+        "sev_init_vmcb",
+        "sev_unlock_vcpus_for_migration",
+        "misc_cg_uncharge",
+    }
+)
+# Between created_vcpus and online_vcpus.
+HALF_A_VCPU = "kvm_arch_vcpu_create"
+START = "start"
+OTHER_THREAD = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """An operation that was answered. `allowed` is what it may have answered, `gap` why that is not known, "" if it
+    is. `as_sev` is what the charge of a SEV-ES context's move would have answered under the key `sev`, None of any
+    other operation, or if nobody can say."""
+
+    invoke: Invoke
+    done: Done
+    answer: Answer
+    allowed: frozenset[Answer]
+    gap: str = ""
+    as_sev: Answer | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the answer is one of those; whose limit it was does not show in it."""
+        seen = (self.answer.errno, self.answer.firmware)
+        return any((answer.errno, answer.firmware) == seen for answer in self.allowed)
+
+    @property
+    def limits(self) -> frozenset[str]:
+        """The cgroups one of whose limits may have been in the way."""
+        return frozenset(answer.at for answer in self.allowed if answer.at)
+
+    @property
+    def in_the_way(self) -> str:
+        """What those limits are, in words."""
+        told = {
+            f"the host's capacity, taken below {answer.at!r}," if answer.full else f"the limit of {answer.at}"
+            for answer in self.allowed
+            if answer.at
+        }
+        return " or ".join(sorted(told))
+
+
+class Contract:
+    """The oracle at work on one history."""
+
+    def __init__(self, evidence: Evidence) -> None:
+        self.evidence = evidence
+        self.observations = [r for r in evidence.history.records if isinstance(r, Observation)]
+
+    @cached_property
+    def gap(self) -> str:
+        """Why nothing of the history can be judged, "" if it can."""
+        header = self.evidence.history.header
+        if header is None:
+            return "the history does not say on which kernel it was made"
+        try:
+            oracle.rules(header.kernel)
+        except UsageError as error:
+            return error.message
+        return ""
+
+    @cached_property
+    def _capacity(self) -> tuple[dict[str, int], dict[str, int]]:
+        """How many contexts the host has room for, and how many of them were not to be had when the run began."""
+        header = self.evidence.history.header
+        capacity = dict(header.asids) if header is not None else {}
+        filled = next(
+            (r for r in self.evidence.history.records if isinstance(r, Filled) and r.label == START),
+            None,
+        )
+        counts = filled.count if filled is not None else {}
+        return capacity, {key: max(0, capacity.get(key, 0) - count) for key, count in counts.items()}
+
+    @cached_property
+    def rules(self) -> Rules:
+        header = self.evidence.history.header
+        assert header is not None
+        return oracle.rules(header.kernel)
+
+    def judged(self) -> Iterator[Judged]:
+        """Every operation that the oracle knows and that a kernel has answered, in the order of invocation."""
+        if self.gap:
+            return
+        for invoke, done in self.evidence.operations:
+            if invoke.f in WATCHED and done is not None and done.outcome != "info" and self._answered(invoke, done):
+                yield from self._loop(invoke, done) if invoke.f == "moves" else (self._judge(invoke, done),)
+
+    def _loop(self, invoke: Invoke, done: Done) -> Iterator[Judged]:
+        """Each answer that a loop of moves was given, once: when in the loop it was, nobody recorded. Those that
+        succeeded are operations of their own."""
+        several = number(invoke, "threads") > 1
+        for told in done.value:
+            source, _, name = told.partition(" ")
+            code = getattr(errno, name, 0) or (int(name) if name.isdigit() else 0)
+            if code:
+                args: dict[str, Value] = {"vm": argument(invoke, "vm"), "source": source}
+                move = msgspec.structs.replace(invoke, f="move", args=args)
+                yield self._judge(move, done, Answer(code), op=OTHER_THREAD if several else None)
+
+    @staticmethod
+    def _answered(invoke: Invoke, done: Done) -> bool:
+        return took_effect(invoke, done) or ioctl_answered(done)
+
+    def _judge(self, invoke: Invoke, done: Done, answer: Answer | None = None, *, op: int | None = None) -> Judged:
+        """`op` is what the operation goes by where it may be in the way of itself."""
+        if answer is None:
+            answer = OK if took_effect(invoke, done) else Answer(done.errno, done.firmware != 0)
+        made = invoke if op is None else msgspec.structs.replace(invoke, op=op)
+        ledger = self.evidence.ledger
+        if ledger.lost_at is not None and invoke.seq > ledger.lost_at:
+            return Judged(invoke, done, answer, frozenset(), ledger.lost)
+        capacity, foreign = self._capacity
+        around = self._limits(invoke.seq, done.seq)
+        marked = self._stopped("move", invoke, done, lambda r: r.hold in UNARMED or r.function in MARKED)
+        half = self._stopped("create_vcpu", invoke, done, lambda r: r.function == HALF_A_VCPU)
+        flushes = not self.evidence.contexts.flush_failed(invoke, done)
+        allowed: set[Answer] = set()
+        as_sev: set[Answer | None] = set()
+        for world in ledger.during.get(invoke.op, ()):
+            for limits in around or {frozenset()}:
+                state = State(
+                    rules=self.rules,
+                    world=world,
+                    capacity=frozenset(capacity.items()),
+                    foreign=frozenset(foreign.items()),
+                    limits=limits,
+                    flushes=flushes,
+                    obeys=self.evidence.contexts.obeys,
+                    marked=marked,
+                    half=half,
+                    memlock=self._memlock(invoke, done),
+                )
+                allowed |= oracle.allowed(state, made)
+                as_sev.add(_charged_as_sev(state, made))
+        gap = "" if allowed else f"nobody can say in what state {invoke.f} found its VMs"
+        if not around and invoke.f in ("init", "move"):
+            gap = f"the limits were not read, which {invoke.f} may have met"
+        return Judged(invoke, done, answer, frozenset(allowed), gap, as_sev.pop() if len(as_sev) == 1 else None)
+
+    def _stopped(self, f: str, invoke: Invoke, done: Done, at: Callable[[Held], bool]) -> frozenset[int]:
+        """The operations `f` that were seen to be stopped there before this one began, and ended after it."""
+        holds = (r for r in self.evidence.history.records if isinstance(r, Held) and r.reached and r.seq < invoke.seq)
+        stopped = {r.op for r in holds if at(r)}
+        return frozenset(
+            other.op
+            for other, ended in self.evidence.operations
+            if other.f == f
+            and other.op in stopped
+            and (ended is None or (ended.seq > done.seq and ended.ended >= done.ended))
+        )
+
+    def _memlock(self, invoke: Invoke, done: Done) -> frozenset[tuple[str, int]]:
+        """What the process of this operation may have been allowed to lock while it was under way."""
+        mine = [i for i, _ in self.evidence.operations if i.f == "memlock" and i.agent == invoke.agent]
+        before = [i for i in mine if i.seq < invoke.seq][-1:]
+        given = (i.args.get("bytes") for i in (*before, *(i for i in mine if invoke.seq < i.seq < done.seq)))
+        return frozenset((invoke.agent, size) for size in given if isinstance(size, int))
+
+    def _limits(self, begun: int, over: int) -> frozenset[Limits]:
+        """The limits that may have been in force from record `begun` to record `over`: as they were read before, with
+        what was changed since. What was read afterwards tells of changes that were not recorded."""
+        before = next((r for r in reversed(self.observations) if r.seq < begun), None)
+        after = next((r for r in self.observations if r.seq > over), None)
+        limits = None if before is None else limits_of(before)
+        found: set[Limits] = set()
+        if before is not None and limits is not None:
+            for invoke, done in self.changes:
+                if not before.seq < done.seq or invoke.seq > over:
+                    continue
+                if done.seq > begun:
+                    found.add(limits)
+                limits = changed(limits, invoke)
+            found.add(limits)
+        read = None if after is None else limits_of(after)
+        if after is not None and read is not None and not self._explained(limits, read, over, after.seq):
+            found.add(read)
+        return frozenset(found)
+
+    @cached_property
+    def changes(self) -> tuple[tuple[Invoke, Done], ...]:
+        """The operations that changed a limit, or with the cgroup or its controller did away with one."""
+        return tuple(
+            (invoke, done)
+            for invoke, done in self.evidence.operations
+            if invoke.f in ON_CGROUPS and done is not None and done.outcome == "ok"
+        )
+
+    def _explained(self, limits: Limits | None, read: Limits, over: int, seen: int) -> bool:
+        """Whether the recorded changes from record `over` on make these limits what was read at record `seen`."""
+        for invoke, done in self.changes:
+            if limits is not None and over < invoke.seq and done.seq < seen:
+                limits = changed(limits, invoke)
+        return limits == read
+
+
+def _charged_as_sev(state: State, move: Invoke) -> Answer | None:
+    context, payer = state.world.context(argument(move, "source")), state.world.home(move.agent)
+    if move.f != "move" or context is None or context.key != "sev_es" or payer in (None, context.payer):
+        return None
+    return oracle.charge(state, payer or "", "sev")
+
+
+def changed(limits: Limits, change: Invoke) -> Limits:
+    """The limits after an operation on cgroups."""
+    name = argument(change, "cgroup")
+    if change.f == "limit":
+        key, number = argument(change, "key"), change.args.get("max")
+        others = frozenset(limit for limit in limits if limit[:2] != (name, key))
+        return others | {(name, key, number)} if isinstance(number, int) else others
+    return frozenset(limit for limit in limits if not renews(change, limit[0]))
+
+
+def renews(change: Invoke, cgroup: str) -> bool:
+    """Whether after this operation on cgroups the files of the cgroup are new ones: no limit, nothing counted."""
+    name = argument(change, "cgroup")
+    match change.f:
+        case "add_cgroup" | "remove_cgroup":
+            return name in levels(cgroup)
+        case "disable_misc" | "enable_misc":
+            return name in levels(cgroup)[:-1]
+    return False
+
+
+def limits_of(observation: Observation) -> Limits | None:
+    """Every misc.max that was read and is no "max". None if that of some cgroup was not read. One without the
+    controller has no files."""
+    if not observation.misc or any(files and "max" not in files for n, files in observation.misc.items() if n != "."):
+        return None
+    return frozenset(
+        (cgroup, key, limit)
+        for cgroup, files in observation.misc.items()
+        for key, limit in files.get("max", {}).items()
+        if key in KEYS
+    )
+
+
+def events_of(observation: Observation, cgroup: str, key: str) -> int | None:
+    """misc.events of a cgroup: how often its limit, or one below it, was in the way. None if it was not read."""
+    events = observation.misc.get(cgroup, {}).get("events")
+    return None if events is None else events.get(f"{key}.max", events.get(key, 0))

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""P4, one owner: at every moment exactly one VM owns the context while any holder lives.
+
+Three witnesses, each blind alone. GUEST_STATUS tells whether a VM owns a context (`chaos.judge.ledger.replay.owns`), so
+the one that must own it is asked, and the other one too unless its process is gone: two VMs that both own one context
+would go unseen else. The firmware's guest count tells of contexts that no VM owns any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from chaos.experiment.model import Experiment
+from chaos.history.records import Done, Exited, History, Observation
+from chaos.judge.evidence import Evidence, Move, combine, deviated, errname, held, skipped, unknown
+from chaos.judge.ledger.firmware_contexts import GONE, told
+from chaos.judge.ledger.replay import Entry, Mismatch, owns, said_dead
+from chaos.judge.verdict import Verdict
+
+PROMISE = "P4"
+
+
+def check(experiment: Experiment, history: History) -> Verdict:
+    evidence = Evidence(history)
+    parts = [_mismatch(evidence, mismatch) for mismatch in evidence.ledger.mismatches("owner", "guests")]
+    if evidence.ledger.lost:
+        parts.append(unknown(PROMISE, f"who owns what cannot be told: {evidence.ledger.lost}"))
+    elif not evidence.moves:
+        parts.append(unknown(PROMISE, f"{evidence.untried}, so ownership was never in question"))
+    elif evidence.settled is None:
+        parts.append(unknown(PROMISE, f"{evidence.moves[-1]}: who owns the context after it cannot be asked"))
+    else:
+        after = [entry for entry in evidence.ledger.entries if _asked(evidence, entry) > evidence.settled]
+        lineages = dict.fromkeys(evidence.lineage(move.source) for move in evidence.moves)
+        wrong = {mismatch.where for mismatch in evidence.ledger.mismatches("owner") if not mismatch.seen}
+        guests = [vms for vms in lineages if evidence.given(vms) and not vms & wrong]
+        parts += [_owner(evidence, after, vms) for vms in guests]
+        parts += [_other(evidence, move) for move in evidence.moves if move.other]
+        parts.append(_firmware(evidence, after))
+    return combine(PROMISE, parts)
+
+
+def _asked(evidence: Evidence, entry: Entry) -> int:
+    """From which record on it was asked: what was answered after a move may have been asked before it."""
+    asked = (invoke.seq for invoke, done in evidence.operations if done is entry.record)
+    return next(asked, entry.record.seq)
+
+
+def _mismatch(evidence: Evidence, mismatch: Mismatch) -> Verdict:
+    entry = next(entry for entry in evidence.ledger.entries if entry.record.seq == mismatch.record)
+    record = entry.record
+    expected = " or ".join(str(value) for value in sorted(mismatch.expected))
+    dead = all(mismatch.where in world.dead for world in entry.worlds)
+    if mismatch.kind == "owner" and dead and not mismatch.seen:
+        reason = f"{mismatch.where} was given the context when it was dead, so nobody can use it any more"
+        given = (m for m in evidence.moves if m.destination == mismatch.where)
+        signature = "owner-died-in-move" if any(map(evidence.died_meanwhile, given)) else "owner-was-dead"
+    elif mismatch.kind == "owner":
+        said = "owns a context and must not" if mismatch.seen else "owns no context and must"
+        reason, signature = f"{mismatch.where} {said}", "two-own" if mismatch.seen else "none-owns"
+    else:
+        label = record.label if isinstance(record, Observation) else ""
+        reason = f"at {label!r} the firmware counted {mismatch.seen} guests of this run where {expected} must live"
+        signature = "firmware-counts-more" if mismatch.seen > max(mismatch.expected) else "firmware-counts-fewer"
+    return deviated(PROMISE, reason, (record,), signature=signature, expected=expected, seen=str(mismatch.seen))
+
+
+def _owner(evidence: Evidence, after: list[Entry], vms: frozenset[str]) -> Verdict:
+    """Of the VMs that a context went through, the one that must own it now was asked."""
+    answered = {
+        vm: done
+        for vm in sorted(vms)
+        for invoke, done in evidence.done(vm, "guest_status")
+        if invoke.seq > (evidence.settled or 0) and owns(done) and not evidence.lost(invoke)
+    }
+    first = after[0].fits if after else evidence.ledger.worlds
+    if not any(world.holders & vms and world.holders & vms <= answered.keys() for world in first):
+        return unknown(PROMISE, f"of {' and '.join(sorted(vms))} the owner was not asked for its status after the move")
+    said = ", ".join(f"{vm} owns the context (GUEST_STATUS: {_said(done)})" for vm, done in answered.items())
+    return held(PROMISE, said, answered.values())
+
+
+def _other(evidence: Evidence, move: Move) -> Verdict:
+    """Whoever must not own the context does not, by its own answer or because it is gone."""
+    if move.happened is None or move.over is None:
+        return unknown(PROMISE, f"{move}, and nobody can say whether it took effect", move.records)
+    vm, over = move.other, move.over
+    exited = evidence.died(vm, at=move.invoke.seq)
+    if exited is not None and exited.seq <= over:
+        return held(PROMISE, f"the process of {vm} is dead and owns nothing", (exited,))
+    if not move.happened and evidence.held(vm, move.invoke):
+        return _its_own(evidence, move)
+    return _without(evidence, move, vm, over)
+
+
+def _without(evidence: Evidence, move: Move, vm: str, over: int) -> Verdict:
+    """The VM has no context after record `over`."""
+    for invoke, done in evidence.done(vm, "guest_status"):
+        if invoke.seq > over and owns(done) is False:
+            return held(PROMISE, f"{vm} owns none (GUEST_STATUS: {_said(done)})", (done,))
+    for asked in evidence.asked:
+        if asked.vm == vm and asked.seq > over and said_dead(asked):
+            return held(PROMISE, f"{vm} is dead, by its own answers", (asked,))
+    later = [
+        later for later in evidence.moves if later.happened and later.destination == vm and later.invoke.seq > over
+    ]
+    if later:
+        return held(PROMISE, f"{vm} was given the context later, so it owned none", later[0].records)
+    exited = evidence.died(vm, at=move.invoke.seq)
+    if exited is not None:
+        return _outlived(evidence, move, exited)
+    lost = "vm" in evidence.lost_fds(vm, len(evidence.history.records))
+    why = ": it has lost its descriptor" if lost else ""
+    text = f"{move}, and {vm} was not asked whether it owns a context as well{why}"
+    return unknown(PROMISE, text, move.records, signature="descriptor-lost" if lost else "")
+
+
+def _outlived(evidence: Evidence, move: Move, exited: Exited) -> Verdict:
+    """A process that was not asked before it died later took no context along, if the firmware still has the guest:
+    of a VM that goes and owns one, KVM has it decommissioned."""
+    answers = (d for i, d in evidence.statuses(move.survivor) if i.seq > exited.seq and d.outcome == "ok")
+    counts = (entry.record for entry in _counted(evidence, evidence.ledger.entries) if entry.record.seq > exited.seq)
+    still = next(answers, None) or next(counts, None)
+    if still is not None:
+        text = f"the process of {move.other} died later and took no context along"
+        return held(PROMISE, text, (*move.records, exited, still))
+    text = f"{move}, and the process of {move.other} died later, before it was asked whether it owns a context as well"
+    return unknown(PROMISE, text, (*move.records, exited), signature="other-process-dead")
+
+
+def _its_own(evidence: Evidence, move: Move) -> Verdict:
+    """The destination of a move that failed had a context already, and has that one and no other. Where the firmware
+    is not reached before and after, it says of both times that there is one."""
+    vm, over = move.destination, move.over or 0
+    answers = [(i.seq, done) for i, done in evidence.done(vm, "guest_status") if owns(done)]
+    before = [done for seq, done in answers if seq < move.invoke.seq]
+    after = [done for seq, done in answers if seq > over]
+    if not before or not after:
+        side = "after" if before else "before"
+        return unknown(PROMISE, f"{move}, and {vm} was not asked for its own context {side} it", move.records)
+    was, now = _which(before[-1]), _which(after[0])
+    if was == now:
+        return held(PROMISE, f"{vm} owns its own ({now}), as before", (before[-1], after[0]))
+    reason = f"{move}, and {vm} answered {was} for its context before and {now} after"
+    records = (before[-1], after[0])
+    return deviated(PROMISE, reason, records, signature="another-context", expected=was, seen=now)
+
+
+def _which(done: Done) -> str:
+    return f"handle {done.value.get('handle')}" if done.outcome == "ok" else f"GUEST_STATUS: {_said(done)}"
+
+
+def _said(done: Done) -> str:
+    return "ok" if done.outcome == "ok" else errname(done.errno)
+
+
+def _firmware(evidence: Evidence, after: list[Entry]) -> Verdict:
+    """The firmware counted its guests while one must have lived."""
+    if evidence.shared:
+        return skipped(PROMISE, "the firmware counts guests of others too, so it is no witness of ours")
+    contexts = evidence.contexts
+    counts = [entry.record for entry in _counted(evidence, after)]
+    if not counts:
+        read = [entry.record for entry in after if isinstance(entry.record, Observation) and _lives(entry)]
+        why = f": {contexts.blind(read[0])}" if read and contexts.blind(read[0]) else ""
+        text = f"the firmware's guest count was not read after the move while the context lived{why}"
+        gone = bool(read) and all(contexts.gone_by(record.until) for record in read)
+        return unknown(PROMISE, text, read, signature=GONE if gone else "")
+    owed = told(evidence.contexts.owed_at(counts[-1].t))
+    more = f", beside what is owed to a fault: {owed}" if owed else ""
+    return held(PROMISE, f"the firmware counted as many guests as contexts must live{more}", counts)
+
+
+def _counted(evidence: Evidence, entries: Iterable[Entry]) -> Iterator[Entry]:
+    """The observations at which the firmware counted its guests while one must have lived."""
+    for entry in entries:
+        record, ours = entry.record, not evidence.shared and _lives(entry)
+        if ours and isinstance(record, Observation) and evidence.contexts.guests(record) is not None:
+            yield entry
+
+
+def _lives(entry: Entry) -> bool:
+    return all(world.guests for world in entry.fits)

@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: Apache-2.0
+"""P5, the guest goes on: at the destination where it stopped, and what could be asked of its context before the move
+can be asked after it.
+
+Three questions. The context: GUEST_STATUS at the destination gives handle, policy and state as the source gave them.
+The registers: the destination takes what it is given of them, and has it when it is read again. The guest: its own
+counter goes on from where the source left it, and its memory holds what its registers say (`Counted.stale` is 0). A
+guest that cannot be entered any more does not go on, whatever its registers say; one that was not given its registers
+cannot. Where the move failed the first and the last are asked of the source. A host that cannot enter SEV-ES guests
+(`Header.executes_es`) skips the last.
+
+A guest that was broken already when it was taken out before the move is no witness of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from chaos.experiment.model import Experiment
+from chaos.history.records import Counted, Done, History
+from chaos.judge.evidence import (
+    Evidence,
+    Move,
+    combine,
+    deviated,
+    errname,
+    held,
+    ioctl_answered,
+    skipped,
+    unknown,
+)
+from chaos.judge.ledger.firmware_contexts import GONE
+from chaos.judge.verdict import Verdict
+
+PROMISE = "P5"
+STATUS = ("handle", "policy", "state")
+
+
+def check(experiment: Experiment, history: History) -> Verdict:
+    evidence = Evidence(history)
+    if not evidence.moves:
+        return unknown(PROMISE, f"{evidence.untried}, so nothing interrupted the guest")
+    return combine(PROMISE, [part for move in evidence.moves for part in _move(evidence, move)])
+
+
+def _move(evidence: Evidence, move: Move) -> Iterator[Verdict]:
+    if move.happened is None or move.over is None:
+        yield unknown(PROMISE, f"{move}, and nobody can say whether it took effect", move.records)
+        return
+    if not move.happened and not evidence.had_guest(move):
+        return
+    before, after = statuses(evidence, move)
+    if move.happened or (before is not None and after is not None):
+        yield _unheard(evidence, move) if after is None else _context(move, before, after)
+    given = _given(evidence, move)
+    if given is not None and _broken(evidence, move) is None:
+        yield _registers(move, given)
+    yield goes_on(evidence, move, PROMISE)
+
+
+def _broken(evidence: Evidence, move: Move) -> Done | None:
+    """The pause before the move at which the guest had already left its program or stopped, or its memory was not what
+    its registers said. What goes wrong after that, at either side, the move has not done."""
+    paused = [done for invoke, done in evidence.done(move.source, "pause") if invoke.seq < move.invoke.seq]
+    return paused[-1] if paused and any(paused[-1].value.get(how) for how in ("astray", "torn", "ended")) else None
+
+
+def statuses(evidence: Evidence, move: Move) -> tuple[Done | None, Done | None]:
+    """The last GUEST_STATUS of the source before the move, and the survivor's first after it.
+
+    Where an earlier move of the same context has cost the source its answer, a move that happened is measured against
+    the last answer that was had of that context, at whatever VM.
+    """
+    before = [done for invoke, done in evidence.statuses(move.source) if invoke.seq < move.invoke.seq]
+    if move.happened and before and before[-1].outcome != "ok":
+        before = [done for done in _answers_before(evidence, move) if done.outcome == "ok"] or before
+    assert move.over is not None
+    _, end = evidence.changed(move.survivor, move)
+    after = [d for i, d in evidence.statuses(move.survivor) if move.over < i.seq < end]
+    return (before[-1] if before else None), (after[0] if after else None)
+
+
+def _answers_before(evidence: Evidence, move: Move) -> list[Done]:
+    """Every GUEST_STATUS of the context before the move, at the VMs that have owned it, in order."""
+    owners, vm = [move.source], move.source
+    for earlier in reversed([m for m in evidence.moves if m.happened and m.invoke.seq < move.invoke.seq]):
+        if earlier.destination == vm:
+            vm = earlier.source
+            owners.append(vm)
+    answers = [pair for owner in owners for pair in evidence.statuses(owner)]
+    return [done for invoke, done in sorted(answers, key=lambda a: a[0].seq) if invoke.seq < move.invoke.seq]
+
+
+def _unheard(evidence: Evidence, move: Move) -> Verdict:
+    """The survivor was not asked for its status, or no firmware was there to say anything."""
+    over, contexts = move.over or 0, evidence.contexts
+    _, end = evidence.changed(move.survivor, move)
+    asked = [done for i, done in evidence.done(move.survivor, "guest_status") if over < i.seq < end]
+    if asked and contexts.gone_by(asked[0].t):
+        return unknown(PROMISE, f"{move}, and {contexts.gone}", (*move.records, asked[0]), signature=GONE)
+    return unknown(PROMISE, f"{move}, and {move.survivor} was not asked for its status afterwards", move.records)
+
+
+def _context(move: Move, before: Done | None, after: Done) -> Verdict:
+    if not move.happened and before and before.outcome == "fail" and before.errno == after.errno:
+        text = f"{move}; GUEST_STATUS of {move.source} fails with {errname(after.errno)} as before"
+        return held(PROMISE, text, (before, after))
+    if before is None or before.outcome != "ok":
+        return unknown(PROMISE, f"GUEST_STATUS of {move.source} was not had before the move, so nothing can compare")
+    records = (before, after)
+    when = "after-move" if move.happened else "after-failed-move"
+    if after.outcome != "ok":
+        name = errname(after.errno)
+        return deviated(
+            PROMISE,
+            f"{move}; GUEST_STATUS succeeded before and fails with {name} at {move.survivor} after",
+            records,
+            signature=f"guest_status-{when}:{name}",
+            expected="GUEST_STATUS: ok",
+            seen=f"GUEST_STATUS: {name}",
+        )
+    unsaid = [field for field in STATUS if before.value.get(field) is None]
+    if unsaid:
+        return unknown(PROMISE, f"{move}; GUEST_STATUS before it did not say {' and '.join(unsaid)}", records)
+    changed = [field for field in STATUS if before.value.get(field) != after.value.get(field)]
+    if changed:
+        return deviated(
+            PROMISE,
+            f"{move}; the context's {' and '.join(changed)} changed",
+            records,
+            signature=f"guest_status-{when}:{'+'.join(changed)}",
+            expected=", ".join(f"{field} {before.value.get(field)}" for field in changed),
+            seen=", ".join(f"{field} {after.value.get(field)}" for field in changed),
+        )
+    told = ", ".join(f"{field} {after.value[field]}" for field in STATUS if field in after.value)
+    return held(PROMISE, f"{move}; GUEST_STATUS of {move.survivor} gives {told} as before", records)
+
+
+def _given(evidence: Evidence, move: Move) -> Done | None:
+    """The destination's answer when it was given the registers, before the context left it again."""
+    if not move.happened or move.over is None:
+        return None
+    _, end = evidence.changed(move.destination, move)
+    answers = (d for i, d in evidence.done(move.destination, "set_state") if move.over < i.seq < end)
+    return next(answers, None)
+
+
+def _registers(move: Move, given: Done) -> Verdict:
+    records = (*move.records, given)
+    if given.outcome != "ok" and not ioctl_answered(given):
+        return unknown(PROMISE, f"{move}; its registers did not arrive: {given.value.get('call')}", records)
+    if given.outcome != "ok":
+        call, name = given.value.get("call") or "set_state", errname(given.errno)
+        return deviated(
+            PROMISE,
+            f"{move}; {move.destination} does not take the registers it is given: {call} fails with {name}",
+            records,
+            signature=f"state-refused-after-move:{str(call).replace(' ', '-')}:{name}",
+            expected="ok",
+            seen=name,
+        )
+    differs = given.value.get("differs")
+    if not isinstance(differs, list):
+        return unknown(PROMISE, f"{move}; the registers of {move.destination} were not read again", records)
+    if differs:
+        parts = sorted({str(text).partition(": ")[2] for text in differs})
+        return deviated(
+            PROMISE,
+            f"{move}; {move.destination} has other registers than it was given: {', '.join(map(str, differs))}",
+            records,
+            signature=f"state-differs-after-move:{'+'.join(parts).replace(' ', '-')}",
+            expected="as they were given",
+            seen=", ".join(parts),
+        )
+    return held(PROMISE, f"{move}; the registers of {given.value.get('vcpus')} vCPUs are as they were given", records)
+
+
+def goes_on(evidence: Evidence, move: Move, promise: str) -> Verdict:
+    """Whether the guest's counter went on after the move, wherever it had to, as a verdict on `promise`."""
+    unasked = _unasked(evidence, move, promise)
+    if unasked is not None:
+        return unasked
+    over = move.over if move.over is not None else len(evidence.history.records)
+    bound = over if move.happened else move.invoke.seq
+    vms = evidence.lineage(move.source)
+    mine = [count for count in evidence.counted if count.vm in vms]
+    before = [count for count in mine if count.seq < bound]
+    # A move that failed may be tried again at once: then the guest goes on wherever that one took it.
+    later = None if move.happened else evidence.changed(move.source, move)[0]
+    other = move.other if later is None or not later.happened else None
+    after = [count for count in mine if count.seq > over and count.vm != other]
+    refused = _not_entered(evidence, move, promise, over)
+    if refused is not None:
+        return refused
+    exited = evidence.died(move.survivor, at=over)
+    if not after and exited is not None:
+        return unknown(promise, f"whether the guest itself goes on: the process of {move.survivor} is dead", (exited,))
+    if not before or not after:
+        side = "before" if not before else "after"
+        return unknown(promise, f"whether the guest itself goes on: it was not seen to count {side} the move")
+    given = _given(evidence, move)
+    late = given is None or given.seq > after[0].seq
+    if move.happened and after[0].vm == move.destination and late:
+        return unknown(
+            promise, f"whether the guest itself goes on: {after[0].vm} was not given its registers", after[:1]
+        )
+    seen = _worst(evidence, after, move)
+    return _compared(evidence, promise, before[-1], seen, move)
+
+
+def _worst(evidence: Evidence, after: Sequence[Counted], move: Move) -> Counted:
+    """Of the readings after the move the first that shows a broken guest, until the context moves on; else the first
+    of all."""
+    _, end = evidence.changed(move.survivor, move)
+    broken = (count for count in after if (count.stale or count.ended) and count.seq < end)
+    return next(broken, after[0])
+
+
+def _unasked(evidence: Evidence, move: Move, promise: str) -> Verdict | None:
+    """Why the guest is no witness of this move, None if it is one."""
+    header = evidence.history.header
+    if evidence.key(move.source) == "sev_es" and header is not None and not header.executes_es:
+        return skipped(promise, "whether the guest itself goes on: this host cannot enter SEV-ES guests")
+    broken = _broken(evidence, move)
+    if broken is None:
+        return None
+    ended, astray = broken.value.get("ended"), broken.value.get("astray")
+    if ended:
+        text, how = f"{move.source} had stopped by itself ({ended})", f"stopped-before-move:{_plain(str(ended))}"
+    elif astray:
+        text, how = f"vCPUs {astray} of {move.source} had left the guest's program", "astray-before-move"
+    else:
+        torn = broken.value["torn"]
+        text, how = f"memory was not what the registers said of vCPUs {torn} of {move.source}", "torn-before-move"
+    text = f"whether the guest itself goes on: {text} when they were taken out, before the move"
+    return unknown(promise, text, (broken,), signature=how)
+
+
+def _not_entered(evidence: Evidence, move: Move, promise: str, over: int) -> Verdict | None:
+    """That the survivor's vCPUs could not be let into the guest, None if nobody tried or they could."""
+    _, end = evidence.changed(move.survivor, move)
+    first = next((done for invoke, done in evidence.done(move.survivor, "run") if over < invoke.seq < end), None)
+    if first is None or first.outcome == "ok" or not ioctl_answered(first):
+        return None
+    call, name = first.value.get("call") or "run", errname(first.errno)
+    return deviated(
+        promise,
+        f"the guest does not go on: at {move.survivor} {call} fails with {name}",
+        (*move.records, first),
+        signature=f"not-entered-after-{'' if move.happened else 'failed-'}move:{call}:{name}",
+        expected="a guest that runs",
+        seen=name,
+    )
+
+
+def _compared(evidence: Evidence, promise: str, last: Counted, first: Counted, move: Move) -> Verdict:
+    """The last reading before the move and the one after it that says most."""
+    records = (last, first)
+    if last.stale or last.ended:
+        why = last.ended or f"its memory and registers disagreed at {last.stale} ticks"
+        text = f"something was wrong with the guest before the move already: {why}"
+        how = f"stopped-before-move:{_plain(last.ended)}" if last.ended else "stale-before-move"
+        return unknown(promise, text, records, signature=how)
+    when = "after-move" if move.happened else "after-failed-move"
+    if first.stale:
+        return deviated(
+            promise,
+            f"at {first.where} the guest's memory did not hold what its registers said for {first.stale} ticks",
+            records,
+            signature=f"stale-memory-{when}",
+            expected="stale 0",
+            seen=f"stale {first.stale}",
+        )
+    if first.ended:
+        return deviated(
+            promise,
+            f"the guest does not go on: at {first.vm} it stopped by itself ({first.ended})",
+            records,
+            # VMs with a type may stop for reasons of their own, which are not to excuse the others.
+            signature=f"stopped-{when}{'-of-typed' * evidence.typed(first.vm)}:{_plain(first.ended)}",
+            expected="a guest that runs",
+            seen=first.ended,
+        )
+    told = f"{last.ticks} ticks at {last.vm} before, {first.ticks} at {first.vm} after"
+    then, since = last.each or (last.ticks,), first.each or (first.ticks,)
+    for number, (was, now) in enumerate(zip(then, since, strict=False)):
+        if now <= was:
+            return deviated(
+                promise,
+                f"the guest itself did not go on: {told}; vCPU {number} had {was} before and {now} after",
+                records,
+                signature=f"counter-stopped-{when}",
+                expected=f"more than {was} ticks",
+                seen=f"{now} ticks",
+            )
+    if len(since) < len(then):
+        text = f"whether the guest itself goes on: of {len(then)} vCPUs that counted before, {len(since)} did after"
+        return unknown(promise, text, records)
+    return held(promise, f"the guest itself went on: {told}", records)
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_]+", "-", text)

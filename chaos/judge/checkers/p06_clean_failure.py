@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""P6, failure is clean: a move that fails or is killed leaves both VMs usable, and can be tried again.
+
+Four questions to the source (does its context answer, does the guest go on, is it charged as before, is it free of
+EIO) and one to the destination (is it usable, unless its process died with the move). A move that was given no VM's
+descriptor has no source to ask. A later move from the same source that succeeds answers for what it needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from chaos.experiment.model import Experiment
+from chaos.history.records import History
+from chaos.judge.checkers.p01_balance import paid, shows_charge
+from chaos.judge.checkers.p03_dead_source import judge_asked
+from chaos.judge.checkers.p05_guest_goes_on import goes_on, statuses
+from chaos.judge.evidence import Evidence, Move, combine, deviated, errname, held, says_dead, unknown
+from chaos.judge.ledger.replay import owns, said_dead
+from chaos.judge.verdict import Verdict
+
+PROMISE = "P6"
+
+
+def check(experiment: Experiment, history: History) -> Verdict:
+    evidence = Evidence(history)
+    unclear = [move for move in evidence.tried if move.happened is None or move.over is None]
+    failed = [move for move in evidence.tried if move.happened is False and move.over is not None]
+    parts = [unknown(PROMISE, f"{move}, and nobody can say whether it took effect", move.records) for move in unclear]
+    for move in failed:
+        parts += _failed(experiment, evidence, move)
+    if not parts:
+        return unknown(PROMISE, "no move failed, so the question was not asked")
+    return combine(PROMISE, parts)
+
+
+def _failed(experiment: Experiment, evidence: Evidence, move: Move) -> Iterator[Verdict]:
+    assert move.over is not None
+    yield _charges(evidence, move)
+    yield _destination(evidence, move)
+    if not move.source or evidence.taken(move) is not None:
+        return  # then there is nobody else who could have been harmed
+    later, end = evidence.changed(move.source, move)
+    again = later if later is not None and later.happened else None
+    if evidence.had_guest(move):
+        yield _answers(evidence, move, again)
+        yield goes_on(evidence, move, PROMISE)
+    asked = [record for record in evidence.asked if record.vm == move.source and move.over < record.seq < end]
+    for record in asked:
+        yield judge_asked(experiment, evidence, move, record, PROMISE)
+    if not asked and again is None:
+        yield unknown(PROMISE, f"{move}, and {move.source} was not asked whether it lives", move.records)
+    elif not asked and again is not None:
+        yield held(PROMISE, f"{move}; then {again}", (*move.records, *again.records))
+
+
+def _answers(evidence: Evidence, move: Move, again: Move | None) -> Verdict:
+    """The source's context can be asked for its status."""
+    before, after = statuses(evidence, move)
+    if after is None:
+        if again is not None:
+            return held(PROMISE, f"{move}; then {again}", (*move.records, *again.records))
+        return unknown(PROMISE, f"{move}, and {move.source} was not asked for its status afterwards", move.records)
+    same = before is not None and before.outcome == "fail" and before.errno == after.errno
+    if after.outcome == "ok" or same:
+        return held(PROMISE, f"{move}; GUEST_STATUS of {move.source} answers", (*move.records, after))
+    name = errname(after.errno)
+    return deviated(
+        PROMISE,
+        f"{move}; GUEST_STATUS of {move.source} then failed with {name}",
+        (*move.records, after),
+        signature=f"guest_status-after-failed-move:{name}",
+        expected="GUEST_STATUS: ok",
+        seen=f"GUEST_STATUS: {name}",
+    )
+
+
+def _charges(evidence: Evidence, move: Move) -> Verdict:
+    """What was charged before the move is charged after it, and nothing else."""
+    over = move.over or 0
+    found = evidence.ledger.mismatches("charge", "guests", "answer")
+    # What had been wrong before is not laid on this move: of such counters only a change would be.
+    already = {(m.kind, m.where, m.key) for m in found if m.record < move.invoke.seq}
+    wrong = [m for m in found if m.record >= over and (m.kind, m.where, m.key) not in already]
+    if wrong:
+        first = wrong[0]
+        record = next(entry.record for entry in evidence.ledger.entries if entry.record.seq == first.record)
+        what = "the firmware's guest count" if first.kind == "guests" else f"{first.where} {first.key}"
+        return deviated(
+            PROMISE,
+            f"{move}, and left {what} at {first.seen}",
+            (*move.records, record),
+            signature=f"{first.kind}-after-failed-move",
+            expected=" or ".join(str(value) for value in sorted(first.expected)),
+            seen=str(first.seen),
+        )
+    if evidence.ledger.lost:
+        return unknown(PROMISE, f"what must be charged cannot be told: {evidence.ledger.lost}")
+    seen = [entry for entry in evidence.observations if shows_charge(entry)]
+    before = [entry for entry in seen if entry.record.seq < move.invoke.seq]
+    after = [entry for entry in seen if entry.record.seq > over]
+    if not before or not after:
+        return unknown(
+            PROMISE, f"no observation shows a charge {'before' if not before else 'after'} the move that failed"
+        )
+    records = (before[-1].record, after[0].record)
+    if already and paid(before[-1]) != paid(after[0]):
+        return deviated(
+            PROMISE,
+            f"{move}, and changed the charges",
+            records,
+            signature="charge-after-failed-move",
+            expected=paid(before[-1]),
+            seen=paid(after[0]),
+        )
+    return held(PROMISE, f"charged as before: {paid(after[0])}", records)
+
+
+def _destination(evidence: Evidence, move: Move) -> Verdict:
+    """The destination still answers: an operation on it succeeds, or is refused because it owns no context.
+
+    One that a context was moved away from before is dead, and has to stay it.
+    """
+    vm, over = move.destination, move.over or 0
+    death = evidence.death(vm, move.invoke.seq)
+    if death is not None:
+        return held(PROMISE, f"{vm} was dead before: {death}", death.records)
+    exited = evidence.exited(move.invoke.agent, after=move.invoke.seq)
+    if exited is not None and exited.seq <= over:
+        return held(PROMISE, f"the process of {vm} died with the move", (exited,))
+    return _usable(evidence, move)
+
+
+def _usable(evidence: Evidence, move: Move) -> Verdict:
+    vm, over = move.destination, move.over or 0
+    given, end = evidence.changed(vm, move)
+    later = [(invoke, done) for invoke, done in evidence.done(vm) if over < invoke.seq < end and invoke.f != "close"]
+    for invoke, done in later:
+        if says_dead(done):
+            return deviated(
+                PROMISE,
+                f"{move}; {invoke.f} of {vm} then failed with EIO",
+                (*move.records, done),
+                signature="destination-after-failed-move:EIO",
+                expected="no EIO",
+                seen="EIO",
+            )
+    answers = [(i.f, d) for i, d in later if d.outcome == "ok" or (i.f == "guest_status" and owns(d) is False)]
+    lives = [a for a in evidence.asked if a.vm == vm and over < a.seq < end and said_dead(a) is False]
+    if answers:
+        return held(PROMISE, f"{vm} is usable: {answers[0][0]} answers", (answers[0][1],))
+    if lives:
+        return held(PROMISE, f"{vm} is usable, by its own answers", lives[:1])
+    if given is not None and given.happened:
+        return held(PROMISE, f"{vm} was usable: {given}", given.records)
+    return unknown(PROMISE, f"{move}, and whether {vm} is still usable was not asked", move.records)

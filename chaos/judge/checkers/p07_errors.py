@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""P7, errors: each refusal has its documented errno, in the documented order of checks.
+
+Every move, mirror, INIT, launch command and GUEST_STATUS that a kernel has answered is held against the oracle. What
+GUEST_STATUS says where a context was moved to is left to P5, which has something to compare it with. The promise is
+about refusals, so a run in which nothing was refused shows nothing.
+"""
+
+from __future__ import annotations
+
+from errno import EBUSY, ETIMEDOUT
+
+from chaos.experiment.model import Experiment
+from chaos.history.records import History, Kernel
+from chaos.judge.against_oracle import Contract, Judged
+from chaos.judge.evidence import Evidence, combine, deviated, errname, held, unknown
+from chaos.judge.ledger.firmware_contexts import TIMED_OUT
+from chaos.judge.ledger.world import argument
+from chaos.judge.oracle import Answer
+from chaos.judge.verdict import Verdict
+
+PROMISE = "P7"
+_ASKS_FIRMWARE = frozenset({"init", "command", "guest_status"})  # and what begins with "launch_"
+
+
+def check(experiment: Experiment, history: History) -> Verdict:
+    evidence = Evidence(history)
+    contract = Contract(evidence)
+    if contract.gap:
+        return unknown(PROMISE, contract.gap)
+    given_up = (r.t for r in history.records if isinstance(r, Kernel) and TIMED_OUT in r.text)
+    silent = next(given_up, None)
+    judged = [each for each in contract.judged() if not _is_left_to_p5(evidence, each)]
+    wrong = [each for each in judged if not _as_allowed(each, silent=silent) or (each.gap and each.answer.errno)]
+    parts = [_judged(evidence, each) for each in wrong]
+    refused = [each for each in judged if each.answer.errno and each not in wrong]
+    if refused:
+        told = ", ".join(f"{_named(each)}: {errname(each.answer.errno)}" for each in refused[:3])
+        more = f", and {len(refused) - 3} more" if len(refused) > 3 else ""
+        parts.append(held(PROMISE, f"refusals as documented: {told}{more}", [each.done for each in refused]))
+    elif not parts:
+        parts.append(unknown(PROMISE, f"none of {len(judged)} operations was refused, so no errno was seen"))
+    return combine(PROMISE, parts)
+
+
+def _as_allowed(each: Judged, *, silent: int | None) -> bool:
+    """A firmware that the kernel has given up, at the time `silent`, makes EBUSY and ETIMEDOUT the answer of whatever
+    asks it from then on."""
+    late = silent is not None and each.done.t >= silent
+    asks = each.invoke.f in _ASKS_FIRMWARE or each.invoke.f.startswith("launch_")
+    return each.fits or (late and asks and each.answer.errno in (EBUSY, ETIMEDOUT))
+
+
+def _is_left_to_p5(evidence: Evidence, each: Judged) -> bool:
+    vm, given = argument(each.invoke, "vm"), (move for move in evidence.moves if move.happened is not False)
+    moved_to = (move.destination == vm and move.invoke.seq < each.invoke.seq for move in given)
+    return each.invoke.f == "guest_status" and any(moved_to)
+
+
+def _judged(evidence: Evidence, each: Judged) -> Verdict:
+    records = (each.invoke, each.done)
+    if each.gap:
+        return unknown(PROMISE, f"{_named(each)} answered {errname(each.answer.errno)}: {each.gap}", records)
+    seen, due = _said(each.answer), sorted({_said(answer) for answer in each.allowed})
+    # What the firmware may refuse for reasons of its own differs by host, and is no part of what is wrong.
+    own = sorted({_said(answer) for answer in each.allowed if not answer.firmware}) or due
+    return deviated(
+        PROMISE,
+        f"{_named(each)} answered {seen} where {' or '.join(due)} was due{_though(evidence, each)}",
+        records,
+        signature=f"{_kind(evidence, each)}:{seen}-for-{'-or-'.join(own)}".replace(" ", "-"),
+        expected=" or ".join(due),
+        seen=seen,
+    )
+
+
+def _kind(evidence: Evidence, each: Judged) -> str:
+    """The operation, for a signature. A move that went by the wrong key, or into a VM that died while it was under way,
+    is one that a finding is about, and none other is."""
+    if each.as_sev is not None and each.as_sev.errno == each.answer.errno:
+        return "move-of-sev_es-as-sev"
+    mine = (move for move in evidence.moves if move.invoke.op == each.invoke.op)
+    return "move-into-the-dying" if any(map(evidence.died_meanwhile, mine)) else evidence.kind(each.invoke)
+
+
+def _though(evidence: Evidence, each: Judged) -> str:
+    """Of an EBUSY where a charge would have been in order: that there was room for it."""
+    if each.answer.errno != EBUSY or each.invoke.f not in ("init", "move"):
+        return ""
+    worlds = evidence.ledger.during.get(each.invoke.op, frozenset())
+    payers = sorted({world.home(each.invoke.agent) or "" for world in worlds})
+    key = argument(each.invoke, "key") or evidence.key(argument(each.invoke, "source"))
+    return f", and cgroup {' or '.join(map(repr, payers))} had room for a charge of {key}"
+
+
+def _said(answer: Answer) -> str:
+    return f"{errname(answer.errno)} of the firmware" if answer.firmware else errname(answer.errno)
+
+
+def _named(each: Judged) -> str:
+    vm, source = argument(each.invoke, "vm"), argument(each.invoke, "source")
+    return f"{each.invoke.f} of {vm}" + (f" from {source}" if source else "")

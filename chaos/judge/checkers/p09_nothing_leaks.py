@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""P9, nothing leaks: after the last close everything is as it was before the first open.
+
+The runner observes at `start`, before anything is created, and at `end`, after everything is closed, and fills the
+host to capacity at both. A charge that stays shows in the counters, a context in the firmware's guest count, a
+cgroup's reference in the dying cgroups, and an ASID that is lost while every counter reads zero only in the filling.
+Pages of a guest that stay pinned show in the kernel's count of all pins of the host. In a lab nobody else pins any; on
+another host somebody may, and a count that has changed says nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from chaos.experiment.model import Experiment
+from chaos.history.records import Filled, History, Observation
+from chaos.judge.evidence import Evidence, combine, deviated, errname, held, skipped, unknown
+from chaos.judge.finding_counters import all_explained, by_mirrors
+from chaos.judge.ledger.firmware_contexts import GONE, told
+from chaos.judge.ledger.replay import KEYS, charged
+from chaos.judge.verdict import Verdict
+
+PROMISE = "P9"
+START, END = "start", "end"
+
+
+def check(experiment: Experiment, history: History) -> Verdict:
+    evidence = Evidence(history)
+    observed = {r.label: r for r in history.records if isinstance(r, Observation)}
+    filled = {r.label: r for r in history.records if isinstance(r, Filled)}
+    parts: list[Verdict] = []
+    if START in observed and END in observed:
+        start, end = observed[START], observed[END]
+        alive = _alive(evidence, end)
+        if alive:
+            return unknown(PROMISE, f"{', '.join(alive)} still lived when the end was observed", (end,))
+        parts += [*_charges(evidence, end), _guests(evidence, start, end), _dying(start, end)]
+        parts.append(_pinned(evidence, start, end))
+    else:
+        missing = " and ".join(label for label in (START, END) if label not in observed)
+        parts.append(unknown(PROMISE, f"the host was not observed at the {missing} of the run"))
+    if START in filled and END in filled:
+        parts += _filled(evidence, filled[START], filled[END])
+    else:
+        missing = " and ".join(label for label in (START, END) if label not in filled)
+        parts.append(unknown(PROMISE, f"the host was not filled to capacity at the {missing} of the run"))
+    return combine(PROMISE, parts)
+
+
+def _alive(evidence: Evidence, end: Observation) -> list[str]:
+    """VMM processes that were started and not reaped before the observation."""
+    spawned = {
+        invoke.agent: invoke.seq
+        for invoke, done in evidence.operations
+        if invoke.f == "spawn" and (done is None or done.outcome != "fail")
+    }
+    ends = {agent: evidence.exited(agent, after=seq) for agent, seq in spawned.items()}
+    return [agent for agent, exited in ends.items() if exited is None or exited.seq > end.seq]
+
+
+def _charges(evidence: Evidence, end: Observation) -> Iterator[Verdict]:
+    """Every counter reads zero again; the run's own cgroup sums them up, dying ones included."""
+    if "current" not in end.misc.get(".", {}):
+        yield unknown(PROMISE, "the counters of the run's cgroup were not read at its end", (end,))
+        return
+    left = [
+        (cgroup, key, charged(value))
+        for cgroup, files in sorted(end.misc.items())
+        for key, value in sorted(files.get("current", {}).items())
+        if value and key in KEYS
+    ]
+    if not left:
+        yield held(PROMISE, "every counter reads zero again", (end,))
+        return
+    seen = ", ".join(f"{cgroup} {key} {value}" for cgroup, key, value in left)
+    keys = "+".join(sorted({key for _, key, _ in left}))
+    by = all_explained(evidence, end.seq, {(cgroup, key): value for cgroup, key, value in left})
+    signature = f"charge-left{f'-after-{by}' if by else ''}:{keys}"
+    yield deviated(
+        PROMISE, f"charges were left: {seen}", (end,), signature=signature, expected="0 everywhere", seen=seen
+    )
+
+
+def _guests(evidence: Evidence, start: Observation, end: Observation) -> Verdict:
+    contexts = evidence.contexts
+    if evidence.shared:
+        return skipped(PROMISE, "the firmware counts guests of others too, which come and go", (start, end))
+    if start.guests is None or end.guests is None:
+        why, signature = "", ""
+        if start.guests is not None and contexts.gone_by(end.until):
+            why, signature = f": {contexts.gone}", GONE
+        text = f"the firmware could not be asked for its guest count{why}"
+        return unknown(PROMISE, text, (start, end), signature=signature)
+    blind = contexts.blind(start) or contexts.blind(end)
+    if blind:
+        signature = GONE if contexts.gone_by(end.until) and not contexts.blind(start) else ""
+        return unknown(PROMISE, f"the firmware's guest count says nothing: {blind}", (start, end), signature=signature)
+    owed = contexts.owed_at(end.t)
+    due = start.guests + len(owed)
+    more = f", {len(owed)} of them owed to a fault: {told(owed)}" if owed else ""
+    if end.guests == due:
+        return held(PROMISE, f"the firmware counts {end.guests} guests{more or ' as before'}", (start, end))
+    return deviated(
+        PROMISE,
+        f"the firmware counts {end.guests} guests where it counted {start.guests} before{more}",
+        (start, end),
+        signature="firmware-counts-more" if end.guests > due else "firmware-counts-fewer",
+        expected=str(due),
+        seen=str(end.guests),
+    )
+
+
+def _dying(start: Observation, end: Observation) -> Verdict:
+    if start.dying == end.dying:
+        return held(PROMISE, "no removed cgroup is still referred to", (start, end))
+    return deviated(
+        PROMISE,
+        f"{end.dying} removed cgroups are still referred to, {start.dying} before",
+        (start, end),
+        signature="dying-cgroups",
+        expected=str(start.dying),
+        seen=str(end.dying),
+    )
+
+
+def _pinned(evidence: Evidence, start: Observation, end: Observation) -> Verdict:
+    header, both = evidence.history.header, (start, end)
+    if start.pinned is None or end.pinned is None:
+        return unknown(PROMISE, "the pinned pages of the host were not counted", both)
+    if start.pinned == end.pinned:
+        return held(PROMISE, f"{end.pinned} pages are pinned as before", both)
+    text = f"{end.pinned} pages are pinned where {start.pinned} were before"
+    if evidence.shared or header is None or header.host != "lab":
+        text = f"{text}, and others on this host may pin some too"
+        return skipped(PROMISE, text, both) if evidence.shared else unknown(PROMISE, text, both)
+    way, expected, seen = "more" if end.pinned > start.pinned else "fewer", str(start.pinned), str(end.pinned)
+    return deviated(PROMISE, text, both, signature=f"{way}-pages-pinned", expected=expected, seen=seen)
+
+
+def _filled(evidence: Evidence, start: Filled, end: Filled) -> Iterator[Verdict]:
+    """A freed ASID can be had again once the firmware has done a DF_FLUSH."""
+    for key in sorted({*start.count, *end.count}):
+        before, after = start.count.get(key, 0), end.count.get(key, 0)
+        if before > after and evidence.contexts.gone_by(end.t):
+            text = f"{after} contexts of {key} could be had after the run, {before} before it"
+            yield unknown(PROMISE, f"{text}, and {evidence.contexts.gone}", (start, end), signature=GONE)
+        elif before != after and evidence.shared:
+            text = f"{after} contexts of {key} could be had after the run, {before} before it, on a shared host"
+            yield unknown(PROMISE, text, (start, end))
+        elif before != after:
+            yield deviated(
+                PROMISE,
+                f"{after} contexts of {key} could be had after the run, {before} before it",
+                (start, end),
+                signature=f"{_way(evidence, key, before - after, end)}:{key}",
+                expected=str(before),
+                seen=str(after),
+            )
+        elif start.errno.get(key, 0) != end.errno.get(key, 0):
+            names = errname(start.errno.get(key, 0)), errname(end.errno.get(key, 0))
+            text = f"filling {key} stopped at {before} twice, but for different reasons: {names[0]}, then {names[1]}"
+            yield unknown(PROMISE, text, (start, end))
+        else:
+            yield held(PROMISE, f"{after} contexts of {key} can be had as before", (start, end))
+    if not start.count and not end.count:
+        yield unknown(PROMISE, "no key was filled to capacity", (start, end))
+
+
+def _way(evidence: Evidence, key: str, missing: int, end: Filled) -> str:
+    """Which contexts cannot be had any more may be just those that a finding about mirrors is about."""
+    if missing > 0 and missing == by_mirrors(evidence, end.seq)[".", key]:
+        return "fewer-contexts-after-mirror-move"
+    return "fewer-contexts" if missing > 0 else "more-contexts"

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From an experiment and its history to a verdict on the run.
+
+The checkers judge what they see. What they cannot see is judged here: whether the history is whole, whether the
+script was carried out, whether every planned fault struck, every hold was reached and what was to happen together did.
+If not, nothing that "held" was put to the test, so it becomes unknown, with that reason. A run that did nothing,
+because this kernel does not know what the experiment is about, is skipped as a whole. A deviation that was seen stays
+one: evidence against a promise does not need the rest of the run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import msgspec
+
+from chaos.experiment.model import Experiment
+from chaos.experiment.steps import Hold, Strike, Together, walk
+from chaos.history.records import Fault, Held, History, Invoke, Note
+from chaos.judge.checkers import CHECKERS
+from chaos.judge.findings import Finding, matching
+from chaos.judge.verdict import Outcome, RunVerdict, Verdict, worst
+
+TOGETHER = frozenset({"move", "mirror", "moves"})
+
+
+def judge(experiment: Experiment, history: History, *, known: Sequence[Finding] = ()) -> RunVerdict:
+    """Judge every promise of the experiment.
+
+    `known` are the written findings to accept (`sevchaos run --accept-known`). With them a deviation that is one of
+    them, and an unknown that the experiment says it cannot avoid, for the reason that it states, carry `accepted`; with
+    none, nothing is accepted.
+    """
+    header = history.header
+    void = tuple(shortcomings(experiment, history))
+    skip = skipped_whole(history)
+    verdicts = (_judge(experiment, history, promise, void, skip) for promise in experiment.promises)
+    if known:
+        kernel = header.kernel if header is not None else ""
+        verdicts = (_accepted(experiment, verdict, kernel, known, void=bool(void)) for verdict in verdicts)
+    judged = tuple(verdicts)
+    return RunVerdict(
+        experiment=experiment.name,
+        kernel=header.kernel if header is not None else "",
+        host=header.host if header is not None else "",
+        seed=header.seed if header is not None else 0,
+        outcome=worst(verdict.outcome for verdict in judged),
+        verdicts=judged,
+        left="; ".join(r.text for r in history.records if isinstance(r, Note) and r.topic == "left"),
+    )
+
+
+def skipped_whole(history: History) -> str:
+    """Why the run was skipped before anything was done, "" if it was not."""
+    end = history.end
+    if history.damage or end is None or end.complete or any(isinstance(r, Invoke) for r in history.records):
+        return ""
+    said = {r.text for r in history.records if isinstance(r, Note) and r.topic == "skipped" and r.step < 0}
+    return end.reason if end.reason in said else ""  # another reason beside it is a failure, and counts as one
+
+
+def shortcomings(experiment: Experiment, history: History) -> Iterator[str]:
+    """Why nothing in the history can be taken as held; nothing if it can."""
+    if history.damage:
+        yield f"the history is damaged: {history.damage}"
+    elif history.end is None:
+        yield "the history breaks off"
+    elif not history.end.complete:
+        yield f"the run is incomplete: {history.end.reason or 'no reason was given'}"
+    if history.header is not None and history.header.experiment != experiment.name:
+        yield f"the history is of another experiment, {history.header.experiment}"
+    evidence = [r for r in history.records if isinstance(r, Fault) and r.event == "evidence" and r.struck]
+    # As often as there are such steps: those inside a migration all have its number.
+    struck = Counter((fault.step, fault.fault, fault.target) for fault in evidence)
+    reached = Counter((r.step, r.hold) for r in history.records if isinstance(r, Held) and r.reached)
+    for number, step in walk(experiment.script):
+        if isinstance(step, Strike):
+            struck[number, step.fault, step.target] -= 1
+            if struck[number, step.fault, step.target] < 0:
+                what = step.target or "the host"
+                yield f"the run is void: nothing shows that the fault {step.fault!r} of step {number} struck {what}"
+        elif isinstance(step, Hold):
+            reached[number, step.at] -= 1
+            if reached[number, step.at] < 0:
+                yield f"the run is void: the hold {step.at!r} of step {number} was not reached"
+        elif isinstance(step, Together) and not _overlapped(history, number):
+            yield f"the run is void: nothing shows that any two operations of step {number} overlapped"
+
+
+def _overlapped(history: History, number: int) -> bool:
+    """Whether two of the operations that were to begin together were under way at the same time, by their own times.
+    The moves that a loop was made of are no operations beside it."""
+    calls = sorted(
+        (done.began, done.ended)
+        for invoke, done in history.operations()
+        if invoke.step == number and invoke.f in TOGETHER and "of" not in invoke.args
+        if done is not None and done.began
+    )
+    return any(later < ended for (_, ended), (later, _) in pairwise(calls))
+
+
+def _judge(experiment: Experiment, history: History, promise: str, void: Sequence[str], skip: str) -> Verdict:
+    checker = CHECKERS.get(promise)
+    if checker is None:
+        return Verdict(promise=promise, outcome=Outcome.UNKNOWN, reason="no checker judges this promise yet")
+    verdict = checker(experiment, history)
+    if skip and verdict.outcome is not Outcome.DEVIATED:
+        return Verdict(promise=promise, outcome=Outcome.SKIPPED, reason=skip)
+    if not void or verdict.outcome is Outcome.DEVIATED:
+        return verdict
+    # A skip says that the rest held, so it falls with it.
+    reason = f"{'; '.join(void)} (otherwise {verdict.outcome.value}: {verdict.reason})"
+    return msgspec.structs.replace(verdict, outcome=Outcome.UNKNOWN, reason=reason)
+
+
+def _accepted(
+    experiment: Experiment, verdict: Verdict, kernel: str, known: Sequence[Finding], *, void: bool
+) -> Verdict:
+    finding = matching(verdict, kernel, known)
+    if finding is not None:
+        return msgspec.structs.replace(verdict, accepted=str(finding))
+    stated = experiment.unaskable.get(verdict.promise)
+    if stated is not None and not void and (verdict.outcome, verdict.signature) == (Outcome.UNKNOWN, stated.signature):
+        return msgspec.structs.replace(verdict, accepted=f"not askable here: {stated.why}")
+    return verdict

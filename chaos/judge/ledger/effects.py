@@ -1,0 +1,398 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each operation makes of a world. What is written here is the promise (part 0 of the kernel contract), not what a
+kernel does: whoever disagrees with every world has deviated.
+
+Four tables hold the rules, by operation. `EFFECTS` says what becomes of the world once the operation has happened,
+None if it cannot happen there; `HALFWAY` what may be seen while it is under way and has not happened yet; `OWED` which
+charge it gives back only after it has happened; `ON_BEGIN` what is true from the moment it has begun. A rule for a new
+operation is an entry in a table; the ledger (`chaos.judge.ledger.replay`) needs no change for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import msgspec
+
+from chaos.history.records import Done, Invoke
+from chaos.judge.ledger.world import (
+    ON_CGROUPS,
+    ON_ITS_WAY,
+    Context,
+    Extra,
+    Mirror,
+    Reference,
+    Vm,
+    World,
+    argument,
+    give_back,
+    gone,
+    levels,
+    names,
+    number,
+    settled,
+)
+
+FIRST_CALL = {"init": "KVM_MEMORY_ENCRYPT_OP", "mirror": "KVM_ENABLE_CAP", "create_vcpu": "KVM_CREATE_VCPU"}
+"""Of the operations that are several system calls, the one after which they have happened."""
+
+MOST_SOURCES = 16  # of one loop of moves
+
+
+def effect(world: World, invoke: Invoke) -> World | None:
+    """The world after the operation, None if it cannot happen in this one."""
+    if invoke.f not in ON_CGROUPS and invoke.f != "spawn" and world.home(invoke.agent) is None:
+        return None
+    rule = EFFECTS.get(invoke.f)
+    return world if rule is None else rule(world, invoke)
+
+
+def into_the_dead(world: World, invoke: Invoke) -> World | None:
+    """The world after a move that succeeded though its destination is dead, None if it cannot have done that either.
+
+    No promise allows it. But a kernel that asks whether a VM is dead before it takes its lock may let it happen
+    (finding 0007), and then the context is there, and so is its charge.
+    """
+    vm = argument(invoke, "vm")
+    if invoke.f != "move" or vm not in world.dead:
+        return None
+    before = replace(world, dead=world.dead - {vm}, references=world.references | {Reference(vm, invoke.agent)})
+    after = effect(before, invoke)
+    return None if after is None else replace(after, dead=after.dead | {vm})
+
+
+def took_effect(invoke: Invoke, done: Done) -> bool:
+    """Whether an operation that answered ok or fail has happened.
+
+    `init` and `mirror` make the vCPUs as well. If it was one of those that was refused, the context is there, and
+    charged.
+    """
+    call = done.value.get("call", "")
+    first = FIRST_CALL.get(invoke.f)
+    later = first is not None and isinstance(call, str) and call != "" and not call.startswith(first)
+    return done.outcome == "ok" or (done.outcome == "fail" and later)
+
+
+def halfway(world: World, invoke: Invoke) -> World | None:
+    """The world while the operation is in its middle, None if it has none here."""
+    rule = HALFWAY.get(invoke.f)
+    return None if rule is None or world.home(invoke.agent) is None else rule(world, invoke)
+
+
+def owing(world: World, invoke: Invoke) -> World | None:
+    """The world once the operation has happened, with the charge that it has yet to give back; None if there is none
+    to give back, or it cannot happen here."""
+    owed = OWED.get(invoke.f)
+    after = effect(world, invoke)
+    left = None if owed is None or after is None else owed(world, after, invoke)
+    if after is None or left is None:
+        return None
+    extra = Extra(invoke.op, invoke.agent, left.key, left.payer)
+    return replace(after, extras=after.extras | {extra})
+
+
+def begin(world: World, invoke: Invoke) -> World:
+    """The world once the operation has begun."""
+    rule = ON_BEGIN.get(invoke.f)
+    return world if rule is None or world.home(invoke.agent) is None else rule(world, invoke)
+
+
+def _spawn(world: World, invoke: Invoke) -> World | None:
+    if world.home(invoke.agent) is not None:
+        return None
+    return replace(world, homes=world.homes | {(invoke.agent, argument(invoke, "cgroup"))})
+
+
+def _enter(world: World, invoke: Invoke) -> World | None:
+    """The process goes; what it is charged for stays where it is charged (P11)."""
+    homes = frozenset((name, cgroup) for name, cgroup in world.homes if name != invoke.agent)
+    return replace(world, homes=homes | {(invoke.agent, argument(invoke, "cgroup"))})
+
+
+def _remove_cgroup(world: World, invoke: Invoke) -> World | None:
+    """Charges stay with the removed cgroup, and its ancestors go on counting them."""
+    name = argument(invoke, "cgroup")
+    return _charged_to(world, lambda cgroup: gone(cgroup, name, invoke.op))
+
+
+def _disable_misc(world: World, invoke: Invoke) -> World | None:
+    """The children's charges stay where they are, as if they had been removed; what comes now is charged here."""
+    above = argument(invoke, "cgroup")
+
+    def now(cgroup: str) -> str:
+        path, depth = levels(cgroup), len(levels(above))
+        return gone(cgroup, path[depth], invoke.op) if path[:depth] == levels(above) != path else cgroup
+
+    return replace(_charged_to(world, now), undivided=world.undivided | {above})
+
+
+def _enable_misc(world: World, invoke: Invoke) -> World | None:
+    return replace(world, undivided=world.undivided - {argument(invoke, "cgroup")})
+
+
+def _charged_to(world: World, now: Callable[[str], str]) -> World:
+    """The world with every charge under another name of its cgroup."""
+    return replace(
+        world,
+        contexts=frozenset(replace(context, payer=now(context.payer)) for context in world.contexts),
+        extras=frozenset(replace(extra, cgroup=now(extra.cgroup)) for extra in world.extras),
+    )
+
+
+def _create(world: World, invoke: Invoke) -> World | None:
+    """An encrypted VM gets its vCPUs later: INIT and the mirror want none."""
+    name, planned = argument(invoke, "vm"), number(invoke, "vcpus")
+    created = planned if argument(invoke, "kind") == "plain" else 0
+    vm = Vm(name, invoke.agent, planned, created, number(invoke, "type"))
+    return replace(
+        world,
+        references=world.references | {Reference(name, invoke.agent)},
+        vms=frozenset(other for other in world.vms if other.name != name) | {vm},
+        dead=world.dead - {name},
+    )
+
+
+def _with_vcpus(world: World, name: str) -> frozenset[Vm]:
+    """The VMs, once this one has got its vCPUs."""
+    vm = world.vm(name)
+    return world.vms if vm is None else world.vms - {vm} | {replace(vm, created=vm.planned)}
+
+
+def _init(world: World, invoke: Invoke) -> World | None:
+    vm, key, payer = argument(invoke, "vm"), argument(invoke, "key"), _payer(world, invoke)
+    if payer is None or world.shared(vm) is not None or vm in world.dead or not world.open(vm):
+        return None
+    before = give_back(world, invoke.op)
+    return replace(before, contexts=world.contexts | {Context(vm, key, payer)}, vms=_with_vcpus(world, vm))
+
+
+def _halfway_init(world: World, invoke: Invoke) -> World | None:
+    """Charged; whether there is an ASID, and a firmware, shows later."""
+    payer = world.home(invoke.agent)
+    if payer is None or _init(world, invoke) is None:
+        return None
+    return replace(world, extras=world.extras | {Extra(invoke.op, invoke.agent, argument(invoke, "key"), payer)})
+
+
+def _payer(world: World, invoke: Invoke) -> str | None:
+    """Who pays for what the operation makes: whoever was charged ahead, or else the cgroup it is made from."""
+    ahead = (extra.cgroup for extra in world.extras if extra.op == invoke.op)
+    return next(ahead, world.home(invoke.agent))
+
+
+def _halfway_vcpu(world: World, invoke: Invoke) -> World | None:
+    """Between created_vcpus and online_vcpus."""
+    vm = world.vm(argument(invoke, "vm"))
+    if vm is None or vm.name in world.dead or vm.creating is not None:
+        return None
+    return replace(world, vms=world.vms - {vm} | {replace(vm, creating=invoke.op)})
+
+
+def _create_vcpu(world: World, invoke: Invoke) -> World | None:
+    """A new vCPU of an encrypted VM has registers that are not encrypted yet."""
+    vm = world.vm(argument(invoke, "vm"))
+    if vm is None or vm.name in world.dead:
+        return None
+    creating = None if vm.creating == invoke.op else vm.creating
+    return replace(
+        world,
+        vms=world.vms - {vm} | {replace(vm, created=vm.created + 1, creating=creating)},
+        contexts=frozenset(replace(c, sealed=False) if c.owner == vm.name else c for c in world.contexts),
+        mirrors=frozenset(replace(m, sealed=False) if m.vm == vm.name else m for m in world.mirrors),
+    )
+
+
+def _mirror(world: World, invoke: Invoke) -> World | None:
+    """No ASID, no charge: the owner's context, which lives on as long as the mirror does."""
+    vm, source = argument(invoke, "vm"), argument(invoke, "source")
+    if world.shared(vm) is not None or vm in world.dead or not world.open(vm) or world.context(source) is None:
+        return None
+    if number(invoke, "flags"):
+        return None
+    return replace(world, mirrors=world.mirrors | {Mirror(vm, source)}, vms=_with_vcpus(world, vm))
+
+
+def _launch_start(world: World, invoke: Invoke) -> World | None:
+    context = world.context(argument(invoke, "vm"))
+    if context is None:
+        return None
+    return replace(world, contexts=world.contexts - {context} | {replace(context, launched=True, launching=None)})
+
+
+def _halfway_launch(world: World, invoke: Invoke) -> World | None:
+    """The firmware knows the guest and has not bound it to its ASID."""
+    context = world.context(argument(invoke, "vm"))
+    if context is None or context.launched:
+        return None
+    return replace(world, contexts=world.contexts - {context} | {replace(context, launching=invoke.op)})
+
+
+def _launch_update_vmsa(world: World, invoke: Invoke) -> World | None:
+    vm = argument(invoke, "vm")
+    context, mirror = world.context(vm), world.mirror(vm)
+    if mirror is not None:
+        return replace(world, mirrors=world.mirrors - {mirror} | {replace(mirror, sealed=True)})
+    if context is None:
+        return None
+    return replace(world, contexts=world.contexts - {context} | {replace(context, sealed=True)})
+
+
+def _command(world: World, invoke: Invoke) -> World | None:
+    """Without data only these can do anything: the two INITs, and LAUNCH_UPDATE_VMSA."""
+    match number(invoke, "id"):
+        case 0:
+            return _init(world, msgspec.structs.replace(invoke, args={**invoke.args, "key": "sev"}))
+        case 1:
+            return _init(world, msgspec.structs.replace(invoke, args={**invoke.args, "key": "sev_es"}))
+        case 4:
+            return _launch_update_vmsa(world, invoke)
+    return world
+
+
+def _send_fd(world: World, invoke: Invoke) -> World | None:
+    vm = argument(invoke, "vm")
+    if vm in world.dead or not world.open(vm) or Reference(vm, invoke.agent, lost=True) in world.references:
+        return world  # what is no descriptor of a VM, or of one that owns nothing, keeps nothing alive
+    return replace(
+        world, references=world.references | {Reference(vm, argument(invoke, "to") or ON_ITS_WAY, sent=True)}
+    )
+
+
+def _movable(world: World, invoke: Invoke) -> bool:
+    """Whether the move's destination can take a context, and its source has one or is a mirror of one. A move that is
+    given no VM has no source."""
+    destination = argument(invoke, "vm")
+    takes = destination not in world.dead and world.shared(destination) is None and world.open(destination)
+    return takes and not number(invoke, "flags") and world.shared(argument(invoke, "source")) is not None
+
+
+def _begin_move(world: World, invoke: Invoke) -> World:
+    """The call holds both files, however it came by the source's descriptor. If that was on its way, it has arrived."""
+    source = argument(invoke, "source")
+    on_its_way = Reference(source, ON_ITS_WAY, sent=True)
+    references = world.references
+    if on_its_way in references:
+        references = references - {on_its_way} | {Reference(source, invoke.agent, sent=True)}
+    vms = [vm for vm in (source, argument(invoke, "vm")) if world.open(vm)]
+    return replace(world, references=references | {Reference(vm, invoke.agent, op=invoke.op) for vm in vms})
+
+
+def _begin_moves(world: World, invoke: Invoke) -> World:
+    """The descriptors are there for as long as the loop lasts."""
+    vms = {vm for vm in (argument(invoke, "vm"), *names(invoke, "sources")) if world.open(vm)}
+    return replace(world, references=world.references | {Reference(vm, invoke.agent, op=invoke.op) for vm in vms})
+
+
+def attempts(invoke: Invoke) -> tuple[Invoke, ...]:
+    """The moves that a loop may make, none of any other operation. Each can succeed once: then its source is dead.
+
+    Those that did are recorded by themselves. So this is what may have happened while nobody knows yet, or for good if
+    the loop was killed. That one which fails may have been charged ahead is left out: nothing reads the counters then.
+    """
+    if invoke.f != "moves":
+        return ()
+    vm, sources = argument(invoke, "vm"), sorted({*names(invoke, "sources")} - {argument(invoke, "vm")})
+    first = -(invoke.op * MOST_SOURCES + 1)
+    return tuple(
+        msgspec.structs.replace(invoke, f="attempt", op=first - number, args={"vm": vm, "source": source})
+        for number, source in enumerate(sources)
+    )
+
+
+def _halfway_move(world: World, invoke: Invoke) -> World | None:
+    """The destination's cgroup is charged before the source's is not ("known limits" of the contract). A mirror has
+    no charge to take along."""
+    context, payer = world.context(argument(invoke, "source")), world.home(invoke.agent)
+    if context is None or payer is None or not _movable(world, invoke):
+        return None
+    ahead = Extra(invoke.op, invoke.agent, context.key, payer, charged=payer != context.payer)
+    return replace(world, extras=world.extras | {ahead})
+
+
+def _move(world: World, invoke: Invoke) -> World | None:
+    source, destination, payer = argument(invoke, "source"), argument(invoke, "vm"), _payer(world, invoke)
+    if payer is None or not _movable(world, invoke):
+        return None
+    context, mirror = world.context(source), world.mirror(source)
+    contexts, mirrors = world.contexts, world.mirrors
+    if context is not None:
+        contexts = contexts - {context} | {replace(context, owner=destination, payer=payer)}
+        mirrors = frozenset(replace(m, owner=destination) if m.owner == source else m for m in mirrors)
+    if mirror is not None:
+        mirrors = mirrors - {mirror} | {replace(mirror, vm=destination)}
+    return settled(
+        replace(
+            world,
+            contexts=contexts,
+            mirrors=mirrors,
+            dead=world.dead | {source},
+            extras=frozenset(extra for extra in world.extras if extra.op != invoke.op),
+        )
+    )
+
+
+def _close(world: World, invoke: Invoke) -> World | None:
+    vm = argument(invoke, "vm")
+    mine = {Reference(vm, invoke.agent, sent, lost=lost) for sent in (False, True) for lost in (False, True)}
+    return settled(replace(world, references=world.references - mine))
+
+
+def _lose_fd(world: World, invoke: Invoke) -> World | None:
+    """Without its own descriptor the VM lives as long as one of a vCPU is open."""
+    name, which = argument(invoke, "vm"), argument(invoke, "fd")
+    if which == "sev":
+        return replace(world, cut_off=world.cut_off | {invoke.agent})
+    vm, mine = world.vm(name), Reference(name, invoke.agent)
+    if which != "vm" or mine not in world.references:
+        return world
+    kept = {Reference(name, invoke.agent, lost=True)} if vm is not None and vm.created else set()
+    return settled(replace(world, references=world.references - {mine} | kept))
+
+
+def _owed_by_move(world: World, after: World, invoke: Invoke) -> Context | None:
+    """The context as it was charged to the source's cgroup; within one cgroup nothing changes hands."""
+    was, now = world.context(argument(invoke, "source")), after.context(argument(invoke, "vm"))
+    return was if was is not None and now is not None and was.payer != now.payer else None
+
+
+def _owed_by_close(world: World, after: World, invoke: Invoke) -> Context | None:
+    """The context that went with its last reference: decommissioned first, uncharged then."""
+    return next(iter(world.contexts - after.contexts), None)
+
+
+EFFECTS: dict[str, Callable[[World, Invoke], World | None]] = {
+    "spawn": _spawn,
+    "enter": _enter,
+    "remove_cgroup": _remove_cgroup,
+    "disable_misc": _disable_misc,
+    "enable_misc": _enable_misc,
+    "create": _create,
+    "create_vcpu": _create_vcpu,
+    "init": _init,
+    "command": _command,
+    "mirror": _mirror,
+    "launch_start": _launch_start,
+    "launch_update_vmsa": _launch_update_vmsa,
+    "send_fd": _send_fd,
+    "move": _move,
+    "moves": lambda world, invoke: world,
+    "attempt": _move,
+    "close": _close,
+    "lose_fd": _lose_fd,
+}
+
+HALFWAY: dict[str, Callable[[World, Invoke], World | None]] = {
+    "init": _halfway_init,
+    "launch_start": _halfway_launch,
+    "move": _halfway_move,
+    "create_vcpu": _halfway_vcpu,
+}
+
+OWED: dict[str, Callable[[World, World, Invoke], Context | None]] = {"move": _owed_by_move, "close": _owed_by_close}
+
+ON_BEGIN: dict[str, Callable[[World, Invoke], World]] = {
+    "move": _begin_move,
+    "moves": _begin_moves,
+    "mirror": _begin_move,
+}

@@ -1,0 +1,471 @@
+# SPDX-License-Identifier: Apache-2.0
+"""For each operation the reasons to refuse it, in the contract's order of checks.
+
+`CHECKS` maps an operation to its checks. A check sees the state and the operation and gives a `Refusal`, or None where
+it lets the operation pass. The first that is sure ends the list; those that are not leave both ways open. Success is
+allowed if no check is sure. Numbers in brackets are the steps of part 1.2 of the contract, names in parentheses the
+kernel's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from errno import EBADF, EBUSY, EEXIST, EFAULT, EINVAL, EIO, ENOENT, ENOMEM, ENOTTY, EPIPE, ETIMEDOUT
+
+from chaos.history.records import Invoke
+from chaos.judge.ledger.world import ON_ITS_WAY, Reference, argument, levels, number
+from chaos.judge.oracle.state import Answer, Refusal, State, charge
+
+Check = Callable[[State, Invoke], Refusal | None]
+ES = "sev_es"
+INIT2 = "init2"
+DEBUG_SWAP = 1 << 5
+GHCB_VERSION_MAX = 2
+
+# Numbers of commands, part 3.2 of the contract.
+NR_WITHOUT_INIT2 = 22
+INITS = (0, 1, 22)
+NEVER_WRITTEN = (10, 14, 19)
+RECEIVE_UPDATE_DATA = 13
+SNP_COMMANDS = (100, 101, 102)
+OF_MIRRORS = (4, 16, 17, 18)  # LAUNCH_UPDATE_VMSA, GUEST_STATUS, DBG_DECRYPT, DBG_ENCRYPT
+
+
+def _sure(errno: int, *, when: bool) -> Refusal | None:
+    return Refusal(Answer(errno)) if when else None
+
+
+def _maybe(errno: int, *, when: bool, firmware: bool = False) -> Refusal | None:
+    return Refusal(Answer(errno, firmware), sure=False) if when else None
+
+
+# -- every ioctl on a VM ----------------------------------------------------------------------------------
+
+
+def _descriptor(state: State, op: Invoke) -> Refusal | None:
+    """The caller has the VM open. Of a dead VM nobody keeps the descriptors in mind."""
+    vm = argument(op, "vm")
+    return _sure(EBADF, when=vm not in state.world.dead and not _has(state, op.agent, vm))
+
+
+def _alive(state: State, op: Invoke) -> Refusal | None:
+    """[0] A dead VM answers EIO to everything, and every VM to a process that did not create it (kvm_vm_ioctl)."""
+    name = argument(op, "vm")
+    vm = state.world.vm(name)
+    return _sure(EIO, when=name in state.world.dead or (vm is not None and vm.agent != op.agent))
+
+
+def _has(state: State, agent: str, vm: str) -> bool:
+    references = state.world.references
+    return Reference(vm, agent) in references or Reference(vm, agent, sent=True) in references
+
+
+# -- the two that take another VM -------------------------------------------------------------------------
+
+
+def _flagged(state: State, op: Invoke) -> Refusal | None:
+    """[0b] KVM_ENABLE_CAP has no flags."""
+    return _sure(EINVAL, when=number(op, "flags") != 0)
+
+
+def _source_descriptor(state: State, op: Invoke) -> Refusal | None:
+    """[1] The source's descriptor is there, and a VM's. What was sent may have been closed by its receiver, and of a
+    dead VM nobody keeps the descriptors in mind."""
+    if argument(op, "fd"):
+        return _sure(EBADF, when=True)
+    source, world = argument(op, "source"), state.world
+    if Reference(source, op.agent) in world.references:
+        return None
+    if source in world.dead or world.open(source):
+        return _maybe(EBADF, when=True)
+    return _sure(EBADF, when=True)
+
+
+def _itself(state: State, op: Invoke) -> Refusal | None:
+    """[2] Before anything is asked about encryption (sev_lock_two_vms)."""
+    return _sure(EINVAL, when=argument(op, "vm") == argument(op, "source"))
+
+
+def _busy(state: State, op: Invoke) -> Refusal | None:
+    """[3, 4] Another move or mirror of either VM is under way. Whether it has its flags just now, nobody can say,
+    unless it was seen to be stopped with them."""
+    vms = {argument(op, "vm"), argument(op, "source")}
+    others = {r.op for r in state.world.references if r.vm in vms and r.op is not None and r.op != op.op}
+    return _sure(EBUSY, when=True) if others & state.marked else _maybe(EBUSY, when=bool(others))
+
+
+def _types_differ(state: State, op: Invoke) -> Refusal | None:
+    """[6] Only where there are types to differ."""
+    ends = [state.world.vm(argument(op, end)) for end in ("vm", "source")]
+    types = {vm.type for vm in ends if vm is not None}
+    return _sure(EINVAL, when=state.rules.vm_types and len(types) > 1)
+
+
+def _not_movable(state: State, op: Invoke) -> Refusal | None:
+    """[6] The destination is encrypted already, or the source is not: it never was, or a move took it away."""
+    holders = state.world.holders
+    return _sure(EINVAL, when=argument(op, "vm") in holders or argument(op, "source") not in holders)
+
+
+def _has_mirrors(state: State, op: Invoke) -> Refusal | None:
+    """Before 5.18 a source with mirrors stayed where it was (17d44a96f000)."""
+    mirrored = any(mirror.owner == argument(op, "source") for mirror in state.world.mirrors)
+    return _sure(EBUSY, when=mirrored and not state.rules.mirrored_source_moves)
+
+
+def _charge_of_move(state: State, op: Invoke) -> Refusal | None:
+    """[7, 8] The caller's cgroup pays from now on, under the key of the context. A mirror has no charge (P2)."""
+    context, payer = state.world.context(argument(op, "source")), state.world.home(op.agent)
+    if context is None or payer is None or payer == context.payer or _charged_ahead(state, op):
+        return None
+    answer = charge(state, payer, context.key)
+    return Refusal(answer) if answer.errno else None
+
+
+def _charged_ahead(state: State, op: Invoke) -> bool:
+    return any(extra.op == op.op for extra in state.world.extras)
+
+
+def _vcpu_creation(state: State, op: Invoke) -> Refusal | None:
+    """[10] A vCPU of either VM is half made (sev_check_source_vcpus). Whether it still is, nobody can say, unless it
+    was seen to be stopped so."""
+    if not state.rules.vcpu_creation_busy:
+        return None
+    ends = [state.world.vm(argument(op, end)) for end in ("vm", "source")]
+    creating = {vm.creating for vm in ends if vm is not None and vm.creating is not None}
+    return _sure(EBUSY, when=True) if creating & state.half else _maybe(EBUSY, when=bool(creating))
+
+
+def _vcpus_differ(state: State, op: Invoke) -> Refusal | None:
+    """[11] Only SEV-ES: registers are handed over vCPU by vCPU."""
+    source, destination = state.world.vm(argument(op, "source")), state.world.vm(argument(op, "vm"))
+    if not _is_es(state, argument(op, "source")) or source is None or destination is None:
+        return None
+    differ = source.created != destination.created
+    half = source.creating is not None or destination.creating is not None
+    return _maybe(EINVAL, when=True) if half else _sure(EINVAL, when=differ)
+
+
+def _unsealed(state: State, op: Invoke) -> Refusal | None:
+    """[12] Only SEV-ES: some vCPU of the source has had no LAUNCH_UPDATE_VMSA."""
+    source = argument(op, "source")
+    context, mirror, vm = state.world.context(source), state.world.mirror(source), state.world.vm(source)
+    if not _is_es(state, source) or vm is None or vm.created == 0:
+        return None
+    sealed = mirror.sealed if mirror is not None else context is not None and context.sealed
+    return _sure(EINVAL, when=not sealed)
+
+
+def _is_es(state: State, vm: str) -> bool:
+    context = state.world.shared(vm)
+    return context is not None and context.key == ES
+
+
+def _not_mirrorable(state: State, op: Invoke) -> Refusal | None:
+    """The target is encrypted or has vCPUs, the source is not encrypted or a mirror itself (part 1.8)."""
+    world, target, source = state.world, argument(op, "vm"), argument(op, "source")
+    vm = world.vm(target)
+    no_source = world.context(source) is None
+    return _sure(EINVAL, when=target in world.holders or no_source or (vm is not None and vm.created > 0))
+
+
+def _half_a_vcpu(state: State, op: Invoke) -> Refusal | None:
+    """created_vcpus counts a vCPU from the beginning of its creation."""
+    vm = state.world.vm(argument(op, "vm"))
+    return _maybe(EINVAL, when=vm is not None and vm.creating is not None)
+
+
+# -- creation, INIT and the launch ----------------------------------------------------------------------------------
+
+
+def _no_types(state: State, op: Invoke) -> Refusal | None:
+    """A type that the kernel does not know."""
+    return _sure(EINVAL, when=number(op, "type") != 0 and not state.rules.vm_types)
+
+
+def _no_command_of_a_mirror(state: State, op: Invoke) -> Refusal | None:
+    """Before the command's data is read (sev_mem_enc_ioctl)."""
+    return _sure(EINVAL, when=state.world.mirror(argument(op, "vm")) is not None)
+
+
+def _mirror_may_not(state: State, op: Invoke) -> Refusal | None:
+    """The same for a command by its number."""
+    return _sure(EINVAL, when=state.world.mirror(argument(op, "vm")) is not None and number(op, "id") not in OF_MIRRORS)
+
+
+def _no_such_command(state: State, op: Invoke) -> Refusal | None:
+    """A number without a command, or one of a command that was never written (part 3.2)."""
+    known = range(NR_WITHOUT_INIT2 + 1 if state.rules.vm_types else NR_WITHOUT_INIT2)
+    which = number(op, "id")
+    if which in SNP_COMMANDS:
+        return _maybe(EINVAL, when=True)
+    return _sure(EINVAL, when=which not in known or which in NEVER_WRITTEN)
+
+
+def _command_without_context(state: State, op: Invoke) -> Refusal | None:
+    which = number(op, "id")
+    if which in INITS or state.world.shared(argument(op, "vm")) is not None:
+        return None
+    return _sure(EINVAL if which == RECEIVE_UPDATE_DATA else ENOTTY, when=True)
+
+
+def _left_open(errno: int, *, firmware: bool = False) -> Check:
+    """What a command without data says to a VM that may issue it is not in the contract."""
+
+    def check(state: State, op: Invoke) -> Refusal | None:
+        return _maybe(errno, firmware=firmware, when=True)
+
+    return check
+
+
+def _wrong_init(state: State, op: Invoke) -> Refusal | None:
+    """INIT2 is for VMs with a type and the other two for those without (part 3.4). Before there were types, there was
+    no INIT2."""
+    vm = state.world.vm(argument(op, "vm"))
+    typed = vm is not None and vm.type != 0
+    return _sure(EINVAL, when=bool(argument(op, "command")) and typed != (argument(op, "command") == INIT2))
+
+
+def _bad_arguments(state: State, op: Invoke) -> Refusal | None:
+    """Of INIT2 (part 3.4): no flag means anything, and for SEV no feature and no version of the GHCB does. Of the
+    features of SEV-ES a kernel may have DEBUG_SWAP; the others it does not know, or sets by itself."""
+    es = argument(op, "key") == ES
+    features, ghcb = number(op, "features"), number(op, "ghcb")
+    bad = number(op, "flags") != 0 or ghcb > (GHCB_VERSION_MAX if es else 0) or features & ~(DEBUG_SWAP if es else 0)
+    return _sure(EINVAL, when=True) if bad else _maybe(EINVAL, when=features != 0)
+
+
+def _es_disabled(state: State, op: Invoke) -> Refusal | None:
+    """A host without SEV-ES has no such command; part 3.4 gives other answers for a key without capacity as well."""
+    return _maybe(ENOTTY, when=argument(op, "key") == ES and state.capacity_of(ES) == 0)
+
+
+def _has_vcpus(state: State, op: Invoke) -> Refusal | None:
+    vm = state.world.vm(argument(op, "vm"))
+    return _sure(EINVAL, when=vm is not None and vm.created > 0)
+
+
+def _initialised(state: State, op: Invoke) -> Refusal | None:
+    errno = EINVAL if state.rules.second_init_invalid else EBUSY
+    return _sure(errno, when=state.world.context(argument(op, "vm")) is not None)
+
+
+def _no_range(state: State, op: Invoke) -> Refusal | None:
+    """An empty range of ASIDs is found before the charge is tried, where its error is shown (sev_asid_new)."""
+    return _maybe(ENOTTY, when=state.rules.init_errors_shown and state.capacity_of(argument(op, "key")) == 0)
+
+
+def _charge_of_init(state: State, op: Invoke) -> Refusal | None:
+    payer = state.world.home(op.agent)
+    if payer is None:
+        return None
+    answer = charge(state, payer, argument(op, "key"))
+    if answer.errno == EINVAL and not state.rules.init_errors_shown:
+        answer = Answer(EBUSY)
+    return Refusal(answer) if answer.errno else None
+
+
+def _no_flush(state: State, op: Invoke) -> Refusal | None:
+    """A freed ASID is of use only after DF_FLUSH, which a firmware may fail and a dead one never answers."""
+    return _maybe(EBUSY, when=state.psp != "well" or not state.flushes)
+
+
+def _no_context(state: State, op: Invoke) -> Refusal | None:
+    return _sure(ENOTTY, when=state.world.shared(argument(op, "vm")) is None)
+
+
+def _no_es(state: State, op: Invoke) -> Refusal | None:
+    return _sure(ENOTTY, when=not _is_es(state, argument(op, "vm")))
+
+
+def _sealing_while_creating(state: State, op: Invoke) -> Refusal | None:
+    vm = state.world.vm(argument(op, "vm"))
+    creating = vm is not None and vm.creating is not None
+    return _maybe(EBUSY, when=creating and state.rules.vmsa_creation_busy)
+
+
+def _sealed_already(state: State, op: Invoke) -> Refusal | None:
+    """Where the kernel does not look, the firmware may: it has its own idea of how often that may be done."""
+    name, world = argument(op, "vm"), state.world
+    holder, vm = world.mirror(name) or world.context(name), world.vm(name)
+    sealed = holder is not None and holder.sealed and vm is not None and vm.created > 0
+    return _sure(EINVAL, when=sealed and state.rules.vmsa_once)
+
+
+def _not_started(state: State, op: Invoke) -> Refusal | None:
+    """Without LAUNCH_START there is no handle, and no /dev/sev was remembered to send the command through."""
+    context = state.world.shared(argument(op, "vm"))
+    started = context is None or context.launched
+    return None if started else Refusal(Answer(EBADF), sure=False)
+
+
+def _cut_off(state: State, op: Invoke) -> Refusal | None:
+    """The process has no /dev/sev any more to send the command through."""
+    return _sure(EBADF, when=op.agent in state.world.cut_off)
+
+
+def _no_guest(state: State, op: Invoke) -> Refusal | None:
+    context = state.world.shared(argument(op, "vm"))
+    return None if context is None or context.launched else Refusal(Answer(EIO, firmware=True))
+
+
+def _started_twice(state: State, op: Invoke) -> Refusal | None:
+    """The ASID is another guest's already: ACTIVATE answers ASID_OWNED."""
+    context = state.world.context(argument(op, "vm"))
+    return Refusal(Answer(EIO, firmware=True)) if context is not None and context.launched else None
+
+
+def _noticed(state: State, op: Invoke) -> Refusal | None:
+    """A firmware that does not answer: EBUSY for all commands after the one that found out. That may have been one that
+    nobody made, like the DEACTIVATE of a VM that was closed."""
+    return _maybe(EBUSY, when=True) if state.psp == "stalled" else _sure(EBUSY, when=state.psp == "dead")
+
+
+def _firmware_refuses(state: State, op: Invoke) -> Refusal | None:
+    """The firmware may refuse any command for reasons of its own, and always says so with a status."""
+    return _maybe(EIO, firmware=True, when=not state.obeys or op.f != "guest_status")
+
+
+def _platform_refuses(state: State, op: Invoke) -> Refusal | None:
+    """The first INIT on a platform that was shut down has the firmware initialised (sev_platform_init())."""
+    return _maybe(EIO, firmware=True, when=state.psp == "well" and not state.obeys)
+
+
+def _locks_memory(state: State, op: Invoke) -> Refusal | None:
+    """Whether the memory of a process that was given a limit fits into RLIMIT_MEMLOCK, nobody recorded, unless nothing
+    does (sev_pin_memory). Others may lock whatever they like."""
+    limits = {limit for agent, limit in state.memlock if agent == op.agent}
+    return _sure(ENOMEM, when=True) if limits == {0} else _maybe(ENOMEM, when=bool(limits))
+
+
+def _no_region(state: State, op: Invoke) -> Refusal | None:
+    """Of what was registered where, nobody keeps account."""
+    return _maybe(EINVAL, when=True)
+
+
+def _stalled(state: State, op: Invoke) -> Refusal | None:
+    return _sure(ETIMEDOUT, when=state.psp == "stalled")
+
+
+# -- processes and cgroups --------------------------------------------------------------------------------
+
+
+def _no_cgroup(state: State, op: Invoke) -> Refusal | None:
+    return _sure(ENOENT, when=argument(op, "cgroup") not in state.cgroups)
+
+
+def _no_parent(state: State, op: Invoke) -> Refusal | None:
+    return _sure(ENOENT, when=not set(levels(argument(op, "cgroup"))[:-1]) <= state.cgroups)
+
+
+def _there_already(state: State, op: Invoke) -> Refusal | None:
+    return _sure(EEXIST, when=argument(op, "cgroup") in state.cgroups)
+
+
+def _in_use(state: State, op: Invoke) -> Refusal | None:
+    """Charges do not keep a cgroup from being removed; processes and children do."""
+    name = argument(op, "cgroup")
+    inside = any(levels(other)[-2:-1] == (name,) for other in state.cgroups if other != ".")
+    return _sure(EBUSY, when=name == "." or inside or any(home == name for _, home in state.world.homes))
+
+
+def _divided_below(state: State, op: Invoke) -> Refusal | None:
+    """A child whose own children have the controller keeps it."""
+    name = argument(op, "cgroup")
+    children = {cgroup for cgroup in state.cgroups if levels(cgroup)[-2:-1] == (name,)}
+    above = {levels(cgroup)[-2] for cgroup in state.cgroups if cgroup != "."}
+    return _sure(EBUSY, when=bool(children & above - state.world.undivided))
+
+
+def _lived_in(state: State, op: Invoke) -> Refusal | None:
+    """Who lives in a cgroup must not share its resources with its children."""
+    name = argument(op, "cgroup")
+    return _sure(EBUSY, when=name != "." and any(home == name for _, home in state.world.homes))
+
+
+def _without_misc(state: State, op: Invoke) -> Refusal | None:
+    name = argument(op, "cgroup")
+    return _sure(ENOENT, when=state.world.payer(name) != name)
+
+
+def _no_limit(state: State, op: Invoke) -> Refusal | None:
+    """misc.max takes "max" or a number, and only for a key that the host has capacity of."""
+    limit = op.args.get("max")
+    valid = limit == "max" or (isinstance(limit, int) and limit >= 0)
+    return _sure(EINVAL, when=not valid or state.capacity_of(argument(op, "key")) == 0)
+
+
+def _nobody_to_send_to(state: State, op: Invoke) -> Refusal | None:
+    to = argument(op, "to")
+    return _sure(EPIPE, when=to != ON_ITS_WAY and state.world.home(to) is None)
+
+
+def _not_open(state: State, op: Invoke) -> Refusal | None:
+    vm = argument(op, "vm")
+    return _sure(EBADF, when=vm not in state.world.dead and not _has(state, op.agent, vm))
+
+
+_IOCTL = (_descriptor, _alive)
+_WITHOUT_DATA = (
+    *(_left_open(errno) for errno in (EFAULT, EINVAL, EBADF, EBUSY, ENOTTY)),
+    _left_open(EIO, firmware=True),
+)
+_COMMAND = (*_IOCTL, _no_command_of_a_mirror, _no_context)
+_FIRMWARE = (_cut_off, _not_started, _noticed, _stalled, _no_guest, _firmware_refuses)
+_TO_GUEST = (*_COMMAND, *_FIRMWARE)
+
+CHECKS: dict[str, tuple[Check, ...]] = {
+    "spawn": (_no_cgroup,),
+    "enter": (_no_cgroup,),
+    "exit": (),
+    "kill": (),
+    "add_cgroup": (_there_already, _no_parent),
+    "remove_cgroup": (_no_cgroup, _in_use),
+    "limit": (_no_cgroup, _without_misc, _no_limit),
+    "disable_misc": (_no_cgroup, _without_misc, _divided_below),
+    "enable_misc": (_no_cgroup, _without_misc, _lived_in),
+    "create": (_no_types,),
+    "create_vcpu": _IOCTL,
+    "set_memory": _IOCTL,
+    "close": (_not_open,),
+    "send_fd": (_not_open, _nobody_to_send_to),
+    "init": (
+        *_IOCTL,
+        _es_disabled,
+        _no_command_of_a_mirror,
+        _wrong_init,
+        _has_vcpus,
+        _half_a_vcpu,
+        _bad_arguments,
+        _initialised,
+        _no_range,
+        _charge_of_init,
+        _no_flush,
+        _platform_refuses,
+    ),
+    "launch_start": (*_COMMAND, _cut_off, _noticed, _stalled, _started_twice, _firmware_refuses),
+    "launch_update_data": (*_COMMAND, _locks_memory, *_FIRMWARE),
+    "launch_measure": _TO_GUEST,
+    "launch_finish": _TO_GUEST,
+    "launch_update_vmsa": (*_IOCTL, _no_es, _sealing_while_creating, _sealed_already, *_FIRMWARE),
+    "guest_status": (*_IOCTL, _no_context, *_FIRMWARE),
+    "command": (*_IOCTL, _mirror_may_not, _no_such_command, _command_without_context, *_WITHOUT_DATA),
+    "register_region": (*_IOCTL, _no_context, _no_command_of_a_mirror, _locks_memory),
+    "unregister_region": (*_IOCTL, _no_command_of_a_mirror, _no_context, _no_region),
+    "mirror": (*_IOCTL, _flagged, _source_descriptor, _itself, _busy, _not_mirrorable, _half_a_vcpu),
+    "move": (
+        *_IOCTL,
+        _flagged,
+        _source_descriptor,
+        _itself,
+        _busy,
+        _types_differ,
+        _not_movable,
+        _has_mirrors,
+        _charge_of_move,
+        _vcpu_creation,
+        _vcpus_differ,
+        _unsealed,
+    ),
+    "psp_dies": (),
+}
