@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from chaos.history.records import Done, Value
     from chaos.linux.kfault import Kfault
     from chaos.netns.link import End
-    from chaos.schedule.firmware import Failpoints
+    from chaos.runner.holds.failpoints import Failpoints
     from chaos.vmm.messages import Question
 
 GROUP = "sevchaos.faults"

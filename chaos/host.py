@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from chaos import outside
 from chaos.errors import HostLacks, InternalError, LabFailed, LabHung, SevchaosError
 from chaos.experiment.model import Order
 from chaos.history import records
 from chaos.history.records import End, History, Note, Record
 from chaos.judge.ledger.firmware_contexts import Contexts
 from chaos.linux.process import die_with
-from chaos.outside import Answer, Question, Refused
+from chaos.runner import questions
+from chaos.runner.questions import Answer, Question, Refused
 from chaos.store import Host as Description
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 Write = Callable[[Record], None]
 Answerer = Callable[[Question], Awaitable[Answer]]
-RUNNER = "chaos.runner"
+RUNNER = "chaos.runner.main"
 # A process that is killed closes its VMs first. A kernel that has oopsed meanwhile never comes to the end of that.
 GONE_WITHIN = 60.0
 
@@ -92,8 +92,8 @@ class Conversation:
     async def stdout(self, data: bytes) -> None:
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
-            if outside.is_question(line):
-                self._input.put_nowait(outside.encode(await self._answer(outside.decode(line))))
+            if questions.is_question(line):
+                self._input.put_nowait(questions.encode(await self._answer(questions.decode(line))))
                 continue
             try:
                 entry = records.decode(line)

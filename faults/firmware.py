@@ -14,8 +14,8 @@ from typing import ClassVar
 from chaos.fault import Evidence, Fault, Scene, Target
 from chaos.lab.psp import failpoints
 from chaos.lab.psp.plan import Die
-from chaos.outside import Point
-from chaos.schedule.firmware import Armed
+from chaos.runner.holds.failpoints import Armed
+from chaos.runner.questions import Point
 
 # Of the driver, with a firmware that will never answer: somebody waits for it.
 PATIENCE_WITH_THE_DEAD = 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The outside of a lab: it answers what a run asks (`chaos.outside`), and has the software PSP do it.
+"""The outside of a lab: it answers what a run asks (`chaos.runner.questions`), and has the software PSP do it.
 
 One of these is made for each run and settled at its end, when it also says whether the lab is as it was before: a
 firmware that died, was reset, or has a context that nobody will ever take from it is not given to the next run.
@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from chaos import outside
 from chaos.errors import SevchaosError
 from chaos.lab.psp import failpoints
 from chaos.lab.psp.client import PspControl
 from chaos.lab.psp.plan import Firing, Plan, Rule
 from chaos.lab.psp.wire import StatusReply
 from chaos.lab.witness import Clock
-from chaos.outside import Answer, Arm, Failed, Granted, Look, Looked, Point, Question, Withdraw
+from chaos.runner import questions
+from chaos.runner.questions import Answer, Arm, Failed, Granted, Look, Looked, Point, Question, Withdraw
 
 
 class PspFailpoints:
@@ -41,7 +41,7 @@ class PspFailpoints:
             answer = await self._answer(question)
         except (SevchaosError, ValueError) as error:
             answer = Failed(reason=f"the firmware: {error}")
-        return outside.numbered(answer, question.number)
+        return questions.numbered(answer, question.number)
 
     async def _answer(self, question: Question) -> Answer:
         match question:

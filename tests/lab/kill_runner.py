@@ -31,7 +31,7 @@ NAMESPACES = Path("/proc/sys/user/max_net_namespaces")
 
 
 def started(until: bytes, order: bytes = ORDER) -> subprocess.Popen[bytes]:
-    argv = [sys.executable, "-m", "chaos.runner"]
+    argv = [sys.executable, "-m", "chaos.runner.main"]
     runner = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert runner.stdin is not None and runner.stdout is not None
     runner.stdin.write(order)
@@ -60,7 +60,7 @@ def processes() -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if b"chaos.runner" in path.read_bytes():
+            if b"chaos.runner.main" in path.read_bytes():
                 found.append(int(path.parent.name))
         except OSError:
             pass

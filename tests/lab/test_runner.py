@@ -22,7 +22,7 @@ pytestmark = pytest.mark.lab
 
 EIO, EINVAL, EBUSY = 5, 22, 16
 NOTHING = {"groups": [], "processes": [], "charges": 0, "namespaces": 0, "tracing": []}
-RESILIENCE = Path(model.__file__).parent.parent / "experiments/resilience"
+RESILIENCE = Path(model.__file__).parents[2] / "experiments/resilience"
 KILL_DESTINATION = RESILIENCE / "kill-destination-in-move.yaml"
 MOVE = RESILIENCE / "move-across-cgroups.yaml"
 
@@ -60,7 +60,7 @@ def carry_out(in_lab: Sevchaos, kernel: str, tmp_path: Path) -> Carry:
         script = "\n".join(f"  - {{do: {step}}}" for step in steps)
         vmms = "{a: {cgroup: a}, b: {cgroup: b}, c: {cgroup: c}}"
         path.write_text(f"name: script\nwhy: a test\npromises: [P1]\nvmms: {vmms}\nvms: {vms}\nscript:\n{script}\n")
-        done = in_lab("python3", "-m", "chaos.runner", options=("--kernel", kernel), stdin=order(path))
+        done = in_lab("python3", "-m", "chaos.runner.main", options=("--kernel", kernel), stdin=order(path))
         assert (done.returncode, done.stderr) == (0, b""), done.stderr.decode()
         return Run([records.decode(line) for line in done.stdout.splitlines()])
 

@@ -30,7 +30,7 @@ from chaos.linux import tracefs
 
 CHUNK = 1 << 16
 # Imported before the lab is saved, so that a restored lab starts them in no time.
-WARM = ("chaos.runner", "pyroute2")
+WARM = ("chaos.runner.main", "pyroute2")
 # How long, in seconds, output still in the pipes may take to come out once the program has ended.
 LINGER = 0.05
 

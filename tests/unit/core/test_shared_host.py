@@ -16,7 +16,7 @@ from chaos.errors import Unsupported
 from chaos.history.records import Filled, Header, History, Observation, Record
 from chaos.judge.judge import judge
 from chaos.judge.verdict import Outcome
-from chaos.script import moved_mirror, require_all
+from chaos.runner.script import moved_mirror, require_all
 from faults.vmm import Oom
 from tests.unit.core.build import moved, shipped
 

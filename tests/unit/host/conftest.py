@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from chaos.cgroup.group import Cgroup
-from chaos.fleet import Fleet
 from chaos.linux.loop import Loop
-from chaos.recorder import Recorder
+from chaos.runner.recorder import Recorder
+from chaos.runner.vmms import Fleet
 from chaos.vmm.server import ForkServer
 
 

@@ -201,7 +201,7 @@ def test_what_dead_runs_left_is_cleaned_and_live_ones_are_spared(real: Cgroup) -
 RUNNER = """
 import sys, time
 from pathlib import Path
-from chaos import cleanup
+from chaos.safety import claim
 from chaos.cgroup.group import Cgroup
 Cgroup.enable = lambda self, controller: None
 warden = claim.Warden()

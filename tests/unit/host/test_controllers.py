@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from chaos.cgroup.group import Cgroup
-from chaos.groups import Groups
-from chaos.scene import Scene
-from chaos.stage import Stage
+from chaos.runner.cgroups import Groups
+from chaos.runner.fault_context import Scene
+from chaos.runner.guests import Stage
 
 
 @dataclass

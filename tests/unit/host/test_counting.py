@@ -9,11 +9,11 @@ from typing import cast
 import pytest
 
 from chaos.experiment import steps
-from chaos.fleet import StepFailed
 from chaos.history.records import Counted
 from chaos.linux.loop import Loop
-from chaos.script import guests
-from chaos.script.actor import Actor
+from chaos.runner.script import running
+from chaos.runner.script.executor import Actor
+from chaos.runner.vmms import StepFailed
 from chaos.vmm.messages import Sampled
 
 
@@ -27,7 +27,7 @@ def test_a_guest_that_does_not_count_is_taken_out_so_that_it_is_told_where_it_wa
     )
     actor = SimpleNamespace(stage=stage, write=told.append, now=lambda: 1, step=3)
     with pytest.raises(StepFailed, match="old to count 100"):
-        guests.count(cast(Actor, actor), steps.Count(vm="old", ticks=100, within=0.01))
+        running.count(cast(Actor, actor), steps.Count(vm="old", ticks=100, within=0.01))
     counted, left = told
     assert isinstance(counted, Counted) and (counted.ticks, counted.sound) == (5, (5,))
     assert left == "left"

@@ -13,8 +13,8 @@ import pytest
 from chaos import fault
 from chaos.errors import Unsupported, UsageError
 from chaos.linux.task import Sleeper
-from chaos.outside import Answer, Arm, Granted, Look, Looked, Point, Question, Withdraw
-from chaos.schedule.firmware import Failpoints, waits_for_answer
+from chaos.runner.holds.failpoints import Failpoints, waits_for_answer
+from chaos.runner.questions import Answer, Arm, Granted, Look, Looked, Point, Question, Withdraw
 from faults import firmware as faults
 
 IOCTL = (16, 7, 0xC008AEBA, 0, 0, 0, 0)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from chaos.cgroup.group import Cgroup
-from chaos.groups import attendants
+from chaos.runner.cgroups import attendants
 
 
 def lives(proc: Path, pid: int, comm: str, *tids: int) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from chaos.fleet import Fleet
+from chaos.runner.vmms import Fleet
 from chaos.vmm import harm
 from chaos.vmm.messages import Eat, EndThread, Exit, Handled
 from faults.vmm import state

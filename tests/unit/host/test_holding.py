@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from chaos.experiment import steps as s
-from chaos.fleet import Pending, StepFailed
 from chaos.history.records import Done, Held
 from chaos.linux.loop import Loop
-from chaos.schedule.firmware import Failpoints
-from chaos.script import holding
+from chaos.runner.holds.failpoints import Failpoints
+from chaos.runner.script import holds
+from chaos.runner.vmms import Pending, StepFailed
 
 
 def actor(pending: Pending) -> tuple[Any, list[Held]]:
@@ -42,7 +42,7 @@ def test_at_its_deadline_it_says_what_the_thread_does() -> None:
     found, written = actor(Pending(3, "move", True, "destination", os.getpid(), tid=thread.native_id))
     try:
         with pytest.raises(StepFailed, match=r"move of new to be stopped at vcpu-running.*state S, system call 202"):
-            holding.hold(found, s.Hold(vm="new", within=0.2))
+            holds.hold(found, s.Hold(vm="new", within=0.2))
     finally:
         stop.set()
         thread.join()
@@ -55,12 +55,12 @@ def test_one_that_ended_says_how() -> None:
     pending.done = Done(t=0, op=3, outcome="fail", errno=16, value={"call": "KVM_ENABLE_CAP"})
     found, written = actor(pending)
     with pytest.raises(StepFailed, match="ended before it was stopped at vm-locked: KVM_ENABLE_CAP: EBUSY"):
-        holding.hold(found, s.Hold(vm="new", at="vm-locked"))
+        holds.hold(found, s.Hold(vm="new", at="vm-locked"))
     assert [held.reached for held in written] == [False]
 
 
 def test_while_the_driver_is_held_the_firmware_is_not_asked() -> None:
-    slot = SimpleNamespace(function=holding.DRIVER_LOCKED)
+    slot = SimpleNamespace(function=holds.DRIVER_LOCKED)
     kfault = SimpleNamespace(hold=lambda function, nth, pid: slot, clear=lambda slot: 0)
     outside: Any = None
     firmware = Failpoints(outside, 0, None)
@@ -68,7 +68,7 @@ def test_while_the_driver_is_held_the_firmware_is_not_asked() -> None:
     found.scene = SimpleNamespace(kfault=lambda: kfault, firmware=firmware)
     found.undo = ExitStack()
     assert not firmware.may_stall
-    holding.arm(found, s.Arm(hold="driver", kernel=s.KernelPlace(function=holding.DRIVER_LOCKED)))
+    holds.arm(found, s.Arm(hold="driver", kernel=s.KernelPlace(function=holds.DRIVER_LOCKED)))
     assert firmware.may_stall
     found.undo.close()
     assert not firmware.may_stall and len(written) == 1, "what was armed is released at the end, and recorded"
@@ -77,5 +77,5 @@ def test_while_the_driver_is_held_the_firmware_is_not_asked() -> None:
 def test_what_is_armed_no_more_holds_nothing() -> None:
     found, written = actor(Pending(3, "move", True, "destination"))
     with pytest.raises(StepFailed, match="commit is not armed"):
-        holding.hold(found, s.Hold(vm="new", at="commit"))
+        holds.hold(found, s.Hold(vm="new", at="commit"))
     assert not written

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from chaos.fleet import Fleet, Vmm
 from chaos.history import records
 from chaos.history.records import Exited, Record, Stormed
 from chaos.linux.loop import Loop
 from chaos.linux.seqpacket import memory_file
 from chaos.native import read, read_vcpu
-from chaos.recorder import Recorder
-from chaos.storms import Storm
+from chaos.runner.recorder import Recorder
+from chaos.runner.storms import Storm
+from chaos.runner.vmms import Fleet, Vmm
 from chaos.vmm import guest
 from chaos.vmm import messages as m
 from chaos.vmm.server import ForkServer
@@ -118,5 +118,5 @@ def test_a_vmm_that_ends_in_good_order_ends_its_storm(fleet: Fleet, vmm: Vmm, ou
 
 
 def test_every_call_of_a_storm_is_in_the_page_on_experiments() -> None:
-    page = (Path(records.__file__).parents[1] / "docs" / "experiments.md").read_text(encoding="utf-8")
+    page = (Path(records.__file__).parents[2] / "docs" / "experiments.md").read_text(encoding="utf-8")
     assert [name for name in CALLS if name not in page] == []

@@ -20,7 +20,7 @@ from chaos.linux import task
 from chaos.linux.kmsg import KernelLog, Lost, parse, rearm
 from chaos.linux.loop import Loop, TimedOut
 from chaos.linux.task import Sleeper
-from chaos.observe import pinned_pages
+from chaos.runner.observer import pinned_pages
 from chaos.safety.survey import Paths, Surveyed, allowance, foreign_guests, full_version, refuse_fragile, survey, taken
 from faults.vmm import Kill
 

@@ -20,18 +20,18 @@ import pytest
 from chaos.experiment.model import Experiment, Kind, Vm
 from chaos.experiment.model import Vmm as VmmSpec
 from chaos.experiment.steps import Migrate, Phase
-from chaos.fleet import Fleet, StepFailed
 from chaos.history import records
 from chaos.history.records import Handover, Invoke, Record
 from chaos.kvm import vm as kvm_vm
 from chaos.kvm.vcpu import Vcpu
 from chaos.linux.loop import LOOK_AGAIN, Loop
-from chaos.migration.handover import Ended
-from chaos.migration.supervisor import supervise, tries_again
 from chaos.netns import link
-from chaos.network import Network, between
-from chaos.recorder import Recorder
-from chaos.stage import Stage
+from chaos.runner.guests import Stage
+from chaos.runner.migration.attempt import Ended
+from chaos.runner.migration.supervisor import supervise, tries_again
+from chaos.runner.network import Network, between
+from chaos.runner.recorder import Recorder
+from chaos.runner.vmms import Fleet, StepFailed
 from chaos.vmm.messages import Sample
 from chaos.vmm.server import ForkServer
 from tests.unit.host.conftest import Nowhere

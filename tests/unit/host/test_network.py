@@ -9,10 +9,10 @@ import os
 import pytest
 
 from chaos.errors import CleanupFailed, UsageError
-from chaos.fleet import Fleet, StepFailed
 from chaos.netns import link
 from chaos.netns.space import Namespace
-from chaos.network import Network, between
+from chaos.runner.network import Network, between
+from chaos.runner.vmms import Fleet, StepFailed
 from tests.unit.host.conftest import nowhere
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="making network namespaces needs root")

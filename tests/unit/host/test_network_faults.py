@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from chaos import scene as scenes
 from chaos.errors import UsageError
 from chaos.fault import find
 from chaos.netns import netem
 from chaos.netns.netem import Impairment, Reading
+from chaos.runner import fault_context as scenes
 from faults import network
 from faults.network import LinkFlap, Netem
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from chaos import outside
 from chaos.errors import InternalError, Unsupported
 from chaos.history import records
 from chaos.history.records import Note
@@ -19,9 +18,22 @@ from chaos.lab.outside import PspFailpoints
 from chaos.lab.psp.numbers import Command, Status
 from chaos.lab.witness import Clock
 from chaos.linux.loop import TimedOut
-from chaos.outside import Answer, Arm, Failed, Granted, Look, Looked, Outside, Point, Question, Refused, Withdraw
-from chaos.recorder import OutsideGone, Recorder
-from chaos.schedule.firmware import Failpoints
+from chaos.runner import questions
+from chaos.runner.holds.failpoints import Failpoints
+from chaos.runner.questions import (
+    Answer,
+    Arm,
+    Failed,
+    Granted,
+    Look,
+    Looked,
+    Outside,
+    Point,
+    Question,
+    Refused,
+    Withdraw,
+)
+from chaos.runner.recorder import OutsideGone, Recorder
 from tests.unit.psp.machine import Machine
 
 LOOK = Look(name="a")
@@ -58,8 +70,8 @@ class Ends:
 
         def serve() -> None:
             line = self.heard()
-            assert outside.is_question(line)
-            self.say(answer(outside.decode(line)))
+            assert questions.is_question(line)
+            self.say(answer(questions.decode(line)))
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -74,13 +86,13 @@ def ends() -> Iterator[Ends]:
 
 
 def encoded(answer: Answer, number: int) -> bytes:
-    return outside.encode(outside.numbered(answer, number))
+    return questions.encode(questions.numbered(answer, number))
 
 
 def test_an_answer_is_that_to_the_question(ends: Ends) -> None:
-    looked = Looked(points=(outside.Point(failpoint="NOP=skip", count=1, first=5, last=5),), stalled="")
+    looked = Looked(points=(questions.Point(failpoint="NOP=skip", count=1, first=5, last=5),), stalled="")
     thread = ends.answering(lambda question: encoded(looked, question.number))
-    assert ends.runner.ask(LOOK) == outside.numbered(looked, 1)
+    assert ends.runner.ask(LOOK) == questions.numbered(looked, 1)
     thread.join()
 
 
@@ -146,18 +158,18 @@ def test_a_conversation_answers_questions_and_hands_records_on() -> None:
 
         async def answer(question: Question) -> Answer:
             asked.append(question)
-            return outside.numbered(Granted(), question.number)
+            return questions.numbered(Granted(), question.number)
 
         talk = Conversation()
         told: list[records.Record] = []
         talk.listen(told.append, answer)
         note = records.encode(Note(t=1, topic="progress", text='{"ask": nothing}'))
-        question = outside.encode(Arm(number=7, name="a", failpoints="NOP=skip", seed=1))
+        question = questions.encode(Arm(number=7, name="a", failpoints="NOP=skip", seed=1))
         for byte in note + question + note:
             await talk.stdout(bytes([byte]))
         assert [type(record) for record in told] == [Note, Note]
         assert asked == [Arm(number=7, name="a", failpoints="NOP=skip", seed=1)]
-        assert await talk.stdin() == outside.encode(Granted(number=7))
+        assert await talk.stdin() == questions.encode(Granted(number=7))
 
     asyncio.run(main())
 

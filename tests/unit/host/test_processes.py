@@ -16,16 +16,16 @@ from pathlib import Path
 import pytest
 
 from chaos.cgroup.group import Cgroup
-from chaos.fleet import Fleet, StepFailed
-from chaos.groups import Groups
 from chaos.history import records
 from chaos.history.records import Done, Exited, Invoke, Record
 from chaos.linux.fd import OwnedFd
 from chaos.linux.loop import Loop
 from chaos.linux.seqpacket import Channel, Ended
-from chaos.recorder import Recorder
-from chaos.scene import Scene
-from chaos.stage import Stage
+from chaos.runner.cgroups import Groups
+from chaos.runner.fault_context import Scene
+from chaos.runner.guests import Stage
+from chaos.runner.recorder import Recorder
+from chaos.runner.vmms import Fleet, StepFailed
 from chaos.vmm.messages import FROM_AGENT, Exit, FromAgent, Hello, Move, Reply, Request, Sample, Status
 from chaos.vmm.server import ForkServer
 from faults.vmm import Kill

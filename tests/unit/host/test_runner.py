@@ -18,7 +18,7 @@ from chaos.history import records
 from chaos.history.records import End, Header, Note
 from chaos.safety.survey import Paths, hierarchy
 
-ROOT = Path(model.__file__).parent.parent
+ROOT = Path(model.__file__).parents[2]
 FIRST = sorted((ROOT / "experiments" / "resilience").glob("*.yaml"))
 
 
@@ -27,7 +27,7 @@ def order(path: Path, seed: int = 1) -> bytes:
 
 
 def run(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    argv = [sys.executable, "-m", "chaos.runner", *arguments]
+    argv = [sys.executable, "-m", "chaos.runner.main", *arguments]
     return subprocess.run(argv, input=stdin, capture_output=True, timeout=60, check=False)
 
 
@@ -72,7 +72,7 @@ def test_without_orders_there_is_nothing_to_say() -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_it_can_be_ended_at_any_time(number: int) -> None:
     """Also while it forks: both children are there, which is when a signal used to be lost."""
-    argv = [sys.executable, "-m", "chaos.runner"]
+    argv = [sys.executable, "-m", "chaos.runner.main"]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as runner:
         assert runner.stdin is not None and runner.stdout is not None and runner.stderr is not None
         runner.stdin.write(b"\n")

@@ -19,7 +19,7 @@ from chaos.history.records import Stormed
 from chaos.kvm.system import System
 from chaos.linux.seqpacket import memory_file
 from chaos.native import read
-from chaos.storms import Storm as Told
+from chaos.runner.storms import Storm as Told
 from chaos.vmm import guest, storm
 from chaos.vmm.ask import ask
 from chaos.vmm.machine import Host, Machine

@@ -10,7 +10,7 @@ import pytest
 
 from chaos.fault import Evidence, Fault, Scene, Target
 from chaos.history.records import Fault as Record
-from chaos.script.struck import Struck
+from chaos.runner.script.applied import Struck
 
 SCENE: Any = None
 

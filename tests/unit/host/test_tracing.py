@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from chaos import tracing
 from chaos.history import records
 from chaos.history.records import Note, Traced
 from chaos.linux import kallsyms, tracefs
 from chaos.linux.loop import Loop
 from chaos.linux.tracefs import NoTracing
-from chaos.recorder import Recorder
-from chaos.tracing import Damaged, Event, Lost, Made, Tracer, parse
+from chaos.runner import tracing
+from chaos.runner.recorder import Recorder
+from chaos.runner.tracing import Damaged, Event, Lost, Made, Tracer, parse
 
 # As both kernels of the lab show them.
 CHARGE = (

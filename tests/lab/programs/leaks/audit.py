@@ -22,7 +22,7 @@ from chaos.kvm.sev import Platform, Sev
 from chaos.kvm.system import System
 from chaos.netns.netlink import inside
 from chaos.netns.space import Namespace
-from chaos.observe import pinned_pages
+from chaos.runner.observer import pinned_pages
 
 Things = dict[str, frozenset[str]]
 

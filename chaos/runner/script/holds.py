@@ -7,16 +7,16 @@ from typing import Literal
 
 from chaos.errors import Unsupported
 from chaos.experiment import steps as s
-from chaos.fleet import Pending, StepFailed
 from chaos.history.records import Held, Released
 from chaos.kvm import userfault
 from chaos.linux import task
 from chaos.linux.loop import LOOK_AGAIN, TimedOut
-from chaos.scene import Scene
-from chaos.schedule.firmware import FirmwareStall
-from chaos.schedule.places import KernelEntry, MissingPage, Place, Unarmed
-from chaos.script.actor import Actor
-from chaos.stage import Guest, explained
+from chaos.runner.fault_context import Scene
+from chaos.runner.guests import Guest, explained
+from chaos.runner.holds.failpoints import FirmwareStall
+from chaos.runner.holds.places import KernelEntry, MissingPage, Place, Unarmed
+from chaos.runner.script.executor import Actor
+from chaos.runner.vmms import Pending, StepFailed
 from chaos.vmm import messages as m
 
 # At its entry the driver's lock is kept, for which whoever asks the firmware would wait.

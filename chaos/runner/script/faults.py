@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from chaos import fault as faults
 from chaos.experiment import steps as s
-from chaos.fleet import StepFailed
-from chaos.script.actor import Actor
-from chaos.script.struck import Struck
+from chaos.runner.script.applied import Struck
+from chaos.runner.script.executor import Actor
+from chaos.runner.vmms import StepFailed
 
 
 def strike(actor: Actor, step: s.Strike) -> None:

@@ -8,8 +8,8 @@ import msgspec
 from chaos.experiment import steps as s
 from chaos.experiment.model import Kind, default_command, key_of_init
 from chaos.kvm.numbers import Policy
-from chaos.script.actor import Actor
-from chaos.stage import Guest, Stage
+from chaos.runner.guests import Guest, Stage
+from chaos.runner.script.executor import Actor
 from chaos.vmm import messages as m
 
 _LAUNCH = ("launch_start", "launch_update_data")

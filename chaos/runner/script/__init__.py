@@ -11,41 +11,41 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from chaos import fault as faults
 from chaos.errors import Unsupported
 from chaos.experiment import steps as s
-from chaos.fleet import StepFailed
-from chaos.scene import Scene
-from chaos.script import guests, holding, launching, looking, moving, striking, together
-from chaos.script.actor import Actor
+from chaos.fault import find
+from chaos.runner.fault_context import Scene
+from chaos.runner.script import concurrent, faults, holds, moves, observe, running, vms
+from chaos.runner.script.executor import Actor
+from chaos.runner.vmms import StepFailed
 
 _STEPS: dict[type, Callable[[Actor, Any], None]] = {
-    s.Launch: launching.launch,
-    s.Create: launching.create,
-    s.Call: launching.call,
-    s.Init: launching.init,
-    s.Vcpu: launching.vcpu,
-    s.Command: launching.command,
-    s.Finish: launching.finish,
-    s.Mirror: launching.mirror,
-    s.Close: launching.close,
-    s.Run: guests.run,
-    s.Count: guests.count,
-    s.Pause: guests.pause,
-    s.Storm: guests.storm,
-    s.Calm: guests.calm,
-    s.Migrate: lambda actor, step: moving.migrate(actor, step, carry_out),
-    s.Move: moving.move,
-    s.Together: lambda actor, step: together.together(actor, step, carry_out),
-    s.Join: moving.join,
-    s.Arm: holding.arm,
-    s.Hold: holding.hold,
-    s.Release: holding.release,
-    s.Ask: looking.ask,
-    s.Status: looking.status,
-    s.Observe: looking.observe,
-    s.Strike: striking.strike,
-    s.Undo: striking.undo,
+    s.Launch: vms.launch,
+    s.Create: vms.create,
+    s.Call: vms.call,
+    s.Init: vms.init,
+    s.Vcpu: vms.vcpu,
+    s.Command: vms.command,
+    s.Finish: vms.finish,
+    s.Mirror: vms.mirror,
+    s.Close: vms.close,
+    s.Run: running.run,
+    s.Count: running.count,
+    s.Pause: running.pause,
+    s.Storm: running.storm,
+    s.Calm: running.calm,
+    s.Migrate: lambda actor, step: moves.migrate(actor, step, carry_out),
+    s.Move: moves.move,
+    s.Together: lambda actor, step: concurrent.together(actor, step, carry_out),
+    s.Join: moves.join,
+    s.Arm: holds.arm,
+    s.Hold: holds.hold,
+    s.Release: holds.release,
+    s.Ask: observe.ask,
+    s.Status: observe.status,
+    s.Observe: observe.observe,
+    s.Strike: faults.strike,
+    s.Undo: faults.undo,
 }
 
 
@@ -69,14 +69,14 @@ def require_all(scene: Scene, *, shared: bool) -> None:
         raise _theirs_too(f"a move of the mirror {mirror} may cost the host an ASID until its next boot (finding 0004)")
     for _, step in s.walk(scene.stage.experiment.script):
         if isinstance(step, s.Strike):
-            fault = faults.find(step.fault, step.options)
+            fault = find(step.fault, step.options)
             if shared and not step.target:
                 raise _theirs_too(f"the fault {step.fault} strikes the whole host")
             fault.require(scene, step.target)
         elif isinstance(step, s.Arm):
             if shared and step.kernel is not None and step.kernel.vmm is None:
                 raise _theirs_too(f"the hold {step.hold} stops whoever calls {step.kernel.function}")
-            holding.require(scene, step)
+            holds.require(scene, step)
 
 
 def moved_mirror(script: tuple[s.Step, ...]) -> str:

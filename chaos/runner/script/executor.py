@@ -7,17 +7,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from chaos.fleet import ANSWER_WITHIN, Pending, StepFailed
 from chaos.history.records import Asked, Counted, Fault, Held, Overdue, Released
 from chaos.linux import task
 from chaos.linux.loop import TimedOut
-from chaos.migration import handover
-from chaos.observe import Observer
-from chaos.scene import Scene
-from chaos.schedule.places import Place
-from chaos.script.struck import Struck
-from chaos.stage import Guest, Stage
-from chaos.tracing import Pause
+from chaos.runner.fault_context import Scene
+from chaos.runner.guests import Guest, Stage
+from chaos.runner.holds.places import Place
+from chaos.runner.migration import attempt
+from chaos.runner.observer import Observer
+from chaos.runner.script.applied import Struck
+from chaos.runner.tracing import Pause
+from chaos.runner.vmms import ANSWER_WITHIN, Pending, StepFailed
 from chaos.vmm.messages import Operation, ReceiveFd
 
 
@@ -41,8 +41,8 @@ class Actor:
         its own, and gets a wrong one by itself."""
         if source is not None and source != vm.name:
             giver = self.stage.guest(source)
-            handover.connect(self.stage, giver, vm)
-            handover.send(self.stage, giver, vm)
+            attempt.connect(self.stage, giver, vm)
+            attempt.send(self.stage, giver, vm)
             if keep:
                 self.stage.must(vm, ReceiveFd(vm=vm.name, source=source))
 

@@ -7,7 +7,7 @@ from errno import EIO
 
 from chaos.experiment import steps as s
 from chaos.history.records import Asked
-from chaos.script.actor import Actor
+from chaos.runner.script.executor import Actor
 from chaos.vmm import messages as m
 
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from chaos.experiment import steps as s
-from chaos.migration.supervisor import supervise
-from chaos.script.actor import Actor
+from chaos.runner.migration.supervisor import supervise
+from chaos.runner.script.executor import Actor
 from chaos.vmm import messages as m
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One attempt to hand a guest over, phase by phase; `chaos.migration` has the table.
+"""One attempt to hand a guest over, phase by phase; `chaos.runner.migration` has the table.
 
 Whoever fails says so in an answer, which is recorded like any other, and ends the attempt. What is left of it then is
 an `Ended`: who has the guest, by what the two VMMs have answered and not by what should be.
@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from chaos.experiment.steps import Phase
-from chaos.fleet import ANSWER_WITHIN, StepFailed
 from chaos.history.records import Done
 from chaos.judge.ledger.replay import owns
 from chaos.linux import seqpacket
 from chaos.linux.loop import LOOK_AGAIN, TimedOut
-from chaos.stage import Guest, Stage, explained, operation_name
+from chaos.runner.guests import Guest, Stage, explained, operation_name
+from chaos.runner.vmms import ANSWER_WITHIN, StepFailed
 from chaos.vmm.messages import (
     Accept,
     Commit,

@@ -33,7 +33,7 @@ from chaos.linux.fd import OwnedFd
 from chaos.linux.kallsyms import base_name
 from chaos.linux.loop import Loop
 from chaos.linux.tracefs import Instance, NoTracing
-from chaos.recorder import Recorder
+from chaos.runner.recorder import Recorder
 
 Pause = Callable[[], AbstractContextManager[None]]
 

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from chaos.experiment import steps as s
-from chaos.fleet import StepFailed
 from chaos.history.records import Counted
 from chaos.linux.loop import LOOK_AGAIN, TimedOut
-from chaos.script.actor import Actor
-from chaos.stage import Guest
+from chaos.runner.guests import Guest
+from chaos.runner.script.executor import Actor
+from chaos.runner.vmms import StepFailed
 from chaos.vmm import messages as m
 
 

@@ -8,13 +8,13 @@ import os
 from dataclasses import dataclass, field
 
 from chaos.experiment.model import Experiment, Kind, Vm
-from chaos.fleet import Fleet, Pending, StepFailed, Vmm
-from chaos.groups import Groups
 from chaos.history.records import Done
 from chaos.linux.fd import OwnedFd
 from chaos.linux.seqpacket import memory_file
-from chaos.network import Network
-from chaos.storms import Storm
+from chaos.runner.cgroups import Groups
+from chaos.runner.network import Network
+from chaos.runner.storms import Storm
+from chaos.runner.vmms import Fleet, Pending, StepFailed, Vmm
 from chaos.vmm import guest, messages
 from chaos.vmm.messages import Close, Create, Operation, Pause, Run
 

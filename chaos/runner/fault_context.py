@@ -13,15 +13,15 @@ from pathlib import Path
 
 from chaos.cgroup.group import Cgroup
 from chaos.errors import HostLacks, Unsupported
-from chaos.fleet import Pending, StepFailed, Vmm
 from chaos.history.records import Done, Value
 from chaos.linux.kfault import Kfault
 from chaos.linux.loop import LOOK_AGAIN, TimedOut
 from chaos.netns.link import End
+from chaos.runner.guests import Stage
+from chaos.runner.holds.failpoints import Failpoints
+from chaos.runner.vmms import Pending, StepFailed, Vmm
 from chaos.safety.claim import Warden
-from chaos.schedule.firmware import Failpoints
 from chaos.seed import split
-from chaos.stage import Stage
 from chaos.vmm.messages import Close, Create, CreateVcpu, Init, LoseFd, MayLock, Question, SetMemory
 
 # Where the lab has the module; on a machine of somebody's own it is theirs to load.

@@ -8,7 +8,7 @@ from typing import Literal
 
 from chaos.fault import Evidence, Fault, Scene
 from chaos.history.records import Fault as Record
-from chaos.recorder import Recorder
+from chaos.runner.recorder import Recorder
 
 Event = Literal["apply", "withheld", "evidence", "undo"]
 

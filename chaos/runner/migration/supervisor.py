@@ -15,8 +15,8 @@ from collections.abc import Callable
 
 from chaos.experiment.steps import Migrate, Phase
 from chaos.history.records import Handover
-from chaos.migration.handover import Attempt, Ended
-from chaos.stage import Stage
+from chaos.runner.guests import Stage
+from chaos.runner.migration.attempt import Attempt, Ended
 
 
 def supervise(stage: Stage, step: Migrate, before: Callable[[Phase], None]) -> None:

@@ -3,8 +3,8 @@
 
 It reads orders from standard input, one JSON object a line (`chaos.experiment.model.Order`), and writes each run's
 history to standard output, a record a line, flushed before the next thing happens. Nothing else is ever written there
-but the questions of `chaos.outside`, whose answers come on standard input. After the End of one run the next order is
-read; at the end of the input the runner ends. In the lab and on a real host it is the same program.
+but the questions of `chaos.runner.questions`, whose answers come on standard input. After the End of one run the next
+order is read; at the end of the input the runner ends. In the lab and on a real host it is the same program.
 
 A run, in its order:
 
@@ -40,27 +40,27 @@ import msgspec
 from chaos.cgroup.group import Cgroup
 from chaos.errors import CleanupFailed, ExitCode, HostLacks, SevchaosError, Unsupported
 from chaos.experiment.model import Order
-from chaos.fleet import Fleet, StepFailed
-from chaos.groups import Groups
 from chaos.history.records import End, Filled, Header, Kernel
 from chaos.kvm.sev import Platform
 from chaos.linux.kmsg import KernelLog, Lost, rearm
 from chaos.linux.loop import LOOK_AGAIN, Loop, TimedOut
 from chaos.linux.process import be_told_of_parents_death
 from chaos.native import library
-from chaos.network import Network, between
-from chaos.observe import Observer
-from chaos.outside import Outside
-from chaos.recorder import OutsideGone, Recorder
+from chaos.runner.cgroups import Groups
+from chaos.runner.fault_context import Scene
+from chaos.runner.guests import Stage
+from chaos.runner.holds.failpoints import Failpoints
+from chaos.runner.network import Network, between
+from chaos.runner.observer import Observer
+from chaos.runner.questions import Outside
+from chaos.runner.recorder import OutsideGone, Recorder
+from chaos.runner.script import perform, require_all
+from chaos.runner.script.executor import Actor
+from chaos.runner.tracing import Pause, Tracer
+from chaos.runner.vmms import Fleet, StepFailed
 from chaos.safety import claim
 from chaos.safety.claim import Claim, Warden
 from chaos.safety.survey import Paths, Surveyed, allowance, hierarchy, refuse_others, require, survey
-from chaos.scene import Scene
-from chaos.schedule.firmware import Failpoints
-from chaos.script import perform, require_all
-from chaos.script.actor import Actor
-from chaos.stage import Stage
-from chaos.tracing import Pause, Tracer
 from chaos.vmm.messages import Fill
 from chaos.vmm.server import ForkServer
 

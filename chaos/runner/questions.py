@@ -20,7 +20,7 @@ import msgspec
 
 from chaos.errors import InternalError, Unsupported
 from chaos.linux.loop import TimedOut
-from chaos.recorder import OutsideGone, Recorder
+from chaos.runner.recorder import OutsideGone, Recorder
 
 ANSWER_WITHIN = 20.0
 _CHUNK = 1 << 16

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from chaos.cgroup.group import Cgroup
 from chaos.experiment.model import Group
-from chaos.fleet import Fleet, Vmm
 from chaos.linux.task import parse_state
+from chaos.runner.vmms import Fleet, Vmm
 
 RUN = "."
 """The path of the run's own cgroup."""

@@ -14,7 +14,7 @@ from chaos.cgroup.group import Cgroup
 from chaos.history.records import Observation
 from chaos.kvm.call import KernelError
 from chaos.kvm.sev import Platform
-from chaos.recorder import Recorder
+from chaos.runner.recorder import Recorder
 
 
 def pinned_pages(proc: Path) -> int | None:

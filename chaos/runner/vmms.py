@@ -25,8 +25,8 @@ from chaos.linux.loop import Loop, TimedOut
 from chaos.linux.seqpacket import Channel, Ended
 from chaos.native import VcpuThread, read_vcpu
 from chaos.netns.space import Namespace
-from chaos.recorder import Recorder
-from chaos.storms import Storm
+from chaos.runner.recorder import Recorder
+from chaos.runner.storms import Storm
 from chaos.vmm.messages import (
     FROM_AGENT,
     Begun,

@@ -12,14 +12,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from chaos.experiment import steps as s
-from chaos.fleet import Pending, StepFailed
 from chaos.history.records import Value
 from chaos.linux.fd import OwnedFd
 from chaos.linux.loop import LOOK_AGAIN, TimedOut
 from chaos.native import gate, read
 from chaos.native.tally import answered
-from chaos.script.actor import Actor
-from chaos.stage import Guest
+from chaos.runner.guests import Guest
+from chaos.runner.script.executor import Actor
+from chaos.runner.vmms import Pending, StepFailed
 from chaos.vmm import messages as m
 from chaos.vmm import volley
 

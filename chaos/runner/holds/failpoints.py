@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The firmware as a run can break it: commands failed, delayed, stalled, and what a stalled one looks like from inside.
 
-No program on a host can break the firmware under it, so the outside is asked to (`chaos.outside`); where the firmware
-is a real one the answer is no, and that is `Unsupported`.
+No program on a host can break the firmware under it, so the outside is asked to (`chaos.runner.questions`); where the
+firmware is a real one the answer is no, and that is `Unsupported`.
 
 A stalled command holds whoever sent it. The driver sends one command at a time and waits for its answer with a mutex of
 its own held (`sev_cmd_mutex`), in a sleep that no signal ends; an ioctl on a VM keeps that VM's `kvm->lock` as well. So
@@ -22,8 +22,8 @@ from chaos.kvm.sev import Platform
 from chaos.lab.psp.failpoints import parse
 from chaos.lab.psp.plan import Stall
 from chaos.linux.task import SYS_IOCTL, Sleeper
-from chaos.outside import Arm, Look, Looked, Outside, Withdraw
-from chaos.schedule.places import Kind
+from chaos.runner.holds.places import Kind
+from chaos.runner.questions import Arm, Look, Looked, Outside, Withdraw
 from chaos.seed import split
 
 PATIENCE = Path("/sys/module/ccp/parameters/psp_cmd_timeout")
