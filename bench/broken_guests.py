@@ -19,7 +19,7 @@ from chaos.errors import ExitCode
 from chaos.experiment.model import Kind
 from chaos.kvm.system import System
 from chaos.linux.seqpacket import memory_file
-from chaos.vmm import drive, guest
+from chaos.vmm import guest, vcpus
 from chaos.vmm.machine import Host, Machine
 
 
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="another VM for each stay")
     parser.add_argument("--rest", type=int, default=0, help="ns out of the guest after each exit")
     options = parser.parse_args()
-    drive.REST = options.rest
+    vcpus.REST = options.rest
     host, end = Host(System.open()), time.monotonic() + options.seconds
     exits = stays = broken = vms = 0
     while time.monotonic() < end:

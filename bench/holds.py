@@ -16,11 +16,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import experiments
+from chaos.controller.host import LabHost
 from chaos.errors import ExitCode
 from chaos.experiment.model import Order
 from chaos.experiment.steps import Hold, Observe
 from chaos.history.records import Done, End, Held, Observation, Record
-from chaos.host import LabHost
 from chaos.lab.session import Wish
 
 NAME = "move-through-every-hold"

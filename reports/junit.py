@@ -22,9 +22,9 @@ from collections.abc import Iterator, Sequence
 from chaos.judge import findings
 from chaos.judge.findings import Finding
 from chaos.judge.verdict import Outcome, Verdict
-from reports import words
+from reports import sentences
 from reports.run import Run
-from reports.words import clean
+from reports.sentences import clean
 
 
 def render(runs: Sequence[Run], known: Sequence[Finding] = ()) -> str:
@@ -44,7 +44,7 @@ def render(runs: Sequence[Run], known: Sequence[Finding] = ()) -> str:
 
 def _suite(run: Run, known: Sequence[Finding]) -> ET.Element:
     verdict = run.verdict
-    suite = ET.Element("testsuite", name=words.title(verdict), time=f"{_seconds(run):.3f}")
+    suite = ET.Element("testsuite", name=sentences.title(verdict), time=f"{_seconds(run):.3f}")
     properties = ET.SubElement(suite, "properties")
     for name, value in _properties(run):
         ET.SubElement(properties, "property", name=name, value=clean(value))
@@ -72,9 +72,9 @@ def _properties(run: Run) -> Iterator[tuple[str, str]]:
 
 
 def _case(classname: str, judged: Verdict, run: Run, known: Sequence[Finding]) -> ET.Element:
-    case = ET.Element("testcase", classname=classname, name=words.promise(judged))
+    case = ET.Element("testcase", classname=classname, name=sentences.promise(judged))
     if judged.accepted:
-        element = ET.SubElement(case, "skipped", message=words.accepted(judged))
+        element = ET.SubElement(case, "skipped", message=sentences.accepted(judged))
     elif judged.outcome is Outcome.DEVIATED:
         element = ET.SubElement(case, "failure", type="deviated", message=clean(judged.reason))
     elif judged.outcome is Outcome.UNKNOWN:
@@ -84,7 +84,7 @@ def _case(classname: str, judged: Verdict, run: Run, known: Sequence[Finding]) -
     else:
         return case
     finding = findings.matching(judged, run.verdict.kernel, known)
-    element.text = "\n".join((clean(judged.reason), *words.details(judged, run.history, finding)))
+    element.text = "\n".join((clean(judged.reason), *sentences.details(judged, run.history, finding)))
     return case
 
 

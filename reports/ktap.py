@@ -24,9 +24,9 @@ from chaos.errors import ExitCode
 from chaos.judge import findings
 from chaos.judge.findings import Finding
 from chaos.judge.verdict import Outcome, Verdict
-from reports import words
+from reports import sentences
 from reports.run import Run
-from reports.words import clean
+from reports.sentences import clean
 
 VERSION = "KTAP version 1"
 
@@ -47,7 +47,7 @@ def _subtests(run: Run, known: Sequence[Finding]) -> Iterator[str]:
     verdict = run.verdict
     yield VERSION
     yield f"1..{len(verdict.verdicts)}"
-    yield _comment(f"{words.title(run.verdict)}, seed {verdict.seed}")
+    yield _comment(f"{sentences.title(run.verdict)}, seed {verdict.seed}")
     if run.history.damage:
         yield _comment(f"the history is damaged: {run.history.damage}")
     for number, judged in enumerate(verdict.verdicts, start=1):
@@ -64,7 +64,7 @@ def _diagnosis(judged: Verdict, run: Run, known: Sequence[Finding]) -> Iterator[
     """What the result line has no room for."""
     if judged.accepted or "#" in judged.reason:
         yield f"{judged.outcome}: {judged.reason}"
-    yield from words.details(judged, run.history, findings.matching(judged, run.verdict.kernel, known))
+    yield from sentences.details(judged, run.history, findings.matching(judged, run.verdict.kernel, known))
 
 
 def _kind(judged: Verdict) -> str:
@@ -75,8 +75,8 @@ def _kind(judged: Verdict) -> str:
 
 
 def _result(number: int, judged: Verdict) -> str:
-    line = f"{number} {_inline(words.promise(judged))}"
-    reason = words.accepted(judged) if judged.accepted else judged.reason
+    line = f"{number} {_inline(sentences.promise(judged))}"
+    reason = sentences.accepted(judged) if judged.accepted else judged.reason
     match _kind(judged):
         case "pass":
             return f"ok {line}"
@@ -90,7 +90,7 @@ def _result(number: int, judged: Verdict) -> str:
 
 def _parent(number: int, run: Run) -> str:
     kinds = [_kind(judged) for judged in run.verdict.verdicts]
-    line = f"{number} {_inline(words.title(run.verdict))}"
+    line = f"{number} {_inline(sentences.title(run.verdict))}"
     if run.verdict.exit_code not in (ExitCode.HELD, ExitCode.SKIPPED):
         nothing = "" if kinds else " # ERROR no promise was judged"
         return f"not ok {line}{nothing}"

@@ -24,9 +24,9 @@ from chaos.judge import findings
 from chaos.judge.findings import Finding
 from chaos.judge.ledger.replay import charged
 from chaos.judge.verdict import PROMISES, Outcome, RunVerdict, Verdict
-from reports import words
+from reports import sentences
 from reports.run import Run
-from reports.words import clean
+from reports.sentences import clean
 
 __all__ = ["WIDTH", "Run", "render", "report", "show"]
 
@@ -102,8 +102,8 @@ def _steps(run: Run) -> Iterator[RenderableType]:
     grid.add_column(overflow="fold", ratio=3)
     grid.add_column(overflow="fold", ratio=2)
     for number in range(len(run.experiment.script)):
-        said = words.result(run.experiment, run.history, number)
-        grid.add_row(str(number), Text(words.step(run.experiment, number)), Text(said, style="bold"))
+        said = sentences.result(run.experiment, run.history, number)
+        grid.add_row(str(number), Text(sentences.step(run.experiment, number)), Text(said, style="bold"))
     yield from _part("Done.", "A row is a step of the script, with what came of it:", grid)
 
 
@@ -144,8 +144,8 @@ def _asked(run: Run) -> Iterator[RenderableType]:
         return
     lines: list[RenderableType] = []
     for record in records:
-        lines.append(Text(f"{clean(record.vm)}, in {clean(record.agent)}: {words.asked(record)}"))
-        groups = list(words.by_errno(record))
+        lines.append(Text(f"{clean(record.vm)}, in {clean(record.agent)}: {sentences.asked(record)}"))
+        groups = list(sentences.by_errno(record))
         if len(groups) > 1:
             lines += [Padding(Text(f"{name}: {ioctls}", style="dim"), (0, 0, 0, 2)) for name, ioctls in groups]
     meaning = "A row is a VM: how many of the ioctls on its descriptors answered EIO, which only a dead VM does:"
@@ -171,10 +171,10 @@ def _verdicts(run: Run, known: Sequence[Finding]) -> Iterator[RenderableType]:
     grid.add_column(overflow="fold")
     for judged in verdict.verdicts:
         said = Text.assemble((PROMISES.get(judged.promise, ""), "bold"), "\n", clean(judged.reason))
-        for line in words.details(judged, run.history, findings.matching(judged, verdict.kernel, known)):
+        for line in sentences.details(judged, run.history, findings.matching(judged, verdict.kernel, known)):
             said.append(f"\n{line}")
         if judged.accepted:
-            said.append(f"\n{words.accepted(judged)}")
+            said.append(f"\n{sentences.accepted(judged)}")
         grid.add_row(Text(clean(judged.promise)), Text(judged.outcome.value, style=_style(judged)), said)
     yield from _part("Verdict.", "A row is a promise of the kernel, and whether it was kept:", grid)
     left = sum(bool(judged.accepted) for judged in verdict.verdicts)

@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 
 from chaos.cli.reporting import chosen, format_option, show
+from chaos.controller.directory import RunDirectory
 from chaos.judge import findings, verdict
 from chaos.judge.judge import judge
-from chaos.store import RunDirectory
 
 
 @click.command("check")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import click
 
-from chaos.doctor import Check, State, examine_lab, examine_local
+from chaos.controller.doctor import Check, State, examine_lab, examine_local
 from chaos.errors import ExitCode
 
 _SIGNS = {State.GOOD: ("✓", "green"), State.POOR: ("!", "yellow"), State.MISSING: ("✗", "red")}

@@ -22,7 +22,7 @@ def plan_(*, names: tuple[str, ...], as_json: bool) -> None:
 
 def show(experiment: Experiment, *, as_json: bool) -> None:
     """On stdout."""
-    from reports import words
+    from reports import sentences
 
     if as_json:
         click.echo(encode(experiment))
@@ -33,5 +33,5 @@ def show(experiment: Experiment, *, as_json: bool) -> None:
         vms = ", ".join(f"{vm} ({spec.kind.value})" for vm, spec in experiment.vms.items() if spec.vmm == name)
         click.echo(f"  VMM {name} in cgroup {vmm.cgroup}: {vms or 'no VM'}")
     for number in range(len(experiment.script)):
-        text = words.step(experiment, number)
+        text = sentences.step(experiment, number)
         click.echo(textwrap.fill(text, width=96, initial_indent=f"  {number:>3} ", subsequent_indent=" " * 6))

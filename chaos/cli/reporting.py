@@ -39,12 +39,12 @@ def chosen(form: str | None, as_json: bool) -> str:
 
 def show(runs: Sequence[Run], form: str) -> None:
     """Print the report on these runs."""
-    from reports import junit, ktap, machine, text
+    from reports import as_json, junit, ktap, text
 
     if form == "text":
         text.show(runs)
     elif form == "json":
-        click.echo(machine.render(runs))
+        click.echo(as_json.render(runs))
     else:
         render = junit.render if form == "junit" else ktap.render
         click.echo(render(runs, findings.load()))

@@ -19,12 +19,12 @@ import experiments
 from chaos import fault
 from chaos.cli.common import DEFAULT_KERNEL, Asids, Memory, firmware_option, say, silent
 from chaos.cli.reporting import chosen, format_option, show
-from chaos.conduct import Conducted, Console, conduct
+from chaos.controller.carry_out import Conducted, Console, conduct
+from chaos.controller.host import Host, LabHost, LocalHost, Session
 from chaos.errors import UsageError
 from chaos.experiment.model import Experiment
 from chaos.experiment.steps import Strike
 from chaos.history.records import Invoke, Record
-from chaos.host import Host, LabHost, LocalHost, Session
 from chaos.judge import findings, verdict
 
 

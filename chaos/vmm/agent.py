@@ -34,7 +34,7 @@ from chaos.vmm import messages as m
 from chaos.vmm.ask import ask
 from chaos.vmm.machine import Host, Machine
 from chaos.vmm.messages import Operation, Question, Reply, Request
-from chaos.vmm.volley import At
+from chaos.vmm.race import At
 
 CLOSERS = 32  # threads that close what a host was filled with
 T = TypeVar("T")

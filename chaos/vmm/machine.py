@@ -28,12 +28,12 @@ from chaos.kvm.vcpu import Vcpu
 from chaos.kvm.vm import Vm
 from chaos.linux.fd import Mapping, OwnedFd
 from chaos.native.tally import tally
-from chaos.vmm import guest, state, volley, wrong
-from chaos.vmm.drive import Team
+from chaos.vmm import foreign_fds, guest, race, state
 from chaos.vmm.messages import Mirror, Move, Moves, Sampled, VcpuStates
 from chaos.vmm.peer import Peer
+from chaos.vmm.race import At
 from chaos.vmm.storm import Storm
-from chaos.vmm.volley import At
+from chaos.vmm.vcpus import Team
 
 SLOT, PROBE = 0, 1
 RUNNABLE = 0  # KVM_MP_STATE_RUNNABLE
@@ -164,7 +164,7 @@ class Machine:
         if at is None:
             self.vm.copy_context_from(owner, flags=flags)
         else:
-            volley.once(self.vm, Cap.COPY_ENC_CONTEXT_FROM, owner, flags=flags, at=at)
+            race.once(self.vm, Cap.COPY_ENC_CONTEXT_FROM, owner, flags=flags, at=at)
         if not self.vcpus:
             self._create_vcpus()
 
@@ -306,7 +306,7 @@ class Machine:
     def given(self, take: Move | Mirror) -> Iterator[int]:
         """The descriptor that the operation takes: its source's as it arrived, a copy of our own, or a wrong one."""
         if take.fd:
-            with wrong.descriptor(take.fd, self.host.system, self.host.sev_fd()) as number:
+            with foreign_fds.descriptor(take.fd, self.host.system, self.host.sev_fd()) as number:
                 yield number
         else:
             with self._descriptor_of(take) as source:
@@ -331,14 +331,14 @@ class Machine:
         if at is None:
             self.vm.move_context_from(source, flags=flags)
         else:
-            volley.once(self.vm, Cap.MOVE_ENC_CONTEXT_FROM, source, flags=flags, at=at)
+            race.once(self.vm, Cap.MOVE_ENC_CONTEXT_FROM, source, flags=flags, at=at)
 
     def moves(self, do: Moves, memory: int, at: At) -> dict[str, Value]:
         """How many moves from each source were answered what: "old EBUSY" → 9000. The descriptors are closed then."""
         own = self.vm.fd.number
         fds = [own if source == do.vm else self.received[source].number for source in do.sources]
         try:
-            outcome = volley.moves(self.vm, fds, rounds=do.rounds, threads=do.threads, memory=memory, at=at)
+            outcome = race.moves(self.vm, fds, rounds=do.rounds, threads=do.threads, memory=memory, at=at)
         finally:
             for source in set(do.sources) & set(self.received):
                 self.received.pop(source).close()

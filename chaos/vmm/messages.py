@@ -159,7 +159,7 @@ class SendFd(_OnVm, frozen=True, kw_only=True, tag="send_fd"):
 
 
 class Move(_OnVm, frozen=True, kw_only=True, tag="move", omit_defaults=True):
-    """From the VM `source`, or if that is "" with a descriptor of the sort `fd` (`chaos.vmm.wrong`)."""
+    """From the VM `source`, or if that is "" with a descriptor of the sort `fd` (`chaos.vmm.foreign_fds`)."""
 
     source: str = ""
     fd: str = ""
@@ -182,7 +182,7 @@ class ReceiveFd(_OnVm, frozen=True, kw_only=True, tag="receive_fd"):
 
 class Moves(_OnVm, frozen=True, kw_only=True, tag="moves"):
     """Moves in a tight loop, each thread from each of `sources` in turn, of which the descriptors are here. Brings the
-    memory file in which each call is recorded (`chaos.vmm.volley`)."""
+    memory file in which each call is recorded (`chaos.vmm.race`)."""
 
     sources: tuple[str, ...]
     rounds: int

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
+from chaos.controller.host import LabHost, LabSession, Session
 from chaos.errors import LabHung
 from chaos.experiment.model import Experiment, Order
 from chaos.history.records import Done, End, Fault, Firmware, Held, Invoke, Observation, Record
-from chaos.host import LabHost, LabSession, Session
 from chaos.lab.session import Wish
 
 pytestmark = pytest.mark.lab

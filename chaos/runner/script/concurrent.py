@@ -21,7 +21,7 @@ from chaos.runner.guests import Guest
 from chaos.runner.script.executor import Actor
 from chaos.runner.vmms import Pending, StepFailed
 from chaos.vmm import messages as m
-from chaos.vmm import volley
+from chaos.vmm import race
 
 # Nothing but threads has to be made ready; this is for a machine in trouble.
 READY_WITHIN = 60.0
@@ -80,7 +80,7 @@ def _prepared(actor: Actor, step: s.Move | s.Mirror | s.Moves, stack: ExitStack)
         actor.free(vm)
         for source in dict.fromkeys(step.sources):
             actor.provide(vm, source, keep=True)
-        memory = stack.enter_context(volley.memory_of(step.rounds * len(step.sources), step.threads))
+        memory = stack.enter_context(race.memory_of(step.rounds * len(step.sources), step.threads))
         loop = m.Moves(vm=vm.name, sources=step.sources, rounds=step.rounds, threads=step.threads)
         return _Member(vm, loop, memory)
     vm = stage.guests[step.vm] if isinstance(step, s.Mirror) else stage.guest(step.destination)

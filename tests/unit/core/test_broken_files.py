@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 import experiments
 from chaos import cli
+from chaos.controller.directory import RunDirectory
 from chaos.errors import ExitCode, UsageError
 from chaos.experiment import model
-from chaos.store import RunDirectory
 from tests.unit import broken
 from tests.unit.mutation import mutated
 

@@ -13,13 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from chaos.controller.directory import Host, RunDirectory
 from chaos.errors import UsageError
 from chaos.history.file import Writer, read, up_to_damage
 from chaos.history.records import FORMAT, Done, End, Header, History, Invoke, Kernel, Observation, Record, encode
 from chaos.judge.judge import judge
 from chaos.judge.verdict import Outcome
-from chaos.store import Host, RunDirectory
-from reports import junit, ktap, machine, text
+from reports import as_json, junit, ktap, text
 from reports.run import Run
 from tests.unit.core.build import ALL, moved, shipped
 from tests.unit.mutation import mutated
@@ -179,7 +179,7 @@ def judged_and_reported(name: str, history: History) -> dict[str, Outcome]:
     """Nothing of this may fail, whatever the history is."""
     verdict = judge(shipped(name), history)
     run = Run(shipped(name), history, verdict, Path("runs"))
-    for report in (text.render([run]), machine.render([run]), junit.render([run]), ktap.render([run])):
+    for report in (text.render([run]), as_json.render([run]), junit.render([run]), ktap.render([run])):
         assert report
     return {judged.promise: judged.outcome for judged in verdict.verdicts}
 

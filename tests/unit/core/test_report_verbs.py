@@ -13,9 +13,9 @@ from click.testing import CliRunner, Result
 
 from chaos.cli.check_verb import check_
 from chaos.cli.run_verb import run_
+from chaos.controller.directory import Host, RunDirectory
 from chaos.errors import UsageError
 from chaos.history.file import Writer
-from chaos.store import Host, RunDirectory
 from tests.unit.core.build import moved, shipped
 
 

@@ -18,7 +18,7 @@ from chaos.history.records import Asked, Fault, Handover, Held, History, Kernel,
 from chaos.judge import findings
 from chaos.judge.judge import judge
 from chaos.judge.verdict import PROMISES, Outcome, Verdict
-from reports import junit, ktap, machine, text, words
+from reports import as_json, junit, ktap, sentences, text
 from reports.text import Run
 from tests.unit.core.build import ALL, Builder, changed, destination_killed, moved, moved_es, shipped, source_killed
 
@@ -73,13 +73,13 @@ def test_a_migration_in_words() -> None:
         t=1, step=6, source="old", destination="new", attempt=1, outcome="lost", phase="resume", guest="",
         why="the VMM of new is dead",
     )  # fmt: skip
-    assert words.handed_over(lost) == "lost in resume (the VMM of new is dead)"
+    assert sentences.handed_over(lost) == "lost in resume (the VMM of new is dead)"
     done = msgspec.structs.replace(lost, attempt=2, outcome="committed", why="", stood=(1_000_000, 12_340_000))
-    assert words.handed_over(done) == "attempt 2: committed, stood still for 12.3 ms"
+    assert sentences.handed_over(done) == "attempt 2: committed, stood still for 12.3 ms"
     kill = Strike(fault="kill", target="destination")
     step = Migrate(source="old", destination="new", supervise="retry", before={"send-fd": (kill,)})
     experiment = msgspec.structs.replace(shipped("move-across-cgroups"), script=(step,))
-    assert words.step(experiment, 0) == (
+    assert sentences.step(experiment, 0) == (
         "hand old over to new: state, descriptor, move, resume, in up to 2 attempts; "
         "before send-fd, apply the fault kill to destination"
     )
@@ -134,7 +134,7 @@ def test_kernel_events_of_a_deviation_are_told_in_their_order_with_the_operation
     )
     one = run(history, MOVE)
     verdict = next(judged for judged in one.verdict.verdicts if judged.promise == "P1")
-    lines = list(words.details(verdict, history, None))
+    lines = list(sentences.details(verdict, history, None))
     assert tuple(lines[-3:]) == expected
     for form in (text.render([one], KNOWN), ktap.render([one], KNOWN), junit.render([one], KNOWN)):
         plain = " ".join(form.replace("#", " ").split())
@@ -282,7 +282,7 @@ def everything() -> Experiment:
 
 def test_every_step_has_its_words() -> None:
     experiment = everything()
-    said = [words.step(experiment, number) for number in range(len(experiment.script))]
+    said = [sentences.step(experiment, number) for number in range(len(experiment.script))]
     assert len(set(said)) == len(experiment.script)
     assert "an empty VM with 2 vCPUs" in said[1]
     assert said[2:4] == ["let v run, without ever leaving the guest", "let v run, reporting every 8 ticks"]
@@ -311,7 +311,7 @@ def test_results_of_steps() -> None:
     b.do("init", "m", step=6, vm="v", error=errno.EIO, firmware=0x17)
     b.done(b.invoke("init", "m", step=6, vm="v"), "fail", error=errno.ENOMEM, value={"call": "KVM_CREATE_VCPU"})
     history = b.history()
-    assert [words.result(experiment, history, number) for number in range(8)] == [
+    assert [sentences.result(experiment, history, number) for number in range(8)] == [
         "not reached in time",
         "reached: state D",
         "5 ticks, 2 stale",
@@ -322,8 +322,8 @@ def test_results_of_steps() -> None:
         "not reached",
     ]
     b.do("exit", "m", step=len(experiment.script))
-    assert words.result(experiment, b.history(), 7) == "not reached"
-    assert words.result(experiment, b.end(), 7) == ""  # complete: the step left no record
+    assert sentences.result(experiment, b.history(), 7) == "not reached"
+    assert sentences.result(experiment, b.end(), 7) == ""  # complete: the step left no record
 
 
 def test_the_machine_s_report() -> None:
@@ -331,7 +331,7 @@ def test_the_machine_s_report() -> None:
         run(moved(status_error=errno.EBADF), "move-across-cgroups", accept=True),
         run(moved_es(), "move-across-cgroups-es"),
     ]
-    first, second = json.loads(machine.render(runs))
+    first, second = json.loads(as_json.render(runs))
     assert {key: first[key] for key in ("experiment", "kernel", "host", "seed", "outcome", "exit_code", "damage")} == {
         "experiment": "move-across-cgroups", "kernel": "6.12.117", "host": "lab", "seed": 7, "outcome": "deviated",
         "exit_code": 0, "damage": "",
@@ -356,5 +356,5 @@ def test_many_answers_of_a_step_are_counted() -> None:
         refused = b.invoke("command", "source", step=0, vm="old", id=number)
         b.done(refused, "fail", error=errno.EINVAL, value={"call": f"KVM_MEMORY_ENCRYPT_OP {number}"})
     b.done(b.invoke("command", "source", step=0, vm="old", id=16), "fail", error=errno.EFAULT)
-    said = words.result(everything(), b.finish(), 0)
+    said = sentences.result(everything(), b.finish(), 0)
     assert said == "9 times: command failed: EINVAL, command failed: EFAULT"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from chaos.doctor import State, _network
+from chaos.controller.doctor import State, _network
 
 
 @pytest.mark.parametrize(

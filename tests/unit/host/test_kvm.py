@@ -20,7 +20,7 @@ from chaos.kvm.structs import Lapic, from_bytes
 from chaos.kvm.system import API_VERSION, System
 from chaos.linux.seqpacket import memory_file
 from chaos.native import VcpuThread, read_vcpu
-from chaos.vmm import drive, guest, state, wrong
+from chaos.vmm import foreign_fds, guest, state, vcpus
 from chaos.vmm.ask import VCPU_QUESTIONS, VM_QUESTIONS, ask
 from chaos.vmm.machine import Host, Machine
 from tests.unit.host.peers import join, together
@@ -87,8 +87,8 @@ def test_the_guest_counts_and_can_be_stopped_at_any_time(make: Make, every: int)
         assert counted(machine, 100) > last
         began = time.monotonic()
         driver.pause()
-        assert time.monotonic() - began < drive.PAUSE_WITHIN / 2
-        last = drive.ticks_of(machine.vcpus[0].regs())
+        assert time.monotonic() - began < vcpus.PAUSE_WITHIN / 2
+        last = vcpus.ticks_of(machine.vcpus[0].regs())
         assert machine.sample().ticks == last and not driver.running
         driver.pause()  # as often as one likes
 
@@ -406,8 +406,8 @@ def open_now() -> set[str]:
 def test_wrong_descriptors_are_refused_and_not_left_behind(host: Host, make: Make, sort: str) -> None:
     """Without SEV a move says EINVAL to everything; what is looked at is that each sort can be given at all."""
     machine, before = make(), open_now()
-    with timed() as watch, wrong.descriptor(sort, host.system, sev=NO_DEVICE) as number:
-        opened = number >= 0 and number not in (wrong.NEVER_OPEN, NO_DEVICE)
+    with timed() as watch, foreign_fds.descriptor(sort, host.system, sev=NO_DEVICE) as number:
+        opened = number >= 0 and number not in (foreign_fds.NEVER_OPEN, NO_DEVICE)
         assert opened == (sort not in ("closed", "negative", "sev"))
         assert not opened or os.fstat(number)
         assert watch.began == 0  # what it took to open it is not the operation's

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from chaos.controller.host import Conversation, not_ours
+from chaos.controller.lab_failpoints import PspFailpoints
+from chaos.controller.lab_witness import Clock
 from chaos.errors import InternalError, Unsupported
 from chaos.history import records
 from chaos.history.records import Note
-from chaos.host import Conversation, not_ours
-from chaos.lab.outside import PspFailpoints
 from chaos.lab.psp.numbers import Command, Status
-from chaos.lab.witness import Clock
 from chaos.linux.loop import TimedOut
 from chaos.runner import questions
 from chaos.runner.holds.failpoints import Failpoints

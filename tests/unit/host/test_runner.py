@@ -14,8 +14,7 @@ import pytest
 from chaos.errors import ExitCode, HostLacks
 from chaos.experiment import model
 from chaos.experiment.model import Order
-from chaos.history import records
-from chaos.history.records import End, Header, Note
+from chaos.history.records import End, Header, Note, decode
 from chaos.safety.survey import Paths, hierarchy
 
 ROOT = Path(model.__file__).parents[2]
@@ -46,7 +45,7 @@ def poor() -> None:
 def test_orders_are_carried_out_one_after_the_other_as_far_as_can_be() -> None:
     done = run(stdin=order(FIRST[0], seed=5) + b"\n" + order(FIRST[1]))
     assert (done.returncode, done.stderr) == (0, b"")
-    records = [records.decode(line) for line in done.stdout.splitlines()]
+    records = [decode(line) for line in done.stdout.splitlines()]
     headers = [record for record in records if isinstance(record, Header)]
     assert [header.experiment for header in headers] == [path.stem for path in FIRST[:2]]
     assert headers[0].seed == 5 and headers[0].host == "local"

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+from chaos.controller.lab_witness import Clock, firmware_records
 from chaos.history.records import Done, Invoke, Observation, Record
 from chaos.lab.psp.mailbox import Record as Command
-from chaos.lab.witness import Clock, firmware_records
 
 MS = 1_000_000
 CLOCK = Clock(ahead=500 * MS, doubt=MS)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from chaos.controller.lab_witness import Clock
 from chaos.errors import SevchaosError
 from chaos.lab.psp import failpoints
 from chaos.lab.psp.client import PspControl
 from chaos.lab.psp.plan import Firing, Plan, Rule
 from chaos.lab.psp.wire import StatusReply
-from chaos.lab.witness import Clock
 from chaos.runner import questions
 from chaos.runner.questions import Answer, Arm, Failed, Granted, Look, Looked, Point, Question, Withdraw
 

@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from chaos.console import Heard, unsaid
+from chaos.controller.console import Heard, unsaid
+from chaos.controller.directory import Host as Description
+from chaos.controller.directory import RunDirectory
+from chaos.controller.host import Session, last_words
 from chaos.errors import SevchaosError
 from chaos.experiment.model import Experiment, Order
 from chaos.history import file
 from chaos.history.records import End, Header, History, Kernel, Record
-from chaos.host import Session, last_words
 from chaos.judge.findings import Finding
 from chaos.judge.judge import judge
 from chaos.judge.verdict import RunVerdict
-from chaos.store import Host as Description
-from chaos.store import RunDirectory
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from chaos.controller.directory import Host as Description
 from chaos.errors import HostLacks, InternalError, LabFailed, LabHung, SevchaosError
 from chaos.experiment.model import Order
 from chaos.history import records
@@ -32,13 +33,12 @@ from chaos.judge.ledger.firmware_contexts import Contexts
 from chaos.linux.process import die_with
 from chaos.runner import questions
 from chaos.runner.questions import Answer, Question, Refused
-from chaos.store import Host as Description
 
 if TYPE_CHECKING:
+    from chaos.controller.lab_witness import Clock
     from chaos.lab.machine import Lab
     from chaos.lab.protocol import Exited
     from chaos.lab.session import Wish
-    from chaos.lab.witness import Clock
 
 Say = Callable[[str], None]
 Write = Callable[[Record], None]
@@ -161,8 +161,8 @@ class LabHost:
 
     @contextlib.asynccontextmanager
     async def open(self, console: Callable[[str], None]) -> AsyncIterator[Session]:
+        from chaos.controller.lab_witness import compare_clocks
         from chaos.lab.session import execute, open_lab
-        from chaos.lab.witness import compare_clocks
 
         talk = Conversation()
         async with open_lab(self._wish, say=self._say, listener=console) as lab:
@@ -193,8 +193,8 @@ class LabSession:
 
     async def carry_out(self, order: Order, *, record: Write, timeout: float) -> None:
         """The records of the runner, and before the last of them what the firmware saw."""
-        from chaos.lab.outside import PspFailpoints
-        from chaos.lab.witness import firmware_records
+        from chaos.controller.lab_failpoints import PspFailpoints
+        from chaos.controller.lab_witness import firmware_records
 
         told: list[Record] = []
 
