@@ -124,7 +124,7 @@ def test_a_tool_that_outlives_its_killed_starter_still_holds_the_lock(tmp_path: 
     script = textwrap.dedent("""
         import os
         from pathlib import Path
-        from chaos.lab import cache
+        from chaos.cache import entries
         from chaos.cache.command import run
         with entries.locked("kernels", "one", say=print) as lock:
             run(["sh", "-c", "echo $$ >pid; mv pid ready; exec sleep 60"], timeout=60, keep=(lock.fd,))

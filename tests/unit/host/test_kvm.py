@@ -296,13 +296,13 @@ def test_a_destination_with_more_vcpus_starts_those_the_guest_has(make: Make) ->
     old, new, last = make(), make(3), make(4)
     old.runnable.resume(1)
     stopped = counted(old, 50)
-    for source, destination, vcpus in ((old, new, 1), (new, last, 1)):
+    for source, destination, number in ((old, new, 1), (new, last, 1)):
         join(source.peer, destination.peer)
         source.runnable.pause()
-        assert handed_over(source, destination) == vcpus
-        assert destination.set_state()["vcpus"] == vcpus
+        assert handed_over(source, destination) == number
+        assert destination.set_state()["vcpus"] == number
         destination.runnable.resume(1)
-        assert len(destination.sample().each) == vcpus
+        assert len(destination.sample().each) == number
         stopped, before = counted(destination, 20), stopped
         assert stopped >= before + 20
 
