@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from chaos.errors import ExitCode
-from chaos.experiment.model import Kind
+from chaos.kinds import Kind
 from chaos.kvm.system import System
 from chaos.linux.seqpacket import memory_file
 from chaos.vmm import guest, vcpus

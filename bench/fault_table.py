@@ -29,7 +29,7 @@ from typing import Any
 import experiments
 from chaos import fault
 from chaos.cli.explain_verb import describe
-from chaos.experiment import model
+from chaos.experiment import load, model
 from chaos.experiment.steps import Strike, walk
 from chaos.history import file
 from chaos.history.records import Fault
@@ -159,7 +159,7 @@ def shortest(name: str) -> str:
 
 @functools.cache
 def _catalogue() -> dict[str, model.Experiment]:
-    return {title: model.load(path) for title, path in experiments.catalogue().items()}
+    return {title: load.load(path) for title, path in experiments.catalogue().items()}
 
 
 def _applies(title: str, name: str) -> bool:

@@ -18,10 +18,10 @@ from collections.abc import Iterable, Sequence
 import experiments
 from chaos.controller.host import LabHost
 from chaos.errors import ExitCode
-from chaos.experiment.model import Order
 from chaos.experiment.steps import Hold, Observe
 from chaos.history.records import Done, End, Held, Observation, Record
 from chaos.lab.session import Wish
+from chaos.runner.order import Order
 
 NAME = "move-through-every-hold"
 TIMEOUT = 300.0

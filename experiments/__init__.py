@@ -12,10 +12,10 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
+from chaos import fault as faults
 from chaos.errors import UsageError
-from chaos.experiment import model
+from chaos.experiment import load
 from chaos.experiment.model import Experiment
-from chaos.fault import load
 
 _HERE = Path(__file__).parent
 
@@ -32,7 +32,7 @@ def select(expression: str | None) -> dict[str, Path]:
     found = catalogue()
     if expression is None:
         return found
-    loaded = {name: (path, model.load(path)) for name, path in found.items()}
+    loaded = {name: (path, load.load(path)) for name, path in found.items()}
     chosen = {
         name: path for name, (path, one) in loaded.items() if matches(expression, name, tags(path.parent.name, one))
     }
@@ -45,7 +45,7 @@ def scaffold(name: str, *, kind: str, fault: str) -> str:
     """The text of a commented experiment of this name to start from, that applies `fault` at its end."""
     import jinja2
 
-    target = {"vm": "old", "host": ""}.get(load(fault).TARGET, "source")
+    target = {"vm": "old", "host": ""}.get(faults.load(fault).TARGET, "source")
     template = jinja2.Template((_HERE / "scaffold.yaml.j2").read_text(), undefined=jinja2.StrictUndefined)
     return f"{template.render(name=name, kind=kind, fault=fault, target=target)}\n"
 
@@ -53,7 +53,7 @@ def scaffold(name: str, *, kind: str, fault: str) -> str:
 def find(name: str) -> Experiment:
     """The experiment of this name, or in the file of this path. Raises `UsageError`."""
     if "/" in name or name.endswith((".yaml", ".yml")):
-        return model.load(Path(name))
+        return load.load(Path(name))
     known = catalogue()
     if name not in known:
         like = difflib.get_close_matches(name, known)
@@ -61,4 +61,4 @@ def find(name: str) -> Experiment:
             f"there is no experiment {name!r}" + (f"; there is {', '.join(like)}" if like else ""),
             remedy="`sevchaos list` names all; a file of your own is given by its path",
         )
-    return model.load(known[name])
+    return load.load(known[name])

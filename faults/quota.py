@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from chaos.cgroup.group import Cgroup
 from chaos.fault import Evidence, Fault, Scene, Target
-from chaos.judge.ledger.world import levels
+from chaos.history.reading import levels
 
 Key = Literal["sev", "sev_es"]
 

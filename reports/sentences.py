@@ -12,7 +12,9 @@ from chaos.experiment import steps as s
 from chaos.history.records import Asked, Counted, Done, Fault, Handover, Held, History, Invoke, Note, Stormed, Traced
 from chaos.judge.findings import Finding
 from chaos.judge.timeline import During, named, told
-from chaos.judge.verdict import PROMISES, Outcome, RunVerdict, Verdict
+from chaos.judge.verdict import Outcome, RunVerdict, Verdict
+from chaos.kinds import Kind
+from chaos.promises import PROMISES
 
 FEW = 6  # operations of one step of which each is told by itself
 EVENTS = 16  # so many of a verdict's are shown
@@ -177,7 +179,7 @@ def _launch(experiment: e.Experiment, name: str) -> str:
     vm = experiment.vms[name]
     cgroup = experiment.vmms[vm.vmm].cgroup
     vcpus = f"{vm.vcpus} vCPU{'s' if vm.vcpus > 1 else ''}"
-    what = "an empty VM" if vm.kind is e.Kind.PLAIN else f"a {vm.kind.value.upper()} guest"
+    what = "an empty VM" if vm.kind is Kind.PLAIN else f"a {vm.kind.value.upper()} guest"
     return f"launch {name}: {what} with {vcpus}, by the VMM {vm.vmm} in cgroup {cgroup!r}"
 
 

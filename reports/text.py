@@ -19,11 +19,12 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from chaos.history.reading import charged
 from chaos.history.records import Asked, Counted, Observation
 from chaos.judge import findings
 from chaos.judge.findings import Finding
-from chaos.judge.ledger.replay import charged
-from chaos.judge.verdict import PROMISES, Outcome, RunVerdict, Verdict
+from chaos.judge.verdict import Outcome, RunVerdict, Verdict
+from chaos.promises import PROMISES
 from reports import sentences
 from reports.run import Run
 from reports.sentences import clean

@@ -14,7 +14,7 @@ import click
 import experiments
 from chaos import fault
 from chaos.errors import UsageError
-from chaos.experiment import model
+from chaos.experiment import load
 
 _TARGETS = {
     "vmm": "a VMM",
@@ -47,7 +47,7 @@ def explain_(*, name: str, as_json: bool) -> None:
         )
     from chaos.cli.plan_verb import show
 
-    show(model.load(experiments.catalogue()[name]), as_json=as_json)
+    show(load.load(experiments.catalogue()[name]), as_json=as_json)
 
 
 def describe(name: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import textwrap
 import click
 
 import experiments
-from chaos.experiment import model
+from chaos.experiment import load
 
 
 @click.command("list")
@@ -20,7 +20,7 @@ def list_(*, what: str, wanted: str | None, as_json: bool) -> None:
     if what == "faults":
         _faults(as_json=as_json)
         return
-    found = {name: (path, model.load(path)) for name, path in experiments.select(wanted).items()}
+    found = {name: (path, load.load(path)) for name, path in experiments.select(wanted).items()}
     if as_json:
         import msgspec
 

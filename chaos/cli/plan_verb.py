@@ -8,7 +8,8 @@ import textwrap
 import click
 
 import experiments
-from chaos.experiment.model import Experiment, encode
+from chaos.experiment.load import encode
+from chaos.experiment.model import Experiment
 
 
 @click.command("plan")

@@ -9,7 +9,7 @@ import click
 
 from chaos.cli.common import explain
 from chaos.errors import ExitCode, UsageError
-from chaos.experiment import model
+from chaos.experiment import load
 
 
 @click.command("validate")
@@ -19,7 +19,7 @@ def validate_(*, files: tuple[Path, ...]) -> int:
     wrong = 0
     for file in files:
         try:
-            loaded = model.load(file)
+            loaded = load.load(file)
         except UsageError as error:
             wrong += 1
             explain(error)

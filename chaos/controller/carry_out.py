@@ -15,12 +15,13 @@ from chaos.controller.directory import Host as Description
 from chaos.controller.directory import RunDirectory
 from chaos.controller.host import Session, last_words
 from chaos.errors import SevchaosError
-from chaos.experiment.model import Experiment, Order
+from chaos.experiment.model import Experiment
 from chaos.history import file
 from chaos.history.records import End, Header, History, Kernel, Record
 from chaos.judge.findings import Finding
 from chaos.judge.judge import judge
 from chaos.judge.verdict import RunVerdict
+from chaos.runner.order import Order
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from typing import Literal
 import msgspec
 
 from chaos.errors import NoSpace, UsageError
-from chaos.experiment import model
+from chaos.experiment import load
 from chaos.experiment.model import Experiment
 from chaos.history import file
 from chaos.history.records import History
@@ -48,7 +48,7 @@ class RunDirectory:
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
         try:
             path = _fresh(root / of.name, f"{stamp}-{seed}")
-            (path / "experiment.json").write_bytes(msgspec.json.format(model.encode(of)))
+            (path / "experiment.json").write_bytes(msgspec.json.format(load.encode(of)))
             (path / "host.json").write_bytes(msgspec.json.format(msgspec.json.encode(host)))
         except OSError as error:
             if error.errno in (28, 122):  # ENOSPC, EDQUOT
@@ -77,7 +77,7 @@ class RunDirectory:
             for path in (ordered, self.history):
                 if path.exists() and not path.is_file():  # a pipe would be waited for
                     raise OSError(EINVAL, f"{path.name} is no file")
-            return model.decode(ordered.read_bytes()), file.read(self.history)
+            return load.decode(ordered.read_bytes()), file.read(self.history)
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise UsageError(
                 f"{self.path} is no run directory: {error}", remedy="give the path that `sevchaos run` printed"

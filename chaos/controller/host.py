@@ -26,12 +26,12 @@ import msgspec
 
 from chaos.controller.directory import Host as Description
 from chaos.errors import HostLacks, InternalError, LabFailed, LabHung, SevchaosError
-from chaos.experiment.model import Order
 from chaos.history import records
 from chaos.history.records import End, History, Note, Record
 from chaos.judge.ledger.firmware_contexts import Contexts
 from chaos.linux.process import die_with
 from chaos.runner import questions
+from chaos.runner.order import Order
 from chaos.runner.questions import Answer, Question, Refused
 
 if TYPE_CHECKING:

@@ -16,12 +16,13 @@ import msgspec
 
 from chaos.errors import UsageError
 from chaos.experiment.steps import UNARMED
+from chaos.history.reading import KEYS, argument, ioctl_answered, levels, number
 from chaos.history.records import Done, Filled, Held, Invoke, Observation, Value
 from chaos.judge import oracle
-from chaos.judge.evidence import Evidence, ioctl_answered
+from chaos.judge.evidence import Evidence
 from chaos.judge.ledger.effects import took_effect
-from chaos.judge.ledger.replay import KEYS, WATCHED
-from chaos.judge.ledger.world import ON_CGROUPS, argument, levels, number
+from chaos.judge.ledger.replay import WATCHED
+from chaos.judge.ledger.world import ON_CGROUPS
 from chaos.judge.oracle import OK, Answer, Rules, State
 
 Limits = frozenset[tuple[str, str, int]]

@@ -8,12 +8,13 @@ several questions makes a verdict of each and hands them to `combine`.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import msgspec
 
+from chaos.history.reading import argument, errname, ioctl_answered, number
 from chaos.history.records import (
     Asked,
     Counted,
@@ -29,9 +30,7 @@ from chaos.history.records import (
 )
 from chaos.judge.ledger.firmware_contexts import Contexts
 from chaos.judge.ledger.replay import WATCHED, Entry, Ledger, replay
-from chaos.judge.ledger.world import argument, number
 from chaos.judge.timeline import During
-from chaos.judge.verdict import Outcome, Verdict
 
 # Operations that are ioctls on a file descriptor of their VM. `run` is none: it lets threads into KVM_RUN and
 # answers before they come out. `close`, and being the source of a move, are no ioctl on the VM.
@@ -41,82 +40,24 @@ IOCTLS = WATCHED | {"get_state", "set_state"}
 GIVES = frozenset({"init", "mirror", "command"})  # a command by its number may be an INIT
 
 
-def errname(number: int) -> str:
-    """ "EIO" for 5, "ok" for 0, the number itself if it has no name."""
-    return errno.errorcode.get(number, f"errno {number}") if number else "ok"
 
 
-def says_dead(done: Done) -> bool:
-    """Whether the ioctl was turned away because its VM is dead. The firmware's own EIO carries its status."""
-    return done.outcome == "fail" and done.errno == errno.EIO and done.firmware == 0
 
 
-def ioctl_answered(done: Done) -> bool:
-    """Whether what was refused was an ioctl: `get_state`, `set_state` and `move` also wait for a message."""
-    call = done.value.get("call", "")
-    return done.outcome == "ok" or call == "" or (isinstance(call, str) and call.startswith("KVM_"))
 
 
-def held(promise: str, reason: str, records: Iterable[Record] = ()) -> Verdict:
-    return Verdict(promise=promise, outcome=Outcome.HELD, reason=reason, records=numbers(records))
 
 
-def unknown(promise: str, reason: str, records: Iterable[Record] = (), *, signature: str = "") -> Verdict:
-    """With a signature an experiment may state that it expects just this; without one nobody can."""
-    return Verdict(
-        promise=promise, outcome=Outcome.UNKNOWN, reason=reason, records=numbers(records), signature=signature
-    )
 
 
-def skipped(promise: str, reason: str, records: Iterable[Record] = ()) -> Verdict:
-    return Verdict(promise=promise, outcome=Outcome.SKIPPED, reason=reason, records=numbers(records))
 
 
-def deviated(
-    promise: str, reason: str, records: Iterable[Record], *, signature: str, expected: str = "", seen: str = ""
-) -> Verdict:
-    return Verdict(
-        promise=promise,
-        outcome=Outcome.DEVIATED,
-        reason=reason,
-        records=numbers(records),
-        signature=signature,
-        expected=expected,
-        seen=seen,
-    )
 
 
-def numbers(records: Iterable[Record]) -> tuple[int, ...]:
-    return tuple(sorted({record.seq for record in records}))
 
 
-# Within one promise a part that was skipped leaves the promise not wholly shown, which is less than held.
-_ORDER = (Outcome.DEVIATED, Outcome.UNKNOWN, Outcome.SKIPPED, Outcome.HELD)
 
 
-def combine(promise: str, parts: Sequence[Verdict]) -> Verdict:
-    """One verdict of the answers to several questions: the worst, with every reason once, the worst first.
-
-    The signature joins those of all deviations and of all that is unknown, so that a written finding cannot excuse a
-    question that was not answered, nor an experiment one that it does not name. An unknown without a signature is
-    "part-unknown" beside deviations, and leaves those beside it none.
-    """
-    if not parts:
-        return unknown(promise, "nothing was asked")
-    ordered = sorted(parts, key=lambda part: _ORDER.index(part.outcome))
-    outcome = ordered[0].outcome
-    signatures = {part.signature for part in ordered if part.outcome in (Outcome.DEVIATED, Outcome.UNKNOWN)}
-    if "" in signatures:
-        signatures = signatures - {""} | {"part-unknown"} if outcome is Outcome.DEVIATED else set()
-    return Verdict(
-        promise=promise,
-        outcome=outcome,
-        reason="; ".join(dict.fromkeys(clause for part in ordered for clause in part.reason.split("; "))),
-        records=tuple(sorted({number for part in ordered for number in part.records})),
-        expected="; ".join(dict.fromkeys(part.expected for part in ordered if part.expected)),
-        seen="; ".join(dict.fromkeys(part.seen for part in ordered if part.seen)),
-        signature="+".join(sorted(signatures)),
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
+from chaos.history.reading import argument, levels, read
 from chaos.history.records import Invoke
 from chaos.judge.evidence import Evidence, Move
-from chaos.judge.ledger.replay import Mismatch, read
-from chaos.judge.ledger.world import argument, levels
+from chaos.judge.ledger.replay import Mismatch
 
 Off = Counter[tuple[str, str]]
 """By how much (cgroup, key) is above what is due."""

@@ -16,7 +16,8 @@ from typing import Annotated
 import msgspec
 
 from chaos.errors import InternalError
-from chaos.judge.verdict import PROMISES, Outcome, Verdict
+from chaos.judge.verdict import Outcome, Verdict
+from chaos.promises import PROMISES
 
 Series = Annotated[str, msgspec.Meta(pattern=r"^\d+\.\d+$")]
 Version = Annotated[str, msgspec.Meta(pattern=r"^\d+\.\d+\.\d+$")]

@@ -12,8 +12,8 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
 
+from chaos.history.reading import argument
 from chaos.history.records import History, Invoke, Traced
-from chaos.judge.ledger.world import argument
 
 ROUNDING = 1_000  # the tracer's times are to the nearest microsecond, those around a system call to the nanosecond
 

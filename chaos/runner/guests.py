@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from dataclasses import dataclass, field
 
-from chaos.experiment.model import Experiment, Kind, Vm
+from chaos.experiment.model import Experiment, Vm
+from chaos.history.reading import explained
 from chaos.history.records import Done
+from chaos.kinds import Kind
 from chaos.linux.fd import OwnedFd
 from chaos.linux.seqpacket import memory_file
 from chaos.runner.cgroups import Groups
@@ -189,9 +189,3 @@ def operation_name(operation: Operation) -> str:
     return str(operation.__struct_config__.tag)
 
 
-def explained(done: Done) -> str:
-    if done.outcome == "info":
-        return "its process ended meanwhile"
-    call = done.value.get("call", "")
-    status = f", firmware status {done.firmware}" if done.firmware else ""
-    return f"{call}: {errno.errorcode.get(done.errno, done.errno)} ({os.strerror(done.errno)}){status}"

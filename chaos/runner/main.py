@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The runner: carries out experiments on the host it runs on.
 
-It reads orders from standard input, one JSON object a line (`chaos.experiment.model.Order`), and writes each run's
+It reads orders from standard input, one JSON object a line (`chaos.runner.order.Order`), and writes each run's
 history to standard output, a record a line, flushed before the next thing happens. Nothing else is ever written there
 but the questions of `chaos.runner.questions`, whose answers come on standard input. After the End of one run the next
 order is read; at the end of the input the runner ends. In the lab and on a real host it is the same program.
@@ -39,7 +39,6 @@ import msgspec
 
 from chaos.cgroup.group import Cgroup
 from chaos.errors import CleanupFailed, ExitCode, HostLacks, SevchaosError, Unsupported
-from chaos.experiment.model import Order
 from chaos.history.records import End, Filled, Header, Kernel
 from chaos.kvm.sev import Platform
 from chaos.linux.kmsg import KernelLog, Lost, rearm
@@ -52,6 +51,7 @@ from chaos.runner.guests import Stage
 from chaos.runner.holds.failpoints import Failpoints
 from chaos.runner.network import Network, between
 from chaos.runner.observer import Observer
+from chaos.runner.order import Order
 from chaos.runner.questions import Outside
 from chaos.runner.recorder import OutsideGone, Recorder
 from chaos.runner.script import perform, require_all

@@ -23,8 +23,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import TypeVar
 
 from chaos.errors import InternalError
-from chaos.experiment.model import Kind
 from chaos.history.records import Value
+from chaos.kinds import Kind
 from chaos.kvm.call import Around, KernelError, mark, outside, timed
 from chaos.kvm.sev import Sev
 from chaos.kvm.system import System

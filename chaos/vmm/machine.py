@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from errno import EEXIST, EINVAL, errorcode
 
 from chaos.errors import InternalError
-from chaos.experiment.model import Kind
 from chaos.history.records import Value
+from chaos.kinds import Kind
 from chaos.kvm.call import KernelError
 from chaos.kvm.numbers import Cap
 from chaos.kvm.sev import Platform, Sev

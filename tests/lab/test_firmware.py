@@ -12,9 +12,10 @@ import pytest
 
 from chaos.controller.host import LabHost, LabSession, Session
 from chaos.errors import LabHung
-from chaos.experiment.model import Experiment, Order
+from chaos.experiment.model import Experiment
 from chaos.history.records import Done, End, Fault, Firmware, Held, Invoke, Observation, Record
 from chaos.lab.session import Wish
+from chaos.runner.order import Order
 
 pytestmark = pytest.mark.lab
 

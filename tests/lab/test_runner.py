@@ -12,10 +12,10 @@ import msgspec
 import pytest
 
 from chaos.errors import ExitCode
-from chaos.experiment import model
-from chaos.experiment.model import Order
+from chaos.experiment import load, model
 from chaos.history import records
 from chaos.history.records import Asked, Counted, Done, End, Fault, Handover, Held, Invoke, Note, Observation, Record
+from chaos.runner.order import Order
 from tests.lab.conftest import Sevchaos
 
 pytestmark = pytest.mark.lab
@@ -28,7 +28,7 @@ MOVE = RESILIENCE / "move-across-cgroups.yaml"
 
 
 def order(path: Path) -> bytes:
-    return msgspec.json.encode(Order(experiment=model.load(path), seed=1, host="lab")) + b"\n"
+    return msgspec.json.encode(Order(experiment=load.load(path), seed=1, host="lab")) + b"\n"
 
 
 class Run:

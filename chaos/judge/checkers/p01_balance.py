@@ -12,11 +12,13 @@ from collections.abc import Iterator
 
 from chaos.experiment.model import Experiment
 from chaos.experiment.steps import Migrate, Move, Moves, walk
+from chaos.history.reading import charged
 from chaos.history.records import History, Observation, Traced
-from chaos.judge.evidence import Evidence, deviated, held, unknown
+from chaos.judge.evidence import Evidence
 from chaos.judge.finding_counters import explained
-from chaos.judge.ledger.replay import Entry, Mismatch, charged
+from chaos.judge.ledger.replay import Entry, Mismatch
 from chaos.judge.ledger.world import GONE
+from chaos.judge.parts import deviated, held, unknown
 from chaos.judge.verdict import Verdict
 
 PROMISE = "P1"

@@ -8,12 +8,13 @@ named by what the mirror had done before it was first seen: become one, or been 
 from __future__ import annotations
 
 from chaos.experiment.model import Experiment
+from chaos.history.reading import argument, levels
 from chaos.history.records import Done, History, Invoke
 from chaos.judge.checkers.p01_balance import paid, shows_charge
-from chaos.judge.evidence import Evidence, combine, deviated, held, unknown
+from chaos.judge.evidence import Evidence
 from chaos.judge.finding_counters import explained
 from chaos.judge.ledger.replay import Entry
-from chaos.judge.ledger.world import argument, levels
+from chaos.judge.parts import combine, deviated, held, unknown
 from chaos.judge.verdict import Verdict
 
 PROMISE = "P2"

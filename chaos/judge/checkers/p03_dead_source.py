@@ -19,21 +19,11 @@ from errno import EBADF, EIO
 import msgspec
 
 from chaos.experiment.model import Experiment
+from chaos.history.reading import answers_of_open, errname, ioctl_answered, refused_as_dead, says_dead
 from chaos.history.records import Answer, Asked, Done, History, Invoke, Stormed
-from chaos.judge.evidence import (
-    IOCTLS,
-    Evidence,
-    Move,
-    combine,
-    deviated,
-    errname,
-    held,
-    ioctl_answered,
-    says_dead,
-    unknown,
-)
+from chaos.judge.evidence import IOCTLS, Evidence, Move
 from chaos.judge.instant_of_death import Call, Death, Kind, instant_of_death
-from chaos.judge.ledger.replay import answers_of_open, refused_as_dead
+from chaos.judge.parts import combine, deviated, held, unknown
 from chaos.judge.verdict import Verdict
 
 PROMISE = "P3"

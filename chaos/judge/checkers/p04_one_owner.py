@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """P4, one owner: at every moment exactly one VM owns the context while any holder lives.
 
-Three witnesses, each blind alone. GUEST_STATUS tells whether a VM owns a context (`chaos.judge.ledger.replay.owns`), so
+Three witnesses, each blind alone. GUEST_STATUS tells whether a VM owns a context (`chaos.history.reading.owns`), so
 the one that must own it is asked, and the other one too unless its process is gone: two VMs that both own one context
 would go unseen else. The firmware's guest count tells of contexts that no VM owns any more.
 """
@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from chaos.experiment.model import Experiment
+from chaos.history.reading import errname, owns, said_dead
 from chaos.history.records import Done, Exited, History, Observation
-from chaos.judge.evidence import Evidence, Move, combine, deviated, errname, held, skipped, unknown
+from chaos.judge.evidence import Evidence, Move
 from chaos.judge.ledger.firmware_contexts import GONE, told
-from chaos.judge.ledger.replay import Entry, Mismatch, owns, said_dead
+from chaos.judge.ledger.replay import Entry, Mismatch
+from chaos.judge.parts import combine, deviated, held, skipped, unknown
 from chaos.judge.verdict import Verdict
 
 PROMISE = "P4"

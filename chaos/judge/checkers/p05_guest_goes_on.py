@@ -18,19 +18,11 @@ import re
 from collections.abc import Iterator, Sequence
 
 from chaos.experiment.model import Experiment
+from chaos.history.reading import errname, ioctl_answered
 from chaos.history.records import Counted, Done, History
-from chaos.judge.evidence import (
-    Evidence,
-    Move,
-    combine,
-    deviated,
-    errname,
-    held,
-    ioctl_answered,
-    skipped,
-    unknown,
-)
+from chaos.judge.evidence import Evidence, Move
 from chaos.judge.ledger.firmware_contexts import GONE
+from chaos.judge.parts import combine, deviated, held, skipped, unknown
 from chaos.judge.verdict import Verdict
 
 PROMISE = "P5"

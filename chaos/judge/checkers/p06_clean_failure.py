@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from chaos.experiment.model import Experiment
+from chaos.history.reading import errname, owns, said_dead, says_dead
 from chaos.history.records import History
 from chaos.judge.checkers.p01_balance import paid, shows_charge
 from chaos.judge.checkers.p03_dead_source import judge_asked
 from chaos.judge.checkers.p05_guest_goes_on import goes_on, statuses
-from chaos.judge.evidence import Evidence, Move, combine, deviated, errname, held, says_dead, unknown
-from chaos.judge.ledger.replay import owns, said_dead
+from chaos.judge.evidence import Evidence, Move
+from chaos.judge.parts import combine, deviated, held, unknown
 from chaos.judge.verdict import Verdict
 
 PROMISE = "P6"

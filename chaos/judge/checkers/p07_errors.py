@@ -11,12 +11,13 @@ from __future__ import annotations
 from errno import EBUSY, ETIMEDOUT
 
 from chaos.experiment.model import Experiment
+from chaos.history.reading import argument, errname
 from chaos.history.records import History, Kernel
 from chaos.judge.against_oracle import Contract, Judged
-from chaos.judge.evidence import Evidence, combine, deviated, errname, held, unknown
+from chaos.judge.evidence import Evidence
 from chaos.judge.ledger.firmware_contexts import TIMED_OUT
-from chaos.judge.ledger.world import argument
 from chaos.judge.oracle import Answer
+from chaos.judge.parts import combine, deviated, held, unknown
 from chaos.judge.verdict import Verdict
 
 PROMISE = "P7"

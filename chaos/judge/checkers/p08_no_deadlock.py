@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from chaos.experiment.model import Experiment
 from chaos.history.records import Done, Exited, Fault, Held, History, Invoke, Overdue, Record, Traced
-from chaos.judge.evidence import Evidence, combine, deviated, held, unknown
+from chaos.judge.evidence import Evidence
+from chaos.judge.parts import combine, deviated, held, unknown
 from chaos.judge.timeline import named, told
 from chaos.judge.verdict import Verdict
 

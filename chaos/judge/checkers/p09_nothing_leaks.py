@@ -13,11 +13,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from chaos.experiment.model import Experiment
+from chaos.history.reading import KEYS, charged, errname
 from chaos.history.records import Filled, History, Observation
-from chaos.judge.evidence import Evidence, combine, deviated, errname, held, skipped, unknown
+from chaos.judge.evidence import Evidence
 from chaos.judge.finding_counters import all_explained, by_mirrors
 from chaos.judge.ledger.firmware_contexts import GONE, told
-from chaos.judge.ledger.replay import KEYS, charged
+from chaos.judge.parts import combine, deviated, held, skipped, unknown
 from chaos.judge.verdict import Verdict
 
 PROMISE = "P9"

@@ -13,12 +13,12 @@ from errno import EBUSY
 from itertools import pairwise
 
 from chaos.experiment.model import Experiment
+from chaos.history.reading import KEYS, argument, errname, levels
 from chaos.history.records import History, Invoke, Observation
 from chaos.judge.against_oracle import Contract, Judged, events_of, renews
-from chaos.judge.evidence import Evidence, combine, deviated, errname, held, unknown
-from chaos.judge.ledger.replay import KEYS
-from chaos.judge.ledger.world import argument, levels
+from chaos.judge.evidence import Evidence
 from chaos.judge.oracle import OK
+from chaos.judge.parts import combine, deviated, held, unknown
 from chaos.judge.verdict import Verdict
 
 PROMISE = "P10"

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from chaos.experiment.model import Experiment
+from chaos.history.reading import argument
 from chaos.history.records import Done, History, Invoke
 from chaos.judge.checkers.p01_balance import paid, shows_charge
-from chaos.judge.evidence import Evidence, combine, deviated, held, unknown
+from chaos.judge.evidence import Evidence
 from chaos.judge.ledger.replay import Entry, Mismatch
-from chaos.judge.ledger.world import World, argument
+from chaos.judge.ledger.world import World
+from chaos.judge.parts import combine, deviated, held, unknown
 from chaos.judge.verdict import Verdict
 
 PROMISE = "P11"

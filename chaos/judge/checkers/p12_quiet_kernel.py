@@ -15,8 +15,9 @@ from collections.abc import Sequence
 
 from chaos.experiment.model import Experiment
 from chaos.history.records import Console, History, Invoke, Kernel
-from chaos.judge.evidence import Evidence, combine, deviated, held, unknown
+from chaos.judge.evidence import Evidence
 from chaos.judge.finding_counters import below_zero
+from chaos.judge.parts import combine, deviated, held, unknown
 from chaos.judge.timeline import named
 from chaos.judge.verdict import Verdict
 

@@ -14,9 +14,10 @@ from collections.abc import Iterator, Sequence
 
 from chaos.experiment.model import Experiment
 from chaos.history.records import Done, Exited, Firmware, History, Invoke, Observation
-from chaos.judge.evidence import Evidence, Move, combine, deviated, held, skipped, unknown
+from chaos.judge.evidence import Evidence, Move
 from chaos.judge.ledger.commands import LOOKS
 from chaos.judge.ledger.firmware_contexts import GONE, told
+from chaos.judge.parts import combine, deviated, held, skipped, unknown
 from chaos.judge.verdict import Verdict
 
 PROMISE = "P13"

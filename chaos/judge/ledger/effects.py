@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import msgspec
 
+from chaos.history.reading import argument, levels, names, number
 from chaos.history.records import Done, Invoke
 from chaos.judge.ledger.world import (
     ON_CGROUPS,
@@ -25,12 +26,8 @@ from chaos.judge.ledger.world import (
     Reference,
     Vm,
     World,
-    argument,
     give_back,
     gone,
-    levels,
-    names,
-    number,
     settled,
 )
 

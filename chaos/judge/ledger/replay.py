@@ -20,12 +20,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from errno import EBADF, EIO, ENOTTY
 from functools import partial
 from typing import Literal
 
+from chaos.history.reading import Witness, argument, owns, read, said_dead
 from chaos.history.records import (
-    Answer,
     Asked,
     Counted,
     Done,
@@ -40,12 +39,10 @@ from chaos.history.records import (
 from chaos.judge.ledger import reach
 from chaos.judge.ledger.effects import EFFECTS, attempts, begin, effect, halfway, into_the_dead, owing, took_effect
 from chaos.judge.ledger.firmware_contexts import Contexts
-from chaos.judge.ledger.world import STILL, Reach, Reference, World, argument, die, drop, forget, give_back
+from chaos.judge.ledger.world import STILL, Reach, Reference, World, die, drop, forget, give_back
 
 Kind = Literal["charge", "guests", "owner", "answer"]
-Witness = Observation | Done | Asked
 Rule = Callable[[World, Invoke], World | None]
-KEYS = ("sev", "sev_es")
 # Operations whose answer is judged by what was possible while they were under way.
 WATCHED = frozenset(
     {
@@ -66,7 +63,6 @@ WATCHED = frozenset(
         "guest_status",
     }
 )
-_U64 = 1 << 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,54 +123,16 @@ def replay(history: History) -> Ledger:
     return Ledger(tuple(replayed.entries), replayed.worlds, replayed.lost, replayed.lost_at, replayed.during)
 
 
-def owns(done: Done) -> bool | None:
-    """What an answer to GUEST_STATUS says: whether the VM owns a context. None if nothing can be said.
-
-    KVM answers ENOTTY for a VM without a context before it looks at anything else, and a dead VM's EIO comes before
-    the command is read. EIO with a firmware status is the firmware's refusal, so it was asked about a context.
-    """
-    if done.outcome == "info":
-        return None
-    if done.outcome == "ok":
-        return True
-    return not (done.errno == ENOTTY or (done.errno == EIO and done.firmware == 0))
 
 
-def charged(value: int) -> int:
-    """What a counter of the misc controller says. It is printed without its sign: one below zero reads 2**64 - 1."""
-    return value - _U64 if value >= _U64 // 2 else value
 
 
-def read(record: Witness) -> dict[tuple[str, str], int]:
-    """What an observation read of (cgroup, key); nothing of any other record."""
-    if not isinstance(record, Observation):
-        return {}
-    return {
-        (cgroup, key): charged(files["current"].get(key, 0))
-        for cgroup, files in record.misc.items()
-        if "current" in files
-        for key in sorted({*KEYS, *files["current"]})
-    }
 
 
-def refused_as_dead(answer: Answer) -> bool:
-    """The firmware's own EIO carries its status."""
-    return answer.errno == EIO and answer.firmware == 0
 
 
-def said_dead(asked: Asked) -> bool | None:
-    """What the answers say: that the VM is dead, that it is not, or (None) nothing that can be relied on."""
-    answers = answers_of_open(asked)
-    dead = {refused_as_dead(answer) for answer in answers}
-    if len(dead) != 1 or any(answer.control == EIO for answer in answers):
-        return None
-    return dead.pop()
 
 
-def answers_of_open(asked: Asked) -> tuple[Answer, ...]:
-    """Without those of descriptors that answer EBADF to everything: they are closed, and say nothing of the VM."""
-    still_open = {answer.fd for answer in asked.answers if answer.errno != EBADF}
-    return tuple(answer for answer in asked.answers if answer.fd in still_open)
 
 
 @dataclass(slots=True)

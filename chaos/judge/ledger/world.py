@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from chaos.history.records import Invoke
+from chaos.history.reading import levels
 
 
 class Reach(Enum):
@@ -182,12 +182,6 @@ class World:
         return total
 
 
-def levels(cgroup: str) -> tuple[str, ...]:
-    """The cgroup and its ancestors, the run's own (".") first: a/b gives ".", "a", "a/b"."""
-    if cgroup == ".":
-        return (".",)
-    parts = cgroup.split("/")
-    return (".", *("/".join(parts[: depth + 1]) for depth in range(len(parts))))
 
 
 def give_back(world: World, op: int) -> World:
@@ -227,22 +221,10 @@ def drop(world: World, reference: Reference) -> World:
     return settled(replace(world, references=world.references - {reference}))
 
 
-def argument(invoke: Invoke, key: str) -> str:
-    """An argument of the operation that names something, "" if it is not there."""
-    value = invoke.args.get(key)
-    return value if isinstance(value, str) else ""
 
 
-def number(invoke: Invoke, key: str) -> int:
-    """An argument of the operation that counts something, 0 if it is not there."""
-    value = invoke.args.get(key)
-    return value if isinstance(value, int) else 0
 
 
-def names(invoke: Invoke, key: str) -> tuple[str, ...]:
-    """An argument of the operation that names several things, none if it is not there."""
-    value = invoke.args.get(key)
-    return tuple(str(each) for each in value) if isinstance(value, list | tuple) else ()
 
 
 def settled(world: World) -> World:

@@ -22,9 +22,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from errno import ETIMEDOUT
 
+from chaos.history.reading import argument, levels
 from chaos.history.records import Invoke
 from chaos.judge.ledger.effects import begin, effect, halfway
-from chaos.judge.ledger.world import ON_CGROUPS, ON_ITS_WAY, World, argument, die, forget, gone, levels
+from chaos.judge.ledger.world import ON_CGROUPS, ON_ITS_WAY, World, die, forget, gone
 from chaos.judge.oracle.rules import CHECKS
 from chaos.judge.oracle.state import OK, Answer, State, charge, charges, events
 from chaos.judge.oracle.versions import DIFFERENCES, Difference, Rules, rules

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from chaos.history.reading import argument
 from chaos.history.records import Invoke, Value
-from chaos.judge.ledger.world import ON_CGROUPS, argument
+from chaos.judge.ledger.world import ON_CGROUPS
 from chaos.judge.oracle import Answer, State, after, allowed, under_way
 
 AGENTS = ("p0", "p1", "p2")

@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from errno import EBADF, EBUSY, EEXIST, EFAULT, EINVAL, EIO, ENOENT, ENOMEM, ENOTTY, EPIPE, ETIMEDOUT
 
+from chaos.history.reading import argument, levels, number
 from chaos.history.records import Invoke
-from chaos.judge.ledger.world import ON_ITS_WAY, Reference, argument, levels, number
+from chaos.judge.ledger.world import ON_ITS_WAY, Reference
 from chaos.judge.oracle.state import Answer, Refusal, State, charge
 
 Check = Callable[[State, Invoke], Refusal | None]

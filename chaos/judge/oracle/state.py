@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from errno import EBUSY, EINVAL
 from typing import Literal
 
-from chaos.judge.ledger.world import World, levels
+from chaos.history.reading import levels
+from chaos.judge.ledger.world import World
 from chaos.judge.oracle.versions import Rules
 
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from chaos.experiment.steps import Phase
+from chaos.history.reading import explained, owns
 from chaos.history.records import Done
-from chaos.judge.ledger.replay import owns
 from chaos.linux import seqpacket
 from chaos.linux.loop import LOOK_AGAIN, TimedOut
-from chaos.runner.guests import Guest, Stage, explained, operation_name
+from chaos.runner.guests import Guest, Stage, operation_name
 from chaos.runner.vmms import ANSWER_WITHIN, StepFailed
 from chaos.vmm.messages import (
     Accept,

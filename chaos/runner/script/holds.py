@@ -7,12 +7,13 @@ from typing import Literal
 
 from chaos.errors import Unsupported
 from chaos.experiment import steps as s
+from chaos.history.reading import explained
 from chaos.history.records import Held, Released
 from chaos.kvm import userfault
 from chaos.linux import task
 from chaos.linux.loop import LOOK_AGAIN, TimedOut
 from chaos.runner.fault_context import Scene
-from chaos.runner.guests import Guest, explained
+from chaos.runner.guests import Guest
 from chaos.runner.holds.failpoints import FirmwareStall
 from chaos.runner.holds.places import KernelEntry, MissingPage, Place, Unarmed
 from chaos.runner.script.executor import Actor

@@ -6,7 +6,8 @@ from __future__ import annotations
 import msgspec
 
 from chaos.experiment import steps as s
-from chaos.experiment.model import Kind, default_command, key_of_init
+from chaos.experiment.model import default_command, key_of_init
+from chaos.kinds import Kind
 from chaos.kvm.numbers import Policy
 from chaos.runner.guests import Guest, Stage
 from chaos.runner.script.executor import Actor

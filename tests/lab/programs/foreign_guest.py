@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from chaos.experiment.model import Kind
+from chaos.kinds import Kind
 from chaos.kvm.system import System
 from chaos.linux.seqpacket import memory_file
 from chaos.vmm import guest

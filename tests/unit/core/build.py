@@ -11,7 +11,8 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from chaos.experiment.model import Experiment, load
+from chaos.experiment.load import load
+from chaos.experiment.model import Experiment
 from chaos.history.file import up_to_damage
 from chaos.history.records import (
     Answer,

@@ -22,7 +22,7 @@ import experiments
 from chaos import cli
 from chaos.controller.directory import RunDirectory
 from chaos.errors import ExitCode, UsageError
-from chaos.experiment import model
+from chaos.experiment import load
 from tests.unit import broken
 from tests.unit.mutation import mutated
 
@@ -137,7 +137,7 @@ def test_what_is_no_file_is_not_waited_for(make: Callable[[Path], None], refused
 def test_a_path_that_is_none(refused: Refused, tmp_path: Path) -> None:
     assert "File name too long" in refused(tmp_path / f"{'x' * 300}.yaml")
     with pytest.raises(UsageError, match="is no path: embedded null byte"):  # no argument of a command can have one
-        model.load(Path("a\0b.yaml"))
+        load.load(Path("a\0b.yaml"))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -151,7 +151,7 @@ def test_a_mark_of_byte_order_is_no_harm(tmp_path: Path) -> None:
     good = experiments.catalogue()["move-across-cgroups"]
     path = tmp_path / "marked.yaml"
     path.write_bytes(b"\xef\xbb\xbf" + good.read_bytes())
-    assert model.load(path) == model.load(good)
+    assert load.load(path) == load.load(good)
 
 
 def test_like_may_be_a_pipe_and_is_not_waited_for(refused: Refused, tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ ODD_VALUES: tuple[Any, ...] = (
 def refused_or_good(path: Path) -> None:
     """It is one or the other, and what is said fits on a screen."""
     try:
-        model.load(path)
+        load.load(path)
     except UsageError as error:
         said = f"sevchaos: {error.message}\n  what to do: {error.remedy}"
         assert str(path) in said and error.remedy and lines_on_screen(said) <= SCREEN, said

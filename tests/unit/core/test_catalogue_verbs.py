@@ -21,7 +21,7 @@ from chaos.cli.plan_verb import plan_
 from chaos.cli.run_verb import run_
 from chaos.cli.validate_verb import validate_
 from chaos.errors import ExitCode, UsageError
-from chaos.experiment import model
+from chaos.experiment import load
 from experiments.choosing import matches
 
 
@@ -97,7 +97,7 @@ def test_an_experiment_is_explained_by_its_plan() -> None:
 
 def test_the_plan_for_machines_is_the_experiment() -> None:
     found = experiments.find("move-across-cgroups")
-    assert model.decode(call(plan_, "move-across-cgroups", "--json").stdout_bytes) == found
+    assert load.decode(call(plan_, "move-across-cgroups", "--json").stdout_bytes) == found
 
 
 def test_files_are_validated_each_by_itself(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_files_are_validated_each_by_itself(tmp_path: Path) -> None:
 def test_what_is_new_is_an_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.chdir(tmp_path)
     call(new_, "mine", "--kind", kind)
-    written = model.load(Path("mine.yaml"))
+    written = load.load(Path("mine.yaml"))
     assert written.name == "mine" and written.vms["old"].kind == kind
     with pytest.raises(UsageError, match="is there already"):
         call(new_, "mine")

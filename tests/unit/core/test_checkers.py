@@ -9,9 +9,10 @@ from collections.abc import Callable
 import pytest
 
 from chaos.experiment.model import Experiment
+from chaos.history.reading import errname
 from chaos.history.records import History, Note
 from chaos.judge.checkers import CHECKERS
-from chaos.judge.evidence import combine, errname, held, skipped, unknown
+from chaos.judge.parts import combine, held, skipped, unknown
 from chaos.judge.verdict import Outcome
 from tests.unit.core.build import ALL, Builder, destination_killed, moved, moved_es, shipped, source_killed
 from tests.unit.core.doctored import ES, MOVE, again, chain, check

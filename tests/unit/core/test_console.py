@@ -14,10 +14,10 @@ from chaos.controller.carry_out import Console, conduct
 from chaos.controller.console import Heard, unsaid
 from chaos.controller.directory import Host
 from chaos.errors import KernelPanicked
-from chaos.experiment.model import Order
 from chaos.history import file, records
 from chaos.history.records import End, Header, History, Kernel, Record
 from chaos.judge.verdict import Outcome
+from chaos.runner.order import Order
 from tests.unit.core.build import Builder, moved, shipped
 
 AHEAD = 21_000_000  # nanoseconds

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from chaos.errors import ExitCode
 from chaos.history.records import History
 from chaos.judge import findings
-from chaos.judge.verdict import PROMISES, Outcome, RunVerdict, Verdict, worst
+from chaos.judge.verdict import Outcome, RunVerdict, Verdict, worst
+from chaos.promises import PROMISES
 from reports import junit, ktap
 from reports.run import Run
 from tests.unit.core.build import ALL, moved, shipped

@@ -7,9 +7,10 @@ import errno
 
 import pytest
 
+from chaos.history.reading import argument, levels
 from chaos.history.records import Done
 from chaos.judge.ledger.replay import deaths_begin, replay
-from chaos.judge.ledger.world import Context, Reference, World, argument, levels
+from chaos.judge.ledger.world import Context, Reference, World
 from tests.unit.core.build import Builder, destination_killed, moved, moved_es, source_killed
 from tests.unit.core.on_ledger import ledger, payers, two
 

@@ -8,8 +8,8 @@ import errno
 import msgspec
 import pytest
 
+from chaos.history.reading import owns, said_dead
 from chaos.history.records import Done, Observation
-from chaos.judge.ledger.replay import owns, said_dead
 from tests.unit.core.build import Builder
 from tests.unit.core.on_ledger import held, ledger, payers, two
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from errno import EBADF, EIO
 
+from chaos.history.reading import said_dead
 from chaos.history.records import Answer, Asked, History
-from chaos.judge.ledger.replay import said_dead
 from tests.unit.core.build import Builder
 from tests.unit.core.doctored import DEVIATED, HELD, UNKNOWN, verdict_of
 

@@ -12,12 +12,14 @@ import msgspec
 import pytest
 
 import experiments
-from chaos.experiment.model import Experiment, decode, encode
+from chaos.experiment.load import decode, encode
+from chaos.experiment.model import Experiment
 from chaos.experiment.steps import Migrate, Strike
 from chaos.history.records import Asked, Fault, Handover, Held, History, Kernel, Note, Observation, Record
 from chaos.judge import findings
 from chaos.judge.judge import judge
-from chaos.judge.verdict import PROMISES, Outcome, Verdict
+from chaos.judge.verdict import Outcome, Verdict
+from chaos.promises import PROMISES
 from reports import as_json, junit, ktap, sentences, text
 from reports.text import Run
 from tests.unit.core.build import ALL, Builder, changed, destination_killed, moved, moved_es, shipped, source_killed

@@ -8,7 +8,7 @@ from errno import EBUSY, EINVAL, EIO, ENOTTY
 import msgspec
 import pytest
 
-from chaos.experiment import model
+from chaos.experiment import load, model
 from chaos.history.records import History, Value
 from chaos.judge.checkers import CHECKERS
 from chaos.judge.judge import shortcomings
@@ -194,7 +194,7 @@ def experiment_with_together() -> model.Experiment:
      "vms": {"a": {"vmm": "m", "kind": "plain"}, "b": {"vmm": "m", "kind": "plain"}}, "script": [
      {"do": "together", "steps": [{"do": "move", "source": "a", "destination": "b"},
                                   {"do": "move", "source": "b", "destination": "a"}]}]}"""
-    return model.decode(together)
+    return load.decode(together)
 
 
 @pytest.mark.parametrize(("first", "second", "void"), [((10, 20), (15, 30), False), ((10, 20), (21, 30), True)])

@@ -9,6 +9,7 @@ import pytest
 
 from chaos.errors import UsageError
 from chaos.experiment import model
+from chaos.experiment.load import load as load_file
 from chaos.experiment.model import Experiment
 from chaos.experiment.steps import Command, walk
 
@@ -19,7 +20,7 @@ def load(where: Path, vms: str, *steps: str) -> Experiment:
     path.write_text(
         f"name: e\nwhy: a test\npromises: [P1]\nvmms: {{a: {{cgroup: a}}}}\nvms: {vms}\nscript:\n{script}\n"
     )
-    return model.load(path)
+    return load_file(path)
 
 
 def test_types_of_vms(tmp_path: Path) -> None:
@@ -131,7 +132,7 @@ def like(where: Path, rest: str) -> Experiment:
     (where / "liked.yaml").write_text(LIKED)
     path = where / "other.yaml"
     path.write_text(f"name: other\nwhy: a test\n{rest}\n")
-    return model.load(path)
+    return load_file(path)
 
 
 def test_an_experiment_like_another_with_other_guests(tmp_path: Path) -> None:
@@ -142,7 +143,7 @@ def test_an_experiment_like_another_with_other_guests(tmp_path: Path) -> None:
     assert [type(step).__name__ for _, step in walk(liked.script)] == ["Launch", "Mirror", "Migrate", "Observe"]
     plain = like(tmp_path, "like: liked\nunaskable: {P1: {signature: unheard, why: nobody knows}}")
     assert plain.unaskable == {"P1": model.Unaskable(signature="unheard", why="nobody knows")}
-    assert plain.script == model.load(tmp_path / "liked.yaml").script
+    assert plain.script == load_file(tmp_path / "liked.yaml").script
 
 
 @pytest.mark.parametrize(

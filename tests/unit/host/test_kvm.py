@@ -12,8 +12,8 @@ from typing import cast, get_args
 
 import pytest
 
-from chaos.experiment.model import Kind
 from chaos.experiment.steps import WrongFd
+from chaos.kinds import Kind
 from chaos.kvm import sev
 from chaos.kvm.call import KernelError, timed
 from chaos.kvm.structs import Lapic, from_bytes

@@ -17,11 +17,12 @@ from typing import Any
 
 import pytest
 
-from chaos.experiment.model import Experiment, Kind, Vm
+from chaos.experiment.model import Experiment, Vm
 from chaos.experiment.model import Vmm as VmmSpec
 from chaos.experiment.steps import Migrate, Phase
 from chaos.history import records
 from chaos.history.records import Handover, Invoke, Record
+from chaos.kinds import Kind
 from chaos.kvm import vm as kvm_vm
 from chaos.kvm.vcpu import Vcpu
 from chaos.linux.loop import LOOK_AGAIN, Loop

@@ -12,9 +12,9 @@ import msgspec
 import pytest
 
 from chaos.errors import ExitCode, HostLacks
-from chaos.experiment import model
-from chaos.experiment.model import Order
+from chaos.experiment import load, model
 from chaos.history.records import End, Header, Note, decode
+from chaos.runner.order import Order
 from chaos.safety.survey import Paths, hierarchy
 
 ROOT = Path(model.__file__).parents[2]
@@ -22,7 +22,7 @@ FIRST = sorted((ROOT / "experiments" / "resilience").glob("*.yaml"))
 
 
 def order(path: Path, seed: int = 1) -> bytes:
-    return msgspec.json.encode(Order(experiment=model.load(path), seed=seed, host="local")) + b"\n"
+    return msgspec.json.encode(Order(experiment=load.load(path), seed=seed, host="local")) + b"\n"
 
 
 def run(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:

@@ -13,9 +13,9 @@ from typing import get_args
 import pytest
 
 from chaos.errors import InternalError
-from chaos.experiment.model import Kind
 from chaos.experiment.steps import StormCall
 from chaos.history.records import Stormed
+from chaos.kinds import Kind
 from chaos.kvm.system import System
 from chaos.linux.seqpacket import memory_file
 from chaos.native import read
