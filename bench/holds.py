@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import experiments
-from chaos.controller.host import LabHost
+from chaos.controller.lab_host import LabHost
 from chaos.errors import ExitCode
 from chaos.experiment.steps import Hold, Observe
 from chaos.history.records import Done, End, Held, Observation, Record

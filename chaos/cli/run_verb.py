@@ -7,9 +7,7 @@ import asyncio
 import contextlib
 import secrets
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -19,29 +17,15 @@ import experiments
 from chaos import fault
 from chaos.cli.common import DEFAULT_KERNEL, Asids, Memory, firmware_option, say, silent
 from chaos.cli.reporting import chosen, format_option, show
-from chaos.controller.carry_out import Conducted, Console, conduct
-from chaos.controller.host import Host, LabHost, LocalHost, Session
+from chaos.controller.campaign import Tell, _all, _Plan, _stints
+from chaos.controller.carry_out import Conducted
+from chaos.controller.host import Host
+from chaos.controller.lab_host import LabHost
+from chaos.controller.local_host import LocalHost
 from chaos.errors import UsageError
 from chaos.experiment.model import Experiment
 from chaos.experiment.steps import Strike
-from chaos.history.records import Invoke, Record
 from chaos.judge import findings, verdict
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What the options say of every run."""
-
-    seed: int
-    repeat: int
-    runs: Path
-    timeout: float
-    known: tuple[findings.Finding, ...]
-    withhold: frozenset[str]
-    shared: bool
-
-
-Tell = Callable[[str, str], None]  # which run, and what it is doing
 
 
 @click.command("run")
@@ -181,63 +165,14 @@ def _with_firmware(experiment: Experiment, plan: str) -> Experiment:
     return msgspec.structs.replace(experiment, script=(strike, *experiment.script))
 
 
-@dataclass(frozen=True, slots=True)
-class _Stint:
-    """Runs that one opened host carries out one after the other: each an experiment and its seed."""
-
-    host: Host
-    runs: tuple[tuple[Experiment, int], ...]
-    done: list[Conducted]
 
 
-def _stints(hosts: Sequence[Host], wanted: Sequence[Experiment], plan: _Plan) -> list[_Stint]:
-    """Every experiment on every host, `plan.repeat` times. A lab is opened anew for each, this machine once for all."""
-    stints = []
-    for host in hosts:
-        each = [tuple((experiment, plan.seed + number) for number in range(plan.repeat)) for experiment in wanted]
-        stints += [_Stint(host, runs, []) for runs in (each if host.anew else [tuple(chain.from_iterable(each))])]
-    return stints
 
 
-async def _all(stints: Sequence[_Stint], jobs: int, plan: _Plan, tell: Tell) -> list[Conducted]:
-    """Carry them all out, at most `jobs` at a time, and return their runs in the order of the stints."""
-    waiting = iter(stints)
-
-    async def work() -> None:
-        for stint in waiting:
-            await _carry_out(stint, plan, tell)
-
-    await asyncio.gather(*(work() for _ in range(jobs)))  # where one fails, asyncio.run ends the others
-    return [conducted for stint in stints for conducted in stint.done]
 
 
-async def _carry_out(stint: _Stint, plan: _Plan, tell: Tell) -> None:
-    while left := stint.runs[len(stint.done) :]:
-        console = Console()
-        async with stint.host.open(console.line) as session:
-            for experiment, seed in left:
-                stint.done.append(await _one(stint.host, session, console, experiment, seed, plan, tell))
-                if stint.done[-1].broken is not None or session.spent:
-                    break  # the session went with it; the next run gets a new one
 
 
-async def _one(
-    host: Host, session: Session, console: Console, experiment: Experiment, seed: int, plan: _Plan, tell: Tell
-) -> Conducted:
-    where = host.describe()
-    run = f"{experiment.name} on {where.kernel_source or 'this machine'}"
-    if plan.repeat > 1:
-        run += f", {seed - plan.seed + 1} of {plan.repeat}"
-    tell(run, "")
-
-    def watch(record: Record) -> None:
-        if isinstance(record, Invoke):
-            tell(run, f": {record.phase or record.f} ({record.agent})")
-
-    return await conduct(
-        session, experiment, seed=seed, where=where, runs=plan.runs, timeout=plan.timeout, known=plan.known,
-        withhold=plan.withhold, shared=plan.shared, console=console, watch=watch,
-    )  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -4,16 +4,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from chaos.controller.console import Heard, unsaid
-from chaos.controller.directory import Host as Description
+from chaos.controller.console import SerialConsole, unsaid
 from chaos.controller.directory import RunDirectory
 from chaos.controller.host import Session, last_words
+from chaos.controller.host_description import Host as Description
 from chaos.errors import SevchaosError
 from chaos.experiment.model import Experiment
 from chaos.history import file
@@ -46,7 +45,7 @@ async def conduct(
     known: tuple[Finding, ...],
     withhold: frozenset[str] = frozenset(),
     shared: bool = False,
-    console: Console,
+    console: SerialConsole,
     watch: Callable[[Record], None],
 ) -> Conducted:
     """Carry an experiment out on an open host and judge it. Raises `NoSpace` or `UsageError` before it begins."""
@@ -72,28 +71,6 @@ async def conduct(
     return Conducted(experiment, told, verdict, directory.path, broken)
 
 
-class Console:
-    """The serial console of a host that outlives a run: its lines go to the log of the run that is on.
-
-    `heard` are those of this run, each with the time of the record before it.
-    """
-
-    def __init__(self) -> None:
-        self.heard: list[Heard] = []
-        self.after = 0
-        self._file: TextIO | None = None
-
-    def line(self, text: str) -> None:
-        if self._file is not None:
-            self._file.write(f"{text}\n")
-            self.heard.append(Heard(text, self.after))
-
-    @contextlib.contextmanager
-    def into(self, path: Path) -> Iterator[None]:
-        self.heard, self.after = [], 0
-        with path.open("w", buffering=1) as self._file:
-            yield
-        self._file = None
 
 
 @dataclass(slots=True)
@@ -102,7 +79,7 @@ class _Book:
 
     writer: file.Writer
     dmesg: TextIO
-    console: Console
+    console: SerialConsole
     watch: Callable[[Record], None]
     ahead: int = 0
 

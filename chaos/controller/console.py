@@ -8,9 +8,12 @@ record of the history if no `Kernel` record has said it. That is known at the en
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
 
 from chaos.history.records import Console, Header, Kernel, Record
 
@@ -51,3 +54,27 @@ def _printed(text: str) -> list[str]:
     """A message of the log as a console prints it: in lines, nothing escaped."""
     plain = _ESCAPED.sub(lambda found: bytes([int(found[1], 16)]), text.encode())
     return plain.decode(errors="replace").split("\n")
+
+
+class SerialConsole:
+    """The serial console of a host that outlives a run: its lines go to the log of the run that is on.
+
+    `heard` are those of this run, each with the time of the record before it.
+    """
+
+    def __init__(self) -> None:
+        self.heard: list[Heard] = []
+        self.after = 0
+        self._file: TextIO | None = None
+
+    def line(self, text: str) -> None:
+        if self._file is not None:
+            self._file.write(f"{text}\n")
+            self.heard.append(Heard(text, self.after))
+
+    @contextlib.contextmanager
+    def into(self, path: Path) -> Iterator[None]:
+        self.heard, self.after = [], 0
+        with path.open("w", buffering=1) as self._file:
+            yield
+        self._file = None

@@ -14,28 +14,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from errno import EINVAL
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
+from chaos.controller.host_description import Host
 from chaos.errors import NoSpace, UsageError
 from chaos.experiment import load
 from chaos.experiment.model import Experiment
 from chaos.history import file
 from chaos.history.records import History
 from chaos.judge.verdict import RunVerdict
-
-
-class Host(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a run took place. `kernel_source` and `qemu` are "" on a local host."""
-
-    host: Literal["lab", "local"]
-    kernel_source: str = ""
-    release: str = ""
-    qemu: str = ""
-    asids: tuple[int, int] | None = None
-    cpus: int = 0
-    memory: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,14 +18,6 @@ from chaos.linux.kallsyms import base_name
 SYS_IOCTL = 16  # x86-64
 _IOCTLS = frozenset(Ioctl)
 
-# The functions in which a move waits. For the vCPUs of either VM, once it has charged its cgroup: up to 6.15, from
-# 6.16, and where a compiler has put the former into its caller. For the lock of either VM, before it has done anything.
-PLACES: dict[str, frozenset[str]] = {
-    "vcpu-running": frozenset({"sev_lock_vcpus_for_migration", "kvm_lock_all_vcpus", "sev_vm_move_enc_context_from"}),
-    "vm-locked": frozenset({"sev_lock_two_vms"}),
-}
-# Where a thread waits for a page that is userfaultfd's to bring.
-AT_PAGE = "handle_userfault"
 # As far down as a stack is told in a message.
 _WAY = 6
 
@@ -83,19 +75,8 @@ def look(pid: int, tid: int, proc: Path = Path("/proc")) -> Sleeper | None:
     )
 
 
-def waits(sleeper: Sleeper, place: str) -> bool:
-    """Whether the thread is a move that is stopped at `place`."""
-    return sleeper.state == "D" and sleeper.in_ioctl(Ioctl.KVM_ENABLE_CAP) and sleeper.sleeping in PLACES[place]
 
 
-def waits_for_page(sleeper: Sleeper) -> bool:
-    """Whether the thread is a SEV command that waits for a page of its arguments.
-
-    A fault of the kernel's own sleeps in state S, and yet no signal ends it but a fatal one: the others only make it
-    fault again (`fault_signal_pending`).
-    """
-    there = sleeper.state in ("S", "D") and sleeper.sleeping == AT_PAGE
-    return there and sleeper.in_ioctl(Ioctl.KVM_MEMORY_ENCRYPT_OP)
 
 
 def _read(path: Path) -> str:

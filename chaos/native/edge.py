@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where in the calls of a thread one answer begins: the last call before, and the first with it."""
+"""What a thread was answered, of the calls that are on record: how often, by which of them, and where in them one
+answer begins: the last call before, and the first with it."""
 
 from __future__ import annotations
 
 from array import array
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from chaos.native.board import Call, Ran
 
-ERRNO = -1  # of a record's words
+INDEX, ERRNO = -2, -1  # of a record's words
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,3 +54,17 @@ def _first(codes: array[int], errno: int) -> int:
         if at % 4 == 0:
             return at // 4
     return len(codes)
+
+
+def tally(thread: Ran) -> Counter[tuple[int, int]]:
+    """How many calls of each step, by its index, had which errno; 0 for successes."""
+    return Counter(zip(thread.column(INDEX), thread.column(ERRNO), strict=True))
+
+
+def answered(thread: Ran, errno: int) -> Iterator[Call]:
+    """The calls that had this errno, in their order."""
+    codes = thread.column(ERRNO)
+    place = -1
+    for _ in range(codes.count(errno)):
+        place = codes.index(errno, place + 1)
+        yield thread.call_at(place)

@@ -20,7 +20,7 @@ from chaos.netns.link import End
 from chaos.runner.guests import Stage
 from chaos.runner.holds.failpoints import Failpoints
 from chaos.runner.vmms import Pending, StepFailed, Vmm
-from chaos.safety.claim import Warden
+from chaos.safety.warden import Warden
 from chaos.seed import split
 from chaos.vmm.messages import Close, Create, CreateVcpu, Init, LoseFd, MayLock, Question, SetMemory
 

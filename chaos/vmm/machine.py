@@ -27,7 +27,7 @@ from chaos.kvm.userfault import ArgumentPage
 from chaos.kvm.vcpu import Vcpu
 from chaos.kvm.vm import Vm
 from chaos.linux.fd import Mapping, OwnedFd
-from chaos.native.tally import tally
+from chaos.native.edge import tally
 from chaos.vmm import foreign_fds, guest, race, state
 from chaos.vmm.messages import Mirror, Move, Moves, Sampled, VcpuStates
 from chaos.vmm.peer import Peer

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
-from chaos.controller.host import LabHost, LabSession, Session
+from chaos.controller.host import Session
+from chaos.controller.lab_host import LabHost, LabSession
 from chaos.errors import LabHung
 from chaos.experiment.model import Experiment
 from chaos.history.records import Done, End, Fault, Firmware, Held, Invoke, Observation, Record

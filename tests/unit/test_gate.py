@@ -12,7 +12,7 @@ import pytest
 
 from chaos.linux.fd import OwnedFd
 from chaos.native import Loop, Program, RunningLoop, Step, gate
-from chaos.native.tally import answered, tally
+from chaos.native.edge import answered, tally
 
 WITHIN = 30.0
 TCGETS = 0x5401

@@ -23,7 +23,8 @@ from chaos.lab.psp.failpoints import parse
 from chaos.lab.psp.plan import Stall
 from chaos.linux.task import SYS_IOCTL, Sleeper
 from chaos.runner.holds.places import Kind
-from chaos.runner.questions import Arm, Look, Looked, Outside, Withdraw
+from chaos.runner.questions import Arm, Look, Looked, Withdraw
+from chaos.runner.uplink import Outside
 from chaos.seed import split
 
 PATIENCE = Path("/sys/module/ccp/parameters/psp_cmd_timeout")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from chaos.experiment.steps import VCPU_RUNNING
-from chaos.linux import task
+from chaos.kvm.numbers import Ioctl
 from chaos.linux.kallsyms import base_name
 from chaos.linux.kfault import Happening, Kfault, Slot
 from chaos.linux.task import Sleeper
@@ -51,7 +51,7 @@ class Unarmed:
         return "vcpu" if self.at == VCPU_RUNNING else "lock"
 
     def stops(self, sleeper: Sleeper, tid: int) -> bool:
-        return task.waits(sleeper, self.at)
+        return waits(sleeper, self.at)
 
     def release(self) -> None:
         """Whoever keeps the move waiting lets go of it."""
@@ -97,7 +97,32 @@ class MissingPage:
     command: str = ""
 
     def stops(self, sleeper: Sleeper, tid: int) -> bool:
-        return task.waits_for_page(sleeper)
+        return waits_for_page(sleeper)
 
     def release(self) -> None:
         self.place()
+
+
+# The functions in which a move waits. For the vCPUs of either VM, once it has charged its cgroup: up to 6.15, from
+# 6.16, and where a compiler has put the former into its caller. For the lock of either VM, before it has done anything.
+PLACES: dict[str, frozenset[str]] = {
+    "vcpu-running": frozenset({"sev_lock_vcpus_for_migration", "kvm_lock_all_vcpus", "sev_vm_move_enc_context_from"}),
+    "vm-locked": frozenset({"sev_lock_two_vms"}),
+}
+# Where a thread waits for a page that is userfaultfd's to bring.
+AT_PAGE = "handle_userfault"
+
+
+def waits(sleeper: Sleeper, place: str) -> bool:
+    """Whether the thread is a move that is stopped at `place`."""
+    return sleeper.state == "D" and sleeper.in_ioctl(Ioctl.KVM_ENABLE_CAP) and sleeper.sleeping in PLACES[place]
+
+
+def waits_for_page(sleeper: Sleeper) -> bool:
+    """Whether the thread is a SEV command that waits for a page of its arguments.
+
+    A fault of the kernel's own sleeps in state S, and yet no signal ends it but a fatal one: the others only make it
+    fault again (`fault_signal_pending`).
+    """
+    there = sleeper.state in ("S", "D") and sleeper.sleeping == AT_PAGE
+    return there and sleeper.in_ioctl(Ioctl.KVM_MEMORY_ENCRYPT_OP)

@@ -16,7 +16,7 @@ from chaos.history.records import Value
 from chaos.linux.fd import OwnedFd
 from chaos.linux.loop import LOOK_AGAIN, TimedOut
 from chaos.native import gate, read
-from chaos.native.tally import answered
+from chaos.native.edge import answered
 from chaos.runner.guests import Guest
 from chaos.runner.script.executor import Actor
 from chaos.runner.vmms import Pending, StepFailed

@@ -10,9 +10,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from chaos.controller.carry_out import Console, conduct
-from chaos.controller.console import Heard, unsaid
-from chaos.controller.directory import Host
+from chaos.controller.carry_out import conduct
+from chaos.controller.console import Heard, SerialConsole, unsaid
+from chaos.controller.host_description import Host
 from chaos.errors import KernelPanicked
 from chaos.history import file, records
 from chaos.history.records import End, Header, History, Kernel, Record
@@ -74,7 +74,7 @@ class Panics:
 
     spent = ""
 
-    def __init__(self, console: Console, told: History) -> None:
+    def __init__(self, console: SerialConsole, told: History) -> None:
         self._console, self._told = console, told
 
     async def carry_out(self, order: Order, *, record: Callable[[Record], None], timeout: float) -> None:
@@ -90,7 +90,7 @@ class Panics:
 @pytest.fixture
 def broken(tmp_path: Path) -> Path:
     """The directory of a run in which the kernel panicked."""
-    console = Console()
+    console = SerialConsole()
     conducted = asyncio.run(
         conduct(
             Panics(console, moved()), shipped("move-across-cgroups"), seed=7, where=Host(host="lab"), runs=tmp_path,

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chaos.controller.directory import Host, RunDirectory
+from chaos.controller.directory import RunDirectory
+from chaos.controller.host_description import Host
 from chaos.errors import UsageError
 from chaos.history.file import Writer, read, up_to_damage
 from chaos.history.records import FORMAT, Done, End, Header, History, Invoke, Kernel, Observation, Record, encode

@@ -13,7 +13,8 @@ from click.testing import CliRunner, Result
 
 from chaos.cli.check_verb import check_
 from chaos.cli.run_verb import run_
-from chaos.controller.directory import Host, RunDirectory
+from chaos.controller.directory import RunDirectory
+from chaos.controller.host_description import Host
 from chaos.errors import UsageError
 from chaos.history.file import Writer
 from tests.unit.core.build import moved, shipped

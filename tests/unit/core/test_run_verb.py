@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from chaos.cli import run_verb
+from chaos.controller import campaign
 from chaos.errors import LabHung
 
 WANTED = [SimpleNamespace(name=name) for name in ("first", "second", "third")]
@@ -40,12 +40,12 @@ def carried_out(monkeypatch: pytest.MonkeyPatch, host: FakeHost, repeat: int = 1
         session.spent = "it stays broken" if experiment.name == host.spending else ""
         return SimpleNamespace(broken=LabHung("it hangs") if experiment.name == host.breaking else None)
 
-    monkeypatch.setattr(run_verb, "_one", one)
-    plan = run_verb._Plan(
+    monkeypatch.setattr(campaign, "_one", one)
+    plan = campaign._Plan(
         seed=7, repeat=repeat, runs=Path("runs"), timeout=1, known=(), withhold=frozenset(), shared=False
     )
-    stints = run_verb._stints([host], WANTED, plan)  # type: ignore[list-item, arg-type]
-    done = asyncio.run(run_verb._all(stints, 1, plan, lambda run, doing: None))
+    stints = campaign._stints([host], WANTED, plan)  # type: ignore[list-item, arg-type]
+    done = asyncio.run(campaign._all(stints, 1, plan, lambda run, doing: None))
     assert len(done) == len(WANTED) * repeat
     return host.sessions
 
@@ -82,10 +82,10 @@ def test_as_many_labs_are_open_at_a_time_as_there_are_jobs(monkeypatch: pytest.M
         under_way.remove(experiment.name)
         return SimpleNamespace(broken=None, name=experiment.name)
 
-    monkeypatch.setattr(run_verb, "_one", one)
-    plan = run_verb._Plan(seed=7, repeat=1, runs=Path("runs"), timeout=1, known=(), withhold=frozenset(), shared=False)
-    stints = run_verb._stints([FakeHost(anew=True)], WANTED, plan)  # type: ignore[list-item, arg-type]
-    done: Any = asyncio.run(run_verb._all(stints, jobs, plan, lambda run, doing: None))
+    monkeypatch.setattr(campaign, "_one", one)
+    plan = campaign._Plan(seed=7, repeat=1, runs=Path("runs"), timeout=1, known=(), withhold=frozenset(), shared=False)
+    stints = campaign._stints([FakeHost(anew=True)], WANTED, plan)  # type: ignore[list-item, arg-type]
+    done: Any = asyncio.run(campaign._all(stints, jobs, plan, lambda run, doing: None))
     assert max(most) == min(jobs, len(WANTED))
     assert [conducted.name for conducted in done] == ["first", "second", "third"]
 
@@ -101,9 +101,9 @@ def test_one_lab_that_cannot_be_had_ends_the_others(monkeypatch: pytest.MonkeyPa
         finally:
             ended.append(experiment.name)
 
-    monkeypatch.setattr(run_verb, "_one", one)
-    plan = run_verb._Plan(seed=7, repeat=1, runs=Path("runs"), timeout=1, known=(), withhold=frozenset(), shared=False)
-    stints = run_verb._stints([FakeHost(anew=True)], WANTED, plan)  # type: ignore[list-item, arg-type]
+    monkeypatch.setattr(campaign, "_one", one)
+    plan = campaign._Plan(seed=7, repeat=1, runs=Path("runs"), timeout=1, known=(), withhold=frozenset(), shared=False)
+    stints = campaign._stints([FakeHost(anew=True)], WANTED, plan)  # type: ignore[list-item, arg-type]
     with pytest.raises(LabHung, match="it cannot be had"):
-        asyncio.run(run_verb._all(stints, 2, plan, lambda run, doing: None))
+        asyncio.run(campaign._all(stints, 2, plan, lambda run, doing: None))
     assert ended == ["first"]

@@ -204,7 +204,8 @@ from pathlib import Path
 from chaos.safety import claim
 from chaos.cgroup.group import Cgroup
 Cgroup.enable = lambda self, controller: None
-warden = claim.Warden()
+from chaos.safety.warden import Warden
+warden = Warden()
 claimed = claim.claim(Cgroup.at(Path(sys.argv[1])), "run")
 warden.guard(claimed)
 for name in sys.argv[3:]:

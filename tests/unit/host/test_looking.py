@@ -20,6 +20,7 @@ from chaos.linux import task
 from chaos.linux.kmsg import KernelLog, Lost, parse, rearm
 from chaos.linux.loop import Loop, TimedOut
 from chaos.linux.task import Sleeper
+from chaos.runner.holds import places
 from chaos.runner.observer import pinned_pages
 from chaos.safety.survey import Paths, Surveyed, allowance, foreign_guests, full_version, refuse_fragile, survey, taken
 from faults.vmm import Kill
@@ -49,7 +50,7 @@ def test_a_move_that_waits_for_a_vcpu_is_held(tmp_path: Path) -> None:
     assert sleeper is not None
     assert sleeper.stack == ("sev_lock_vcpus_for_migration", "sev_vm_move_enc_context_from", "kvm_vm_ioctl")
     assert sleeper.sleeping == "sev_lock_vcpus_for_migration"
-    assert task.waits(sleeper, "vcpu-running")
+    assert places.waits(sleeper, "vcpu-running")
     assert "state D, ioctl KVM_ENABLE_CAP, sleeping in sev_lock" in str(sleeper)
 
 
@@ -67,7 +68,7 @@ def test_a_move_that_waits_for_a_vcpu_is_held(tmp_path: Path) -> None:
 def test_a_thread_anywhere_else_is_not_held(tmp_path: Path, state: str, wchan: str, call: str) -> None:
     pretend(tmp_path, state, wchan, "", call)
     sleeper = task.look(10, 11, tmp_path)
-    assert sleeper is not None and not task.waits(sleeper, "vcpu-running")
+    assert sleeper is not None and not places.waits(sleeper, "vcpu-running")
 
 
 PAGE_CALL = MOVE_CALL.replace("0x4068aea3", "0xc008aeba")
@@ -87,7 +88,7 @@ PAGE_CALL = MOVE_CALL.replace("0x4068aea3", "0xc008aeba")
 def test_a_command_that_waits_for_its_arguments(tmp_path: Path, state: str, wchan: str, call: str, waits: bool) -> None:
     pretend(tmp_path, state, wchan, "", call)
     sleeper = task.look(10, 11, tmp_path)
-    assert sleeper is not None and task.waits_for_page(sleeper) is waits
+    assert sleeper is not None and places.waits_for_page(sleeper) is waits
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,7 @@ def test_a_system_call_by_its_name(tmp_path: Path, call: str, called: str) -> No
 def test_the_stack_stands_in_where_wchan_tells_nothing(tmp_path: Path) -> None:
     pretend(tmp_path, "D", "0", STACK, MOVE_CALL)
     sleeper = task.look(10, 11, tmp_path)
-    assert sleeper is not None and task.waits(sleeper, "vcpu-running")
+    assert sleeper is not None and places.waits(sleeper, "vcpu-running")
 
 
 def test_what_may_not_be_read_is_not_known(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from chaos.controller.host import Conversation, not_ours
+from chaos.controller.conversation import Conversation, not_ours
 from chaos.controller.lab_failpoints import PspFailpoints
 from chaos.controller.lab_witness import Clock
 from chaos.errors import InternalError, Unsupported
@@ -20,20 +20,9 @@ from chaos.lab.psp.numbers import Command, Status
 from chaos.linux.loop import TimedOut
 from chaos.runner import questions
 from chaos.runner.holds.failpoints import Failpoints
-from chaos.runner.questions import (
-    Answer,
-    Arm,
-    Failed,
-    Granted,
-    Look,
-    Looked,
-    Outside,
-    Point,
-    Question,
-    Refused,
-    Withdraw,
-)
+from chaos.runner.questions import Answer, Arm, Failed, Granted, Look, Looked, Point, Question, Refused, Withdraw
 from chaos.runner.recorder import OutsideGone, Recorder
+from chaos.runner.uplink import Outside
 from tests.unit.psp.machine import Machine
 
 LOOK = Look(name="a")

@@ -15,6 +15,7 @@ from chaos.kvm.call import KernelError
 from chaos.kvm.structs import GuestStatus
 from chaos.kvm.userfault import ArgumentPage, MissingPage
 from chaos.linux import task
+from chaos.runner.holds import places
 
 WITHIN = 10.0
 _lacking = userfault.lacking()
@@ -44,7 +45,7 @@ def waits_for(thread: threading.Thread) -> str:
     while time.monotonic() < deadline:
         assert thread.native_id is not None
         sleeper = task.look(os.getpid(), thread.native_id)
-        if sleeper is not None and sleeper.sleeping == task.AT_PAGE:
+        if sleeper is not None and sleeper.sleeping == places.AT_PAGE:
             break
         time.sleep(0.001)
     return sleeper.sleeping if sleeper is not None else "gone"

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lab as a host: a run in a QEMU machine that was booted or restored for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from chaos.controller.conversation import Conversation, Write
+from chaos.controller.host import RUNNER, Say, Session, _under_way
+from chaos.controller.host_description import Host as Description
+from chaos.controller.lab_witness import Clock
+from chaos.errors import LabFailed, LabHung
+from chaos.history.records import History, Note, Record
+from chaos.judge.ledger.firmware_contexts import Contexts
+from chaos.lab.machine import Lab
+from chaos.lab.protocol import Exited
+from chaos.lab.session import Wish
+from chaos.runner.order import Order
+
+
+class LabHost:
+    """A lab, restored from the same bytes each time it is opened."""
+
+    anew = True
+
+    def __init__(self, wish: Wish, *, say: Say) -> None:
+        self._wish = wish
+        self._say = say
+
+    def describe(self) -> Description:
+        from chaos.lab.qemu import find_qemu
+
+        return Description(
+            host="lab",
+            kernel_source=self._wish.kernel,
+            qemu=".".join(map(str, find_qemu().version)),
+            asids=(self._wish.sev_asids, self._wish.es_asids),
+            cpus=self._wish.cpus,
+            memory=self._wish.memory,
+        )
+
+    @contextlib.asynccontextmanager
+    async def open(self, console: Callable[[str], None]) -> AsyncIterator[Session]:
+        from chaos.controller.lab_witness import compare_clocks
+        from chaos.lab.session import execute, open_lab
+
+        talk = Conversation()
+        async with open_lab(self._wish, say=self._say, listener=console) as lab:
+            clock = await compare_clocks(lab)
+            runner = execute(lab, [RUNNER], stdin=talk.stdin, stdout=talk.stdout, stderr=talk.stderr, warm=True)
+            async with _under_way(_code(runner)) as task:
+                yield LabSession(lab, clock, talk, task)
+
+
+async def _code(runner: Awaitable[Exited]) -> int:
+    return (await runner).code
+
+
+class LabSession:
+    def __init__(self, lab: Lab, clock: Clock, talk: Conversation, runner: asyncio.Task[int]) -> None:
+        self.lab, self._clock, self._talk, self._runner = lab, clock, talk, runner
+        self.spent = ""
+
+    async def carry_out(self, order: Order, *, record: Write, timeout: float) -> None:
+        """The records of the runner, and before the last of them what the firmware saw."""
+        from chaos.controller.lab_failpoints import PspFailpoints
+        from chaos.controller.lab_witness import firmware_records
+
+        told: list[Record] = []
+
+        def keep(entry: Record) -> None:
+            told.append(entry)
+            record(entry)
+
+        psp = self.lab.psp
+        psp.records.clear()
+        psp.lost = 0
+        firmware = PspFailpoints(psp, self._clock)
+        before = await firmware.begin()
+        await psp.trace(True)
+        try:
+            end = await self._talk.ask(order, keep, self._runner, timeout, answer=firmware.answer)
+        except LabHung as hung:
+            hung.console = self.lab.console.tail()
+            raise
+        finally:
+            with contextlib.suppress(LabFailed):  # then there is no firmware any more
+                self.spent = await firmware.settle() or Contexts.of(History(tuple(told))).gone
+        await psp.trace(False)  # and with it comes everything that was traced
+        if psp.lost:
+            text = f"the firmware: {psp.lost} commands were not recorded"
+            record(Note(t=end.t, topic="witness", text=text, witness="firmware"))
+        for command in firmware_records(psp.records, told, self._clock, before=before):
+            record(command)
+        record(end)

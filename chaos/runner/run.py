@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run, from its first record to its last."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Literal
+
+from chaos.cgroup.group import Cgroup
+from chaos.errors import CleanupFailed, HostLacks, SevchaosError, Unsupported
+from chaos.history.records import End, Filled, Header, Kernel
+from chaos.kvm.sev import Platform
+from chaos.linux.kmsg import KernelLog, Lost, rearm
+from chaos.linux.loop import LOOK_AGAIN, Loop, TimedOut
+from chaos.native import library
+from chaos.runner.cgroups import Groups
+from chaos.runner.fault_context import Scene
+from chaos.runner.guests import Stage
+from chaos.runner.holds.failpoints import Failpoints
+from chaos.runner.network import Network, between
+from chaos.runner.observer import Observer
+from chaos.runner.order import Order
+from chaos.runner.recorder import Recorder
+from chaos.runner.script import perform, require_all
+from chaos.runner.script.executor import Actor
+from chaos.runner.tracing import Pause, Tracer
+from chaos.runner.uplink import Outside
+from chaos.runner.vmms import Fleet, StepFailed
+from chaos.safety import claim
+from chaos.safety.claim import Claim
+from chaos.safety.survey import Paths, Surveyed, allowance, hierarchy, refuse_others, require, survey
+from chaos.safety.warden import Warden
+from chaos.vmm.messages import Fill
+from chaos.vmm.server import ForkServer
+
+# Taking one context takes about a millisecond, emulated ten; a machine has up to about a thousand.
+FILL_WITHIN = 120.0
+MOVE_ENDS_WITHIN = 30.0
+GONE_WITHIN = 5.0
+# No VMM of an experiment can have a cgroup of this name: names are lower case letters, digits and dashes.
+HELPER = "_fill"
+
+
+class Interrupted(Exception):
+    """Somebody wants the runner to end."""
+
+
+@dataclass(slots=True)
+class Run:
+    """One run. What has to be undone is on `stack`, in the order of what depends on what."""
+
+    order: Order
+    server: ForkServer
+    warden: Warden
+    recorder: Recorder
+    outside: Outside
+    tracer: Tracer
+    paths: Paths = field(default_factory=Paths)
+    loop: Loop = field(default_factory=Loop)
+    reasons: list[str] = field(default_factory=list)
+
+    def carry_out(self) -> None:
+        """Raises `OutsideGone` and `Interrupted`, having removed everything."""
+        root, lacking = _hierarchy(self.paths)
+        host = survey(self.order.host, self.paths, root)
+        lost: list[str] = []
+        with ExitStack() as stack:
+            log = self._open_log(stack, lost.append)
+            self._header(host, log.ahead if log is not None else None)
+            for said in lost:
+                self.recorder.lost("log", said)
+            try:
+                if root is None:
+                    raise lacking
+                self._in_cgroup(host, root, stack)
+            except (SevchaosError, StepFailed, OSError) as error:
+                self._failed(error)
+            if log is not None:
+                self._close_log(log)
+        self.recorder.write(End(t=self.recorder.now(), complete=not self.reasons, reason="; ".join(self.reasons)))
+
+    def _header(self, host: Surveyed, log_ahead: int | None) -> None:
+        self.recorder.write(
+            Header(
+                t=self.recorder.now(), experiment=self.order.experiment.name, seed=self.order.seed, host=host.name,
+                kernel=host.kernel, release=host.release, executes_es=host.executes_es, asids=dict(host.asids),
+                shared=self.order.shared, log_ahead=log_ahead,
+            )
+        )  # fmt: skip
+
+    def _failed(self, error: Exception) -> None:
+        """Say it now, and again at the end."""
+        reason = _told(error)
+        self.reasons.append(reason)
+        topic: Literal["skipped", "error", "left"] = "error"
+        if isinstance(error, Unsupported):
+            topic = "skipped"
+        elif isinstance(error, CleanupFailed):
+            topic = "left"
+        self.recorder.note(topic, reason, error.step if isinstance(error, StepFailed) else -1)
+
+    @contextlib.contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """What fails inside is said, and the rest is done all the same."""
+        try:
+            yield
+        except (SevchaosError, StepFailed, TimedOut, OSError) as error:
+            self._failed(error)
+
+    # -- the kernel's log ---------------------------------------------------------------------------------
+
+    def _open_log(self, stack: ExitStack, lost: Callable[[str], None]) -> KernelLog | None:
+        try:
+            log = KernelLog(self.paths.kmsg)
+            stack.callback(log.close)
+            log.compare(lost)
+        except OSError as error:
+            lost(f"the kernel's log: {self.paths.kmsg}: {error.strerror}")
+            return None
+        except Lost as error:
+            lost(f"the kernel's log: {error}")
+            return None
+        unarmed = rearm(self.paths.proc / "sys" / "kernel" / "tainted", self.paths.debug)
+        if unarmed:
+            lost(f"the kernel's log: {unarmed}")
+        self.loop.watch(log.fd.number, lambda: self._read_log(log))
+        return log
+
+    def _read_log(self, log: KernelLog) -> None:
+        try:
+            for line in log.lines(lambda lost: self.recorder.lost("log", lost)):
+                self.recorder.write(Kernel(t=line.t + (log.ahead or 0), level=line.level, text=line.text))
+        except Lost as lost:
+            self.loop.forget(log.fd.number)
+            self.recorder.lost("log", f"the kernel's log: {lost}")
+
+    def _close_log(self, log: KernelLog) -> None:
+        """Read what is left, up to a line of our own."""
+        signed = log.signed
+        with contextlib.suppress(OSError):  # then it is not heard either
+            log.sign()
+        self.loop.turn(0)
+        self._read_log(log)
+        if log.heard <= signed:
+            self.recorder.lost("log", "the kernel's log: what was written into it was not read back")
+
+    # -- the run ------------------------------------------------------------------------------------------
+
+    def _in_cgroup(self, host: Surveyed, root: Cgroup, stack: ExitStack) -> None:
+        """Everything between Header and End."""
+        library.load()
+        require(host, self.paths, self.order.experiment.keys, self.order.experiment.types)
+        platform = self._platform(stack)
+        if not (host.is_lab or self.order.shared):
+            refuse_others(root, platform)
+        claimed = claim.claim(root, self.order.experiment.name)
+        self.warden.guard(claimed)
+        fleet = Fleet(self.server, self.loop, self.recorder)
+        try:
+            self._limit(host, root, claimed.cgroup)
+            self._measured(host, fleet, claimed, platform, stack)
+        finally:
+            fleet.close()
+            with self._going_on():
+                claimed.give_up()
+
+    def _platform(self, stack: ExitStack) -> Platform | None:
+        try:
+            platform = Platform.open(self.paths.sev)
+        except OSError:
+            return None
+        stack.callback(platform.close)
+        return platform
+
+    def _limit(self, host: Surveyed, root: Cgroup, group: Cgroup) -> None:
+        """The run's own ceiling, so that it cannot take what others need."""
+        for key, number in allowance(host, root).items():
+            group.limit(key, number)
+            text = f"of {host.asids[key]} {key} ASIDs the run may take {number}; the others are left to the host"
+            self.recorder.note("progress", text)
+
+    def _measured(
+        self, host: Surveyed, fleet: Fleet, claimed: Claim, platform: Platform | None, stack: ExitStack
+    ) -> None:
+        """The run between its two fillings and its two observations."""
+        group = claimed.cgroup
+        firmware = Failpoints(self.outside, self.order.seed, platform)
+        # On a shared host its count is of everybody's guests, and tells nothing of ours.
+        asked = None if self.order.shared else platform
+        observer = Observer(
+            group, asked, lambda lost: self.recorder.lost("guests", lost), lambda: firmware.may_stall, self.paths.proc
+        )
+        length = len(self.order.experiment.script)
+        stage = Stage(self.order.experiment, fleet, Groups(group, fleet), host.executes_es)
+        scene = Scene(stage, stack, firmware, self.warden, self.order.shared, self.order.seed)
+        require_all(scene, shared=self.order.shared)  # now, not in the middle
+        self._fill("start", host, fleet, group)
+        with self.tracer.recording(self.loop, self.recorder, group.path.name) as untraced:
+            stage.groups.make(self.order.experiment.groups)
+            observer.observe(self.recorder, "start", -1, pins=True)
+            with self._going_on(), ExitStack() as undo:
+                undo.callback(stage.clear)
+                undo.callback(self._tear_down, stage)
+                try:
+                    with self._going_on():
+                        self._perform(scene, observer, undo, untraced)
+                finally:
+                    fleet.step = length
+        with self._going_on():
+            self._settle(group)
+            observer.observe(self.recorder, "end", length, pins=True)
+            for below in group.children():
+                below.destroy()
+            self._fill("end", host, fleet, group)
+
+    def _perform(self, scene: Scene, observer: Observer, undo: ExitStack, untraced: Pause) -> None:
+        stage = scene.stage
+        stage.network = Network.lay(between(stage.experiment.handovers))
+        stage.people()
+        perform(Actor(stage, observer, undo, scene, untraced, self.order.withhold))
+
+    def _fill(self, label: str, host: Surveyed, fleet: Fleet, group: Cgroup) -> None:
+        """Take every context that can be had, from within the run's cgroup, and give all back."""
+        helper_group = group.create(HELPER)
+        try:
+            helper = fleet.spawn(f"{HELPER}-{label}", helper_group, recorded=False)
+            count: dict[str, int] = {}
+            errno: dict[str, int] = {}
+            for key in sorted(key for key, capacity in host.asids.items() if capacity):
+                filled = fleet.ask(helper, Fill(key=key), FILL_WITHIN).filled
+                assert filled is not None
+                count[key], errno[key] = filled.count, filled.errno
+            fleet.end(helper)
+        finally:
+            helper_group.destroy()
+            self._settle(group)
+        self.recorder.write(Filled(t=self.recorder.now(), label=label, count=count, errno=errno))
+
+    def _settle(self, group: Cgroup) -> None:
+        """The kernel lets go of a removed cgroup a moment later; what stays longer shows in the next observation."""
+        with contextlib.suppress(TimedOut):
+            self.loop.wait(lambda: not group.dying(), GONE_WITHIN, "a removed cgroup to go", look=LOOK_AGAIN)
+
+    def _tear_down(self, stage: Stage) -> None:
+        """Close every VM and end every VMM, as far as they are still there."""
+        for pending in stage.under_way.values():
+            if not pending.over:
+                for vm in stage.guests.values():
+                    if vm.running:
+                        with self._going_on():
+                            stage.leave(vm)  # this is what a held move waits for
+                with self._going_on():
+                    stage.fleet.wait(pending, MOVE_ENDS_WITHIN)
+        for vm in stage.guests.values():
+            if vm.created and vm.vmm.alive:
+                with self._going_on():
+                    stage.close(vm)
+        for vmm in list(stage.fleet.vmms.values()):
+            if vmm.recorded:
+                with self._going_on():
+                    stage.fleet.end(vmm)
+
+
+def _hierarchy(paths: Paths) -> tuple[Cgroup | None, HostLacks]:
+    try:
+        return hierarchy(paths), HostLacks("")
+    except HostLacks as lacking:
+        return None, lacking
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, SevchaosError):
+        return f"{error.message}; {error.remedy}" if error.remedy else error.message
+    return str(error)
