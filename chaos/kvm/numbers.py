@@ -6,6 +6,7 @@ Tests compute the numbers again from the sizes of the structures, so that a slip
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum, IntFlag
 
 
@@ -60,6 +61,9 @@ class Ioctl(IntEnum):
     KVM_UNKNOWN = 0xAEFE
     # /dev/sev
     SEV_ISSUE_CMD = 0xC0105300
+
+
+IOCTL_NAMES: Mapping[int, str] = {call.value: call.name for call in Ioctl}
 
 
 class Cap(IntEnum):

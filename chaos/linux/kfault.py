@@ -23,7 +23,7 @@ import os
 import re
 import select
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -33,7 +33,7 @@ from typing import Self
 from chaos.errors import ExitCode, HostLacks, InternalError, SevchaosError, Unsupported, UsageError
 from chaos.linux import kallsyms
 from chaos.linux.fd import OwnedFd
-from chaos.linux.task import Sleeper, look
+from chaos.linux.task import NAMELESS, Sleeper, look
 
 CONTROL = Path("/proc/kfault")
 EVERY = 0  # as `times`: every call from the nth on
@@ -207,18 +207,21 @@ def arming(action: Action, function: str, *, argument: int | None, nth: int, tim
 class Kfault:
     """One open /proc/kfault. `log` keeps every event that was read, in order."""
 
-    def __init__(self, fd: OwnedFd, *, proc: Path = Path("/proc")) -> None:
+    def __init__(self, fd: OwnedFd, *, proc: Path = Path("/proc"), ioctls: Mapping[int, str] = NAMELESS) -> None:
         self.fd = fd
         self.log: list[Event] = []
         self._unclaimed: list[Event] = []
         self._armed: dict[int, Slot] = {}
         self._proc = proc
+        self._ioctls = ioctls
 
     @classmethod
-    def open(cls, path: Path = CONTROL, *, proc: Path = Path("/proc")) -> Self:
-        """Raises `HostLacks`."""
+    def open(
+        cls, path: Path = CONTROL, *, proc: Path = Path("/proc"), ioctls: Mapping[int, str] = NAMELESS
+    ) -> Self:
+        """`ioctls` are the names by which it tells which one a thread is in. Raises `HostLacks`."""
         try:
-            return cls(OwnedFd(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)), proc=proc)
+            return cls(OwnedFd(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)), proc=proc, ioctls=ioctls)
         except FileNotFoundError:
             raise HostLacks(f"{path} is not there: kfault.ko is not loaded", remedy=_REMEDY_LOAD) from None
         except PermissionError:
@@ -351,7 +354,7 @@ class Kfault:
         event = self.wait(slot, Happening.REACHED, within=within)
         if event is None:
             processes = dict.fromkeys([*(() if slot.pid is None else (slot.pid,)), *watch])
-            where = tuple(there for pid in processes for there in whereabouts(pid, self._proc))
+            where = tuple(there for pid in processes for there in whereabouts(pid, self._proc, self._ioctls))
             event = self.wait(slot, Happening.REACHED, within=0)  # while we looked
         if event is None:
             raise NotReached(slot, within, self.count(slot), where)
@@ -378,7 +381,9 @@ class Kfault:
         self.close()
 
 
-def whereabouts(pid: int, proc: Path = Path("/proc")) -> tuple[Whereabouts, ...]:
+def whereabouts(
+    pid: int, proc: Path = Path("/proc"), ioctls: Mapping[int, str] = NAMELESS
+) -> tuple[Whereabouts, ...]:
     """Every thread of a process, or the one thread that `pid` names."""
     try:
         leader = re.search(r"^Tgid:\t(\d+)$", (proc / str(pid) / "status").read_text(), re.MULTILINE)
@@ -386,7 +391,7 @@ def whereabouts(pid: int, proc: Path = Path("/proc")) -> tuple[Whereabouts, ...]
         tids = sorted(int(task.name) for task in (proc / str(pid) / "task").iterdir()) if whole else [pid]
     except OSError:
         tids = []
-    return tuple(Whereabouts(pid, tid, look(pid, tid, proc)) for tid in tids or [pid])
+    return tuple(Whereabouts(pid, tid, look(pid, tid, proc, ioctls=ioctls)) for tid in tids or [pid])
 
 
 def _unloaded() -> HostLacks:

@@ -9,14 +9,14 @@ the way there). All three are needed: a thread that sleeps somewhere else, or in
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from chaos.kvm.numbers import Ioctl
 from chaos.linux.kallsyms import base_name
 
 SYS_IOCTL = 16  # x86-64
-_IOCTLS = frozenset(Ioctl)
+NAMELESS: Mapping[int, str] = {}
 
 # As far down as a stack is told in a message.
 _WAY = 6
@@ -25,19 +25,20 @@ _WAY = 6
 @dataclass(frozen=True, slots=True)
 class Sleeper:
     """A thread at one moment. `call` is its system call's number and arguments, empty if it is in none; `stack` names
-    functions, innermost first, empty if the host does not tell."""
+    functions, innermost first, empty if the host does not tell. `ioctls` are names of the ioctls that it may be in."""
 
     state: str
     wchan: str = ""
     stack: tuple[str, ...] = ()
     call: tuple[int, ...] = ()
+    ioctls: Mapping[int, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def sleeping(self) -> str:
         """The kernel function it sleeps in, "" if the host does not tell."""
         return self.wchan or (self.stack[0] if self.stack else "")
 
-    def in_ioctl(self, number: Ioctl) -> bool:
+    def in_ioctl(self, number: int) -> bool:
         return self.call[:1] == (SYS_IOCTL,) and self.call[2:3] == (number,)
 
     @property
@@ -46,7 +47,7 @@ class Sleeper:
         if self.call[:1] != (SYS_IOCTL,):
             return f"system call {self.call[0]}" if self.call else ""
         number = self.call[2]
-        return f"ioctl {Ioctl(number).name if number in _IOCTLS else hex(number)}"
+        return f"ioctl {self.ioctls.get(number, hex(number))}"
 
     def __str__(self) -> str:
         where = f"state {self.state}, {self.called or 'no system call'}, sleeping in {self.sleeping or '(not told)'}"
@@ -54,8 +55,8 @@ class Sleeper:
         return f"{where} ({way})" if way else where
 
 
-def look(pid: int, tid: int, proc: Path = Path("/proc")) -> Sleeper | None:
-    """The thread as it is now, None if it is gone.
+def look(pid: int, tid: int, proc: Path = Path("/proc"), *, ioctls: Mapping[int, str] = NAMELESS) -> Sleeper | None:
+    """The thread as it is now, None if it is gone. An ioctl that `ioctls` does not name is told by its number.
 
     One that runs has no stack to be told, and is not asked for it: on 6.1 the kernel warns of whoever does while a
     function on that stack is traced on its return (rethook_find_ret_addr), as those of a move are.
@@ -66,17 +67,14 @@ def look(pid: int, tid: int, proc: Path = Path("/proc")) -> Sleeper | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     if state == "R":
-        return Sleeper(state=state, call=parse_syscall(_read(task / "syscall")))
+        return Sleeper(state=state, call=parse_syscall(_read(task / "syscall")), ioctls=ioctls)
     return Sleeper(
         state=state,
         wchan=parse_wchan(_read(task / "wchan")),
         stack=parse_stack(_read(task / "stack")),
         call=parse_syscall(_read(task / "syscall")),
+        ioctls=ioctls,
     )
-
-
-
-
 
 
 def _read(path: Path) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from chaos.cgroup.group import Cgroup
 from chaos.errors import HostLacks, Unsupported
 from chaos.history.records import Done, Value
+from chaos.kvm.numbers import IOCTL_NAMES
 from chaos.linux.kfault import Kfault
 from chaos.linux.loop import LOOK_AGAIN, TimedOut
 from chaos.netns.link import End
@@ -180,11 +181,11 @@ class Scene:
 
 def _open_kfault() -> Kfault:
     try:
-        return Kfault.open()
+        return Kfault.open(ioctls=IOCTL_NAMES)
     except HostLacks as lacking:
         if not MODULE.exists():
             raise Unsupported(lacking.message, remedy=lacking.remedy) from lacking
     loaded = subprocess.run(["insmod", MODULE], capture_output=True, text=True, timeout=LOADED_WITHIN, check=False)
     if loaded.returncode:
         raise HostLacks(f"{MODULE} cannot be loaded: {loaded.stderr.strip()}", remedy="see the kernel's log")
-    return Kfault.open()
+    return Kfault.open(ioctls=IOCTL_NAMES)

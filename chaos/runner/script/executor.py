@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chaos.history.records import Asked, Counted, Fault, Held, Overdue, Released
+from chaos.kvm.numbers import IOCTL_NAMES
 from chaos.linux import task
 from chaos.linux.loop import TimedOut
 from chaos.runner.fault_context import Scene
@@ -71,7 +72,7 @@ class Actor:
 
     def overdue(self, pending: Pending) -> str:
         """Write down where an operation is that should have ended by now; in words, too."""
-        sleeper = task.look(pending.pid, pending.tid) if pending.tid else None
+        sleeper = task.look(pending.pid, pending.tid, ioctls=IOCTL_NAMES) if pending.tid else None
         in_guest = any(vm.running and vm.every == 0 for vm in self.stage.guests.values())
         free = not self.armed and not in_guest and all(struck.undone for struck in self.struck)
         self.write(

@@ -10,6 +10,7 @@ from chaos.experiment import steps as s
 from chaos.history.reading import explained
 from chaos.history.records import Held, Released
 from chaos.kvm import userfault
+from chaos.kvm.numbers import IOCTL_NAMES
 from chaos.linux import task
 from chaos.linux.loop import LOOK_AGAIN, TimedOut
 from chaos.runner.fault_context import Scene
@@ -74,7 +75,7 @@ def hold(actor: Actor, step: s.Hold) -> None:
     def there() -> bool:
         nonlocal sleeper, reached
         if pending.tid:
-            sleeper = task.look(pid, pending.tid)
+            sleeper = task.look(pid, pending.tid, ioctls=IOCTL_NAMES)
             reached = sleeper is not None and place.stops(sleeper, pending.tid)
         return reached or pending.over
 

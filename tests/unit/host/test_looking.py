@@ -15,6 +15,7 @@ import pytest
 from chaos import fault
 from chaos.cgroup.group import Cgroup
 from chaos.errors import HostLacks, UsageError
+from chaos.kvm.numbers import IOCTL_NAMES
 from chaos.kvm.sev import Platform
 from chaos.linux import task
 from chaos.linux.kmsg import KernelLog, Lost, parse, rearm
@@ -102,7 +103,7 @@ def test_a_command_that_waits_for_its_arguments(tmp_path: Path, state: str, wcha
 )
 def test_a_system_call_by_its_name(tmp_path: Path, call: str, called: str) -> None:
     pretend(tmp_path, "S", "x", STACK, call)
-    sleeper = task.look(10, 11, tmp_path)
+    sleeper = task.look(10, 11, tmp_path, ioctls=IOCTL_NAMES)
     assert sleeper is not None and sleeper.called == called
     way = "(sev_lock_vcpus_for_migration < sev_vm_move_enc_context_from < kvm_vm_ioctl)"
     assert str(sleeper) == f"state S, {called or 'no system call'}, sleeping in x {way}"
