@@ -47,7 +47,7 @@ def pretend(proc: Path, state: str, wchan: str, stack: str, call: str) -> Path:
 
 def test_a_move_that_waits_for_a_vcpu_is_held(tmp_path: Path) -> None:
     pretend(tmp_path, "D", "sev_lock_vcpus_for_migration.constprop.0", STACK, MOVE_CALL)
-    sleeper = task.look(10, 11, tmp_path)
+    sleeper = task.look(10, 11, tmp_path, ioctls=IOCTL_NAMES)
     assert sleeper is not None
     assert sleeper.stack == ("sev_lock_vcpus_for_migration", "sev_vm_move_enc_context_from", "kvm_vm_ioctl")
     assert sleeper.sleeping == "sev_lock_vcpus_for_migration"
