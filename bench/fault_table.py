@@ -7,8 +7,8 @@
     python bench/fault_table.py --words          no runs: only what the faults say of themselves
 
 Each fault is carried out in an experiment that applies it, and in that again with the fault withheld: then it must
-leave no evidence, and nothing may have held. If that is not so the row says *not yet*, and this ends with 1. Whatever
-stands in the page outside of the tables is left alone.
+leave no evidence, and nothing may have been kept. If that is not so the row says *not yet*, and this ends with 1.
+Whatever stands in the page outside of the tables is left alone.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _cells_of(run: Shown, withheld: Shown, before: tuple[str, str] | None) -> tu
     cell = CELL.match(before[0]) if before else None
     kernels = {run.kernel, *(cell["kernels"].split(" and ") if cell and cell["title"] == run.title else ())}
     ordered = sorted(kernels, key=lambda kernel: [int(number) for number in kernel.split(".")])
-    return f"`{run.title}` on {' and '.join(ordered)}: {run.told}", f"nothing held: {withheld.told}"
+    return f"`{run.title}` on {' and '.join(ordered)}: {run.told}", f"nothing kept: {withheld.told}"
 
 
 def seen(chosen: Mapping[str, str], kernel: str, wrong: list[str]) -> dict[str, tuple[Shown, Shown]]:
@@ -137,14 +137,14 @@ def _with(name: str, run: Run | None) -> Shown:
 
 
 def _without(name: str, run: Run | None) -> Shown:
-    """Raises `Wrong` if the fault left evidence though it was withheld, or anything held."""
+    """Raises `Wrong` if the fault left evidence though it was withheld, or anything was kept."""
     if run is None:
         raise Wrong("withheld, it could not be run")
     evidence = _evidence(run, name)
     if any(record.struck for record in evidence):
         raise Wrong(f"withheld, it left evidence all the same: {evidence[0].detail}")
     outcomes = [verdict["outcome"] for verdict in run["verdicts"]]
-    if "held" in outcomes or "unknown" not in outcomes:
+    if "kept" in outcomes or "unknown" not in outcomes:
         raise Wrong(f"withheld, it was {', '.join(outcomes)}")
     return Shown(run["experiment"], run["kernel"], evidence[0].detail if evidence else "the run did not come to it")
 
@@ -174,7 +174,7 @@ def _carried_out(titles: Iterable[str], kernel: str, runs: str, *, withhold: Ite
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if not done.stdout:
         raise SystemExit(f"nothing could be run: {done.stderr.strip()}")
-    return {run["experiment"]: run for run in json.loads(done.stdout)}
+    return {run["experiment"]: run for run in json.loads(done.stdout)["runs"]}
 
 
 def _evidence(run: Run, name: str) -> list[Fault]:

@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--kernel", action="append", help="default: debian:6.1 and debian:6.12")
     options = parser.parse_args()
     missed = sum(show(kernel, options.times) for kernel in options.kernel or ("debian:6.1", "debian:6.12"))
-    raise SystemExit(ExitCode.DEVIATED if missed else ExitCode.HELD)
+    raise SystemExit(ExitCode.BROKEN if missed else ExitCode.KEPT)
 
 
 async def histories(kernel: str, times: int) -> list[list[Record]]:

@@ -54,7 +54,7 @@ def main() -> None:
     options = parser.parse_args()
     kernels = options.kernel or ("debian:6.1", "debian:6.12")
     measure = outside if options.outside else inside
-    raise SystemExit(ExitCode.UNCLEAN if sum(measure(kernel, options) for kernel in kernels) else ExitCode.HELD)
+    raise SystemExit(ExitCode.UNCLEAN if sum(measure(kernel, options) for kernel in kernels) else ExitCode.KEPT)
 
 
 # -- in the lab -----------------------------------------------------------------------------------------------

@@ -118,7 +118,7 @@ def sevchaos(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def run_theirs(binary: Path, kernel: str) -> str:
     done = sevchaos("lab", "run", "--quiet", "--kernel", kernel, "--copy", str(binary), "--", f"./{binary.name}")
-    return {0: "held", 4: "skipped"}.get(done.returncode, f"exit {done.returncode}")  # 4: KSFT_SKIP
+    return {0: "passes", 4: "skipped"}.get(done.returncode, f"exit {done.returncode}")  # 4: KSFT_SKIP
 
 
 def run_ours(kernel: str, runs: Path) -> dict[str, tuple[dict[str, Any], History]]:
@@ -126,7 +126,7 @@ def run_ours(kernel: str, runs: Path) -> dict[str, tuple[dict[str, Any], History
     done = sevchaos("run", *names, "--kernel", kernel, "--json", "--accept-known", "--runs", str(runs))
     return {
         run["experiment"]: (run, file.read(Path(run["directory"]) / "history.jsonl"))
-        for run in json.loads(done.stdout)
+        for run in json.loads(done.stdout)["runs"]
     }
 
 
@@ -174,9 +174,9 @@ def besides(run: dict[str, Any]) -> str:
     told = [
         f"{verdict['promise']} {verdict['accepted'].partition(':')[0] or verdict['outcome']}"
         for verdict in run["verdicts"]
-        if verdict["outcome"] != "held"
+        if verdict["outcome"] != "kept"
     ]
-    return ", ".join(told) or f"all {len(run['verdicts'])} promises held"
+    return ", ".join(told) or f"all {len(run['verdicts'])} promises kept"
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def main() -> None:
     options = parser.parse_args()
     kernels = options.kernel or ("debian:6.1", "debian:6.12")
     noticed = [not show(kernel, options.names or ["--all"]) for kernel in kernels]
-    raise SystemExit(ExitCode.DEVIATED if any(noticed) else ExitCode.HELD)
+    raise SystemExit(ExitCode.BROKEN if any(noticed) else ExitCode.KEPT)
 
 
 def show(kernel: str, names: list[str]) -> bool:
@@ -45,11 +45,11 @@ def show(kernel: str, names: list[str]) -> bool:
     if done.returncode:
         raise SystemExit(f"the lab ended with {done.returncode}:\n{done.stderr[-2000:]}")
     guest = json.loads(done.stdout)
-    runs = json.loads(done.stderr[done.stderr.index("[\n") :])
+    runs = json.loads(done.stderr[done.stderr.index("{\n") :])["runs"]
     print(f"{kernel}, {time.monotonic() - began:.0f} s: {len(runs)} runs, exit code {guest['code']}")
     print(f"  the guest before: {told(guest['before'])}\n  the guest after:  {told(guest['after'])}")
     print(f"  outcomes: {dict(Counter(run['outcome'] for run in runs))}")
-    for outcome in ("skipped", "unknown", "deviated"):
+    for outcome in ("skipped", "unknown", "broken"):
         for reason, those in reasons(
             [run for run in runs if run["exit_code"] or outcome == "skipped"], outcome
         ).items():

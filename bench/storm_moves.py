@@ -103,7 +103,7 @@ class Seen:
 
 def read(said: str) -> Seen:
     seen = Seen()
-    for run in json.loads(said):
+    for run in json.loads(said)["runs"]:
         seen.outcomes.update(f"{v['promise']} {v['outcome']}" for v in run["verdicts"])
         told = file.read(Path(run["directory"]) / "history.jsonl")
         if told.damage:

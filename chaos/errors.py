@@ -31,8 +31,8 @@ class ExitCode(IntEnum):
     small numbers and from the shell's 124 to 128.
     """
 
-    HELD = 0
-    DEVIATED = 1
+    KEPT = 0
+    BROKEN = 1
     UNKNOWN = 2
     UNCLEAN = 3
     SKIPPED = 4

@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report for programs: a JSON list, an object a run.
+"""The report for programs: a JSON object.
+
+format                            2; another number is another format. 1 was a list of what are now `runs`, and said
+                                  held and deviated for kept and broken
+exit_code                         of all runs together
+runs                              an object a run:
 
 experiment, kernel, host, seed    what was run and where; kernel is the full x.y.z
-outcome                           held, deviated, unknown or skipped: the worst of the verdicts
+outcome                           kept, broken, unknown or skipped: the worst of the verdicts
 exit_code                         of this run alone, with what was accepted left out
 directory                         the run directory, as it was given
 damage                            what is wrong with the history, "" if nothing
@@ -15,12 +20,20 @@ from collections.abc import Sequence
 
 import msgspec
 
+from chaos.judge.verdict import exit_code
 from reports.run import Run
+
+FORMAT = 2
 
 
 def render(runs: Sequence[Run]) -> str:
     """The runs as JSON, indented, without a line end."""
-    return msgspec.json.format(msgspec.json.encode([_object(run) for run in runs])).decode()
+    told = {
+        "format": FORMAT,
+        "exit_code": int(exit_code([run.verdict for run in runs])),
+        "runs": [_object(run) for run in runs],
+    }
+    return msgspec.json.format(msgspec.json.encode(told)).decode()
 
 
 def _object(run: Run) -> dict[str, object]:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report for CI systems: JUnit XML, a test suite a run and a test case a promise.
 
-    held                    passes
-    deviated                <failure type="deviated">
-    deviated, accepted      <skipped>, which names the finding
+    kept                    passes
+    broken                  <failure type="broken">
+    broken, accepted        <skipped>, which names the finding
     unknown                 <error type="unknown">: nothing was shown, which is no pass
     unknown, accepted       <skipped>, which says why it cannot be asked
     skipped                 <skipped>
@@ -75,8 +75,8 @@ def _case(classname: str, judged: Verdict, run: Run, known: Sequence[Finding]) -
     case = ET.Element("testcase", classname=classname, name=sentences.promise(judged))
     if judged.accepted:
         element = ET.SubElement(case, "skipped", message=sentences.accepted(judged))
-    elif judged.outcome is Outcome.DEVIATED:
-        element = ET.SubElement(case, "failure", type="deviated", message=clean(judged.reason))
+    elif judged.outcome is Outcome.BROKEN:
+        element = ET.SubElement(case, "failure", type="broken", message=clean(judged.reason))
     elif judged.outcome is Outcome.UNKNOWN:
         element = ET.SubElement(case, "error", type="unknown", message=clean(judged.reason))
     elif judged.outcome is Outcome.SKIPPED:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report for kernel people: KTAP version 1, a test a run and a subtest a promise.
 
-    held                    ok
-    deviated                not ok
-    deviated, accepted      ok ... # XFAIL and the finding, as kselftest's ksft_test_result_xfail() has it
+    kept                    ok
+    broken                  not ok
+    broken, accepted        ok ... # XFAIL and the finding, as kselftest's ksft_test_result_xfail() has it
     unknown                 not ok ... # ERROR and the reason
     unknown, accepted       ok ... # SKIP and why it cannot be asked
     skipped                 ok ... # SKIP and the reason
@@ -69,8 +69,8 @@ def _diagnosis(judged: Verdict, run: Run, known: Sequence[Finding]) -> Iterator[
 
 def _kind(judged: Verdict) -> str:
     if judged.accepted:
-        return "xfail" if judged.outcome is Outcome.DEVIATED else "skip"
-    kinds = {Outcome.HELD: "pass", Outcome.DEVIATED: "fail", Outcome.UNKNOWN: "error", Outcome.SKIPPED: "skip"}
+        return "xfail" if judged.outcome is Outcome.BROKEN else "skip"
+    kinds = {Outcome.KEPT: "pass", Outcome.BROKEN: "fail", Outcome.UNKNOWN: "error", Outcome.SKIPPED: "skip"}
     return kinds[judged.outcome]
 
 
@@ -81,7 +81,7 @@ def _result(number: int, judged: Verdict) -> str:
         case "pass":
             return f"ok {line}"
         case "fail":
-            return f"not ok {line} # deviated: {_inline(reason)}"
+            return f"not ok {line} # broken: {_inline(reason)}"
         case "error":
             return f"not ok {line} # ERROR {_inline(reason)}"
         case kind:
@@ -91,7 +91,7 @@ def _result(number: int, judged: Verdict) -> str:
 def _parent(number: int, run: Run) -> str:
     kinds = [_kind(judged) for judged in run.verdict.verdicts]
     line = f"{number} {_inline(sentences.title(run.verdict))}"
-    if run.verdict.exit_code not in (ExitCode.HELD, ExitCode.SKIPPED):
+    if run.verdict.exit_code not in (ExitCode.KEPT, ExitCode.SKIPPED):
         nothing = "" if kinds else " # ERROR no promise was judged"
         return f"not ok {line}{nothing}"
     if known := kinds.count("xfail"):

@@ -30,9 +30,9 @@ def errname(number: int) -> str:
 
 
 def accepted(verdict: Verdict) -> str:
-    """Why the verdict does not count: "deviated (known: finding 0001: ...), left out of the exit code"."""
-    known = "known: " if verdict.outcome is Outcome.DEVIATED else ""
-    return f"{verdict.outcome.value} ({known}{clean(verdict.accepted)}), left out of the exit code"
+    """Why the verdict does not count: "broken (known: finding 0001: ...), not counted"."""
+    known = "known: " if verdict.outcome is Outcome.BROKEN else ""
+    return f"{verdict.outcome.value} ({known}{clean(verdict.accepted)}), not counted"
 
 
 def title(verdict: RunVerdict) -> str:
@@ -48,14 +48,14 @@ def promise(verdict: Verdict) -> str:
 def details(verdict: Verdict, history: History, finding: Finding | None) -> Iterator[str]:
     """What a deviation rests on, in lines, and what to call an unknown that has a name. `finding` is the written one
     that it is, if it is one."""
-    if verdict.outcome is Outcome.DEVIATED:
+    if verdict.outcome is Outcome.BROKEN:
         yield clean(f"expected: {verdict.expected}; seen: {verdict.seen}; signature: {verdict.signature}")
         yield f"rests on records {', '.join(map(str, verdict.records))} of the history"
         yield from _events(verdict, history)
     elif verdict.signature:
         yield clean(f"signature: {verdict.signature}")
     if finding is not None and not verdict.accepted:
-        yield f"this is {finding}; see {finding.document}. --accept-known leaves it out of the exit code"
+        yield f"this is {finding}; see {finding.document}. with --accept-known it is not counted"
 
 
 def _events(verdict: Verdict, history: History) -> Iterator[str]:

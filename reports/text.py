@@ -35,9 +35,10 @@ WIDTH = 100
 TOLD_AT_LENGTH = 16  # of more runs than this, only those that count against the exit code
 MOMENTS_ACROSS = 6  # more observations than this are shown a row each
 
-_STYLES = {Outcome.HELD: "green", Outcome.DEVIATED: "bold red", Outcome.UNKNOWN: "yellow", Outcome.SKIPPED: "cyan"}
-_MARKS = {Outcome.HELD: "held", Outcome.DEVIATED: "DEV", Outcome.UNKNOWN: "?", Outcome.SKIPPED: "skip"}
-_WORST = (Outcome.DEVIATED, Outcome.UNKNOWN, Outcome.SKIPPED, Outcome.HELD)
+_STYLES = {Outcome.KEPT: "green", Outcome.BROKEN: "bold red", Outcome.UNKNOWN: "yellow", Outcome.SKIPPED: "cyan"}
+_MARKS = {Outcome.KEPT: "kept", Outcome.BROKEN: "FAIL", Outcome.UNKNOWN: "????", Outcome.SKIPPED: "skip"}
+_NOT_COUNTED = {**_MARKS, Outcome.BROKEN: "fail", Outcome.UNKNOWN: "(??)"}
+_WORST = (Outcome.BROKEN, Outcome.UNKNOWN, Outcome.SKIPPED, Outcome.KEPT)
 
 
 def show(runs: Sequence[Run], file: TextIO | None = None) -> None:
@@ -179,7 +180,7 @@ def _verdicts(run: Run, known: Sequence[Finding]) -> Iterator[RenderableType]:
         grid.add_row(Text(clean(judged.promise)), Text(judged.outcome.value, style=_style(judged)), said)
     yield from _part("Verdict.", "A row is a promise of the kernel, and whether it was kept:", grid)
     left = sum(bool(judged.accepted) for judged in verdict.verdicts)
-    tail = f", {left} accepted; exit code {int(verdict.exit_code)}" if left else f"; exit code {int(verdict.exit_code)}"
+    tail = f"{f', {left} not counted' if left else ''}; exit code {int(verdict.exit_code)}"
     yield Text.assemble("\n", "the run: ", (verdict.outcome.value, _STYLES[verdict.outcome]), tail)
 
 
@@ -189,7 +190,10 @@ def _style(judged: Verdict) -> str:
 
 def _summary(verdicts: Sequence[RunVerdict]) -> Iterator[RenderableType]:
     """A table for each kernel: a promise a column and an experiment a row, of several runs the worst."""
-    legend = "DEV: deviated, ?: unknown, skip: this host cannot; * accepted: a written finding, or not askable"
+    legend = (
+        "FAIL: broken, fail: broken as a written finding says, ????: unknown, (??): unknown as the experiment states, "
+        "skip: this host cannot"
+    )
     yield Rule(Text("all runs", style="bold"), align="left")
     for kernel in dict.fromkeys(verdict.kernel for verdict in verdicts):
         of_kernel = [verdict for verdict in verdicts if verdict.kernel == kernel]
@@ -220,6 +224,6 @@ def _cell(judged: Sequence[Verdict]) -> Text:
     if not judged:
         return Text("")
     worst = min(judged, key=lambda verdict: (bool(verdict.accepted), _WORST.index(verdict.outcome)))
-    if worst.outcome in (Outcome.HELD, Outcome.SKIPPED):  # what was accepted is no better than what held
+    if worst.outcome in (Outcome.KEPT, Outcome.SKIPPED):  # what was accepted is no better than what was kept
         worst = min(judged, key=lambda verdict: _WORST.index(verdict.outcome))
-    return Text(_MARKS[worst.outcome] + ("*" if worst.accepted else ""), style=_style(worst))
+    return Text((_NOT_COUNTED if worst.accepted else _MARKS)[worst.outcome], style=_style(worst))

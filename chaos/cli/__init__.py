@@ -46,7 +46,7 @@ class Verbs(click.Group):
 def cli() -> None:
     """Break the migration of confidential VMs on purpose, and see whether the kernel kept its promises.
 
-    Exit codes: 0 all held, 1 deviated, 2 unknown, 3 could not clean up, 4 everything skipped, 64 usage,
+    Exit codes: 0 all kept, 1 broken, 2 unknown, 3 could not clean up, 4 everything skipped, 64 usage,
     69 this host lacks something, 70 a bug of ours, 73 no space, 80 the lab's kernel panicked, 81 hung,
     82 QEMU died, 83 the software PSP died, 130 interrupted.
     """

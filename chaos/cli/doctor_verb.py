@@ -27,7 +27,7 @@ def doctor_(*, as_json: bool) -> int:
         for host, checks in hosts.items():
             _show(host, checks)
     usable = any(all(check.state is not State.MISSING for check in checks) for checks in hosts.values())
-    return ExitCode.HELD if usable else ExitCode.HOST_LACKS
+    return ExitCode.KEPT if usable else ExitCode.HOST_LACKS
 
 
 def _show(host: str, checks: tuple[Check, ...]) -> None:

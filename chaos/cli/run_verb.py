@@ -118,7 +118,7 @@ def run_(
 ) -> int:  # fmt: skip
     """Carry out experiments, by name, by file or by selection, and say which promises the kernel kept.
 
-    Exits 0 if all held, 1 if any deviated, 3 if something was left on the host, 2 if any is unknown.
+    Exits 0 if all are kept, 1 if any is broken, 3 if something was left on the host, 2 if any is unknown.
     """
     form = chosen(form, as_json)
     selected = experiments.select(expression) if everything or expression is not None else {}

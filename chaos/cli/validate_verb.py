@@ -25,4 +25,4 @@ def validate_(*, files: tuple[Path, ...]) -> int:
             explain(error)
         else:
             click.echo(f"{file}: {loaded.name}, {len(loaded.script)} steps, {', '.join(loaded.promises)}")
-    return ExitCode.USAGE if wrong else ExitCode.HELD
+    return ExitCode.USAGE if wrong else ExitCode.KEPT

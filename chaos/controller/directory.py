@@ -25,6 +25,8 @@ from chaos.history import file
 from chaos.history.records import History
 from chaos.judge.verdict import RunVerdict
 
+VERDICT_FORMAT = 2  # of verdict.json; 1 had no number, and said held and deviated for kept and broken
+
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
@@ -55,7 +57,8 @@ class RunDirectory:
 
     def write_verdict(self, verdict: RunVerdict) -> None:
         partial = self.path / ".verdict.json"
-        partial.write_bytes(msgspec.json.format(msgspec.json.encode(verdict)) + b"\n")
+        told = msgspec.to_builtins(verdict)
+        partial.write_bytes(msgspec.json.format(msgspec.json.encode({"format": VERDICT_FORMAT, **told})) + b"\n")
         partial.replace(self.path / "verdict.json")
 
     def read(self) -> tuple[Experiment, History]:

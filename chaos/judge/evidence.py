@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the checkers ask of a history, and the verdicts they make of the answers.
 
-Truth first: a question that was not asked, or whose witness died, is unknown and never held. A checker that asks
+Truth first: a question that was not asked, or whose witness died, is unknown and never kept. A checker that asks
 several questions makes a verdict of each and hands them to `combine`.
 """
 
@@ -180,7 +180,7 @@ class Evidence:
         exited = self.exited(invoke.agent, after=invoke.seq)
         return None if exited is None else exited.seq
 
-    def held(self, vm: str, invoke: Invoke) -> bool | None:
+    def had_context(self, vm: str, invoke: Invoke) -> bool | None:
         """Whether the VM had a context, its own or as a mirror, when the operation came; None if nobody can say."""
         had = {vm in world.holders for world in self.ledger.during.get(invoke.op, ())}
         return had.pop() if len(had) == 1 else None
@@ -188,7 +188,7 @@ class Evidence:
     def had_guest(self, move: Move) -> bool:
         """Whether the source of a move that failed had a guest to interrupt. If nobody can say it did, unless another
         move was just giving or taking it: then it is that one's."""
-        had = self.held(move.source, move.invoke)
+        had = self.had_context(move.source, move.invoke)
         other, _ = self.changed(move.source, move)
         return had or (had is None and (other is None or not other.happened))
 

@@ -24,7 +24,7 @@ Version = Annotated[str, msgspec.Meta(pattern=r"^\d+\.\d+\.\d+$")]
 
 
 class Deviation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a finding shows in a verdict: which promise deviates, and with which signature, to the letter."""
+    """How a finding shows in a verdict: which promise it breaks, and with which signature, to the letter."""
 
     promise: str
     signature: Annotated[str, msgspec.Meta(min_length=1)]
@@ -75,7 +75,7 @@ def parse(data: bytes) -> tuple[Finding, ...]:
 
 def matching(verdict: Verdict, kernel: str, known: Sequence[Finding]) -> Finding | None:
     """The finding that a deviation seen on this kernel is, if it is one."""
-    if verdict.outcome is not Outcome.DEVIATED:
+    if verdict.outcome is not Outcome.BROKEN:
         return None
     seen = Deviation(promise=verdict.promise, signature=verdict.signature)
     return next((f for f in known if seen in f.deviations and series(kernel) in f.kernels), None)

@@ -3,7 +3,7 @@
 
 The checkers judge what they see. What they cannot see is judged here: whether the history is whole, whether the
 script was carried out, whether every planned fault struck, every hold was reached and what was to happen together did.
-If not, nothing that "held" was put to the test, so it becomes unknown, with that reason. A run that did nothing,
+If not, nothing that looks kept was put to the test, so it becomes unknown, with that reason. A run that did nothing,
 because this kernel does not know what the experiment is about, is skipped as a whole. A deviation that was seen stays
 one: evidence against a promise does not need the rest of the run.
 """
@@ -62,7 +62,7 @@ def skipped_whole(history: History) -> str:
 
 
 def shortcomings(experiment: Experiment, history: History) -> Iterator[str]:
-    """Why nothing in the history can be taken as held; nothing if it can."""
+    """Why nothing in the history can be taken as kept; nothing if it can."""
     if history.damage:
         yield f"the history is damaged: {history.damage}"
     elif history.end is None:
@@ -106,11 +106,11 @@ def _judge(experiment: Experiment, history: History, promise: str, void: Sequenc
     if checker is None:
         return Verdict(promise=promise, outcome=Outcome.UNKNOWN, reason="no checker judges this promise yet")
     verdict = checker(experiment, history)
-    if skip and verdict.outcome is not Outcome.DEVIATED:
+    if skip and verdict.outcome is not Outcome.BROKEN:
         return Verdict(promise=promise, outcome=Outcome.SKIPPED, reason=skip)
-    if not void or verdict.outcome is Outcome.DEVIATED:
+    if not void or verdict.outcome is Outcome.BROKEN:
         return verdict
-    # A skip says that the rest held, so it falls with it.
+    # A skip says that the rest was kept, so it falls with it.
     reason = f"{'; '.join(void)} (otherwise {verdict.outcome.value}: {verdict.reason})"
     return msgspec.structs.replace(verdict, outcome=Outcome.UNKNOWN, reason=reason)
 

@@ -9,8 +9,8 @@ from chaos.history.records import Record
 from chaos.judge.verdict import Outcome, Verdict
 
 
-def held(promise: str, reason: str, records: Iterable[Record] = ()) -> Verdict:
-    return Verdict(promise=promise, outcome=Outcome.HELD, reason=reason, records=numbers(records))
+def kept(promise: str, reason: str, records: Iterable[Record] = ()) -> Verdict:
+    return Verdict(promise=promise, outcome=Outcome.KEPT, reason=reason, records=numbers(records))
 
 
 def unknown(promise: str, reason: str, records: Iterable[Record] = (), *, signature: str = "") -> Verdict:
@@ -24,12 +24,12 @@ def skipped(promise: str, reason: str, records: Iterable[Record] = ()) -> Verdic
     return Verdict(promise=promise, outcome=Outcome.SKIPPED, reason=reason, records=numbers(records))
 
 
-def deviated(
+def broken(
     promise: str, reason: str, records: Iterable[Record], *, signature: str, expected: str = "", seen: str = ""
 ) -> Verdict:
     return Verdict(
         promise=promise,
-        outcome=Outcome.DEVIATED,
+        outcome=Outcome.BROKEN,
         reason=reason,
         records=numbers(records),
         signature=signature,
@@ -42,8 +42,8 @@ def numbers(records: Iterable[Record]) -> tuple[int, ...]:
     return tuple(sorted({record.seq for record in records}))
 
 
-# Within one promise a part that was skipped leaves the promise not wholly shown, which is less than held.
-_ORDER = (Outcome.DEVIATED, Outcome.UNKNOWN, Outcome.SKIPPED, Outcome.HELD)
+# Within one promise a part that was skipped leaves the promise not wholly shown, which is less than kept.
+_ORDER = (Outcome.BROKEN, Outcome.UNKNOWN, Outcome.SKIPPED, Outcome.KEPT)
 
 
 def combine(promise: str, parts: Sequence[Verdict]) -> Verdict:
@@ -57,9 +57,9 @@ def combine(promise: str, parts: Sequence[Verdict]) -> Verdict:
         return unknown(promise, "nothing was asked")
     ordered = sorted(parts, key=lambda part: _ORDER.index(part.outcome))
     outcome = ordered[0].outcome
-    signatures = {part.signature for part in ordered if part.outcome in (Outcome.DEVIATED, Outcome.UNKNOWN)}
+    signatures = {part.signature for part in ordered if part.outcome in (Outcome.BROKEN, Outcome.UNKNOWN)}
     if "" in signatures:
-        signatures = signatures - {""} | {"part-unknown"} if outcome is Outcome.DEVIATED else set()
+        signatures = signatures - {""} | {"part-unknown"} if outcome is Outcome.BROKEN else set()
     return Verdict(
         promise=promise,
         outcome=outcome,

@@ -12,23 +12,23 @@ from chaos.errors import ExitCode
 
 
 class Outcome(StrEnum):
-    HELD = "held"
-    DEVIATED = "deviated"
+    KEPT = "kept"
+    BROKEN = "broken"
     UNKNOWN = "unknown"
     SKIPPED = "skipped"
 
     @property
     def exit_code(self) -> ExitCode:
         return {
-            Outcome.HELD: ExitCode.HELD,
-            Outcome.DEVIATED: ExitCode.DEVIATED,
+            Outcome.KEPT: ExitCode.KEPT,
+            Outcome.BROKEN: ExitCode.BROKEN,
             Outcome.UNKNOWN: ExitCode.UNKNOWN,
             Outcome.SKIPPED: ExitCode.SKIPPED,
         }[self]
 
 
-# From worst to best; a run in which anything held is not "skipped".
-_SEVERITY = (Outcome.DEVIATED, Outcome.UNKNOWN, Outcome.HELD, Outcome.SKIPPED)
+# From worst to best; a run in which anything was kept is not "skipped".
+_SEVERITY = (Outcome.BROKEN, Outcome.UNKNOWN, Outcome.KEPT, Outcome.SKIPPED)
 
 
 
@@ -37,7 +37,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
     `signature` names a kind of deviation in a stable way (no numbers of one run in it), so that it can be matched
     with a written finding, and some reasons why a question was not answered, so that an experiment can state the one
-    that it cannot avoid. `records` are `seq` numbers. `accepted` is why an outcome other than held does not count
+    that it cannot avoid. `records` are `seq` numbers. `accepted` is why an outcome other than kept does not count
     against the run: the finding it matches, or the reason the experiment gives for a question it cannot ask.
     """
 
@@ -52,7 +52,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunVerdict(msgspec.Struct, frozen=True, kw_only=True):
-    """The verdict on a run: the worst of its promises, deviated before unknown. `left` says what of the run could not
+    """The verdict on a run: the worst of its promises, broken before unknown. `left` says what of the run could not
     be removed from the host, "" if nothing was left."""
 
     experiment: str
@@ -67,14 +67,14 @@ class RunVerdict(msgspec.Struct, frozen=True, kw_only=True):
     def exit_code(self) -> ExitCode:
         """Of the run alone, with what was accepted left out of the count."""
         code = self._judged
-        return ExitCode.UNCLEAN if self.left and code is not ExitCode.DEVIATED else code
+        return ExitCode.UNCLEAN if self.left and code is not ExitCode.BROKEN else code
 
     @property
     def _judged(self) -> ExitCode:
         counted = [verdict.outcome for verdict in self.verdicts if not verdict.accepted]
         if self.verdicts and not counted:  # all that was seen is a written finding, or nothing could be asked
-            seen = any(verdict.outcome is Outcome.DEVIATED for verdict in self.verdicts)
-            return ExitCode.HELD if seen else ExitCode.SKIPPED
+            seen = any(verdict.outcome is Outcome.BROKEN for verdict in self.verdicts)
+            return ExitCode.KEPT if seen else ExitCode.SKIPPED
         return worst(counted).exit_code
 
 
@@ -86,7 +86,7 @@ def worst(outcomes: Iterable[Outcome]) -> Outcome:
 def exit_code(runs: Sequence[RunVerdict]) -> ExitCode:
     """Of several runs: the worst one's."""
     codes = [run.exit_code for run in runs]
-    for code in (ExitCode.DEVIATED, ExitCode.UNCLEAN, ExitCode.UNKNOWN, ExitCode.HELD, ExitCode.SKIPPED):
+    for code in (ExitCode.BROKEN, ExitCode.UNCLEAN, ExitCode.UNKNOWN, ExitCode.KEPT, ExitCode.SKIPPED):
         if code in codes:
             return code
     return ExitCode.UNKNOWN

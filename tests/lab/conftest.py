@@ -53,14 +53,14 @@ def as_expected(done: subprocess.CompletedProcess[bytes]) -> bytes:
 
     Its assertion shows the verdicts that did not: nobody has the run directories of a CI that failed.
     """
-    runs = json.loads(done.stdout) if done.stdout else []
+    runs = json.loads(done.stdout)["runs"] if done.stdout else []
     unexpected = [
         {"experiment": run["experiment"], "damage": run["damage"], **verdict}
         for run in runs
         if run["exit_code"]
         for verdict in run["verdicts"]
-        if verdict["outcome"] in ("deviated", "unknown") and not verdict["accepted"]
+        if verdict["outcome"] in ("broken", "unknown") and not verdict["accepted"]
     ]
     shown = "\n".join(json.dumps(verdict) for verdict in unexpected)
-    assert done.returncode == ExitCode.HELD, f"{done.stderr.decode()}\n{shown}"
+    assert done.returncode == ExitCode.KEPT, f"{done.stderr.decode()}\n{shown}"
     return done.stdout

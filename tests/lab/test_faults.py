@@ -55,4 +55,4 @@ def test_a_fault_strikes_and_leaves_no_evidence_if_it_was_withheld(both: tuple[T
     given, withheld = both
     assert struck(given, fault) and all(struck(given, fault))
     assert not any(struck(withheld, fault))
-    assert "held" not in withheld.outcomes(EXPERIMENTS[fault]).values()
+    assert "kept" not in withheld.outcomes(EXPERIMENTS[fault]).values()

@@ -42,9 +42,9 @@ def test_a_fault_of_ones_own_runs_in_the_lab(tmp_path: Path) -> None:
     assert b"Give a VMM the lowest priority" in explained.stdout, explained.stderr.decode()
     runs = str(tmp_path / "runs")
     done = sevchaos(site, "run", "--quiet", "--json", "--runs", runs, str(PACKAGE / "nice.yaml"))
-    assert done.returncode == ExitCode.HELD, done.stderr.decode()
-    (run,) = json.loads(done.stdout)
-    assert run["outcome"] == "held"
+    assert done.returncode == ExitCode.KEPT, done.stderr.decode()
+    (run,) = json.loads(done.stdout)["runs"]
+    assert run["outcome"] == "kept"
     records: list[dict[str, Any]] = [
         json.loads(line) for line in (tmp_path / "runs" / "nice" / "latest" / "history.jsonl").open()
     ]

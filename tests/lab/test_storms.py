@@ -59,7 +59,7 @@ def move(read: History) -> Done:
 @pytest.mark.parametrize("name", THROUGH_MOVE)
 def test_the_source_dies_at_one_instant_inside_the_storm_and_the_move(told: Told, name: str) -> None:
     """The checker's word, and a look of our own at what it rests on."""
-    assert told.outcomes(name)["P3"] == "held"
+    assert told.outcomes(name)["P3"] == "kept"
     read = told.history(name)
     stormed, moved = storm(read), move(read)
     assert len(stormed.threads) == 8

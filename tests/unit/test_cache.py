@@ -70,7 +70,7 @@ def test_a_root_that_cannot_be_made_names_the_variable(tmp_path: Path, monkeypat
 
 def hold(pipe: Connection) -> None:
     with entries.locked("kernels", "one", say=quiet):
-        pipe.send("held")
+        pipe.send("kept")
         pipe.recv()
 
 
@@ -81,7 +81,7 @@ def holder() -> Iterator[tuple[multiprocessing.process.BaseProcess, Connection]]
     process = FORK.Process(target=hold, args=(theirs,))
     process.start()
     assert ours.poll(10)
-    assert ours.recv() == "held"
+    assert ours.recv() == "kept"
     yield process, ours
     process.kill()
     process.join(10)

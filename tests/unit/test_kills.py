@@ -35,7 +35,7 @@ def pretend(pids: Path) -> None:
             directory.mkdir(parents=True)
             os.write(2, f"· {name} on this machine\n".encode())
             time.sleep(A_RUN)
-            (directory / "verdict.json").write_text(json.dumps({"outcome": "held"}))
+            (directory / "verdict.json").write_text(json.dumps({"outcome": "kept"}))
         for pid in (int(children[0]), runner.pid):
             os.kill(pid, 9)
 
@@ -62,7 +62,7 @@ def test_who_is_killed_and_what_is_counted(cast: str, tmp_path: Path, monkeypatc
     monkeypatch.setattr(cli, "main", lambda: pretend(pids))
     done = kills.campaign(NAMES, runs=30, kills=3, seed=1, minutes=1, tell=io.StringIO())
     assert done.runs >= 30 and sum(done.killed.values()) >= 3 and set(done.killed) == {cast}
-    assert done.outcomes["held"] == done.runs - sum(done.killed.values())
+    assert done.outcomes["kept"] == done.runs - sum(done.killed.values())
     assert set(done.codes) <= {0, 70} and done.leaks == []
     dead = len(cast.split(",")) + cast.count(" and ")
     left = [[alive(pid) for pid in path.read_text().split()] for path in pids.iterdir()]

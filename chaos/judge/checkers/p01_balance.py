@@ -18,7 +18,7 @@ from chaos.judge.evidence import Evidence
 from chaos.judge.finding_counters import explained
 from chaos.judge.ledger.replay import Entry, Mismatch
 from chaos.judge.ledger.world import GONE
-from chaos.judge.parts import deviated, held, unknown
+from chaos.judge.parts import broken, kept, unknown
 from chaos.judge.verdict import Verdict
 
 PROMISE = "P1"
@@ -48,7 +48,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
         if not side:
             return unknown(PROMISE, f"no observation shows a charge {name} the move")
     seen = [entry.record for entry in evidence.observations]
-    return held(
+    return kept(
         PROMISE, f"{len(seen)} observations fit the ledger: {paid(before[-1])} before, {paid(after[0])} after", seen
     )
 
@@ -92,7 +92,7 @@ def _deviated(evidence: Evidence, wrong: tuple[Mismatch, ...]) -> Verdict:
     by_seq = {entry.record.seq: entry.record for entry in evidence.ledger.entries}
     told = [_told(evidence, mismatch) for mismatch in wrong]
     more = f", and {len(told) - 3} more" if len(told) > 3 else ""
-    return deviated(
+    return broken(
         PROMISE,
         "; ".join(text for text, _ in told[:3]) + more,
         (*(by_seq[mismatch.record] for mismatch in wrong), *_charges(evidence, wrong)),

@@ -14,7 +14,7 @@ from chaos.judge.checkers.p01_balance import paid, shows_charge
 from chaos.judge.evidence import Evidence
 from chaos.judge.finding_counters import explained
 from chaos.judge.ledger.replay import Entry
-from chaos.judge.parts import combine, deviated, held, unknown
+from chaos.judge.parts import broken, combine, kept, unknown
 from chaos.judge.verdict import Verdict
 
 PROMISE = "P2"
@@ -32,7 +32,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
         parts.append(unknown(PROMISE, f"what must be charged cannot be told: {evidence.ledger.lost}"))
     elif good:
         told = f"{len(good)} observations while a mirror lived: only its owner is charged ({paid(good[-1])})"
-        parts.append(held(PROMISE, told, [entry.record for entry in good]))
+        parts.append(kept(PROMISE, told, [entry.record for entry in good]))
     if not lived:
         parts.append(unknown(PROMISE, "the counters were not read while a mirror lived"))
     moves = [move for move in evidence.moves if move.happened and any(_is_mirror(evidence, made, move.source))]
@@ -74,7 +74,7 @@ def _entry(evidence: Evidence, made: dict[str, tuple[Invoke, Done]], entry: Entr
             due = " or ".join(str(value) for value in sorted(mismatch.expected))
             text = f"a {how.replace('-', ' ')} is charged: {mismatch.where} {mismatch.key} {mismatch.seen} for {due}"
             parts.append(
-                deviated(
+                broken(
                     PROMISE,
                     text,
                     (*records, entry.record),

@@ -23,7 +23,7 @@ from chaos.history.reading import answers_of_open, errname, ioctl_answered, refu
 from chaos.history.records import Answer, Asked, Done, History, Invoke, Stormed
 from chaos.judge.evidence import IOCTLS, Evidence, Move
 from chaos.judge.instant_of_death import Call, Death, Kind, instant_of_death
-from chaos.judge.parts import combine, deviated, held, unknown
+from chaos.judge.parts import broken, combine, kept, unknown
 from chaos.judge.verdict import Verdict
 
 PROMISE = "P3"
@@ -45,7 +45,7 @@ def _move(experiment: Experiment, evidence: Evidence, move: Move) -> Iterator[Ve
         return
     taken = evidence.taken(move)
     if taken is not None:
-        yield held(PROMISE, f"{move}; {move.source} was not to live: {taken}", (*move.records, *taken.records))
+        yield kept(PROMISE, f"{move}; {move.source} was not to live: {taken}", (*move.records, *taken.records))
         return
     later, end = None, evidence.remade(move.source, move.over)
     if not move.happened:
@@ -89,7 +89,7 @@ def judge_asked(
         return _deviated(promise, move, asked, reason, "dead", expected="no EIO", seen=_compact(asked.answers))
     count = len(asked.answers)
     said = f"{count} of {count} ioctls on {asked.vm} {'failed with EIO' if move.happened else 'did not answer EIO'}"
-    return held(promise, f"{move}; {said}, asked in {asked.agent} beside a live VM", (*move.records, asked))
+    return kept(promise, f"{move}; {said}, asked in {asked.agent} beside a live VM", (*move.records, asked))
 
 
 def _worthless(experiment: Experiment, evidence: Evidence, asked: Asked, closed: AbstractSet[str]) -> str:
@@ -122,7 +122,7 @@ def _instant(evidence: Evidence, move: Move, end: int) -> Iterator[Verdict]:
         if found.second is not None and found.second.began > move.done.ended:
             continue  # answered after the move: told below, with its operation
         calls = [records[call] for call in (found.first, found.second) if call is not None]
-        yield deviated(
+        yield broken(
             PROMISE,
             f"{move}, and {move.source} did not die at one instant: {found.kind.replace('-', ' ')}",
             (*move.records, *calls),
@@ -145,7 +145,7 @@ def _storm(evidence: Evidence, stormed: Stormed) -> Iterator[Verdict]:
     if problem and not found:
         yield unknown(PROMISE, f"the storm on {stormed.vm}: {problem}", (stormed,))
     elif not found:
-        yield held(PROMISE, _lived_or_died(evidence, stormed, death), (*(death.records if death else ()), stormed))
+        yield kept(PROMISE, _lived_or_died(evidence, stormed, death), (*(death.records if death else ()), stormed))
     yield from found
 
 
@@ -158,7 +158,7 @@ def _impossible(evidence: Evidence, stormed: Stormed, death: Move | None, *, fai
         kinds = ["eio-after-failed-move" if failed else "eio-without-move"]
     for kind in kinds:
         said = kind.replace("-", " ")
-        yield deviated(
+        yield broken(
             PROMISE,
             f"{f'{death}, and ' if death else ''}in the storm on {stormed.vm} a call was {said}",
             (*(death.records if death else ()), stormed),
@@ -213,7 +213,7 @@ def _operations(evidence: Evidence, move: Move, done: Iterable[tuple[Invoke, Don
         if says_dead(answer) == move.happened or not ioctl_answered(answer) or evidence.lost(invoke):
             continue
         said = "ok" if answer.outcome == "ok" else errname(answer.errno)
-        yield deviated(
+        yield broken(
             PROMISE,
             f"{move}, and {invoke.f} of {move.source} answered {said} afterwards",
             (*move.records, invoke, answer),
@@ -225,7 +225,7 @@ def _operations(evidence: Evidence, move: Move, done: Iterable[tuple[Invoke, Don
 
 def _deviated(promise: str, move: Move, asked: Asked, reason: str, how: str, *, expected: str, seen: str) -> Verdict:
     signature = f"{_which(move)}:{how}"
-    return deviated(promise, reason, (*move.records, asked), signature=signature, expected=expected, seen=seen)
+    return broken(promise, reason, (*move.records, asked), signature=signature, expected=expected, seen=seen)
 
 
 def _which(move: Move) -> str:

@@ -16,7 +16,7 @@ from chaos.history.records import Done, Exited, History, Observation
 from chaos.judge.evidence import Evidence, Move
 from chaos.judge.ledger.firmware_contexts import GONE, told
 from chaos.judge.ledger.replay import Entry, Mismatch
-from chaos.judge.parts import combine, deviated, held, skipped, unknown
+from chaos.judge.parts import broken, combine, kept, skipped, unknown
 from chaos.judge.verdict import Verdict
 
 PROMISE = "P4"
@@ -64,7 +64,7 @@ def _mismatch(evidence: Evidence, mismatch: Mismatch) -> Verdict:
         label = record.label if isinstance(record, Observation) else ""
         reason = f"at {label!r} the firmware counted {mismatch.seen} guests of this run where {expected} must live"
         signature = "firmware-counts-more" if mismatch.seen > max(mismatch.expected) else "firmware-counts-fewer"
-    return deviated(PROMISE, reason, (record,), signature=signature, expected=expected, seen=str(mismatch.seen))
+    return broken(PROMISE, reason, (record,), signature=signature, expected=expected, seen=str(mismatch.seen))
 
 
 def _owner(evidence: Evidence, after: list[Entry], vms: frozenset[str]) -> Verdict:
@@ -79,7 +79,7 @@ def _owner(evidence: Evidence, after: list[Entry], vms: frozenset[str]) -> Verdi
     if not any(world.holders & vms and world.holders & vms <= answered.keys() for world in first):
         return unknown(PROMISE, f"of {' and '.join(sorted(vms))} the owner was not asked for its status after the move")
     said = ", ".join(f"{vm} owns the context (GUEST_STATUS: {_said(done)})" for vm, done in answered.items())
-    return held(PROMISE, said, answered.values())
+    return kept(PROMISE, said, answered.values())
 
 
 def _other(evidence: Evidence, move: Move) -> Verdict:
@@ -89,8 +89,8 @@ def _other(evidence: Evidence, move: Move) -> Verdict:
     vm, over = move.other, move.over
     exited = evidence.died(vm, at=move.invoke.seq)
     if exited is not None and exited.seq <= over:
-        return held(PROMISE, f"the process of {vm} is dead and owns nothing", (exited,))
-    if not move.happened and evidence.held(vm, move.invoke):
+        return kept(PROMISE, f"the process of {vm} is dead and owns nothing", (exited,))
+    if not move.happened and evidence.had_context(vm, move.invoke):
         return _its_own(evidence, move)
     return _without(evidence, move, vm, over)
 
@@ -99,15 +99,15 @@ def _without(evidence: Evidence, move: Move, vm: str, over: int) -> Verdict:
     """The VM has no context after record `over`."""
     for invoke, done in evidence.done(vm, "guest_status"):
         if invoke.seq > over and owns(done) is False:
-            return held(PROMISE, f"{vm} owns none (GUEST_STATUS: {_said(done)})", (done,))
+            return kept(PROMISE, f"{vm} owns none (GUEST_STATUS: {_said(done)})", (done,))
     for asked in evidence.asked:
         if asked.vm == vm and asked.seq > over and said_dead(asked):
-            return held(PROMISE, f"{vm} is dead, by its own answers", (asked,))
+            return kept(PROMISE, f"{vm} is dead, by its own answers", (asked,))
     later = [
         later for later in evidence.moves if later.happened and later.destination == vm and later.invoke.seq > over
     ]
     if later:
-        return held(PROMISE, f"{vm} was given the context later, so it owned none", later[0].records)
+        return kept(PROMISE, f"{vm} was given the context later, so it owned none", later[0].records)
     exited = evidence.died(vm, at=move.invoke.seq)
     if exited is not None:
         return _outlived(evidence, move, exited)
@@ -125,7 +125,7 @@ def _outlived(evidence: Evidence, move: Move, exited: Exited) -> Verdict:
     still = next(answers, None) or next(counts, None)
     if still is not None:
         text = f"the process of {move.other} died later and took no context along"
-        return held(PROMISE, text, (*move.records, exited, still))
+        return kept(PROMISE, text, (*move.records, exited, still))
     text = f"{move}, and the process of {move.other} died later, before it was asked whether it owns a context as well"
     return unknown(PROMISE, text, (*move.records, exited), signature="other-process-dead")
 
@@ -142,10 +142,10 @@ def _its_own(evidence: Evidence, move: Move) -> Verdict:
         return unknown(PROMISE, f"{move}, and {vm} was not asked for its own context {side} it", move.records)
     was, now = _which(before[-1]), _which(after[0])
     if was == now:
-        return held(PROMISE, f"{vm} owns its own ({now}), as before", (before[-1], after[0]))
+        return kept(PROMISE, f"{vm} owns its own ({now}), as before", (before[-1], after[0]))
     reason = f"{move}, and {vm} answered {was} for its context before and {now} after"
     records = (before[-1], after[0])
-    return deviated(PROMISE, reason, records, signature="another-context", expected=was, seen=now)
+    return broken(PROMISE, reason, records, signature="another-context", expected=was, seen=now)
 
 
 def _which(done: Done) -> str:
@@ -170,7 +170,7 @@ def _firmware(evidence: Evidence, after: list[Entry]) -> Verdict:
         return unknown(PROMISE, text, read, signature=GONE if gone else "")
     owed = told(evidence.contexts.owed_at(counts[-1].t))
     more = f", beside what is owed to a fault: {owed}" if owed else ""
-    return held(PROMISE, f"the firmware counted as many guests as contexts must live{more}", counts)
+    return kept(PROMISE, f"the firmware counted as many guests as contexts must live{more}", counts)
 
 
 def _counted(evidence: Evidence, entries: Iterable[Entry]) -> Iterator[Entry]:

@@ -22,7 +22,7 @@ from chaos.history.reading import errname, ioctl_answered
 from chaos.history.records import Counted, Done, History
 from chaos.judge.evidence import Evidence, Move
 from chaos.judge.ledger.firmware_contexts import GONE
-from chaos.judge.parts import combine, deviated, held, skipped, unknown
+from chaos.judge.parts import broken, combine, kept, skipped, unknown
 from chaos.judge.verdict import Verdict
 
 PROMISE = "P5"
@@ -97,14 +97,14 @@ def _unheard(evidence: Evidence, move: Move) -> Verdict:
 def _context(move: Move, before: Done | None, after: Done) -> Verdict:
     if not move.happened and before and before.outcome == "fail" and before.errno == after.errno:
         text = f"{move}; GUEST_STATUS of {move.source} fails with {errname(after.errno)} as before"
-        return held(PROMISE, text, (before, after))
+        return kept(PROMISE, text, (before, after))
     if before is None or before.outcome != "ok":
         return unknown(PROMISE, f"GUEST_STATUS of {move.source} was not had before the move, so nothing can compare")
     records = (before, after)
     when = "after-move" if move.happened else "after-failed-move"
     if after.outcome != "ok":
         name = errname(after.errno)
-        return deviated(
+        return broken(
             PROMISE,
             f"{move}; GUEST_STATUS succeeded before and fails with {name} at {move.survivor} after",
             records,
@@ -117,7 +117,7 @@ def _context(move: Move, before: Done | None, after: Done) -> Verdict:
         return unknown(PROMISE, f"{move}; GUEST_STATUS before it did not say {' and '.join(unsaid)}", records)
     changed = [field for field in STATUS if before.value.get(field) != after.value.get(field)]
     if changed:
-        return deviated(
+        return broken(
             PROMISE,
             f"{move}; the context's {' and '.join(changed)} changed",
             records,
@@ -126,7 +126,7 @@ def _context(move: Move, before: Done | None, after: Done) -> Verdict:
             seen=", ".join(f"{field} {after.value.get(field)}" for field in changed),
         )
     told = ", ".join(f"{field} {after.value[field]}" for field in STATUS if field in after.value)
-    return held(PROMISE, f"{move}; GUEST_STATUS of {move.survivor} gives {told} as before", records)
+    return kept(PROMISE, f"{move}; GUEST_STATUS of {move.survivor} gives {told} as before", records)
 
 
 def _given(evidence: Evidence, move: Move) -> Done | None:
@@ -144,7 +144,7 @@ def _registers(move: Move, given: Done) -> Verdict:
         return unknown(PROMISE, f"{move}; its registers did not arrive: {given.value.get('call')}", records)
     if given.outcome != "ok":
         call, name = given.value.get("call") or "set_state", errname(given.errno)
-        return deviated(
+        return broken(
             PROMISE,
             f"{move}; {move.destination} does not take the registers it is given: {call} fails with {name}",
             records,
@@ -157,7 +157,7 @@ def _registers(move: Move, given: Done) -> Verdict:
         return unknown(PROMISE, f"{move}; the registers of {move.destination} were not read again", records)
     if differs:
         parts = sorted({str(text).partition(": ")[2] for text in differs})
-        return deviated(
+        return broken(
             PROMISE,
             f"{move}; {move.destination} has other registers than it was given: {', '.join(map(str, differs))}",
             records,
@@ -165,7 +165,7 @@ def _registers(move: Move, given: Done) -> Verdict:
             expected="as they were given",
             seen=", ".join(parts),
         )
-    return held(PROMISE, f"{move}; the registers of {given.value.get('vcpus')} vCPUs are as they were given", records)
+    return kept(PROMISE, f"{move}; the registers of {given.value.get('vcpus')} vCPUs are as they were given", records)
 
 
 def goes_on(evidence: Evidence, move: Move, promise: str) -> Verdict:
@@ -236,7 +236,7 @@ def _not_entered(evidence: Evidence, move: Move, promise: str, over: int) -> Ver
     if first is None or first.outcome == "ok" or not ioctl_answered(first):
         return None
     call, name = first.value.get("call") or "run", errname(first.errno)
-    return deviated(
+    return broken(
         promise,
         f"the guest does not go on: at {move.survivor} {call} fails with {name}",
         (*move.records, first),
@@ -256,7 +256,7 @@ def _compared(evidence: Evidence, promise: str, last: Counted, first: Counted, m
         return unknown(promise, text, records, signature=how)
     when = "after-move" if move.happened else "after-failed-move"
     if first.stale:
-        return deviated(
+        return broken(
             promise,
             f"at {first.where} the guest's memory did not hold what its registers said for {first.stale} ticks",
             records,
@@ -265,7 +265,7 @@ def _compared(evidence: Evidence, promise: str, last: Counted, first: Counted, m
             seen=f"stale {first.stale}",
         )
     if first.ended:
-        return deviated(
+        return broken(
             promise,
             f"the guest does not go on: at {first.vm} it stopped by itself ({first.ended})",
             records,
@@ -278,7 +278,7 @@ def _compared(evidence: Evidence, promise: str, last: Counted, first: Counted, m
     then, since = last.each or (last.ticks,), first.each or (first.ticks,)
     for number, (was, now) in enumerate(zip(then, since, strict=False)):
         if now <= was:
-            return deviated(
+            return broken(
                 promise,
                 f"the guest itself did not go on: {told}; vCPU {number} had {was} before and {now} after",
                 records,
@@ -289,7 +289,7 @@ def _compared(evidence: Evidence, promise: str, last: Counted, first: Counted, m
     if len(since) < len(then):
         text = f"whether the guest itself goes on: of {len(then)} vCPUs that counted before, {len(since)} did after"
         return unknown(promise, text, records)
-    return held(promise, f"the guest itself went on: {told}", records)
+    return kept(promise, f"the guest itself went on: {told}", records)
 
 
 def _plain(text: str) -> str:

@@ -17,7 +17,7 @@ from chaos.judge.checkers.p01_balance import paid, shows_charge
 from chaos.judge.checkers.p03_dead_source import judge_asked
 from chaos.judge.checkers.p05_guest_goes_on import goes_on, statuses
 from chaos.judge.evidence import Evidence, Move
-from chaos.judge.parts import combine, deviated, held, unknown
+from chaos.judge.parts import broken, combine, kept, unknown
 from chaos.judge.verdict import Verdict
 
 PROMISE = "P6"
@@ -52,7 +52,7 @@ def _failed(experiment: Experiment, evidence: Evidence, move: Move) -> Iterator[
     if not asked and again is None:
         yield unknown(PROMISE, f"{move}, and {move.source} was not asked whether it lives", move.records)
     elif not asked and again is not None:
-        yield held(PROMISE, f"{move}; then {again}", (*move.records, *again.records))
+        yield kept(PROMISE, f"{move}; then {again}", (*move.records, *again.records))
 
 
 def _answers(evidence: Evidence, move: Move, again: Move | None) -> Verdict:
@@ -60,13 +60,13 @@ def _answers(evidence: Evidence, move: Move, again: Move | None) -> Verdict:
     before, after = statuses(evidence, move)
     if after is None:
         if again is not None:
-            return held(PROMISE, f"{move}; then {again}", (*move.records, *again.records))
+            return kept(PROMISE, f"{move}; then {again}", (*move.records, *again.records))
         return unknown(PROMISE, f"{move}, and {move.source} was not asked for its status afterwards", move.records)
     same = before is not None and before.outcome == "fail" and before.errno == after.errno
     if after.outcome == "ok" or same:
-        return held(PROMISE, f"{move}; GUEST_STATUS of {move.source} answers", (*move.records, after))
+        return kept(PROMISE, f"{move}; GUEST_STATUS of {move.source} answers", (*move.records, after))
     name = errname(after.errno)
-    return deviated(
+    return broken(
         PROMISE,
         f"{move}; GUEST_STATUS of {move.source} then failed with {name}",
         (*move.records, after),
@@ -87,7 +87,7 @@ def _charges(evidence: Evidence, move: Move) -> Verdict:
         first = wrong[0]
         record = next(entry.record for entry in evidence.ledger.entries if entry.record.seq == first.record)
         what = "the firmware's guest count" if first.kind == "guests" else f"{first.where} {first.key}"
-        return deviated(
+        return broken(
             PROMISE,
             f"{move}, and left {what} at {first.seen}",
             (*move.records, record),
@@ -106,7 +106,7 @@ def _charges(evidence: Evidence, move: Move) -> Verdict:
         )
     records = (before[-1].record, after[0].record)
     if already and paid(before[-1]) != paid(after[0]):
-        return deviated(
+        return broken(
             PROMISE,
             f"{move}, and changed the charges",
             records,
@@ -114,7 +114,7 @@ def _charges(evidence: Evidence, move: Move) -> Verdict:
             expected=paid(before[-1]),
             seen=paid(after[0]),
         )
-    return held(PROMISE, f"charged as before: {paid(after[0])}", records)
+    return kept(PROMISE, f"charged as before: {paid(after[0])}", records)
 
 
 def _destination(evidence: Evidence, move: Move) -> Verdict:
@@ -125,10 +125,10 @@ def _destination(evidence: Evidence, move: Move) -> Verdict:
     vm, over = move.destination, move.over or 0
     death = evidence.death(vm, move.invoke.seq)
     if death is not None:
-        return held(PROMISE, f"{vm} was dead before: {death}", death.records)
+        return kept(PROMISE, f"{vm} was dead before: {death}", death.records)
     exited = evidence.exited(move.invoke.agent, after=move.invoke.seq)
     if exited is not None and exited.seq <= over:
-        return held(PROMISE, f"the process of {vm} died with the move", (exited,))
+        return kept(PROMISE, f"the process of {vm} died with the move", (exited,))
     return _usable(evidence, move)
 
 
@@ -138,7 +138,7 @@ def _usable(evidence: Evidence, move: Move) -> Verdict:
     later = [(invoke, done) for invoke, done in evidence.done(vm) if over < invoke.seq < end and invoke.f != "close"]
     for invoke, done in later:
         if says_dead(done):
-            return deviated(
+            return broken(
                 PROMISE,
                 f"{move}; {invoke.f} of {vm} then failed with EIO",
                 (*move.records, done),
@@ -149,9 +149,9 @@ def _usable(evidence: Evidence, move: Move) -> Verdict:
     answers = [(i.f, d) for i, d in later if d.outcome == "ok" or (i.f == "guest_status" and owns(d) is False)]
     lives = [a for a in evidence.asked if a.vm == vm and over < a.seq < end and said_dead(a) is False]
     if answers:
-        return held(PROMISE, f"{vm} is usable: {answers[0][0]} answers", (answers[0][1],))
+        return kept(PROMISE, f"{vm} is usable: {answers[0][0]} answers", (answers[0][1],))
     if lives:
-        return held(PROMISE, f"{vm} is usable, by its own answers", lives[:1])
+        return kept(PROMISE, f"{vm} is usable, by its own answers", lives[:1])
     if given is not None and given.happened:
-        return held(PROMISE, f"{vm} was usable: {given}", given.records)
+        return kept(PROMISE, f"{vm} was usable: {given}", given.records)
     return unknown(PROMISE, f"{move}, and whether {vm} is still usable was not asked", move.records)

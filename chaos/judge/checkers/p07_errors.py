@@ -17,7 +17,7 @@ from chaos.judge.against_oracle import Contract, Judged
 from chaos.judge.evidence import Evidence
 from chaos.judge.ledger.firmware_contexts import TIMED_OUT
 from chaos.judge.oracle import Answer
-from chaos.judge.parts import combine, deviated, held, unknown
+from chaos.judge.parts import broken, combine, kept, unknown
 from chaos.judge.verdict import Verdict
 
 PROMISE = "P7"
@@ -38,7 +38,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
     if refused:
         told = ", ".join(f"{_named(each)}: {errname(each.answer.errno)}" for each in refused[:3])
         more = f", and {len(refused) - 3} more" if len(refused) > 3 else ""
-        parts.append(held(PROMISE, f"refusals as documented: {told}{more}", [each.done for each in refused]))
+        parts.append(kept(PROMISE, f"refusals as documented: {told}{more}", [each.done for each in refused]))
     elif not parts:
         parts.append(unknown(PROMISE, f"none of {len(judged)} operations was refused, so no errno was seen"))
     return combine(PROMISE, parts)
@@ -65,7 +65,7 @@ def _judged(evidence: Evidence, each: Judged) -> Verdict:
     seen, due = _said(each.answer), sorted({_said(answer) for answer in each.allowed})
     # What the firmware may refuse for reasons of its own differs by host, and is no part of what is wrong.
     own = sorted({_said(answer) for answer in each.allowed if not answer.firmware}) or due
-    return deviated(
+    return broken(
         PROMISE,
         f"{_named(each)} answered {seen} where {' or '.join(due)} was due{_though(evidence, each)}",
         records,

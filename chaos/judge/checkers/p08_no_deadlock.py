@@ -13,7 +13,7 @@ from __future__ import annotations
 from chaos.experiment.model import Experiment
 from chaos.history.records import Done, Exited, Fault, Held, History, Invoke, Overdue, Record, Traced
 from chaos.judge.evidence import Evidence
-from chaos.judge.parts import combine, deviated, held, unknown
+from chaos.judge.parts import broken, combine, kept, unknown
 from chaos.judge.timeline import named, told
 from chaos.judge.verdict import Verdict
 
@@ -39,7 +39,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
         held_ops = {r.op for r in history.records if isinstance(r, Held) and r.reached}
         waited = sum(invoke.op in held_ops for invoke, _ in moves)
         told = f"{len(moves)} moves and mirrors ended" + (f", {waited} of them after a hold" if waited else "")
-        parts.append(held(PROMISE, told, [done for _, done in moves]))
+        parts.append(kept(PROMISE, told, [done for _, done in moves]))
         for invoke, done in moves:
             if (late := _overdue(evidence, invoke)) is not None:
                 text = f"{named(invoke)} was waited for in vain; it ended only when what it waited for was gone"
@@ -64,10 +64,10 @@ def _left(evidence: Evidence, invoke: Invoke, done: Done | None, *, whole: bool)
         reason, how = f"{named(invoke)} did not end before its process did", "never-ended"
     else:
         by = struck.fault if struck is not None else f"its process ended by itself, status {exited.status}"
-        return held(PROMISE, f"{named(invoke)} ended with its process: {by}", records)
+        return kept(PROMISE, f"{named(invoke)} ended with its process: {by}", records)
     if not whole and late is None:
         return unknown(PROMISE, f"{reason}, but the run was cut short", records)
-    return deviated(
+    return broken(
         PROMISE, reason, records, signature=f"{how}:{invoke.f}", expected="an answer, or the end of its process",
         seen=_seen(late, last),
     )  # fmt: skip

@@ -18,7 +18,7 @@ from chaos.history.records import Filled, History, Observation
 from chaos.judge.evidence import Evidence
 from chaos.judge.finding_counters import all_explained, by_mirrors
 from chaos.judge.ledger.firmware_contexts import GONE, told
-from chaos.judge.parts import combine, deviated, held, skipped, unknown
+from chaos.judge.parts import broken, combine, kept, skipped, unknown
 from chaos.judge.verdict import Verdict
 
 PROMISE = "P9"
@@ -71,13 +71,13 @@ def _charges(evidence: Evidence, end: Observation) -> Iterator[Verdict]:
         if value and key in KEYS
     ]
     if not left:
-        yield held(PROMISE, "every counter reads zero again", (end,))
+        yield kept(PROMISE, "every counter reads zero again", (end,))
         return
     seen = ", ".join(f"{cgroup} {key} {value}" for cgroup, key, value in left)
     keys = "+".join(sorted({key for _, key, _ in left}))
     by = all_explained(evidence, end.seq, {(cgroup, key): value for cgroup, key, value in left})
     signature = f"charge-left{f'-after-{by}' if by else ''}:{keys}"
-    yield deviated(
+    yield broken(
         PROMISE, f"charges were left: {seen}", (end,), signature=signature, expected="0 everywhere", seen=seen
     )
 
@@ -100,8 +100,8 @@ def _guests(evidence: Evidence, start: Observation, end: Observation) -> Verdict
     due = start.guests + len(owed)
     more = f", {len(owed)} of them owed to a fault: {told(owed)}" if owed else ""
     if end.guests == due:
-        return held(PROMISE, f"the firmware counts {end.guests} guests{more or ' as before'}", (start, end))
-    return deviated(
+        return kept(PROMISE, f"the firmware counts {end.guests} guests{more or ' as before'}", (start, end))
+    return broken(
         PROMISE,
         f"the firmware counts {end.guests} guests where it counted {start.guests} before{more}",
         (start, end),
@@ -113,8 +113,8 @@ def _guests(evidence: Evidence, start: Observation, end: Observation) -> Verdict
 
 def _dying(start: Observation, end: Observation) -> Verdict:
     if start.dying == end.dying:
-        return held(PROMISE, "no removed cgroup is still referred to", (start, end))
-    return deviated(
+        return kept(PROMISE, "no removed cgroup is still referred to", (start, end))
+    return broken(
         PROMISE,
         f"{end.dying} removed cgroups are still referred to, {start.dying} before",
         (start, end),
@@ -129,13 +129,13 @@ def _pinned(evidence: Evidence, start: Observation, end: Observation) -> Verdict
     if start.pinned is None or end.pinned is None:
         return unknown(PROMISE, "the pinned pages of the host were not counted", both)
     if start.pinned == end.pinned:
-        return held(PROMISE, f"{end.pinned} pages are pinned as before", both)
+        return kept(PROMISE, f"{end.pinned} pages are pinned as before", both)
     text = f"{end.pinned} pages are pinned where {start.pinned} were before"
     if evidence.shared or header is None or header.host != "lab":
         text = f"{text}, and others on this host may pin some too"
         return skipped(PROMISE, text, both) if evidence.shared else unknown(PROMISE, text, both)
     way, expected, seen = "more" if end.pinned > start.pinned else "fewer", str(start.pinned), str(end.pinned)
-    return deviated(PROMISE, text, both, signature=f"{way}-pages-pinned", expected=expected, seen=seen)
+    return broken(PROMISE, text, both, signature=f"{way}-pages-pinned", expected=expected, seen=seen)
 
 
 def _filled(evidence: Evidence, start: Filled, end: Filled) -> Iterator[Verdict]:
@@ -149,7 +149,7 @@ def _filled(evidence: Evidence, start: Filled, end: Filled) -> Iterator[Verdict]
             text = f"{after} contexts of {key} could be had after the run, {before} before it, on a shared host"
             yield unknown(PROMISE, text, (start, end))
         elif before != after:
-            yield deviated(
+            yield broken(
                 PROMISE,
                 f"{after} contexts of {key} could be had after the run, {before} before it",
                 (start, end),
@@ -162,7 +162,7 @@ def _filled(evidence: Evidence, start: Filled, end: Filled) -> Iterator[Verdict]
             text = f"filling {key} stopped at {before} twice, but for different reasons: {names[0]}, then {names[1]}"
             yield unknown(PROMISE, text, (start, end))
         else:
-            yield held(PROMISE, f"{after} contexts of {key} can be had as before", (start, end))
+            yield kept(PROMISE, f"{after} contexts of {key} can be had as before", (start, end))
     if not start.count and not end.count:
         yield unknown(PROMISE, "no key was filled to capacity", (start, end))
 

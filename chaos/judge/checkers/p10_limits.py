@@ -18,7 +18,7 @@ from chaos.history.records import History, Invoke, Observation
 from chaos.judge.against_oracle import Contract, Judged, events_of, renews
 from chaos.judge.evidence import Evidence
 from chaos.judge.oracle import OK
-from chaos.judge.parts import combine, deviated, held, unknown
+from chaos.judge.parts import broken, combine, kept, unknown
 from chaos.judge.verdict import Verdict
 
 PROMISE = "P10"
@@ -54,9 +54,9 @@ def _stopped(evidence: Evidence, each: Judged) -> Iterator[Verdict]:
     if each.gap or not each.limits:
         return
     if each.answer.errno == EBUSY:
-        yield held(PROMISE, f"{each.in_the_way} stopped {each.invoke.f} of {vm}", records)
+        yield kept(PROMISE, f"{each.in_the_way} stopped {each.invoke.f} of {vm}", records)
     elif OK not in each.allowed and each.answer == OK:
-        yield deviated(
+        yield broken(
             PROMISE,
             f"{each.invoke.f} of {vm} succeeded over {each.in_the_way}",
             records,
@@ -94,7 +94,7 @@ def _events(contract: Contract, judged: Sequence[Judged], before: Observation, a
                 fewest, most = _due(evidence, judged, before, after, cgroup, key, as_sev=True)
                 if fewest <= last - first <= most:
                     way = "under-wrong-key"
-                yield deviated(
+                yield broken(
                     PROMISE,
                     f"{cgroup} counted {last - first} events of {key} from {before.label!r} to {after.label!r}",
                     (before, after),
@@ -103,7 +103,7 @@ def _events(contract: Contract, judged: Sequence[Judged], before: Observation, a
                     seen=str(last - first),
                 )
             elif low:
-                yield held(PROMISE, f"{cgroup} counted {last - first} events of {key}", (before, after))
+                yield kept(PROMISE, f"{cgroup} counted {last - first} events of {key}", (before, after))
 
 
 def _between(begun: int, over: int, before: Observation, after: Observation) -> bool:

@@ -16,7 +16,7 @@ from chaos.judge.checkers.p01_balance import paid, shows_charge
 from chaos.judge.evidence import Evidence
 from chaos.judge.ledger.replay import Entry, Mismatch
 from chaos.judge.ledger.world import World
-from chaos.judge.parts import combine, deviated, held, unknown
+from chaos.judge.parts import broken, combine, kept, unknown
 from chaos.judge.verdict import Verdict
 
 PROMISE = "P11"
@@ -49,7 +49,7 @@ def _went(evidence: Evidence, invoke: Invoke, done: Done) -> Iterator[Verdict]:
             continue
         wrong = _followed(entry.mismatches, into)
         if wrong is not None:
-            yield deviated(
+            yield broken(
                 PROMISE,
                 f"{invoke.agent} went into {into}, and the charge went along: {into} read {wrong.key} {wrong.seen}",
                 (invoke, done, entry.record),
@@ -61,7 +61,7 @@ def _went(evidence: Evidence, invoke: Invoke, done: Done) -> Iterator[Verdict]:
             yield unknown(PROMISE, "the counters are wrong for some other reason", (invoke, done, entry.record))
         else:
             told = f"{invoke.agent} went into {into} and left its charge behind: {paid(entry)}"
-            yield held(PROMISE, told, (invoke, done, entry.record))
+            yield kept(PROMISE, told, (invoke, done, entry.record))
         return
     yield unknown(
         PROMISE, f"{invoke.agent} went into {into}, and no charge of its own was seen after it", (invoke, done)

@@ -17,7 +17,7 @@ from chaos.experiment.model import Experiment
 from chaos.history.records import Console, History, Invoke, Kernel
 from chaos.judge.evidence import Evidence
 from chaos.judge.finding_counters import below_zero
-from chaos.judge.parts import combine, deviated, held, unknown
+from chaos.judge.parts import broken, combine, kept, unknown
 from chaos.judge.timeline import named
 from chaos.judge.verdict import Verdict
 
@@ -82,7 +82,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
             under_way = evidence.during.at(line.t)
             when = f" (during {', '.join(map(named, under_way))})" if under_way else ""
             parts.append(
-                deviated(
+                broken(
                     PROMISE,
                     f"the kernel said: {line.text}{when}",
                     (line, *under_way),
@@ -92,7 +92,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
                 )
             )
     if not parts:
-        parts = [held(PROMISE, f"{len(lines)} lines in the kernel's log, none of them a report of a defect", lines)]
+        parts = [kept(PROMISE, f"{len(lines)} lines in the kernel's log, none of them a report of a defect", lines)]
     return combine(PROMISE, parts)
 
 

@@ -17,7 +17,7 @@ from chaos.history.records import Done, Exited, Firmware, History, Invoke, Obser
 from chaos.judge.evidence import Evidence, Move
 from chaos.judge.ledger.commands import LOOKS
 from chaos.judge.ledger.firmware_contexts import GONE, told
-from chaos.judge.parts import combine, deviated, held, skipped, unknown
+from chaos.judge.parts import broken, combine, kept, skipped, unknown
 from chaos.judge.verdict import Verdict
 
 PROMISE = "P13"
@@ -61,7 +61,7 @@ def _move(evidence: Evidence, seen: Sequence[Firmware], move: Move) -> Verdict:
             whose = ", ".join(sorted({invoke.f for invoke in others})) or "the end of a process"
             text = f"{move}; the firmware was sent {names} meanwhile, perhaps by {whose}"
             return unknown(PROMISE, text, (*move.records, *sent))
-        return deviated(
+        return broken(
             PROMISE,
             f"{move}, and sent the firmware {names}",
             (*move.records, *sent),
@@ -76,7 +76,7 @@ def _move(evidence: Evidence, seen: Sequence[Firmware], move: Move) -> Verdict:
         text = f"{move}; whether anybody watched the firmware {side} it, nothing shows"
         gone = before and evidence.contexts.gone_by(ended)
         return unknown(PROMISE, text, move.records, signature=GONE if gone else "")
-    return held(PROMISE, f"{move}, and the firmware was sent nothing", move.records)
+    return kept(PROMISE, f"{move}, and the firmware was sent nothing", move.records)
 
 
 def _looks(evidence: Evidence, begun: int, over: int) -> int:
@@ -98,21 +98,21 @@ def _once(evidence: Evidence) -> Iterator[Verdict]:
     # The firmware refuses to decommission a guest that it does not have; a driver that asks has lost count.
     if contexts.refused:
         reason = "a context was decommissioned that there was none of, or a second time"
-        yield deviated(
+        yield broken(
             PROMISE, reason, contexts.refused, signature="decommissioned-twice", expected="once", seen="twice"
         )
     left = tuple(contexts.live.values())
     if left and not contexts.gaps and not contexts.gone and _all_gone(evidence):
         reason = f"{len(left)} contexts were never decommissioned, though every process is gone"
-        yield deviated(PROMISE, reason, left, signature="never-decommissioned", expected="once", seen="never")
+        yield broken(PROMISE, reason, left, signature="never-decommissioned", expected="once", seen="never")
     elif left:
         why = f": {contexts.gone}" if contexts.gone else ""
         text = f"{len(left)} contexts were not seen to be decommissioned{why}"
         yield unknown(PROMISE, text, left, signature=GONE if contexts.gone else "")
     elif contexts.owed:
-        yield held(PROMISE, f"each context was decommissioned once at most; {told(contexts.owed)}")
+        yield kept(PROMISE, f"each context was decommissioned once at most; {told(contexts.owed)}")
     elif contexts.ended:
-        yield held(PROMISE, f"{contexts.ended} contexts were decommissioned, each once")
+        yield kept(PROMISE, f"{contexts.ended} contexts were decommissioned, each once")
 
 
 def _all_gone(evidence: Evidence) -> bool:

@@ -13,7 +13,7 @@ from chaos.judge.checkers import CHECKERS
 from chaos.judge.verdict import Outcome, Verdict
 from tests.unit.core.build import ALL, Builder, changed, shipped
 
-HELD, DEVIATED, UNKNOWN, SKIPPED = Outcome.HELD, Outcome.DEVIATED, Outcome.UNKNOWN, Outcome.SKIPPED
+HELD, DEVIATED, UNKNOWN, SKIPPED = Outcome.KEPT, Outcome.BROKEN, Outcome.UNKNOWN, Outcome.SKIPPED
 MOVE = "move-across-cgroups"
 ES = "move-across-cgroups-es"
 KILL_DESTINATION = "kill-destination-in-move"

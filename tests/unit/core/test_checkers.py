@@ -12,7 +12,7 @@ from chaos.experiment.model import Experiment
 from chaos.history.reading import errname
 from chaos.history.records import History, Note
 from chaos.judge.checkers import CHECKERS
-from chaos.judge.parts import combine, held, skipped, unknown
+from chaos.judge.parts import combine, kept, skipped, unknown
 from chaos.judge.verdict import Outcome
 from tests.unit.core.build import ALL, Builder, destination_killed, moved, moved_es, shipped, source_killed
 from tests.unit.core.doctored import ES, MOVE, again, chain, check
@@ -22,7 +22,7 @@ from tests.unit.core.doctored import ES, MOVE, again, chain, check
 def test_a_kernel_that_keeps_its_promises(name: str) -> None:
     experiment = shipped(name)
     for promise in experiment.promises:
-        expected = Outcome.HELD
+        expected = Outcome.KEPT
         if promise in experiment.unaskable:
             expected = Outcome.UNKNOWN
         if (promise, name) == ("P5", ES):
@@ -66,23 +66,23 @@ def test_a_vm_that_is_told_to_move_into_itself() -> None:
     b.ask("old", "source", dead=False)
     for promise in ("P1", "P3", "P4", "P5", "P6"):
         verdict = CHECKERS[promise](shipped(MOVE), b.history())
-        assert (promise, verdict.outcome) == (promise, Outcome.HELD), verdict.reason
+        assert (promise, verdict.outcome) == (promise, Outcome.KEPT), verdict.reason
 
 
 @pytest.mark.parametrize("promise", ["P1", "P3", "P4", "P5", "P6"])
 def test_a_move_that_is_tried_again(promise: str) -> None:
     verdict = CHECKERS[promise](shipped(MOVE), again().finish())
-    assert verdict.outcome is Outcome.HELD, verdict.reason
+    assert verdict.outcome is Outcome.KEPT, verdict.reason
 
 
 @pytest.mark.parametrize("promise", ["P1", "P5"])
 def test_a_chain_of_moves(promise: str) -> None:
     verdict = CHECKERS[promise](shipped(MOVE), chain().finish())
-    assert verdict.outcome is Outcome.HELD, verdict.reason
+    assert verdict.outcome is Outcome.KEPT, verdict.reason
 
 
 def test_combine_is_as_bad_as_the_worst_part() -> None:
-    good, none, skip = held("P1", "good"), unknown("P1", "none"), skipped("P1", "skip")
+    good, none, skip = kept("P1", "good"), unknown("P1", "none"), skipped("P1", "skip")
     assert combine("P1", []).outcome is Outcome.UNKNOWN
     assert combine("P1", [good, skip]).outcome is Outcome.SKIPPED
     assert combine("P1", [good, none, skip]).reason == "none; skip; good"
@@ -101,7 +101,7 @@ def test_experiments_promise_only_what_a_checker_judges(tmp_path: object) -> Non
 def test_notes_of_other_topics_are_no_witnesses() -> None:
     b = Builder()
     b.add(Note(t=b.tick(), topic="progress", text="the kernel log is long"))
-    assert CHECKERS["P12"](shipped(MOVE), b.end()).outcome is Outcome.HELD
+    assert CHECKERS["P12"](shipped(MOVE), b.end()).outcome is Outcome.KEPT
 
 
 @pytest.mark.parametrize("run", [moved, moved_es, destination_killed, source_killed])

@@ -99,7 +99,7 @@ def broken(tmp_path: Path) -> Path:
     )  # fmt: skip
     assert isinstance(conducted.broken, KernelPanicked)
     p12 = next(verdict for verdict in conducted.verdict.verdicts if verdict.promise == "P12")
-    assert (p12.outcome, p12.signature) == (Outcome.DEVIATED, "bug:kernel-NULL-pointer-dereference+panic")
+    assert (p12.outcome, p12.signature) == (Outcome.BROKEN, "bug:kernel-NULL-pointer-dereference+panic")
     return conducted.directory
 
 

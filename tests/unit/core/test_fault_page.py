@@ -25,7 +25,7 @@ def test_a_row_that_is_made_anew_keeps_what_stands_around_it() -> None:
 def test_a_row_names_every_kernel_that_showed_the_same_experiment() -> None:
     shown, cells = TABLE["Shown"], TABLE["_cells_of"]
     first = cells(shown("one", "6.12.117", "a: b"), shown("one", "6.12.117", "c"), None)
-    assert first == ("`one` on 6.12.117: a: b", "nothing held: c")
+    assert first == ("`one` on 6.12.117: a: b", "nothing kept: c")
     second = cells(shown("one", "6.1.192", "d"), shown("one", "6.1.192", "e"), first)
-    assert second == ("`one` on 6.1.192 and 6.12.117: d", "nothing held: e")
+    assert second == ("`one` on 6.1.192 and 6.12.117: d", "nothing kept: e")
     assert cells(shown("two", "6.1.192", "d"), shown("two", "6.1.192", "e"), second)[0] == "`two` on 6.1.192: d"

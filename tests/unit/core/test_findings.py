@@ -25,7 +25,7 @@ def test_the_page_says_what_the_finding_says(finding: Finding) -> None:
     assert Path(finding.document).name.startswith(f"{finding.id}-")
     heading = next(line for line in text.splitlines() if line.startswith("# "))
     assert heading == f"# Finding {finding.id}: {finding.title}"
-    deviations = re.findall(r"^\| deviates \| (P\d+), `(.*)` \|$", text, re.MULTILINE)
+    deviations = re.findall(r"^\| breaks \| (P\d+), `(.*)` \|$", text, re.MULTILINE)
     assert deviations == [(deviation.promise, deviation.signature) for deviation in finding.deviations]
     (kernels,) = re.findall(r"^\| kernels \| (.*) \|$", text, re.MULTILINE)
     assert kernels.split(", ") == [version for seen in finding.kernels.values() for version in seen]

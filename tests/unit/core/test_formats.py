@@ -40,9 +40,9 @@ def judged(outcome: Outcome, *, accepted: str = "", reason: str = "why", promise
 
 
 KINDS = [
-    judged(Outcome.HELD),
-    judged(Outcome.DEVIATED),
-    judged(Outcome.DEVIATED, accepted="finding 0001: lost"),
+    judged(Outcome.KEPT),
+    judged(Outcome.BROKEN),
+    judged(Outcome.BROKEN, accepted="finding 0001: lost"),
     judged(Outcome.UNKNOWN),
     judged(Outcome.UNKNOWN, accepted="not askable here: dead"),
     judged(Outcome.SKIPPED),
@@ -116,10 +116,10 @@ def test_junit_tells_every_outcome_from_a_pass() -> None:
     root = parsed(made_of(*KINDS))
     _, deviated, known, unknown, unaskable, skipped = root[0].findall("testcase")
     assert len(root[0].findall("testcase")[0]) == 0
-    assert (child_of(deviated).tag, child_of(deviated).attrib) == ("failure", {"type": "deviated", "message": "why"})
+    assert (child_of(deviated).tag, child_of(deviated).attrib) == ("failure", {"type": "broken", "message": "why"})
     assert "signature: s" in (child_of(deviated).text or "")
     assert child_of(known).tag == "skipped"
-    assert child_of(known).attrib["message"].startswith("deviated (known: finding 0001: lost)")
+    assert child_of(known).attrib["message"].startswith("broken (known: finding 0001: lost)")
     assert (child_of(known).text or "").startswith("why\n")
     assert (child_of(unknown).tag, child_of(unknown).attrib) == ("error", {"type": "unknown", "message": "why"})
     assert child_of(unaskable).attrib["message"].startswith("unknown (not askable here: dead)")
@@ -226,7 +226,7 @@ def test_ktap_of_the_shipped_experiments(name: str) -> None:
 def test_ktap_tells_every_outcome_from_a_pass() -> None:
     (test,) = ktap_of(made_of(*KINDS))
     assert [sub.kind for sub in test.subtests] == ["pass", "fail", "xfail", "error", "skip", "skip"]
-    assert test.subtests[2].diagnostic.startswith("deviated (known: finding 0001: lost)")
+    assert test.subtests[2].diagnostic.startswith("broken (known: finding 0001: lost)")
     assert test.subtests[3].diagnostic == "why"
     assert test.subtests[0].description == f"P4 {PROMISES['P4']}"
     assert "# P4: expected: ; seen: ; signature: s" in test.subtests[1].comments
@@ -256,7 +256,7 @@ def test_a_run_in_ktap_is_what_its_promises_are(verdicts: list[int], kind: str) 
 @given(st.lists(st.sampled_from(KINDS)))
 def test_a_run_in_ktap_is_ok_exactly_if_its_exit_code_is(verdicts: list[Verdict]) -> None:
     only = made_of(*verdicts)
-    well = only.verdict.exit_code in (ExitCode.HELD, ExitCode.SKIPPED)
+    well = only.verdict.exit_code in (ExitCode.KEPT, ExitCode.SKIPPED)
     assert (ktap_of(only)[0].kind in ("pass", "xfail", "skip")) == well
 
 

@@ -102,7 +102,7 @@ def test_p6_a_move_that_was_refused_is_judged() -> None:
     after_the_abort(b)
     asked_at_the_source(b)
     b.ask("new", "destination", dead=False)
-    assert verdict_of("P6", b.finish()).outcome is Outcome.HELD
+    assert verdict_of("P6", b.finish()).outcome is Outcome.KEPT
 
 
 @pytest.mark.parametrize("promise", ["P5", "P6"])
@@ -113,19 +113,19 @@ def test_a_source_that_cannot_be_entered_after_a_failed_move(promise: str) -> No
     b.done(invoke, "fail", error=errno.EIO, value={"call": "KVM_GET_REGS"})
     ended(b, "lost", "move")
     verdict = verdict_of(promise, b.finish())
-    assert verdict.outcome is Outcome.DEVIATED
+    assert verdict.outcome is Outcome.BROKEN
     assert "not-entered-after-failed-move:KVM_GET_REGS:EIO" in verdict.signature
 
 
 def test_p5_a_destination_that_cannot_be_entered() -> None:
     refused = answered("run", "new", outcome="fail", errno=errno.EINVAL, value={"call": "KVM_SET_REGS"})
     verdict = check("P5", MOVE, refused)
-    assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, "not-entered-after-move:KVM_SET_REGS:EINVAL")
+    assert (verdict.outcome, verdict.signature) == (Outcome.BROKEN, "not-entered-after-move:KVM_SET_REGS:EINVAL")
 
 
 def test_p5_what_is_no_answer_of_the_kernel_is_not_held_against_it() -> None:
     late = answered("run", "new", outcome="fail", errno=errno.ETIMEDOUT, value={"call": "waited 5 s"})
-    assert check("P5", MOVE, late).outcome is Outcome.HELD  # it was seen to count all the same
+    assert check("P5", MOVE, late).outcome is Outcome.KEPT  # it was seen to count all the same
 
 
 def test_p5_a_guest_that_was_lost_with_its_destination() -> None:
@@ -147,7 +147,7 @@ def test_p4_a_source_that_was_dead_before_the_move_owns_nothing() -> None:
     b.move("old", "new", "destination")
     b.observe("after", {"destination": 1})
     b.status("new", "destination")
-    assert verdict_of("P4", b.finish()).outcome is Outcome.HELD
+    assert verdict_of("P4", b.finish()).outcome is Outcome.KEPT
 
 
 def started_again() -> Builder:
@@ -169,7 +169,7 @@ def test_a_destination_that_was_started_again_is_judged_like_any_other(promise: 
     b.ask("old", "source", dead=True)
     b.exit("destination")
     verdict = verdict_of(promise, b.finish(watched=True))
-    assert verdict.outcome is Outcome.HELD, verdict.reason
+    assert verdict.outcome is Outcome.KEPT, verdict.reason
 
 
 def test_p4_a_death_before_an_attempt_says_nothing_about_the_process_that_made_it() -> None:
@@ -204,4 +204,4 @@ def test_a_handover_beside_a_good_move_changes_no_verdict() -> None:
     told = b.end()
     assert isinstance(told, History) and not told.damage
     for promise in ("P1", "P3", "P4", "P5", "P9"):
-        assert verdict_of(promise, told).outcome is Outcome.HELD
+        assert verdict_of(promise, told).outcome is Outcome.KEPT

@@ -42,7 +42,7 @@ def outcomes(verdict: RunVerdict) -> dict[str, Outcome]:
 @pytest.mark.parametrize("name", ALL)
 def test_a_kernel_that_keeps_its_promises(name: str) -> None:
     verdict = judge(shipped(name), ALL[name](), known=KNOWN)
-    assert verdict.exit_code is ExitCode.HELD
+    assert verdict.exit_code is ExitCode.KEPT
     assert (verdict.experiment, verdict.kernel, verdict.host, verdict.seed) == (name, "6.12.117", "lab", 7)
     assert list(outcomes(verdict)) == list(shipped(name).promises)
 
@@ -51,7 +51,7 @@ def test_a_promise_without_a_checker_is_unknown(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delitem(CHECKERS, "P13")
     experiment = msgspec.structs.replace(shipped("move-across-cgroups"), promises=("P1", "P13"))
     verdict = judge(experiment, moved())
-    assert outcomes(verdict) == {"P1": Outcome.HELD, "P13": Outcome.UNKNOWN}
+    assert outcomes(verdict) == {"P1": Outcome.KEPT, "P13": Outcome.UNKNOWN}
     assert verdict.verdicts[1].reason == "no checker judges this promise yet"
     assert verdict.exit_code is ExitCode.UNKNOWN
 
@@ -70,10 +70,10 @@ def incomplete(record: Record) -> Record:
 
 def test_a_damaged_history_shows_nothing_but_deviations() -> None:
     verdict = judge(shipped("move-across-cgroups"), cut(moved(status_error=errno.EBADF)), known=KNOWN)
-    expected = dict.fromkeys(("P1", "P3", "P4", "P9", "P12", "P13"), Outcome.UNKNOWN) | {"P5": Outcome.DEVIATED}
+    expected = dict.fromkeys(("P1", "P3", "P4", "P9", "P12", "P13"), Outcome.UNKNOWN) | {"P5": Outcome.BROKEN}
     assert outcomes(verdict) == expected
-    assert verdict.verdicts[0].reason.startswith("the history is damaged: line 9 is damaged (otherwise held: ")
-    assert verdict.outcome is Outcome.DEVIATED
+    assert verdict.verdicts[0].reason.startswith("the history is damaged: line 9 is damaged (otherwise kept: ")
+    assert verdict.outcome is Outcome.BROKEN
     assert verdict.exit_code is ExitCode.UNKNOWN  # the deviation is a written finding, the rest is not excused
 
 
@@ -93,7 +93,7 @@ def test_a_skip_falls_with_what_held_beside_it() -> None:
 )
 def test_what_makes_a_run_worthless(history: History, reason: str) -> None:
     verdict = judge(shipped("move-across-cgroups"), history)
-    assert Outcome.HELD not in outcomes(verdict).values()
+    assert Outcome.KEPT not in outcomes(verdict).values()
     assert any(reason in judged.reason for judged in verdict.verdicts)
 
 
@@ -147,7 +147,7 @@ def test_a_deviation_is_not_skipped_away() -> None:
     b.add(Kernel(t=b.tick(), level=0, text="kernel BUG at arch/x86/kvm/x86.c:1!"))
     b.add(end)
     verdict = judge(shipped("move-across-cgroups"), b.history())
-    assert outcomes(verdict)["P12"] is Outcome.DEVIATED and verdict.exit_code is ExitCode.DEVIATED
+    assert outcomes(verdict)["P12"] is Outcome.BROKEN and verdict.exit_code is ExitCode.BROKEN
 
 
 def test_a_fault_that_did_not_strike_makes_the_run_void() -> None:
@@ -192,10 +192,10 @@ def test_a_hold_that_was_not_reached_makes_the_run_void() -> None:
 
 def test_a_deviation_counts_unless_it_is_a_written_finding() -> None:
     history = moved(status_error=errno.EBADF)
-    assert judge(shipped("move-across-cgroups"), history).exit_code is ExitCode.DEVIATED
+    assert judge(shipped("move-across-cgroups"), history).exit_code is ExitCode.BROKEN
     verdict = judge(shipped("move-across-cgroups"), history, known=KNOWN)
-    assert verdict.exit_code is ExitCode.HELD
-    assert verdict.outcome is Outcome.DEVIATED
+    assert verdict.exit_code is ExitCode.KEPT
+    assert verdict.outcome is Outcome.BROKEN
     assert verdict.verdicts[3].accepted == "finding 0001: the firmware's file descriptor is lost in the move"
 
 
@@ -205,12 +205,12 @@ def test_a_finding_of_another_kernel_excuses_nothing(kernel: str) -> None:
         return msgspec.structs.replace(record, kernel=kernel) if isinstance(record, Header) else record
 
     history = changed(moved(status_error=errno.EBADF), change)
-    assert judge(shipped("move-across-cgroups"), history, known=KNOWN).exit_code is ExitCode.DEVIATED
+    assert judge(shipped("move-across-cgroups"), history, known=KNOWN).exit_code is ExitCode.BROKEN
 
 
 def test_another_deviation_is_not_excused() -> None:
     history = moved(status_error=errno.EINVAL)
-    assert judge(shipped("move-across-cgroups"), history, known=KNOWN).exit_code is ExitCode.DEVIATED
+    assert judge(shipped("move-across-cgroups"), history, known=KNOWN).exit_code is ExitCode.BROKEN
 
     def uncharged(record: Record) -> Record:
         if isinstance(record, Observation) and record.label == "after":
@@ -218,7 +218,7 @@ def test_another_deviation_is_not_excused() -> None:
         return record
 
     both = changed(moved(status_error=errno.EBADF), uncharged)
-    assert judge(shipped("move-across-cgroups"), both, known=KNOWN).exit_code is ExitCode.DEVIATED
+    assert judge(shipped("move-across-cgroups"), both, known=KNOWN).exit_code is ExitCode.BROKEN
 
 
 def test_another_unknown_of_the_same_promise_is_not_accepted() -> None:
@@ -242,7 +242,7 @@ def test_what_cannot_be_asked_is_accepted_with_its_reason() -> None:
     experiment = shipped("kill-source-in-move")
     assert judge(experiment, source_killed()).exit_code is ExitCode.UNKNOWN
     verdict = judge(experiment, source_killed(), known=KNOWN)
-    assert verdict.exit_code is ExitCode.HELD
+    assert verdict.exit_code is ExitCode.KEPT
     assert outcomes(verdict)["P3"] is Outcome.UNKNOWN
     assert verdict.verdicts[1].accepted.startswith("not askable here: the source process is dead")
 
@@ -273,12 +273,12 @@ def test_a_finding_may_show_in_several_promises() -> None:
     records[-1] = msgspec.structs.replace(records[-1], seq=len(records) - 1)
     history = History(tuple(records))
     verdict = judge(shipped("move-across-cgroups-es"), history, known=KNOWN)
-    deviated = [judged for judged in verdict.verdicts if judged.outcome is Outcome.DEVIATED]
+    deviated = [judged for judged in verdict.verdicts if judged.outcome is Outcome.BROKEN]
     assert [judged.promise for judged in deviated] == ["P1", "P9", "P12"]
     assert {judged.accepted for judged in deviated} == {str(KNOWN[1])}
     assert "cgroup 'source' read sev -1 where 0 was due" in deviated[0].reason
     assert "source sev -1" in deviated[1].reason
-    assert verdict.exit_code is ExitCode.HELD
+    assert verdict.exit_code is ExitCode.KEPT
 
 
 # Findings
@@ -291,9 +291,9 @@ def test_series() -> None:
 
 
 def test_only_deviations_match() -> None:
-    held = Verdict(promise="P5", outcome=Outcome.HELD, reason="", signature="guest_status-after-move:EBADF")
+    held = Verdict(promise="P5", outcome=Outcome.KEPT, reason="", signature="guest_status-after-move:EBADF")
     assert matching(held, "6.12.117", KNOWN) is None
-    unsigned = Verdict(promise="P5", outcome=Outcome.DEVIATED, reason="")
+    unsigned = Verdict(promise="P5", outcome=Outcome.BROKEN, reason="")
     assert matching(unsigned, "6.12.117", KNOWN) is None
 
 
@@ -342,8 +342,8 @@ def test_what_a_run_leaves_on_its_host_shows_in_the_exit_code() -> None:
     left = judge(shipped("move-across-cgroups"), b.end(complete=False, reason="a namespace"))
     assert (left.left, left.outcome, left.exit_code) == ("a namespace", Outcome.UNKNOWN, ExitCode.UNCLEAN)
     clean = judge(shipped("move-across-cgroups"), moved())
-    assert (clean.left, clean.exit_code) == ("", ExitCode.HELD)
+    assert (clean.left, clean.exit_code) == ("", ExitCode.KEPT)
     assert exit_code([clean, left]) is ExitCode.UNCLEAN
-    deviated = Verdict(promise="P1", outcome=Outcome.DEVIATED, reason="a charge that is wrong")
+    deviated = Verdict(promise="P1", outcome=Outcome.BROKEN, reason="a charge that is wrong")
     wrong = msgspec.structs.replace(left, verdicts=(deviated,))
-    assert exit_code([left, wrong]) is ExitCode.DEVIATED  # evidence against the kernel is not hidden
+    assert exit_code([left, wrong]) is ExitCode.BROKEN  # evidence against the kernel is not hidden

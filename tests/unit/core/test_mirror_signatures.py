@@ -46,7 +46,7 @@ def test_the_signature_says_whether_it_is_the_mirror(
     moved: str, then: str, source: int, destination: int, after: str
 ) -> None:
     found = verdict("P1", moved, then=then, source=source, destination=destination)
-    assert found.outcome is Outcome.DEVIATED
+    assert found.outcome is Outcome.BROKEN
     assert found.signature.split("+") == [f"overcharged-{after}:sev"]
 
 

@@ -20,7 +20,7 @@ def test_p1_a_source_that_stays_charged() -> None:
         return charge("after", ".", 2)(charge("after", "source", 1)(record))  # type: ignore[arg-type]
 
     verdict = check("P1", MOVE, both)
-    assert verdict.outcome is Outcome.DEVIATED
+    assert verdict.outcome is Outcome.BROKEN
     assert verdict.signature == "overcharged-after-move:sev"
     assert "cgroup 'source' read sev 1 where 0 was due" in verdict.reason
     assert verdict.expected == ". sev 1; source sev 0"
@@ -41,7 +41,7 @@ def test_p1_names_the_kernels_charges_of_a_cgroup_that_is_wrong() -> None:
     wrong = b.observe("after", {"source": 0, "destination": 2, ".": 1})
     b.traced(333, names[0], key="sev", amount=1, cgroup="destination")  # later
     verdict = verdict_of("P1", b.finish())
-    assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, "overcharged-after-move:sev")
+    assert (verdict.outcome, verdict.signature) == (Outcome.BROKEN, "overcharged-after-move:sev")
     assert verdict.records == (asked.seq, got.seq, wrong.seq)
 
 
@@ -58,7 +58,7 @@ def test_p1_names_the_kernels_charges_of_a_cgroup_that_is_wrong() -> None:
 )
 def test_p1_a_wrong_counter(label: str, cgroup: str, value: int, key: str, signature: str) -> None:
     verdict = check("P1", MOVE, charge(label, cgroup, value, key))
-    assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, signature)
+    assert (verdict.outcome, verdict.signature) == (Outcome.BROKEN, signature)
     assert verdict.records
 
 
@@ -87,7 +87,7 @@ def test_p1_a_counter_below_zero_is_printed_without_its_sign() -> None:
 def test_p1_counters_impossible_together() -> None:
     verdict = check("P1", KILL_SOURCE, charge("held", "destination", 0))
     assert verdict.signature == "miscounted-in-move:sev" or "charged-in-move" in verdict.signature
-    assert verdict.outcome is Outcome.DEVIATED
+    assert verdict.outcome is Outcome.BROKEN
 
 
 @pytest.mark.parametrize("label", ["before", "after"])
@@ -134,7 +134,7 @@ def test_p1_a_failure_that_had_happened() -> None:
     b.status("old", "source", error=errno.ENOTTY)
     b.done(invoke, "fail", error=errno.EBUSY)
     verdict = CHECKERS["P1"](shipped(MOVE), b.finish())
-    assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, "failed-but-charged:move")
+    assert (verdict.outcome, verdict.signature) == (Outcome.BROKEN, "failed-but-charged:move")
 
 
 def test_p1_without_a_move_in_the_script() -> None:
@@ -145,7 +145,7 @@ def test_p1_without_a_move_in_the_script() -> None:
     b.observe("one", {"source": 1})
     assert CHECKERS["P1"](experiment, b.history()).outcome is Outcome.UNKNOWN
     b.observe("two", {"source": 1})
-    assert CHECKERS["P1"](experiment, b.history()).outcome is Outcome.HELD
+    assert CHECKERS["P1"](experiment, b.history()).outcome is Outcome.KEPT
 
 
 def both_killed(*, left: int = 0, killed: bool = True) -> History:
@@ -166,6 +166,6 @@ def both_killed(*, left: int = 0, killed: bool = True) -> History:
 
 
 def test_p1_after_both_sides_were_killed_nothing_is_due() -> None:
-    assert CHECKERS["P1"](shipped(MOVE), both_killed()).outcome is Outcome.HELD
+    assert CHECKERS["P1"](shipped(MOVE), both_killed()).outcome is Outcome.KEPT
     assert CHECKERS["P1"](shipped(MOVE), both_killed(killed=False)).outcome is Outcome.UNKNOWN
     assert CHECKERS["P1"](shipped(MOVE), both_killed(left=1)).signature.startswith("overcharged")

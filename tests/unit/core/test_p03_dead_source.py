@@ -35,7 +35,7 @@ def test_p3_a_source_that_still_answers() -> None:
         return record
 
     verdict = check("P3", MOVE, change)
-    assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, "source-after-move:answered")
+    assert (verdict.outcome, verdict.signature) == (Outcome.BROKEN, "source-after-move:answered")
     assert (verdict.expected, verdict.seen) == ("EIO", "1 ok")
 
 
@@ -47,7 +47,7 @@ def test_p3_a_live_source_that_answers_eio() -> None:
         return record
 
     verdict = check("P3", KILL_DESTINATION, change)
-    assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, "source-after-failed-move:dead")
+    assert (verdict.outcome, verdict.signature) == (Outcome.BROKEN, "source-after-failed-move:dead")
     assert verdict.seen == "2 ok, 1 EIO"
 
 
@@ -59,7 +59,7 @@ def test_p3_an_operation_that_a_dead_source_answers() -> None:
     b.move("old", "new", "destination")
     b.do("get_state", "source", vm="old", error=errno.EIO)
     b.ask("old", "source", dead=True)
-    assert CHECKERS["P3"](shipped(MOVE), b.history()).outcome is Outcome.HELD
+    assert CHECKERS["P3"](shipped(MOVE), b.history()).outcome is Outcome.KEPT
     b.do("get_state", "source", vm="old")
     b.do("launch_measure", "source", vm="old", error=errno.EIO, firmware=3)
     verdict = CHECKERS["P3"](shipped(MOVE), b.finish())
@@ -74,7 +74,7 @@ def test_p3_a_message_that_did_not_come_is_no_answer_of_the_kernel() -> None:
     b.move("old", "new", "destination")
     b.done(b.invoke("set_state", "source", vm="old"), "fail", error=errno.EPIPE, value={"call": "the source ended"})
     b.ask("old", "source", dead=True)
-    assert CHECKERS["P3"](shipped(MOVE), b.history()).outcome is Outcome.HELD
+    assert CHECKERS["P3"](shipped(MOVE), b.history()).outcome is Outcome.KEPT
     b.done(b.invoke("get_state", "source", vm="old"), "fail", error=errno.EINVAL, value={"call": "KVM_GET_REGS"})
     assert CHECKERS["P3"](shipped(MOVE), b.history()).signature == "source-after-move:answered:get_state"
 
@@ -170,7 +170,7 @@ def test_p3_each_source_of_a_chain_is_asked() -> None:
     assert verdict.outcome is Outcome.UNKNOWN
     assert "a was not asked" in verdict.reason
     b.ask("a", "source", dead=True)
-    assert CHECKERS["P3"](shipped(MOVE), b.history()).outcome is Outcome.HELD
+    assert CHECKERS["P3"](shipped(MOVE), b.history()).outcome is Outcome.KEPT
 
 
 def test_p3_of_a_source_that_dies_before_its_move() -> None:
@@ -206,6 +206,6 @@ def test_p3_the_firmwares_own_eio_is_no_sign_of_death() -> None:
         return msgspec.structs.replace(record, answers=(first, *record.answers[1:]))
 
     verdict = check("P3", MOVE, refused)
-    assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, "source-after-move:answered")
+    assert (verdict.outcome, verdict.signature) == (Outcome.BROKEN, "source-after-move:answered")
     verdict = CHECKERS["P3"](shipped(MOVE), changed(failed().finish(), refused))
-    assert verdict.outcome is not Outcome.DEVIATED, verdict.reason
+    assert verdict.outcome is not Outcome.BROKEN, verdict.reason

@@ -32,7 +32,7 @@ def test_p4_in_a_chain() -> None:
     b.status("a", "source", error=errno.EIO)
     b.status("b", "destination", error=errno.EIO)
     verdict = CHECKERS["P4"](shipped(MOVE), b.finish())
-    assert verdict.outcome is Outcome.HELD, verdict.reason
+    assert verdict.outcome is Outcome.KEPT, verdict.reason
 
 
 def test_p4_an_answer_that_was_held_past_the_move_tells_of_the_time_before() -> None:
@@ -49,12 +49,12 @@ def test_p4_an_answer_that_was_held_past_the_move_tells_of_the_time_before() -> 
     b.status("new", "destination")
     b.ask("old", "source", dead=True)
     verdict = CHECKERS["P4"](shipped(MOVE), b.finish())
-    assert verdict.outcome is Outcome.HELD, verdict.reason
+    assert verdict.outcome is Outcome.KEPT, verdict.reason
 
 
 def test_p4_nobody_owns_the_context() -> None:
     verdict = check("P4", MOVE, answered("guest_status", "new", outcome="fail", errno=errno.ENOTTY))
-    assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, "none-owns")
+    assert (verdict.outcome, verdict.signature) == (Outcome.BROKEN, "none-owns")
 
 
 def test_p4_two_own_the_context() -> None:
@@ -68,18 +68,18 @@ def test_p4_two_own_the_context() -> None:
     b.status("old", "source")
     b.ask("old", "source", dead=True)
     verdict = CHECKERS["P4"](shipped(MOVE), b.finish())
-    assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, "two-own")
+    assert (verdict.outcome, verdict.signature) == (Outcome.BROKEN, "two-own")
 
 
 @pytest.mark.parametrize(("guests", "signature"), [(0, "firmware-counts-fewer"), (2, "firmware-counts-more")])
 def test_p4_the_firmware_disagrees(guests: int, signature: str) -> None:
     verdict = check("P4", MOVE, replaced(Observation, {"label": "after"}, guests=guests))
-    assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, signature)
+    assert (verdict.outcome, verdict.signature) == (Outcome.BROKEN, signature)
 
 
 def test_p4_ebadf_means_owning() -> None:
     verdict = check("P4", MOVE, answered("guest_status", "new", outcome="fail", errno=errno.EBADF))
-    assert verdict.outcome is Outcome.HELD
+    assert verdict.outcome is Outcome.KEPT
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_p4_a_destination_that_lives_is_asked_after_a_failed_move() -> None:
     b = failed()
     assert "new was not asked" in CHECKERS["P4"](shipped(MOVE), b.history()).reason
     b.status("new", "destination", error=errno.ENOTTY)
-    assert CHECKERS["P4"](shipped(MOVE), b.history()).outcome is Outcome.HELD
+    assert CHECKERS["P4"](shipped(MOVE), b.history()).outcome is Outcome.KEPT
 
 
 def test_p4_a_move_that_never_ended() -> None:
@@ -129,10 +129,10 @@ def between_two_guests(*, handle: int, asked: bool = True) -> Verdict:
 
 def test_p4_a_destination_that_had_a_context_keeps_that_one() -> None:
     verdict = between_two_guests(handle=2)
-    assert verdict.outcome is Outcome.HELD, verdict.reason
+    assert verdict.outcome is Outcome.KEPT, verdict.reason
     assert "full owns its own (handle 2), as before" in verdict.reason
     verdict = between_two_guests(handle=1)
-    assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, "another-context")
+    assert (verdict.outcome, verdict.signature) == (Outcome.BROKEN, "another-context")
     verdict = between_two_guests(handle=2, asked=False)
     assert verdict.outcome is Outcome.UNKNOWN and "full was not asked for its own context after it" in verdict.reason
 
@@ -158,18 +158,18 @@ def replayed(*then: int) -> Builder:
 def test_replayed_moves() -> None:
     """The source is dead from the first on, and the destination owns what it owned; P3 and P6 know that too."""
     for promise in ("P3", "P4", "P6"):
-        assert CHECKERS[promise](shipped(MOVE), replayed(0, 0).finish()).outcome is Outcome.HELD
+        assert CHECKERS[promise](shipped(MOVE), replayed(0, 0).finish()).outcome is Outcome.KEPT
     verdict = CHECKERS["P4"](shipped(MOVE), replayed(errno.EBADF, errno.EBADF).finish())
-    assert verdict.outcome is Outcome.HELD and "new owns its own (GUEST_STATUS: EBADF)" in verdict.reason
+    assert verdict.outcome is Outcome.KEPT and "new owns its own (GUEST_STATUS: EBADF)" in verdict.reason
     verdict = CHECKERS["P4"](shipped(MOVE), replayed(0, errno.EBADF).finish())
-    assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, "another-context")
+    assert (verdict.outcome, verdict.signature) == (Outcome.BROKEN, "another-context")
     b = replayed(0, 0)
     b.do("launch_measure", "source", vm="old")
-    assert CHECKERS["P3"](shipped(MOVE), b.finish()).outcome is Outcome.DEVIATED
+    assert CHECKERS["P3"](shipped(MOVE), b.finish()).outcome is Outcome.BROKEN
 
 
 def test_p4_where_there_was_nothing_nobody_has_to_own_it() -> None:
-    for error, outcome in ((errno.ENOTTY, Outcome.HELD), (0, Outcome.DEVIATED)):
+    for error, outcome in ((errno.ENOTTY, Outcome.KEPT), (0, Outcome.BROKEN)):
         b = Builder()
         b.begin()
         b.launch("other", "source", "sev")
@@ -203,11 +203,11 @@ def test_p4_a_process_that_died_later_has_answered_nothing() -> None:
     verdict = CHECKERS["P4"](shipped(MOVE), killed_later(seen=False).finish())
     assert (verdict.outcome, verdict.signature) == (Outcome.UNKNOWN, "other-process-dead"), verdict.reason
     verdict = CHECKERS["P4"](shipped(MOVE), killed_later(seen=True).finish())
-    assert verdict.outcome is Outcome.HELD and "took no context along" in verdict.reason
+    assert verdict.outcome is Outcome.KEPT and "took no context along" in verdict.reason
     b = killed_later(seen=False)
     b.observe("later", {"destination": 1}, guests=0)  # two had it, and the firmware was told that it is gone
     verdict = CHECKERS["P4"](shipped(MOVE), b.finish())
-    assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, "firmware-counts-fewer")
+    assert (verdict.outcome, verdict.signature) == (Outcome.BROKEN, "firmware-counts-fewer")
 
 
 def test_p4_a_vm_that_has_lost_its_descriptor_cannot_be_asked() -> None:

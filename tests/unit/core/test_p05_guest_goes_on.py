@@ -30,7 +30,7 @@ from tests.unit.core.doctored import (
 
 def test_p5_guest_status_that_fails_after_the_move() -> None:
     verdict = check("P5", MOVE, answered("guest_status", "new", outcome="fail", errno=errno.EBADF, value={}))
-    assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, "guest_status-after-move:EBADF")
+    assert (verdict.outcome, verdict.signature) == (Outcome.BROKEN, "guest_status-after-move:EBADF")
     assert "the guest itself went on: 100 ticks at old before, 203 at new after" in verdict.reason
 
 
@@ -45,7 +45,7 @@ def test_p5_a_finding_does_not_excuse_a_guest_that_was_not_counted() -> None:
 
 def test_p5_a_context_that_changed() -> None:
     verdict = check("P5", MOVE, answered("guest_status", "new", value={"handle": 2, "policy": 0, "state": 1}))
-    assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, "guest_status-after-move:handle+state")
+    assert (verdict.outcome, verdict.signature) == (Outcome.BROKEN, "guest_status-after-move:handle+state")
     assert (verdict.expected, verdict.seen) == ("handle 1, state 3", "handle 2, state 1")
 
 
@@ -65,7 +65,7 @@ def stopped_having_paused(astray: list[int | str], torn: list[int | str] | None 
 
 
 def test_p5_a_guest_that_was_lost_before_the_move_is_no_witness_of_it() -> None:
-    assert check("P5", MOVE, stopped_having_paused([])).outcome is Outcome.DEVIATED
+    assert check("P5", MOVE, stopped_having_paused([])).outcome is Outcome.BROKEN
     lost = check("P5", MOVE, stopped_having_paused([0]))
     assert lost.outcome is Outcome.UNKNOWN and "had left the guest's program" in lost.reason
     said = answered("pause", "old", value={"last_ticks": [7], "ended": "KVM_EXIT_SHUTDOWN"})
@@ -84,7 +84,7 @@ def test_p5_the_context_is_asked_for_all_the_same() -> None:
 
 def test_p5_a_vcpu_that_is_not_there_any_more_was_not_seen_to_go_on() -> None:
     four = replaced(Counted, {"vm": "old"}, each=(100, 100, 100, 100))
-    for each, outcome in (((203,) * 4, Outcome.HELD), ((203,) * 2, Outcome.UNKNOWN), ((99,) * 2, Outcome.DEVIATED)):
+    for each, outcome in (((203,) * 4, Outcome.KEPT), ((203,) * 2, Outcome.UNKNOWN), ((99,) * 2, Outcome.BROKEN)):
         fewer = replaced(Counted, {"vm": "new"}, each=each)
         verdict = check("P5", MOVE, lambda record, fewer=fewer: fewer(four(record)))  # type: ignore[misc]
         assert verdict.outcome is outcome, verdict.reason
@@ -102,20 +102,20 @@ def test_p5_a_guest_that_breaks_only_after_it_was_first_counted(broken: dict[str
     b.give_state("new", "destination")
     b.status("new", "destination")
     b.count("new", "destination", 203)
-    assert CHECKERS["P5"](shipped(MOVE), b.history()).outcome is Outcome.HELD
+    assert CHECKERS["P5"](shipped(MOVE), b.history()).outcome is Outcome.KEPT
     b.records[-1] = msgspec.structs.replace(b.count("new", "destination", 307), **broken)
-    assert CHECKERS["P5"](shipped(MOVE), b.end()).outcome is Outcome.DEVIATED
+    assert CHECKERS["P5"](shipped(MOVE), b.end()).outcome is Outcome.BROKEN
 
 
 @pytest.mark.parametrize("ticks", [100, 99])
 def test_p5_a_guest_that_stopped(ticks: int) -> None:
     verdict = check("P5", MOVE, replaced(Counted, {"vm": "new"}, ticks=ticks))
-    assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, "counter-stopped-after-move")
+    assert (verdict.outcome, verdict.signature) == (Outcome.BROKEN, "counter-stopped-after-move")
 
 
 def test_p5_a_guest_that_cannot_be_entered_does_not_go_on_whatever_its_registers_say() -> None:
     verdict = check("P5", MOVE, replaced(Counted, {"vm": "new"}, ended="KVM_RUN: EINVAL"))
-    assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, "stopped-after-move:KVM_RUN-EINVAL")
+    assert (verdict.outcome, verdict.signature) == (Outcome.BROKEN, "stopped-after-move:KVM_RUN-EINVAL")
     assert check("P5", MOVE, replaced(Counted, {"vm": "old"}, ended="KVM_RUN: EINVAL")).outcome is Outcome.UNKNOWN
 
 
@@ -135,7 +135,7 @@ def test_p5_the_finding_about_typed_vms_excuses_no_others(vm_type: int) -> None:
 
 def test_p5_a_guest_whose_memory_is_stale() -> None:
     verdict = check("P5", MOVE, replaced(Counted, {"vm": "new"}, stale=1))
-    assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, "stale-memory-after-move")
+    assert (verdict.outcome, verdict.signature) == (Outcome.BROKEN, "stale-memory-after-move")
     assert check("P5", MOVE, replaced(Counted, {"vm": "old"}, stale=1)).outcome is Outcome.UNKNOWN
 
 
@@ -145,12 +145,12 @@ def test_p5_a_guest_that_breaks_after_the_move_is_the_moves_matter_anywhere(host
     counted = replaced(Counted, {"vm": "new"}, sound=(900,), **broken)
     somewhere = replaced(Header, {}, host=host)
     verdict = check("P5", MOVE, lambda record: somewhere(counted(record) or record))
-    assert verdict.outcome is Outcome.DEVIATED, verdict.reason
+    assert verdict.outcome is Outcome.BROKEN, verdict.reason
 
 
 def test_p5_a_guest_that_stopped_after_a_failed_move() -> None:
     verdict = check("P5", KILL_DESTINATION, replaced(Counted, {"ticks": 900}, ticks=100))
-    assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, "counter-stopped-after-failed-move")
+    assert (verdict.outcome, verdict.signature) == (Outcome.BROKEN, "counter-stopped-after-failed-move")
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_p5_needs_its_witnesses(change: Change, reason: str) -> None:
 
 def test_p5_compares_the_context_after_a_failed_move_too() -> None:
     b = failed()
-    assert CHECKERS["P5"](shipped(MOVE), b.history()).outcome is Outcome.HELD
+    assert CHECKERS["P5"](shipped(MOVE), b.history()).outcome is Outcome.KEPT
     b = failed(status_error=errno.EBADF)
     assert CHECKERS["P5"](shipped(MOVE), b.history()).signature == "guest_status-after-failed-move:EBADF"
 
@@ -197,7 +197,7 @@ def given(*, outcome: str = "ok", errno: int = 0, **value: Value) -> Change:
 )
 def test_p5_registers_that_the_destination_does_not_keep(change: Change, signature: str) -> None:
     verdict = check("P5", MOVE, change)
-    assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, signature)
+    assert (verdict.outcome, verdict.signature) == (Outcome.BROKEN, signature)
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_p5_a_failed_move_after_which_the_status_fails_as_before() -> None:
     change = answered("guest_status", "old", outcome="fail", errno=errno.EBADF, value={})
     history = changed(failed(status_error=errno.EBADF).history(), change)
     verdict = CHECKERS["P5"](shipped(MOVE), history)
-    assert verdict.outcome is Outcome.HELD
+    assert verdict.outcome is Outcome.KEPT
     assert "fails with EBADF as before" in verdict.reason
 
 
@@ -256,7 +256,7 @@ def test_p5_each_vcpu_goes_on() -> None:
         now = replaced(Counted, {"vm": "new"}, ticks=min(ticks), each=ticks)
         return lambda record: now(was(record) or record)
 
-    assert check("P5", MOVE, each(101, 201)).outcome is Outcome.HELD
+    assert check("P5", MOVE, each(101, 201)).outcome is Outcome.KEPT
     verdict = check("P5", MOVE, each(300, 200))
     assert (verdict.signature, verdict.expected) == ("counter-stopped-after-move", "more than 200 ticks")
 

@@ -64,7 +64,7 @@ def test_p12_reports_of_defects(text: str, signature: str) -> None:
     b = Builder()
     b.kernel(text)
     verdict = CHECKERS["P12"](shipped(MOVE), b.end())
-    assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, signature)
+    assert (verdict.outcome, verdict.signature) == (Outcome.BROKEN, signature)
     assert text.split("; ", maxsplit=1)[0] in verdict.reason
 
 
@@ -116,7 +116,7 @@ def test_p12_a_kernels_last_words_come_from_the_console_and_name_what_was_under_
     invoke = b.invoke("move", "destination", vm="new", source="old")
     last = b.console("[    7.406251] Kernel panic - not syncing: Fatal exception")
     verdict = CHECKERS["P12"](shipped(MOVE), b.history())
-    assert (verdict.outcome, verdict.signature) == (Outcome.DEVIATED, "panic")
+    assert (verdict.outcome, verdict.signature) == (Outcome.BROKEN, "panic")
     assert verdict.reason == f"the kernel said: {last.text} (during move of new)"
     assert verdict.records == (invoke.seq, last.seq)
 
@@ -144,10 +144,10 @@ def test_p12_a_log_that_nobody_is_known_to_have_read() -> None:
 def test_p12_a_lost_witness() -> None:
     b = Builder()
     b.note("the firmware's count of guests, which the kernel's log does not have", "guests")
-    assert CHECKERS["P12"](shipped(MOVE), b.history()).outcome is Outcome.HELD
+    assert CHECKERS["P12"](shipped(MOVE), b.history()).outcome is Outcome.KEPT
     b.note("what was said went by too fast", "log")  # the words are for people
     verdict = CHECKERS["P12"](shipped(MOVE), b.history())
     assert verdict.outcome is Outcome.UNKNOWN
     assert "too fast" in verdict.reason and "guests" not in verdict.reason
     b.kernel("Oops: 0002 [#1] PREEMPT SMP")
-    assert CHECKERS["P12"](shipped(MOVE), b.end()).outcome is Outcome.DEVIATED
+    assert CHECKERS["P12"](shipped(MOVE), b.end()).outcome is Outcome.BROKEN

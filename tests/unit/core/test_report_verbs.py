@@ -38,8 +38,8 @@ def check(*arguments: str) -> Result:
 def test_every_format(stored: Path) -> None:
     text, as_json, junit, ktap = (check(str(stored), "--format", form) for form in ("text", "json", "junit", "ktap"))
     assert {result.return_value for result in (text, as_json, junit, ktap)} == {1}
-    assert "the run: deviated; exit code 1" in text.stdout
-    assert json.loads(as_json.stdout)[0]["outcome"] == "deviated"
+    assert "the run: broken; exit code 1" in text.stdout
+    assert json.loads(as_json.stdout)["runs"][0]["outcome"] == "broken"
     assert ET.fromstring(junit.stdout).attrib["failures"] == "1"
     assert ktap.stdout.startswith("KTAP version 1\n1..1\n")
     assert "this is finding 0001" in junit.stdout

@@ -38,7 +38,7 @@ def others_share(record: Record) -> Record:
 def test_what_cannot_be_asked_there_is_skipped_and_the_rest_holds() -> None:
     found = outcomes(others_share)
     assert found["P4"][0] is found["P9"][0] is Outcome.SKIPPED
-    assert found["P1"][0] is found["P3"][0] is Outcome.HELD
+    assert found["P1"][0] is found["P3"][0] is Outcome.KEPT
 
 
 def test_fewer_contexts_may_be_the_work_of_others() -> None:
@@ -59,7 +59,7 @@ def test_a_charge_of_ours_that_stays_is_ours_all_the_same() -> None:
             return msgspec.structs.replace(record, misc=misc)
         return record
 
-    assert outcomes(left)["P9"] == (Outcome.DEVIATED, "charge-left:sev")
+    assert outcomes(left)["P9"] == (Outcome.BROKEN, "charge-left:sev")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from chaos.judge.verdict import Outcome, Verdict
 from tests.unit.core.build import Builder, shipped
 from tests.unit.core.doctored import MOVE, see
 
-HELD, DEVIATED, UNKNOWN = Outcome.HELD, Outcome.DEVIATED, Outcome.UNKNOWN
+HELD, DEVIATED, UNKNOWN = Outcome.KEPT, Outcome.BROKEN, Outcome.UNKNOWN
 
 
 def judged(promise: str, history: History) -> Verdict:

@@ -8,7 +8,7 @@ import pytest
 from chaos.errors import ExitCode
 from chaos.judge.verdict import Outcome, RunVerdict, Verdict, exit_code, worst
 
-H, D, U, S = Outcome.HELD, Outcome.DEVIATED, Outcome.UNKNOWN, Outcome.SKIPPED
+H, D, U, S = Outcome.KEPT, Outcome.BROKEN, Outcome.UNKNOWN, Outcome.SKIPPED
 
 
 def run(*outcomes: Outcome, accepted: str = "") -> RunVerdict:
@@ -31,16 +31,16 @@ def test_worst(outcomes: tuple[Outcome, ...], expected: Outcome) -> None:
 @pytest.mark.parametrize(
     ("of", "code"),
     [
-        (run(H, H), ExitCode.HELD),
-        (run(H, S), ExitCode.HELD),
+        (run(H, H), ExitCode.KEPT),
+        (run(H, S), ExitCode.KEPT),
         (run(S), ExitCode.SKIPPED),
         (run(H, U), ExitCode.UNKNOWN),
-        (run(D, U), ExitCode.DEVIATED),
+        (run(D, U), ExitCode.BROKEN),
         (run(), ExitCode.UNKNOWN),
-        (run(D, H, accepted="yn"), ExitCode.HELD),
+        (run(D, H, accepted="yn"), ExitCode.KEPT),
         (run(D, U, accepted="yn"), ExitCode.UNKNOWN),
-        (run(D, D, accepted="yn"), ExitCode.DEVIATED),
-        (run(D, U, accepted="yy"), ExitCode.HELD),
+        (run(D, D, accepted="yn"), ExitCode.BROKEN),
+        (run(D, U, accepted="yy"), ExitCode.KEPT),
         (run(U, accepted="y"), ExitCode.SKIPPED),  # what cannot be asked has not been shown
     ],
 )
@@ -50,10 +50,10 @@ def test_exit_code_of_a_run(of: RunVerdict, code: ExitCode) -> None:
 
 def test_exit_code_of_several() -> None:
     assert exit_code([]) is ExitCode.UNKNOWN
-    assert exit_code([run(H), run(S)]) is ExitCode.HELD
+    assert exit_code([run(H), run(S)]) is ExitCode.KEPT
     assert exit_code([run(S)]) is ExitCode.SKIPPED
     assert exit_code([run(H), run(U)]) is ExitCode.UNKNOWN
-    assert exit_code([run(U), run(D)]) is ExitCode.DEVIATED
+    assert exit_code([run(U), run(D)]) is ExitCode.BROKEN
 
 
 def test_every_outcome_has_its_code() -> None:
