@@ -165,16 +165,6 @@ def _with_firmware(experiment: Experiment, plan: str) -> Experiment:
     return msgspec.structs.replace(experiment, script=(strike, *experiment.script))
 
 
-
-
-
-
-
-
-
-
-
-
 @contextlib.contextmanager
 def _progress(quiet: bool) -> Iterator[Tell]:
     """Live progress on a terminal; one line an experiment elsewhere."""

@@ -71,8 +71,6 @@ async def conduct(
     return Conducted(experiment, told, verdict, directory.path, broken)
 
 
-
-
 @dataclass(slots=True)
 class _Book:
     """What is written down of a run while it goes on. `ahead` is `log_ahead` of its header."""

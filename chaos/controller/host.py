@@ -56,14 +56,6 @@ class Host(Protocol):
         """
 
 
-
-
-
-
-
-
-
-
 @contextlib.asynccontextmanager
 async def _under_way(work: Coroutine[object, object, int]) -> AsyncIterator[asyncio.Task[int]]:
     task = asyncio.create_task(work)
@@ -72,20 +64,6 @@ async def _under_way(work: Coroutine[object, object, int]) -> AsyncIterator[asyn
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 
 
 def last_words(error: SevchaosError) -> str:

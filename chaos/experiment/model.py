@@ -30,11 +30,6 @@ GroupPath = Annotated[
 ]
 
 
-
-
-
-
-
 class Group(Part, frozen=True, kw_only=True):
     """A cgroup. `max` is what its misc.max is set to, by key, before anything lives in it. With `misc` off the cgroups
     below it have no misc controller, so that they all are this one to it."""
@@ -144,41 +139,3 @@ def key_of_init(vm: Vm, command: InitCommand | None) -> str:
     command = command or default_command(vm)
     es = vm.type == TYPES[Kind.SEV_ES] if command == "init2" else command == "es-init"
     return (Kind.SEV_ES if es else Kind.SEV).key
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-

@@ -40,26 +40,6 @@ IOCTLS = WATCHED | {"get_state", "set_state"}
 GIVES = frozenset({"init", "mirror", "command"})  # a command by its number may be an INIT
 
 
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 @dataclass(frozen=True, slots=True)
 class Move:
     """A move that was tried. `happened` is None if nobody can say. It is over from record `over` on, None if it never

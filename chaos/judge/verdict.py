@@ -31,7 +31,6 @@ class Outcome(StrEnum):
 _SEVERITY = (Outcome.BROKEN, Outcome.UNKNOWN, Outcome.KEPT, Outcome.SKIPPED)
 
 
-
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """One promise, judged.
 

@@ -216,9 +216,7 @@ class Kfault:
         self._ioctls = ioctls
 
     @classmethod
-    def open(
-        cls, path: Path = CONTROL, *, proc: Path = Path("/proc"), ioctls: Mapping[int, str] = NAMELESS
-    ) -> Self:
+    def open(cls, path: Path = CONTROL, *, proc: Path = Path("/proc"), ioctls: Mapping[int, str] = NAMELESS) -> Self:
         """`ioctls` are the names by which it tells which one a thread is in. Raises `HostLacks`."""
         try:
             return cls(OwnedFd(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)), proc=proc, ioctls=ioctls)
@@ -381,9 +379,7 @@ class Kfault:
         self.close()
 
 
-def whereabouts(
-    pid: int, proc: Path = Path("/proc"), ioctls: Mapping[int, str] = NAMELESS
-) -> tuple[Whereabouts, ...]:
+def whereabouts(pid: int, proc: Path = Path("/proc"), ioctls: Mapping[int, str] = NAMELESS) -> tuple[Whereabouts, ...]:
     """Every thread of a process, or the one thread that `pid` names."""
     try:
         leader = re.search(r"^Tgid:\t(\d+)$", (proc / str(pid) / "status").read_text(), re.MULTILINE)

@@ -187,5 +187,3 @@ class Stage:
 
 def operation_name(operation: Operation) -> str:
     return str(operation.__struct_config__.tag)
-
-

@@ -101,5 +101,3 @@ def is_question(line: bytes) -> bool:
 def decode(line: bytes) -> Question:
     """Raises msgspec.DecodeError."""
     return _questions.decode(line)
-
-

@@ -109,9 +109,3 @@ def clean(hierarchy: Cgroup) -> tuple[Path, ...]:
     with contextlib.suppress(OSError):  # busy while a run lives, missing if there never was one
         hierarchy.child(OURS).remove()
     return tuple(removed)
-
-
-
-
-
-

@@ -77,9 +77,7 @@ def _charges(evidence: Evidence, end: Observation) -> Iterator[Verdict]:
     keys = "+".join(sorted({key for _, key, _ in left}))
     by = all_explained(evidence, end.seq, {(cgroup, key): value for cgroup, key, value in left})
     signature = f"charge-left{f'-after-{by}' if by else ''}:{keys}"
-    yield broken(
-        PROMISE, f"charges were left: {seen}", (end,), signature=signature, expected="0 everywhere", seen=seen
-    )
+    yield broken(PROMISE, f"charges were left: {seen}", (end,), signature=signature, expected="0 everywhere", seen=seen)
 
 
 def _guests(evidence: Evidence, start: Observation, end: Observation) -> Verdict:

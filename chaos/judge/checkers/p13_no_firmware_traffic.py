@@ -98,9 +98,7 @@ def _once(evidence: Evidence) -> Iterator[Verdict]:
     # The firmware refuses to decommission a guest that it does not have; a driver that asks has lost count.
     if contexts.refused:
         reason = "a context was decommissioned that there was none of, or a second time"
-        yield broken(
-            PROMISE, reason, contexts.refused, signature="decommissioned-twice", expected="once", seen="twice"
-        )
+        yield broken(PROMISE, reason, contexts.refused, signature="decommissioned-twice", expected="once", seen="twice")
     left = tuple(contexts.live.values())
     if left and not contexts.gaps and not contexts.gone and _all_gone(evidence):
         reason = f"{len(left)} contexts were never decommissioned, though every process is gone"

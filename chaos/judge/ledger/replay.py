@@ -123,18 +123,6 @@ def replay(history: History) -> Ledger:
     return Ledger(tuple(replayed.entries), replayed.worlds, replayed.lost, replayed.lost_at, replayed.during)
 
 
-
-
-
-
-
-
-
-
-
-
-
-
 @dataclass(slots=True)
 class _Window:
     """A witness at work: every world that was possible since it began.

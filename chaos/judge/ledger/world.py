@@ -182,8 +182,6 @@ class World:
         return total
 
 
-
-
 def give_back(world: World, op: int) -> World:
     """The operation has given back what it had taken ahead, or what it owed."""
     if world.reach(op) in (Reach.BEFORE, Reach.AFTER):
@@ -219,12 +217,6 @@ def die(world: World, agent: str) -> World:
 def drop(world: World, reference: Reference) -> World:
     """The reference has been closed."""
     return settled(replace(world, references=world.references - {reference}))
-
-
-
-
-
-
 
 
 def settled(world: World) -> World:
