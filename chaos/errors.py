@@ -13,7 +13,7 @@
     │   ├── QemuDied
     │   └── PspDied
     ├── CleanupFailed         something of ours could not be removed
-    └── InternalError         a bug of ours
+    └── InternalError         sevchaos itself is wrong
 
 A deviation of the kernel is never an exception: it is a verdict (`chaos.judge.verdict`).
 """

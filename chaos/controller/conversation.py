@@ -75,10 +75,10 @@ class Conversation:
             raise LabHung(f"the run was not done after {timeout:g} s", remedy="give it longer with --timeout")
         code = runner.result()
         raise SevchaosError(
-            f"the runner ended with {code}:\n{self.words.strip()}", remedy="this is a bug of ours; please report it"
+            f"the runner ended with {code}:\n{self.words.strip()}", remedy="this is an internal error; please report it"
         )
 
 
 async def not_ours(question: Question) -> Answer:
     """What is answered where the firmware is a real one."""
-    return Refused(number=question.number, reason="this machine's firmware is not ours to break; a lab's is")
+    return Refused(number=question.number, reason="firmware faults need the lab; the PSP of a real host cannot be controlled")

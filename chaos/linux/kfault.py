@@ -109,9 +109,9 @@ class NotReached(SevchaosError):
     exit_code = ExitCode.UNKNOWN
 
     def __init__(self, slot: Slot, within: float, calls: int, where: tuple[Whereabouts, ...]) -> None:
-        told = "; ".join(map(str, where)) or "nobody in particular was watched"
+        told = "; ".join(map(str, where)) or "no process was watched"
         super().__init__(
-            f"{slot} was not reached within {within:g} s, after {calls} calls that count. Instead: {told}",
+            f"{slot} not reached in {within:g} s ({calls} matching calls): {told}",
             remedy="give it longer, or hold a function that lies on this operation's way",
         )
         self.slot = slot

@@ -157,8 +157,8 @@ def refuse_others(root: Cgroup, platform: Platform | None) -> None:
     foreign = foreign_guests(root, platform)
     if foreign:
         raise HostLacks(
-            f"{foreign} SEV guest{'s' * (foreign > 1)} that {'are' if foreign > 1 else 'is'} not ours on this host",
-            remedy="use a host of its own or the lab, or say --shared-host: then only what is ours is struck",
+            f"{foreign} SEV guest{'s' if foreign > 1 else ''} of other owners running on this host",
+            remedy="use a host of its own or the lab, or pass --shared-host to limit faults to our own processes",
         )
 
 

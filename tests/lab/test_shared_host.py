@@ -31,7 +31,7 @@ def beside(in_lab: Sevchaos, kernel: str, *arguments: str) -> tuple[dict[str, An
 def test_a_foreign_guest_stops_a_run_before_it_begins(in_lab: Sevchaos, kernel: str) -> None:
     told, said = beside(in_lab, kernel, "kill-destination-in-move")
     assert told["code"] == ExitCode.HOST_LACKS
-    assert "1 SEV guest that is not ours on this host" in said and "--shared-host" in said
+    assert "1 SEV guest of other owners running on this host" in said and "--shared-host" in said
     assert told["before"] == told["after"] and told["before"]["charge"].startswith("sev 1\n")
 
 

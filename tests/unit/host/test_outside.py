@@ -165,7 +165,7 @@ def test_a_conversation_answers_questions_and_hands_records_on() -> None:
 
 def test_the_firmware_of_this_machine_is_not_ours() -> None:
     answer = asyncio.run(not_ours(Look(number=3, name="a")))
-    assert isinstance(answer, Refused) and answer.number == 3 and "not ours to break" in answer.reason
+    assert isinstance(answer, Refused) and answer.number == 3 and "firmware faults need the lab" in answer.reason
 
 
 def test_a_run_breaks_its_firmware_and_it_is_whole_afterwards() -> None:
