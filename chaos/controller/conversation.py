@@ -81,4 +81,5 @@ class Conversation:
 
 async def not_ours(question: Question) -> Answer:
     """What is answered where the firmware is a real one."""
-    return Refused(number=question.number, reason="firmware faults need the lab; the PSP of a real host cannot be controlled")
+    reason = "firmware faults need the lab; the PSP of a real host cannot be controlled"
+    return Refused(number=question.number, reason=reason)
