@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What README and the pages of findings show is what a run says. `run --all` is the nightly's."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from chaos.errors import ExitCode
+from tests.lab.conftest import Sevchaos
+from tests.pages import FINDINGS, README, commands, output
+
+pytestmark = pytest.mark.lab
+
+
+def test_the_readme_s_run_ends_well(sevchaos: Sevchaos, tmp_path: Path) -> None:
+    (arguments,) = (c for c in commands(README) if c[:2] == ["run", "move-across-cgroups"])
+    done = sevchaos(*arguments, "--runs", str(tmp_path))
+    assert done.returncode == ExitCode.KEPT, done.stdout.decode() + done.stderr.decode()
+
+
+def test_the_readme_s_table_is_what_the_run_prints(sevchaos: Sevchaos, tmp_path: Path) -> None:
+    arguments, shown = output(README)
+    done = sevchaos(*arguments, "--runs", str(tmp_path))
+    assert done.returncode == ExitCode.BROKEN, done.stderr.decode()
+    printed = [" ".join(line.split()) for line in done.stdout.decode().splitlines()]
+    assert shown and all(line in printed for line in shown), [line for line in shown if line not in printed]
+
+
+@pytest.mark.parametrize("page", FINDINGS, ids=lambda page: page.stem[:4])
+def test_the_reproducer_of_a_finding_breaks_a_promise_as_the_page_says(
+    page: Path, sevchaos: Sevchaos, tmp_path: Path
+) -> None:
+    arguments = commands(page)[0]
+    done = sevchaos(*arguments, "--runs", str(tmp_path))
+    assert done.returncode == ExitCode.BROKEN, done.stderr.decode()
+    said = "".join(done.stdout.decode().split())
+    signatures = re.findall(r"^\| breaks \| P\d+, `(.*)` \|$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert any(f"signature:{signature}" in said for signature in signatures), said[-2000:]
