@@ -15,7 +15,7 @@ from tests.pages import README, commands
 LABLESS = {
     "list": "move-across-cgroups",
     "plan": "launch old",
-    "explain": "SIGKILL",
+    "explain": "End the process with a signal",
     "new": "mine.yaml",
     "doctor": "QEMU",
 }
@@ -28,7 +28,7 @@ def sevchaos(*arguments: str, where: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, cwd=where, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
-@pytest.mark.parametrize("arguments", [c for c in commands(README) if c[0] in LABLESS], ids=lambda c: " ".join(c))
+@pytest.mark.parametrize("arguments", [c for c in commands(README) if c[0] in LABLESS], ids=" ".join)
 def test_a_command_of_the_readme_that_needs_no_lab(arguments: list[str], tmp_path: Path) -> None:
     done = sevchaos(*arguments, where=tmp_path)
     assert done.returncode == 0, done.stderr
