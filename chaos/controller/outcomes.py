@@ -263,7 +263,8 @@ def make(runs: Sequence[RunOutcome], *, before: OutcomeTable | None = None) -> O
 
     `before` gives the reasons for chance, and the ways seen earlier of an experiment left to chance, as long as they
     are about the same promises. Raises `UsageError` if the runs are of several kernels, if the history of one is
-    damaged, or if an experiment came out in several ways and nobody has said why.
+    damaged, if a promise is broken or unknown for no written reason (a table must not make that expected), or if an
+    experiment came out in several ways and nobody has said why.
     """
     kernels = {run.kernel for run in runs}
     if len(kernels) != 1:
@@ -272,6 +273,12 @@ def make(runs: Sequence[RunOutcome], *, before: OutcomeTable | None = None) -> O
     if damaged is not None:
         raise UsageError(f"the history of {damaged.directory} is damaged: {damaged.damage}", remedy="run it again")
     (kernel,) = kernels
+    unexplained = [f"{run.experiment} {promise}: {run.way[promise]}" for run in runs for promise in _unexplained(run)]
+    if unexplained:
+        raise UsageError(
+            f"on {kernel} no finding and no experiment explains {'; '.join(dict.fromkeys(unexplained))}",
+            remedy="judge with --accept-known; if that was done: run it again, or write the finding",
+        )
     known = {} if before is None else before.experiments
     same = before is not None and before.kernel == kernel
     ordered = sorted(runs, key=lambda run: run.experiment)
@@ -289,6 +296,12 @@ def make(runs: Sequence[RunOutcome], *, before: OutcomeTable | None = None) -> O
             ways = _distinct((*ways, *(way for way in old.ways if set(way) == set(ways[0]))))
         experiments[name] = Expectation(tuple(sorted(ways, key=_worse)), chance)
     return OutcomeTable(kernel, experiments)
+
+
+def _unexplained(run: RunOutcome) -> list[str]:
+    """The promises whose outcome counts against the run."""
+    bad = (Outcome.DEVIATED, Outcome.UNKNOWN)
+    return [promise for promise, entry in run.way.items() if entry.outcome in bad and promise not in run.explained]
 
 
 def _distinct(ways: Iterable[Way]) -> list[Way]:
