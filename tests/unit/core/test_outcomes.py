@@ -9,20 +9,23 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
 import experiments
 from chaos.controller import outcomes
 from chaos.controller.outcomes import Expectation, OutcomeTable, PromiseOutcome, RunOutcome
-from chaos.errors import InternalError, UsageError
+from chaos.errors import InternalError, NoKernel, UsageError
 from chaos.judge.findings import load as load_findings
 from chaos.judge.judge import judge
 from chaos.judge.verdict import Outcome
+from chaos.lab.kernel.find import default_kernels
 from chaos.promises import PROMISES
 from reports import as_json
 from reports.run import Run
 from tests.nightly import catalogue, parts
+from tests.nightly.__main__ import main
 from tests.unit.core.build import moved, shipped
 
 FIT, BROKEN, UNKNOWN, SKIPPED = tuple(Outcome)  # in the enumeration's own order, whatever its words
@@ -333,13 +336,33 @@ def test_a_part_that_passed_is_not_repeated_unless_asked_or_anything_changed(
 
 
 def test_the_digest_of_the_tree_sees_every_change(tmp_path: Path) -> None:
-    (tmp_path / "chaos").mkdir()
+    (tmp_path / "faults").mkdir()
     (tmp_path / "pyproject.toml").write_text("")
     seen = {parts.tree(tmp_path)}
-    for path, text in (("chaos/a.py", "1"), ("chaos/a.py", "2"), ("chaos/b.txt", "2"), ("pyproject.toml", "x")):
+    for path, text in (("faults/a.py", "1"), ("faults/a.py", "2"), ("faults/b.txt", "2"), ("pyproject.toml", "x")):
         (tmp_path / path).write_text(text)
         seen.add(parts.tree(tmp_path))
     assert len(seen) == 5
+
+
+def test_a_part_that_cannot_be_carried_out_has_not_passed_and_stops_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    carried: list[str] = []
+
+    def run(part: parts.NightlyPart, say: parts.Say, *, again: bool) -> bool:
+        carried.append(part.name)
+        if len(carried) == 1:
+            raise NoKernel("the archive does not answer")
+        return True
+
+    monkeypatch.setattr(parts, "run", run)
+    done = CliRunner().invoke(main, ["run"])
+    assert done.exit_code == 1
+    assert carried == [f"catalogue-{kernel}" for kernel in default_kernels()]
+    assert f"FAILED  {carried[0]}\npassed  {carried[1]}" in done.output
+
+
+def test_the_makefile_names_the_kernels_that_are_tested() -> None:
+    assert f"\nkernels := {' '.join(default_kernels())}\n" in (parts.ROOT / "Makefile").read_text()
 
 
 def test_a_night_has_the_catalogue_on_every_kernel() -> None:
