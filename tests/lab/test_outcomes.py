@@ -34,7 +34,7 @@ STRIKING = (
 )
 """For each fault that no experiment of another file applies, the one that applies it soonest."""
 SLOW = {"signal-storm": "on a loaded machine its signals keep the kernel from anything else"}
-WITHIN = 600.0  # for all of them, on a machine that is busy with others
+WITHIN = 900.0  # for all of them, on a machine that is busy with others
 
 
 def test_every_fault_comes_out_as_the_table_says(kernel: str, sevchaos: Sevchaos, tmp_path: Path) -> None:
