@@ -3,18 +3,22 @@
 # make demo    everything needed is installed, then real experiments run on two stock kernels in the lab
 # make test    everything needed is installed, then all checks and tests, the lab's included
 # make check   the checks and the tests that need no lab
+# make nightly the whole catalogue on each kernel against its table of outcomes (docs/outcomes.md); a part that passed
+#              is not repeated, `make nightly again=--again` repeats all
+# make outcomes  the tables of outcomes, made anew; `git diff experiments/outcomes` shows what changed
 # make bench   figures, side by side with what they are compared with; takes minutes
 # make wheel   dist/sevchaos-*.whl
 
 bin := .venv/bin
-demo_kernels := --kernel debian:6.1 --kernel debian:6.12
+kernels := debian:6.1 debian:6.12
+each_kernel := $(foreach kernel,$(kernels),--kernel $(kernel))
 parallel := --numprocesses auto --maxprocesses 4 --dist loadfile
 demo_experiments := move-across-cgroups move-across-cgroups-es kill-destination-in-move kill-source-in-move
 
-.PHONY: demo test check lint setup bench wheel clean
+.PHONY: demo test check lint setup nightly outcomes bench wheel clean
 
 demo: setup
-	$(bin)/sevchaos run --accept-known $(demo_kernels) $(demo_experiments)
+	$(bin)/sevchaos run --accept-known $(each_kernel) $(demo_experiments)
 
 test: lint
 	$(bin)/pytest $(parallel) -m "not alone"
@@ -30,6 +34,12 @@ lint: setup
 
 setup:
 	@setup/setup.sh
+
+nightly: setup
+	$(bin)/python -m tests.nightly run $(again) $(each_kernel)
+
+outcomes: setup
+	$(bin)/python -m tests.nightly outcomes $(kernels)
 
 bench: setup
 	$(bin)/pip install --quiet --requirement bench/requirements.txt

@@ -22,7 +22,7 @@ from chaos.errors import NoSpace, UsageError
 from chaos.experiment import load
 from chaos.experiment.model import Experiment
 from chaos.history import file
-from chaos.history.records import History
+from chaos.history.records import FORMAT, History
 from chaos.judge.verdict import RunVerdict
 
 VERDICT_FORMAT = 2  # of verdict.json; 1 had no number, and said held and deviated for kept and broken
@@ -62,12 +62,19 @@ class RunDirectory:
         partial.replace(self.path / "verdict.json")
 
     def read(self) -> tuple[Experiment, History]:
-        """What was carried out, and what happened. Raises `UsageError` if this is no run directory."""
+        """What was carried out, and what happened. Raises `UsageError` if this is no run directory, or one of another
+        format: what a history of another format lacks or means otherwise, nobody here knows."""
         try:
             ordered = self.path / "experiment.json"
             for path in (ordered, self.history):
                 if path.exists() and not path.is_file():  # a pipe would be waited for
                     raise OSError(EINVAL, f"{path.name} is no file")
+            stated = file.format_of(self.history)
+            if stated != FORMAT:
+                raise UsageError(
+                    f"{self.path} has a history of format {stated}, this version reads {FORMAT}",
+                    remedy="judge it with the version of sevchaos that stored it",
+                )
             return load.decode(ordered.read_bytes()), file.read(self.history)
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise UsageError(

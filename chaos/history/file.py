@@ -99,6 +99,12 @@ def read(path: Path) -> History:
     return up_to_damage(records)
 
 
+def format_of(path: Path) -> int:
+    """The format that a history says it has; ours if it does not say. Raises OSError if there is no such file."""
+    with path.open("rb") as lines:
+        return _format_of(lines.readline())
+
+
 def _format_of(line: bytes) -> int:
     """Of a header that cannot be read for what else is in it; ours if it does not say."""
     try:

@@ -12,6 +12,7 @@ import pytest
 
 from chaos.errors import ExitCode
 from chaos.lab.kernel.find import default_kernels
+from tests.nightly.catalogue import against_tables
 
 Sevchaos = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
@@ -49,7 +50,8 @@ def in_lab(sevchaos: Sevchaos) -> Sevchaos:
 
 
 def as_expected(done: subprocess.CompletedProcess[bytes]) -> bytes:
-    """The output of a `sevchaos run --json --accept-known` all of whose runs ended as they should.
+    """The output of a `sevchaos run --json --accept-known` all of whose runs ended as they should: no outcome counts
+    against them, and those of the catalogue came out as the table of outcomes of their kernel says (docs/outcomes.md).
 
     Its assertion shows the verdicts that did not: nobody has the run directories of a CI that failed.
     """
@@ -63,4 +65,8 @@ def as_expected(done: subprocess.CompletedProcess[bytes]) -> bytes:
     ]
     shown = "\n".join(json.dumps(verdict) for verdict in unexpected)
     assert done.returncode == ExitCode.KEPT, f"{done.stderr.decode()}\n{shown}"
+    differences = against_tables(done.stdout, whole=False)
+    shown = "\n".join(str(difference) for difference in differences)
+    print(shown)  # also what is only told
+    assert not any(difference.counts for difference in differences), shown
     return done.stdout

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The part of the catalogue that is carried out here for the table of outcomes alone: with what the other tests carry
+out, every fault strikes on both kernels (but for SLOW, which waits for the night)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.lab.conftest import Sevchaos, as_expected
+
+pytestmark = pytest.mark.lab
+
+STRIKING = (
+    "both-on-one-cpu",
+    "cpu-offline-before-move",
+    "disable-misc-while-charged",
+    "exhausted-sev",
+    "firmware-init-fails",
+    "freeze-destination-in-move",
+    "kill-both-in-move",
+    "kill-cgroup-of-both-in-move",
+    "limit-refuses-move",
+    "lose-source-descriptors",
+    "move-fails-half-locked",
+    "network-flaps-before-move",
+    "oom-destination-in-move",
+    "remove-cgroup-while-charged",
+    "stop-source-in-move",
+    "uncharge-is-slow",
+    "vcpu-thread-ends-in-move",
+)
+"""For each fault that no experiment of another file applies, the one that applies it soonest."""
+SLOW = {"signal-storm": "on a loaded machine its signals keep the kernel from anything else"}
+WITHIN = 900.0  # for all of them, on a machine that is busy with others
+
+
+def test_every_fault_comes_out_as_the_table_says(kernel: str, sevchaos: Sevchaos, tmp_path: Path) -> None:
+    options = ("--kernel", kernel, "--seed", "7", "--json", "--accept-known", "--runs", str(tmp_path))
+    report = as_expected(sevchaos("run", *STRIKING, *options, within=WITHIN))
+    assert [run["experiment"] for run in json.loads(report)] == list(STRIKING)
