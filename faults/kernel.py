@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from chaos.errors import Unsupported, UsageError
-from chaos.fault import Evidence, Fault, Scene, Target
+from chaos.fault import Evidence, Fault, FaultContext, Target
 from chaos.linux.kfault import Action, Event, Happening, Kfault, Refused, Slot, arming
 
 # A call that no run gets to: to hear what the module says to being armed, and strike nobody.
@@ -52,19 +52,19 @@ class _Calls(Fault):
         except UsageError as error:
             raise ValueError(error.message) from error
 
-    def require(self, scene: Scene, target: str) -> None:
-        kfault = scene.kfault()
+    def require(self, ctx: FaultContext, target: str) -> None:
+        kfault = ctx.kfault()
         kfault.require(self.function)
         try:
             kfault.clear(self._arm(kfault, _NEVER, None))
         except Refused as refused:
             raise Unsupported(refused.message, remedy=refused.remedy) from refused
 
-    def apply(self, scene: Scene, target: str) -> None:
-        self._kfault = scene.kfault()
-        self._slot = self._arm(self._kfault, self.nth, scene.vmm(target).pid if target else None)
+    def apply(self, ctx: FaultContext, target: str) -> None:
+        self._kfault = ctx.kfault()
+        self._slot = self._arm(self._kfault, self.nth, ctx.vmms[target].pid if target else None)
 
-    def evidence(self, scene: Scene, target: str) -> Evidence:
+    def evidence(self, ctx: FaultContext, target: str) -> Evidence:
         if self._kfault is None or self._slot is None:
             return Evidence(False, f"nothing was armed in {self.function}")
         calls = self._kfault.told(self._slot, self.STRUCK)
@@ -73,7 +73,7 @@ class _Calls(Fault):
         more = f", and {len(calls) - _SHOWN} more" if len(calls) > _SHOWN else ""
         return Evidence(True, f"{self.function} {self.STRUCK}: {', '.join(map(_told, calls[:_SHOWN]))}{more}")
 
-    def undo(self, scene: Scene, target: str) -> str:
+    def undo(self, ctx: FaultContext, target: str) -> str:
         if self._kfault is None or self._slot is None:
             return "nothing was armed"
         return f"{self.function} is itself again; {self._kfault.clear(self._slot)} calls were counted"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
 from chaos.errors import HostLacks, Unsupported, UsageError
-from chaos.fault import Evidence, Fault, Scene, Target
+from chaos.fault import Evidence, Fault, FaultContext, Target
 from chaos.netns import link, netem, relay, tun
 from chaos.netns.link import End
 from chaos.netns.netem import Impairment, Reading
@@ -79,7 +79,7 @@ class Netem(Fault):
             rate=self.rate * 1000,
         )  # fmt: skip
 
-    def require(self, scene: Scene, target: str) -> None:
+    def require(self, ctx: FaultContext, target: str) -> None:
         lacking = []
         for probe in _PROBES[self.by]:
             try:
@@ -91,11 +91,11 @@ class Netem(Fault):
         remedies = dict.fromkeys(error.remedy for error in lacking)
         raise Unsupported("; ".join(error.message for error in lacking), remedy=", or: ".join(remedies))
 
-    def apply(self, scene: Scene, target: str) -> None:
-        pid = scene.vmm(target).pid
-        for own, other, peer in scene.links(target):
-            out = _Way(own, pid, peer.pid, self._asked("out", scene.chance()))
-            back = _Way(other, peer.pid, pid, self._asked("in", scene.chance()))
+    def apply(self, ctx: FaultContext, target: str) -> None:
+        pid = ctx.vmms[target].pid
+        for own, other, peer in ctx.links(target):
+            out = _Way(own, pid, peer.pid, self._asked("out", ctx.chance()))
+            back = _Way(other, peer.pid, pid, self._asked("in", ctx.chance()))
             if self.by != "relay":
                 try:
                     self._by_netem(way for way in (out, back) if way.asked.effects)
@@ -120,7 +120,7 @@ class Netem(Fault):
                 self._put.remove(put)
                 raise
 
-    def evidence(self, scene: Scene, target: str) -> Evidence:
+    def evidence(self, ctx: FaultContext, target: str) -> Evidence:
         """Each effect must have been met on at least one of the links."""
         told = [put.told() for put in self._put]
         met = {effect for effects, _ in told for effect in effects}
@@ -129,7 +129,7 @@ class Netem(Fault):
         missed = sorted(wanted - met)
         return Evidence(None if missed else True, details + (f"; not met: {', '.join(missed)}" if missed else ""))
 
-    def undo(self, scene: Scene, target: str) -> str:
+    def undo(self, ctx: FaultContext, target: str) -> str:
         for put in self._put:
             put.take_off()
         return "the links are as they were"
@@ -283,17 +283,17 @@ class Partition(Fault):
     def __post_init__(self) -> None:
         self._netem.by = self.by
 
-    def require(self, scene: Scene, target: str) -> None:
-        self._netem.require(scene, target)
+    def require(self, ctx: FaultContext, target: str) -> None:
+        self._netem.require(ctx, target)
 
-    def apply(self, scene: Scene, target: str) -> None:
-        self._netem.apply(scene, target)
+    def apply(self, ctx: FaultContext, target: str) -> None:
+        self._netem.apply(ctx, target)
 
-    def evidence(self, scene: Scene, target: str) -> Evidence:
-        return self._netem.evidence(scene, target)
+    def evidence(self, ctx: FaultContext, target: str) -> Evidence:
+        return self._netem.evidence(ctx, target)
 
-    def undo(self, scene: Scene, target: str) -> str:
-        return self._netem.undo(scene, target)
+    def undo(self, ctx: FaultContext, target: str) -> str:
+        return self._netem.undo(ctx, target)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -313,8 +313,8 @@ class LinkFlap(Fault):
         if not 1 <= self.times <= 100:
             raise ValueError(f"times is 1 to 100, not {self.times}")
 
-    def apply(self, scene: Scene, target: str) -> None:
-        for own, _, _ in scene.links(target):
+    def apply(self, ctx: FaultContext, target: str) -> None:
+        for own, _, _ in ctx.links(target):
             if relay.is_on(own):
                 raise OSError(EBUSY, "packets go by a relay, and not by the link")
             for _ in range(self.times):
@@ -324,13 +324,13 @@ class LinkFlap(Fault):
                 link.wait_running(own)
                 self._seen.append(down and link.look(own).up)
 
-    def evidence(self, scene: Scene, target: str) -> Evidence:
+    def evidence(self, ctx: FaultContext, target: str) -> Evidence:
         return Evidence(
             bool(self._seen) and all(self._seen), f"{sum(self._seen)} of {len(self._seen)} times down and up"
         )
 
-    def undo(self, scene: Scene, target: str) -> str:
-        for own, _, _ in scene.links(target):
+    def undo(self, ctx: FaultContext, target: str) -> str:
+        for own, _, _ in ctx.links(target):
             with contextlib.suppress(OSError):  # the namespace has gone with its VMM
                 link.set_up(own, True)
         return "the links are up"

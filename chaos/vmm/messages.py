@@ -300,6 +300,11 @@ Harm = Inside | Shown | Handled | EndThread | Eat | Press | MayLock | PunchOut
 Question = Sample | Ask | Fill | ArmPage | PutPage | Harm
 
 
+def name_of(message: Operation | Question) -> str:
+    """What it is called in the history, or where it is in none, in a sentence."""
+    return str(message.__struct_config__.tag)
+
+
 class Start(msgspec.Struct, frozen=True, kw_only=True):
     """An operation is to make its system call when a gate opens (`chaos.native.gate`), whose descriptor comes last. It
     is number `place` of those, beside `others`."""

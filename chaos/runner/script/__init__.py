@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Carrying out a script, step by step.
 
-A step is a function of the actor; the table below says which is whose. Operations that the kernel refuses are answers,
-and the script goes on: what they mean is for the checkers. What makes the rest of a script meaningless (a launch that
-fails, a guest that does not count, a hold that is not reached) raises `StepFailed`.
+A step is a function of the executor; the table below says which is whose. Operations that the kernel refuses are
+answers, and the script goes on: what they mean is for the checkers. What makes the rest of a script meaningless (a
+launch that fails, a guest that does not count, a hold that is not reached) raises `StepFailed`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from typing import Any
 
 from chaos.errors import Unsupported
 from chaos.experiment import steps as s
-from chaos.fault import find
-from chaos.runner.fault_context import Scene
+from chaos.fault import FaultContext, find, naming_successors
 from chaos.runner.script import concurrent, faults, holds, moves, observe, running, vms
-from chaos.runner.script.executor import Actor
+from chaos.runner.script.executor import Executor
 from chaos.runner.vmms import StepFailed
 
-_STEPS: dict[type, Callable[[Actor, Any], None]] = {
+_STEPS: dict[type, Callable[[Executor, Any], None]] = {
     s.Launch: vms.launch,
     s.Create: vms.create,
     s.Call: vms.call,
@@ -34,9 +33,9 @@ _STEPS: dict[type, Callable[[Actor, Any], None]] = {
     s.Pause: running.pause,
     s.Storm: running.storm,
     s.Calm: running.calm,
-    s.Migrate: lambda actor, step: moves.migrate(actor, step, carry_out),
+    s.Migrate: lambda executor, step: moves.migrate(executor, step, carry_out),
     s.Move: moves.move,
-    s.Together: lambda actor, step: concurrent.together(actor, step, carry_out),
+    s.Together: lambda executor, step: concurrent.together(executor, step, carry_out),
     s.Join: moves.join,
     s.Arm: holds.arm,
     s.Hold: holds.hold,
@@ -49,34 +48,35 @@ _STEPS: dict[type, Callable[[Actor, Any], None]] = {
 }
 
 
-def perform(actor: Actor) -> None:
-    """Carry the experiment's script out. Raises `StepFailed`, having said which step it was."""
-    script = actor.stage.experiment.script
+def perform(executor: Executor, script: tuple[s.Step, ...]) -> None:
+    """Carry a script out. Raises `StepFailed`, having said which step it was."""
     for number, step in enumerate(script):
-        actor.stage.fleet.step = number
+        executor.log.step = number
         try:
-            carry_out(actor, step)
+            carry_out(executor, step)
         except StepFailed as failed:
             name = step.__struct_config__.tag
             raise StepFailed(f"step {number} ({name}): {failed}", step=number) from failed
-    actor.stage.fleet.step = len(script)
+    executor.log.step = len(script)
 
 
-def require_all(scene: Scene, *, shared: bool) -> None:
-    """Whether the host can do what the script's faults and holds want, and may have it done to it: on a `shared` one
+def require_all(script: tuple[s.Step, ...], ctx: FaultContext) -> None:
+    """Whether the host can do what the script's faults and holds want, and may have it done to it: on a shared one
     nothing is touched that others need. Raises `Unsupported`, `UsageError`."""
-    if shared and (mirror := moved_mirror(scene.stage.experiment.script)):
+    shared = ctx.shared
+    if shared and (mirror := moved_mirror(script)):
         raise _theirs_too(f"a move of the mirror {mirror} may cost the host an ASID until its next boot (finding 0004)")
-    for _, step in s.walk(scene.stage.experiment.script):
+    for _, step in s.walk(script):
         if isinstance(step, s.Strike):
             fault = find(step.fault, step.options)
             if shared and not step.target:
                 raise _theirs_too(f"the fault {step.fault} strikes the whole host")
-            fault.require(scene, step.target)
+            with naming_successors(ctx):
+                fault.require(ctx, step.target)
         elif isinstance(step, s.Arm):
             if shared and step.kernel is not None and step.kernel.vmm is None:
                 raise _theirs_too(f"the hold {step.hold} stops whoever calls {step.kernel.function}")
-            holds.require(scene, step)
+            holds.require(ctx, step)
 
 
 def moved_mirror(script: tuple[s.Step, ...]) -> str:
@@ -97,6 +97,6 @@ def _theirs_too(what: str) -> Unsupported:
     return Unsupported(f"{what}, and this one is shared with others", remedy="use a host of its own, or the lab")
 
 
-def carry_out(actor: Actor, step: s.Step) -> None:
+def carry_out(executor: Executor, step: s.Step) -> None:
     """One step, also one inside another. Raises `StepFailed`, and what a fault or a hold cannot do here."""
-    _STEPS[type(step)](actor, step)
+    _STEPS[type(step)](executor, step)

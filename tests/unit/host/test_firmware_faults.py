@@ -46,7 +46,7 @@ def patience(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def scene(played: Played, patience: Path) -> Any:
+def ctx(played: Played, patience: Path) -> Any:
     platform = SimpleNamespace(status=lambda: SimpleNamespace(state=int(patience.read_text())))
     return SimpleNamespace(firmware=Failpoints(played, 1, platform, patience))  # type: ignore[arg-type]
 
@@ -57,34 +57,34 @@ def strike(plan: str, **options: object) -> faults.Firmware:
     return found
 
 
-def test_a_fault_follows_its_plan_until_it_is_undone(played: Played, scene: Any, patience: Path) -> None:
+def test_a_fault_follows_its_plan_until_it_is_undone(played: Played, ctx: Any, patience: Path) -> None:
     found = strike("NOP=skip; INIT#2=stall")
-    assert found.evidence(scene, "").struck is False, "it was not applied"
-    found.apply(scene, "")
+    assert found.evidence(ctx, "").struck is False, "it was not applied"
+    found.apply(ctx, "")
     played.points = (Point(failpoint="NOP=skip", count=1, first=1_500_000_000, last=1_500_000_000),)
     played.points += (Point(failpoint="INIT#2=stall", count=0),)
-    seen = found.evidence(scene, "")
+    seen = found.evidence(ctx, "")
     assert seen.struck is None, "not yet: each of them must"
     assert seen.detail == "NOP=skip struck at 1.500000; INIT#2=stall did not strike"
     played.points = (Point(failpoint="NOP=skip", count=3, first=1, last=2_000_000_000),)
-    seen = found.evidence(scene, "")
+    seen = found.evidence(ctx, "")
     assert seen.struck is True
     assert seen.detail == "NOP=skip struck 3 times, from 0.000000 to 2.000000"
-    assert scene.firmware.may_stall
-    found.undo(scene, "")
-    assert not scene.firmware.may_stall
+    assert ctx.firmware.may_stall
+    found.undo(ctx, "")
+    assert not ctx.firmware.may_stall
     assert [type(question) for question in played.asked] == [Arm, Look, Look, Withdraw]
     assert patience.read_text() == "100\n", "nothing in the plan needs the driver to give up"
 
 
 @pytest.mark.parametrize(("options", "seconds"), [({}, 2), ({"patience": 7}, 7)])
 def test_the_driver_is_made_impatient_with_the_dead(
-    options: dict[str, object], seconds: int, played: Played, scene: Any, patience: Path
+    options: dict[str, object], seconds: int, played: Played, ctx: Any, patience: Path
 ) -> None:
     found = strike("NOP=dead", **options)
-    found.apply(scene, "")
+    found.apply(ctx, "")
     assert int(patience.read_text()) == seconds
-    found.undo(scene, "")
+    found.undo(ctx, "")
     assert int(patience.read_text()) == 100
     assert isinstance(played.asked[0], Arm), "and the driver has looked at the parameter before the plan is in force"
 

@@ -12,7 +12,7 @@ from chaos.errors import UsageError
 from chaos.fault import find
 from chaos.netns import netem
 from chaos.netns.netem import Impairment, Reading
-from chaos.runner import fault_context as scenes
+from chaos.runner.fault_context import RunContext
 from faults import network
 from faults.network import LinkFlap, Netem
 
@@ -40,14 +40,15 @@ class Someone:
     pid = os.getpid()
 
 
-class Scene:
+class Context:
     """One link, on which `readings` are what netem says of each end, one after the other."""
 
     def chance(self) -> int:
         return 7
 
-    def vmm(self, name: str) -> Someone:
-        return Someone()
+    @property
+    def vmms(self) -> dict[str, Someone]:
+        return {"source": Someone()}
 
     def links(self, vmm: str) -> tuple[Any, ...]:
         return (("own", "other", Someone()),)
@@ -69,8 +70,8 @@ def struck(monkeypatch: pytest.MonkeyPatch, fault: Netem, counts: tuple[int, int
     monkeypatch.setattr(netem, "apply", apply)
     monkeypatch.setattr(netem, "read", lambda end: reading(asked[0], **after))
     monkeypatch.setattr(network, "_counts", lambda sender, receiver: next(snmp))
-    fault.apply(Scene(), "source")  # type: ignore[arg-type]
-    return fault.evidence(Scene(), "source").struck  # type: ignore[arg-type]
+    fault.apply(Context(), "source")  # type: ignore[arg-type]
+    return fault.evidence(Context(), "source").struck  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -95,8 +96,8 @@ def test_only_what_packets_have_met_is_proof(
 
 
 def test_what_was_never_applied_has_no_proof() -> None:
-    assert Netem(loss=5).evidence(Scene(), "source").struck is None  # type: ignore[arg-type]
-    assert LinkFlap().evidence(Scene(), "source").struck is False  # type: ignore[arg-type]
+    assert Netem(loss=5).evidence(Context(), "source").struck is None  # type: ignore[arg-type]
+    assert LinkFlap().evidence(Context(), "source").struck is False  # type: ignore[arg-type]
 
 
 def test_the_ip_layers_counters_are_read() -> None:
@@ -107,8 +108,8 @@ def test_the_ip_layers_counters_are_read() -> None:
 
 def test_what_is_left_to_chance_follows_from_the_runs_seed() -> None:
     def drawn(seed: int) -> list[int]:
-        scene = scenes.Scene(None, None, None, None, seed=seed)  # type: ignore[arg-type]
-        return [scene.chance() for _ in range(3)]
+        ctx = RunContext(None, None, None, None, None, None, None, seed=seed)  # type: ignore[arg-type]
+        return [ctx.chance() for _ in range(3)]
 
     assert drawn(5) == drawn(5) != drawn(6)
     assert len({*drawn(5), *drawn(6)}) == 6
