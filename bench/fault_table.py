@@ -30,7 +30,7 @@ import experiments
 from chaos import fault
 from chaos.cli.explain_verb import describe
 from chaos.experiment import load, model
-from chaos.experiment.steps import Strike, walk
+from chaos.experiment.steps import FaultStep, walk
 from chaos.history import file
 from chaos.history.records import Fault
 
@@ -164,7 +164,7 @@ def _catalogue() -> dict[str, model.Experiment]:
 
 def _applies(title: str, name: str) -> bool:
     steps = (step for _, step in walk(_catalogue()[title].script))
-    return any(isinstance(step, Strike) and step.fault == name for step in steps)
+    return any(isinstance(step, FaultStep) and step.fault == name for step in steps)
 
 
 def _carried_out(titles: Iterable[str], kernel: str, runs: str, *, withhold: Iterable[str] = ()) -> dict[str, Run]:

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import inspect
 
 T = TypeVar("T")
-Place = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 
 
 class Wrong(Exception):
@@ -62,9 +62,9 @@ def _explained(data: Any, kind: type, said: str) -> Wrong:
 # -- where ------------------------------------------------------------------------------------------------
 
 
-def _place(data: Any, kind: type, said: str, where: str, *, key: bool) -> Place:
+def _place(data: Any, kind: type, said: str, where: str, *, key: bool) -> KeyPath:
     """The place that msgspec names, with what it leaves out: the keys of maps."""
-    place: Place = ()
+    place: KeyPath = ()
     parts = [name or number for name, number in re.findall(r"\.([^.\[\]]+)|\[([^\]]*)\]", where)]
     for part in (*parts, *(["..."] if key else [])):
         if part == "...":
@@ -74,7 +74,7 @@ def _place(data: Any, kind: type, said: str, where: str, *, key: bool) -> Place:
     return place
 
 
-def _key_at(data: Any, kind: type, said: str, place: Place) -> str:
+def _key_at(data: Any, kind: type, said: str, place: KeyPath) -> str:
     """Which key of the map at `place` it is: that which is as wrong alone."""
     whole = _value_at(data, place)
     for key in whole:
@@ -86,7 +86,7 @@ def _key_at(data: Any, kind: type, said: str, place: Place) -> str:
     return "..."
 
 
-def _with(data: Any, place: Place, value: Any) -> Any:
+def _with(data: Any, place: KeyPath, value: Any) -> Any:
     """The data with another value at that place."""
     if not place:
         return value
@@ -96,13 +96,13 @@ def _with(data: Any, place: Place, value: Any) -> Any:
     return copy
 
 
-def _value_at(data: Any, place: Place) -> Any:
+def _value_at(data: Any, place: KeyPath) -> Any:
     for part in place:
         data = data[part]
     return data
 
 
-def _written(place: Place) -> str:
+def _written(place: KeyPath) -> str:
     """As a user would look for it; odd characters are escaped."""
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part:.60}" for part in place).removeprefix(".")
     return text.encode("unicode_escape").decode()
@@ -125,7 +125,7 @@ def _plain(problem: str) -> str:
 # -- what is allowed --------------------------------------------------------------------------------------
 
 
-def _type_at(data: Any, kind: type, place: Place) -> inspect.Type:
+def _type_at(data: Any, kind: type, place: KeyPath) -> inspect.Type:
     found = _bare(inspect.type_info(kind))
     for part in place:
         found, data = _below(found, part, data), data[part]

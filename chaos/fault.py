@@ -34,7 +34,7 @@ from chaos.errors import UsageError
 from chaos.history.records import Done, Value
 from chaos.kvm.sev import Platform
 from chaos.linux.kfault import Kfault
-from chaos.netns.link import End
+from chaos.netns.link import LinkEnd
 from chaos.vmm.messages import Question
 
 GROUP = "sevchaos.faults"
@@ -249,7 +249,7 @@ class FaultContext(Protocol):
         """Have the cgroup get a controller from those above it until the run is over. Raises OSError: EBUSY if somebody
         lives in one of those."""
 
-    def links(self, vmm: str) -> tuple[tuple[End, End, Victim], ...]:
+    def links(self, vmm: str) -> tuple[tuple[LinkEnd, LinkEnd, Victim], ...]:
         """The links between this VMM and those that it migrates with: its own end, the other's, and whose that is."""
 
     def wait(self, happened: Callable[[], bool], within: float, what: str) -> bool:

@@ -20,7 +20,7 @@ from typing import ClassVar, Literal, Protocol
 from chaos.errors import HostLacks, Unsupported, UsageError
 from chaos.fault import Evidence, Fault, FaultContext, Target
 from chaos.netns import link, netem, relay, tun
-from chaos.netns.link import End
+from chaos.netns.link import LinkEnd
 from chaos.netns.netem import Impairment, Reading
 from chaos.netns.relay import Relay, Told
 
@@ -149,7 +149,7 @@ class _Put(Protocol):
 class _Way:
     """One direction of a link: what leaves by `end`. `sender` and `receiver` are processes in the two namespaces."""
 
-    end: End
+    end: LinkEnd
     sender: int
     receiver: int
     asked: Impairment
@@ -234,7 +234,7 @@ def _met(told: Told, wrong: int | None) -> set[str]:
     return {*waited, *(effect for effect, count in others.items() if count)}
 
 
-def _accounts(end: End, told: Told, wrong: int | None) -> str:
+def _accounts(end: LinkEnd, told: Told, wrong: int | None) -> str:
     counts = told.counts
     text = (
         f"relay of {end}: {counts.taken} packets taken, {counts.given} given, {counts.dropped} dropped, "

@@ -15,7 +15,7 @@ import msgspec
 
 import experiments
 from chaos import fault
-from chaos.cli.common import DEFAULT_KERNEL, Asids, Memory, firmware_option, say, silent
+from chaos.cli.common import DEFAULT_KERNEL, Asids, MemoryOption, firmware_option, say, silent
 from chaos.cli.reporting import chosen, format_option, show
 from chaos.controller.campaign import Tell, _all, _Plan, _stints
 from chaos.controller.carry_out import Conducted
@@ -24,7 +24,7 @@ from chaos.controller.lab_host import LabHost
 from chaos.controller.local_host import LocalHost
 from chaos.errors import UsageError
 from chaos.experiment.model import Experiment
-from chaos.experiment.steps import Strike
+from chaos.experiment.steps import FaultStep
 from chaos.judge import findings, verdict
 
 
@@ -76,7 +76,7 @@ from chaos.judge import findings, verdict
 )
 @click.option("--asids", type=Asids(), default="8:7", show_default=True, help="ASIDs of the lab.")
 @click.option("--cpus", type=click.IntRange(1, 64), default=2, show_default=True, help="CPUs of the lab.")
-@click.option("--memory", type=Memory(), default="1G", show_default=True, help="Memory of the lab.")
+@click.option("--memory", type=MemoryOption(), default="1G", show_default=True, help="Memory of the lab.")
 @click.option("--cold", is_flag=True, help="Boot the lab for every run.")
 @click.option(
     "--repeat",
@@ -161,7 +161,7 @@ def run_(
 
 def _with_firmware(experiment: Experiment, plan: str) -> Experiment:
     """The experiment with a firmware that follows a plan from the first step on."""
-    strike = Strike(fault="firmware", options={"plan": plan})
+    strike = FaultStep(fault="firmware", options={"plan": plan})
     return msgspec.structs.replace(experiment, script=(strike, *experiment.script))
 
 

@@ -12,7 +12,7 @@ from typing import TextIO
 from chaos.controller.console import SerialConsole, unsaid
 from chaos.controller.directory import RunDirectory
 from chaos.controller.host import Session, last_words
-from chaos.controller.host_description import Host as Description
+from chaos.controller.host_description import HostDescription
 from chaos.errors import SevchaosError
 from chaos.experiment.model import Experiment
 from chaos.history import file
@@ -39,7 +39,7 @@ async def conduct(
     experiment: Experiment,
     *,
     seed: int,
-    where: Description,
+    where: HostDescription,
     runs: Path,
     timeout: float,
     known: tuple[Finding, ...],

@@ -15,10 +15,10 @@ from chaos.errors import HostLacks, Unsupported
 from chaos.kvm.numbers import IOCTL_NAMES
 from chaos.linux.kfault import Kfault
 from chaos.linux.loop import LOOK_AGAIN, Loop, TimedOut
-from chaos.netns.link import End
+from chaos.netns.link import LinkEnd
 from chaos.runner.cgroups import CgroupTree
 from chaos.runner.guests import Guests
-from chaos.runner.holds.failpoints import Failpoints
+from chaos.runner.holds.failpoints import RunFailpoints
 from chaos.runner.vmms import VmmProcess, VmmProcesses
 from chaos.safety.warden import Warden
 from chaos.seed import split
@@ -36,7 +36,7 @@ class RunContext:
     vms: Guests
     cgroups: CgroupTree
     host: Warden
-    firmware: Failpoints
+    firmware: RunFailpoints
     loop: Loop
     stack: ExitStack
     shared: bool = False
@@ -71,7 +71,7 @@ class RunContext:
             self.stack.callback(self._kfault.close)
         return self._kfault
 
-    def links(self, vmm: str) -> tuple[tuple[End, End, VmmProcess], ...]:
+    def links(self, vmm: str) -> tuple[tuple[LinkEnd, LinkEnd, VmmProcess], ...]:
         ends = self.vms.network.interfaces
         return tuple((ends[at].end, ends[at[::-1]].end, self.vmms[at[1]]) for at in ends if at[0] == vmm)
 

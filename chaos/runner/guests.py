@@ -14,15 +14,26 @@ from chaos.linux.fd import OwnedFd
 from chaos.linux.seqpacket import memory_file
 from chaos.runner.cgroups import CgroupTree
 from chaos.runner.network import Network
-from chaos.runner.storms import Storm
 from chaos.runner.vmms import PendingOperation, StepFailed, VmmProcess, VmmProcesses
-from chaos.vmm import guest, messages
-from chaos.vmm.messages import Close, Create, CreateVcpu, Init, LoseFd, Operation, Pause, Run, SetMemory, name_of
+from chaos.vmm import guest
+from chaos.vmm.messages import (
+    AddVcpu,
+    Close,
+    Create,
+    Init,
+    LoseDescriptor,
+    Operation,
+    Pause,
+    RunVcpus,
+    SetMemory,
+    name_of,
+)
 
 
 @dataclass(slots=True, eq=False)
 class Guest:
-    """A VM of the experiment. `every` is how often its guest leaves while it runs, None while it does not."""
+    """A VM of the experiment. `every` is how often its guest leaves while it runs, None while it does not. `kept_out`
+    is why its vCPUs may not enter the guest now, "" if they may. `before_close` ends what uses its descriptors."""
 
     name: str
     spec: Vm
@@ -30,6 +41,8 @@ class Guest:
     created: bool = False
     lane: int = 0
     every: int | None = None
+    kept_out: str = ""
+    before_close: Callable[[], None] | None = None
 
     @property
     def running(self) -> bool:
@@ -120,12 +133,11 @@ class Guests:
         return done
 
     def enter(self, guest: Guest, every: int, *, phase: str = "") -> Done:
-        """Raises `StepFailed` if a storm wants its vCPUs to stay out of the guest."""
-        storm = guest.vmm.storms.get(guest.name)
-        if storm is not None and storm.wants_still:
-            raise StepFailed(f"the calls of the storm on {guest.name} want its vCPUs out of the guest")
+        """Raises `StepFailed` if its vCPUs are to stay out of the guest."""
+        if guest.kept_out:
+            raise StepFailed(guest.kept_out)
         boards = guest.vmm.watch(guest.name, guest.spec.vcpus)
-        done = self.do(guest, Run(vm=guest.name, every=every), phase=phase, fds=boards)
+        done = self.do(guest, RunVcpus(vm=guest.name, every=every), phase=phase, fds=boards)
         if done.outcome == "ok":
             guest.every = every
         return done
@@ -136,41 +148,18 @@ class Guests:
         guest.vmm.unwatch(guest.name)
         return done
 
-    def storm(self, guest: Guest, calls: tuple[str, ...], threads: int) -> None:
-        """Let a storm begin. Raises `StepFailed`."""
-        if guest.name in guest.vmm.storms:
-            raise StepFailed(f"there is a storm on {guest.name} already")
-        storm = Storm.prepare(guest.name, calls, threads)
-        if storm.wants_still and guest.running:
-            storm.memory.close()
-            raise StepFailed(f"{guest.name} runs, and these calls want its vCPUs out of the guest")
-        guest.vmm.storms[guest.name] = storm  # if the process ends now, what came of it is told with its end
-        try:
-            self.must(guest, messages.Storm(vm=guest.name, threads=threads, calls=calls), fds=(storm.memory.number,))
-        except StepFailed:
-            if guest.vmm.storms.pop(guest.name, None):
-                storm.memory.close()
-            raise
-
-    def calm(self, guest: Guest) -> None:
-        """End the storm on a VM, and record what came of it. Raises `StepFailed`."""
-        if guest.name not in guest.vmm.storms:
-            raise StepFailed(f"there is no storm on {guest.name}")
-        self.must(guest, messages.Calm(vm=guest.name))
-        self.vmms.storm_over(guest.vmm, guest.name)
-
     def close_aside(self, guest: Guest) -> None:
         """Let it be closed and go on. Its agent knows no such VM from then on. Raises `StepFailed` as `close` does."""
-        if guest.name in guest.vmm.storms:
-            self.calm(guest)
+        if guest.before_close is not None:
+            guest.before_close()
         self.under_way[guest.name] = self.vmms.invoke(guest.vmm, Close(vm=guest.name), aside=True)
         guest.created, guest.every = False, None
         guest.vmm.unwatch(guest.name)
 
     def close(self, guest: Guest) -> Done:
-        """Raises `StepFailed` if a storm on it does not end."""
-        if guest.name in guest.vmm.storms:
-            self.calm(guest)
+        """Raises `StepFailed` if what is to end before that does not."""
+        if guest.before_close is not None:
+            guest.before_close()
         done = self.do(guest, Close(vm=guest.name))
         guest.created = done.outcome != "ok"
         guest.every = None
@@ -206,7 +195,7 @@ class Guests:
 
     def lose_fd(self, vm: str, fd: str) -> Done:
         """Have a descriptor closed behind the back of the VM's VMM: "vm", "vcpu 0" or "sev"."""
-        return self.do(self[vm], LoseFd(vm=vm, fd=fd))
+        return self.do(self[vm], LoseDescriptor(vm=vm, fd=fd))
 
     def set_memory(self, vm: str, there: bool) -> Done:
         """Have the VM's memory slot put there or taken away."""
@@ -214,7 +203,7 @@ class Guests:
 
     def add_vcpu(self, vm: str, id: int, then: Callable[[], None]) -> PendingOperation:
         """Have the VM's VMM create a vCPU that nobody drives, and go on. `then` is called when that is over."""
-        pending = self.vmms.invoke(self.vmm_of(vm), CreateVcpu(vm=vm, id=id, bare=True), aside=True)
+        pending = self.vmms.invoke(self.vmm_of(vm), AddVcpu(vm=vm, id=id, bare=True), aside=True)
         pending.then = then
         return pending
 

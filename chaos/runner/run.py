@@ -19,7 +19,7 @@ from chaos.native import library
 from chaos.runner.cgroups import CgroupTree
 from chaos.runner.fault_context import RunContext
 from chaos.runner.guests import Guests
-from chaos.runner.holds.failpoints import Failpoints
+from chaos.runner.holds.failpoints import RunFailpoints
 from chaos.runner.network import Network, between
 from chaos.runner.observer import Observer
 from chaos.runner.operations import OperationLog
@@ -50,7 +50,7 @@ class Interrupted(Exception):
 
 
 @dataclass(slots=True)
-class Run:
+class ExperimentRun:
     """One run. What has to be undone is on `stack`, in the order of what depends on what."""
 
     order: Order
@@ -190,7 +190,7 @@ class Run:
     ) -> None:  # fmt: skip
         """The run between its two fillings and its two observations."""
         group = claimed.cgroup
-        firmware = Failpoints(self.outside, self.order.seed, platform)
+        firmware = RunFailpoints(self.outside, self.order.seed, platform)
         # On a shared host its count is of everybody's guests, and tells nothing of ours.
         asked = None if self.order.shared else platform
         observer = Observer(

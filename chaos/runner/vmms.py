@@ -26,7 +26,6 @@ from chaos.linux.seqpacket import Channel, Ended
 from chaos.native import VcpuThread, read_vcpu
 from chaos.netns.space import Namespace
 from chaos.runner.operations import OperationLog
-from chaos.runner.storms import Storm
 from chaos.vmm.messages import (
     FROM_AGENT,
     Begun,
@@ -84,7 +83,7 @@ class PendingOperation:
 class VmmProcess:
     """A VMM process as the runner holds it; what a fault is given as its victim.
 
-    `boards` are the memory files of vCPUs that are in the guest, by VM, and `storms` those that are under way.
+    `boards` are the memory files of vCPUs that are in the guest, by VM. `at_end` is called when it has ended, by VM.
     """
 
     name: str
@@ -97,7 +96,7 @@ class VmmProcess:
     status: int | None = None
     pending: dict[int, PendingOperation] = field(default_factory=dict)
     boards: dict[str, tuple[OwnedFd, ...]] = field(default_factory=dict)
-    storms: dict[str, Storm] = field(default_factory=dict)
+    at_end: dict[str, Callable[[], None]] = field(default_factory=dict)
     _memlock: int | None = None
 
     def watch(self, vm: str, vcpus: int) -> tuple[int, ...]:
@@ -357,10 +356,5 @@ class VmmProcesses:
             vmm.unwatch(vm)
         if vmm.recorded:
             self._log.write(Exited(t=self._log.now(), agent=vmm.name, pid=vmm.pid, status=vmm.status, last_ticks=last))
-        for vm in tuple(vmm.storms):
-            self.storm_over(vmm, vm)
-
-    def storm_over(self, vmm: VmmProcess, vm: str) -> None:
-        """Record what came of a storm whose threads have ended."""
-        storm = vmm.storms.pop(vm)
-        self._log.write(storm.over(t=self._log.now(), agent=vmm.name, step=self._log.step))
+        for last_word in tuple(vmm.at_end.values()):
+            last_word()

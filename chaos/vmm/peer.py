@@ -37,7 +37,7 @@ from chaos.vmm.messages import (
     LetGo,
     Received,
     Said,
-    State,
+    SentState,
     Taken,
     VcpuStates,
 )
@@ -46,7 +46,7 @@ from chaos.vmm.stream import Stream
 # How long the destination waits for a descriptor that the source was told to send before. No network is in between.
 DESCRIPTOR_WITHIN = 20.0
 
-T = TypeVar("T", Greeting, State, Received, Taken, LetGo)
+T = TypeVar("T", Greeting, SentState, Received, Taken, LetGo)
 
 
 class Peer:
@@ -104,12 +104,12 @@ class Peer:
 
     def send_state(self, states: VcpuStates, *, within: float) -> None:
         """It is with the other end when this returns. Raises OSError."""
-        self._say(State(vcpus=states), "send the state of the vCPUs", within)
+        self._say(SentState(vcpus=states), "send the state of the vCPUs", within)
         self._hear(Received, "hear that the state of the vCPUs arrived", within)
 
     def receive_state(self, extent: state.Extent, *, within: float) -> VcpuStates:
         """Kept for `take_state`. Raises OSError."""
-        states = self._hear(State, "receive the state of the vCPUs", within).vcpus
+        states = self._hear(SentState, "receive the state of the vCPUs", within).vcpus
         for number, parts in enumerate(states):
             wrong = state.wrong(parts, extent)
             if wrong:

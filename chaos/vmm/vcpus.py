@@ -15,7 +15,7 @@ from itertools import zip_longest
 from chaos.errors import InternalError
 from chaos.kvm.call import KernelError
 from chaos.kvm.structs import GENERAL, Regs
-from chaos.kvm.vcpu import Vcpu
+from chaos.kvm.vcpu import KvmVcpu
 from chaos.native import Left, RunningVcpu, Seen, VcpuThread, Why
 from chaos.vmm import guest
 
@@ -30,7 +30,7 @@ _NOTHING = Seen(ticks=0, stale=0, first_tick=0, last_tick=0, sound=0, exits=0)
 class Driver:
     """Drives one vCPU. One thread at a time calls its methods."""
 
-    def __init__(self, vcpu: Vcpu) -> None:
+    def __init__(self, vcpu: KvmVcpu) -> None:
         self._vcpu = vcpu
         self._running: RunningVcpu | None = None
         self._seen = _NOTHING
@@ -147,7 +147,7 @@ class Driver:
 class Team:
     """All vCPUs of a VM, in and out of the guest together."""
 
-    def __init__(self, vcpus: Sequence[Vcpu]) -> None:
+    def __init__(self, vcpus: Sequence[KvmVcpu]) -> None:
         self._drivers = [Driver(vcpu) for vcpu in vcpus]
 
     @property

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from chaos.experiment.model import Experiment
-from chaos.experiment.steps import Migrate, Move, Moves, walk
+from chaos.experiment.steps import MigrateStep, MovesStep, MoveStep, walk
 from chaos.history.reading import charged
 from chaos.history.records import History, Observation, Traced
 from chaos.judge.evidence import Evidence
@@ -34,7 +34,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
     if evidence.ledger.lost:
         return unknown(PROMISE, f"what must be charged cannot be told: {evidence.ledger.lost}")
     charged = [entry for entry in evidence.observations if shows_charge(entry)]
-    if any(isinstance(step, Move | Moves | Migrate) for _, step in walk(experiment.script)):
+    if any(isinstance(step, MoveStep | MovesStep | MigrateStep) for _, step in walk(experiment.script)):
         if not evidence.moves:
             return unknown(PROMISE, f"{evidence.untried}, so no charge had to follow one")
         if evidence.settled is None:

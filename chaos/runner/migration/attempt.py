@@ -2,7 +2,7 @@
 """One attempt to hand a guest over, phase by phase; `chaos.runner.migration` has the table.
 
 Whoever fails says so in an answer, which is recorded like any other, and ends the attempt. What is left of it then is
-an `Ended`: who has the guest, by what the two VMMs have answered and not by what should be.
+an `AttemptEnded`: who has the guest, by what the two VMMs have answered and not by what should be.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from chaos.vmm.messages import (
 # A guest that is back counts at once; this is for a machine in trouble. No time is measured with it.
 TICK_WITHIN = 10.0
 
-Outcome = Literal["committed", "aborted", "refused", "lost"]
+AttemptOutcome = Literal["committed", "aborted", "refused", "lost"]
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class AttemptEnded:
     """How an attempt ended, and in which phase. `guest` is the VM that has the guest, "" if it is lost; `why` what
     failed, "" if nothing did. `stood` is how long each vCPU stood still, in ns, as far as that could be seen."""
 
-    outcome: Outcome
+    outcome: AttemptOutcome
     phase: str
     guest: str
     why: str = ""
@@ -75,7 +75,7 @@ class Attempt:
     phase: str = ""
     last_ticks: tuple[int, ...] = field(default=())
 
-    def carry_out(self) -> Ended:
+    def carry_out(self) -> AttemptEnded:
         """Raises `StepFailed` if a VMM does not answer at all."""
         self.every = self.source.every
         try:
@@ -86,7 +86,7 @@ class Attempt:
             return self._after_the_move()
         except PhaseFailed as failed:
             self._disconnect()
-            return Ended("lost", self.phase, "", str(failed))
+            return AttemptEnded("lost", self.phase, "", str(failed))
 
     # -- the phases ---------------------------------------------------------------------------------------
 
@@ -109,7 +109,7 @@ class Attempt:
         self._begin("move")
         self._do(destination, Move(vm=destination.name, source=source.name))
 
-    def _after_the_move(self) -> Ended:
+    def _after_the_move(self) -> AttemptEnded:
         """The source is dead, and there is no way back."""
         destination = self.destination
         if self._carries_state:
@@ -121,8 +121,8 @@ class Attempt:
         self._begin("commit")
         why = self._commit()
         if not destination.vmm.alive:
-            return Ended("lost", self.phase, "", why)
-        return Ended("committed", self.phase, destination.name, why, self._stood(destination))
+            return AttemptEnded("lost", self.phase, "", why)
+        return AttemptEnded("committed", self.phase, destination.name, why, self._stood(destination))
 
     def _connect(self) -> None:
         source, destination, network = self.source, self.destination, self.guests.network
@@ -159,7 +159,7 @@ class Attempt:
             return str(failed)
         return ""
 
-    def _abort(self, failed: PhaseFailed) -> Ended:
+    def _abort(self, failed: PhaseFailed) -> AttemptEnded:
         """Let go of each other, and let the guest go on at the source, if it still can."""
         phase, self.phase = self.phase, "abort"
         self._disconnect()
@@ -171,9 +171,9 @@ class Attempt:
             elif self.every is None and failed.done is not None and failed.done.outcome == "info":
                 self._expect_owner(self.source)
         except PhaseFailed as worse:
-            return Ended("lost", phase, "", f"{why}; {worse}" if str(worse) != why else why)
-        outcome: Outcome = "refused" if phase == "move" and _by_kernel(failed.done) else "aborted"
-        return Ended(outcome, phase, self.source.name, why, self._stood(self.source))
+            return AttemptEnded("lost", phase, "", f"{why}; {worse}" if str(worse) != why else why)
+        outcome: AttemptOutcome = "refused" if phase == "move" and _by_kernel(failed.done) else "aborted"
+        return AttemptEnded(outcome, phase, self.source.name, why, self._stood(self.source))
 
     def _disconnect(self) -> None:
         for guest in (self.destination, self.source):

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from chaos.experiment.steps import Migrate, Phase
+from chaos.experiment.steps import MigrateStep, Phase
 from chaos.history.records import Handover
 from chaos.runner.guests import Guests
-from chaos.runner.migration.attempt import Attempt, Ended
+from chaos.runner.migration.attempt import Attempt, AttemptEnded
 from chaos.runner.operations import OperationLog
 
 
-def supervise(guests: Guests, log: OperationLog, step: Migrate, before: Callable[[Phase], None]) -> None:
+def supervise(guests: Guests, log: OperationLog, step: MigrateStep, before: Callable[[Phase], None]) -> None:
     """Carry the step out. Raises `StepFailed` for what is no answer: a VMM that does not give any, or cannot be
     started again."""
     source, destination = guests.launched(step.source), guests.launched(step.destination)
@@ -42,6 +42,6 @@ def supervise(guests: Guests, log: OperationLog, step: Migrate, before: Callable
             guests.create(destination)
 
 
-def tries_again(step: Migrate, attempt: int, ended: Ended) -> bool:
+def tries_again(step: MigrateStep, attempt: int, ended: AttemptEnded) -> bool:
     """After the attempt of that number, from 1, has ended."""
     return step.supervise == "retry" and ended.outcome in ("aborted", "refused") and attempt < step.attempts

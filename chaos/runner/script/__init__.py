@@ -14,37 +14,37 @@ from typing import Any
 from chaos.errors import Unsupported
 from chaos.experiment import steps as s
 from chaos.fault import FaultContext, find, naming_successors
-from chaos.runner.script import concurrent, faults, holds, moves, observe, running, vms
+from chaos.runner.script import concurrent, faults, holds, moves, observe, running, storms, vms
 from chaos.runner.script.executor import Executor
 from chaos.runner.vmms import StepFailed
 
 _STEPS: dict[type, Callable[[Executor, Any], None]] = {
-    s.Launch: vms.launch,
-    s.Create: vms.create,
-    s.Call: vms.call,
-    s.Init: vms.init,
-    s.Vcpu: vms.vcpu,
-    s.Command: vms.command,
-    s.Finish: vms.finish,
-    s.Mirror: vms.mirror,
-    s.Close: vms.close,
-    s.Run: running.run,
-    s.Count: running.count,
-    s.Pause: running.pause,
-    s.Storm: running.storm,
-    s.Calm: running.calm,
-    s.Migrate: lambda executor, step: moves.migrate(executor, step, carry_out),
-    s.Move: moves.move,
-    s.Together: lambda executor, step: concurrent.together(executor, step, carry_out),
-    s.Join: moves.join,
-    s.Arm: holds.arm,
-    s.Hold: holds.hold,
-    s.Release: holds.release,
-    s.Ask: observe.ask,
-    s.Status: observe.status,
-    s.Observe: observe.observe,
-    s.Strike: faults.strike,
-    s.Undo: faults.undo,
+    s.LaunchStep: vms.launch,
+    s.CreateStep: vms.create,
+    s.CallStep: vms.call,
+    s.InitStep: vms.init,
+    s.VcpuStep: vms.vcpu,
+    s.CommandStep: vms.command,
+    s.FinishStep: vms.finish,
+    s.MirrorStep: vms.mirror,
+    s.CloseStep: vms.close,
+    s.RunStep: running.run,
+    s.CountStep: running.count,
+    s.PauseStep: running.pause,
+    s.StormStep: storms.storm,
+    s.CalmStep: storms.calm,
+    s.MigrateStep: lambda executor, step: moves.migrate(executor, step, carry_out),
+    s.MoveStep: moves.move,
+    s.TogetherStep: lambda executor, step: concurrent.together(executor, step, carry_out),
+    s.JoinStep: moves.join,
+    s.ArmStep: holds.arm,
+    s.HoldStep: holds.hold,
+    s.ReleaseStep: holds.release,
+    s.AskStep: observe.ask,
+    s.StatusStep: observe.status,
+    s.ObserveStep: observe.observe,
+    s.FaultStep: faults.strike,
+    s.UndoStep: faults.undo,
 }
 
 
@@ -67,13 +67,13 @@ def require_all(script: tuple[s.Step, ...], ctx: FaultContext) -> None:
     if shared and (mirror := moved_mirror(script)):
         raise _theirs_too(f"a move of the mirror {mirror} may cost the host an ASID until its next boot (finding 0004)")
     for _, step in s.walk(script):
-        if isinstance(step, s.Strike):
+        if isinstance(step, s.FaultStep):
             fault = find(step.fault, step.options)
             if shared and not step.target:
                 raise _theirs_too(f"the fault {step.fault} strikes the whole host")
             with naming_successors(ctx):
                 fault.require(ctx, step.target)
-        elif isinstance(step, s.Arm):
+        elif isinstance(step, s.ArmStep):
             if shared and step.kernel is not None and step.kernel.vmm is None:
                 raise _theirs_too(f"the hold {step.hold} stops whoever calls {step.kernel.function}")
             holds.require(ctx, step)
@@ -84,11 +84,11 @@ def moved_mirror(script: tuple[s.Step, ...]) -> str:
     mirrors: set[str] = set()
     for _, step in s.walk(script):
         match step:
-            case s.Mirror(vm=vm):
+            case s.MirrorStep(vm=vm):
                 mirrors.add(vm)
-            case s.Move(source=str(source)) | s.Migrate(source=source) if source in mirrors:
+            case s.MoveStep(source=str(source)) | s.MigrateStep(source=source) if source in mirrors:
                 return source
-            case s.Moves(sources=sources) if mirrors & set(sources):
+            case s.MovesStep(sources=sources) if mirrors & set(sources):
                 return min(mirrors & set(sources))
     return ""
 

@@ -10,7 +10,7 @@ from chaos.fault import Evidence, Fault, FaultContext, naming_successors
 from chaos.history.records import Fault as Record
 from chaos.runner.operations import OperationLog
 
-Event = Literal["apply", "withheld", "evidence", "undo"]
+FaultEvent = Literal["apply", "withheld", "evidence", "undo"]
 
 
 @dataclass(slots=True, eq=False)
@@ -56,7 +56,9 @@ class AppliedFault:
         self.asked = True
         self._write("evidence", struck=bool(evidence.struck), detail=evidence.detail)
 
-    def _write(self, event: Event, *, struck: bool | None = None, detail: str = "", ends: tuple[str, ...] = ()) -> None:
+    def _write(
+        self, event: FaultEvent, *, struck: bool | None = None, detail: str = "", ends: tuple[str, ...] = ()
+    ) -> None:
         self.log.write(
             Record(
                 t=self.log.now(), fault=self.name, event=event, step=self.step, target=self.target, struck=struck,

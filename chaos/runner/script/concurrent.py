@@ -52,7 +52,7 @@ class _Found:
     ended: int
 
 
-def together(executor: Executor, step: s.Together, carry_out: CarryOut) -> None:
+def together(executor: Executor, step: s.TogetherStep, carry_out: CarryOut) -> None:
     with ExitStack() as stack:
         members = [_prepared(executor, inner, stack) for inner in step.steps]
         if any(member.memory is not None for member in members):
@@ -72,10 +72,10 @@ def together(executor: Executor, step: s.Together, carry_out: CarryOut) -> None:
             _write(executor, found)
 
 
-def _prepared(executor: Executor, step: s.Move | s.Mirror | s.Moves, stack: ExitStack) -> _Member:
+def _prepared(executor: Executor, step: s.MoveStep | s.MirrorStep | s.MovesStep, stack: ExitStack) -> _Member:
     """The descriptors of the sources are with whoever takes them, so that nobody waits for one at the moment itself."""
     guests = executor.guests
-    if isinstance(step, s.Moves):
+    if isinstance(step, s.MovesStep):
         vm = guests.launched(step.destination)
         executor.free(vm)
         for source in dict.fromkeys(step.sources):
@@ -83,12 +83,12 @@ def _prepared(executor: Executor, step: s.Move | s.Mirror | s.Moves, stack: Exit
         memory = stack.enter_context(race.memory_of(step.rounds * len(step.sources), step.threads))
         loop = m.Moves(vm=vm.name, sources=step.sources, rounds=step.rounds, threads=step.threads)
         return _Member(vm, loop, memory)
-    vm = guests[step.vm] if isinstance(step, s.Mirror) else guests.launched(step.destination)
+    vm = guests[step.vm] if isinstance(step, s.MirrorStep) else guests.launched(step.destination)
     if not vm.created:
         guests.create(vm)
     executor.free(vm)
     executor.provide(vm, step.source, keep=True)
-    kind = m.Mirror if isinstance(step, s.Mirror) else m.Move
+    kind = m.Mirror if isinstance(step, s.MirrorStep) else m.Move
     return _Member(vm, kind(vm=vm.name, source=step.source or "", fd=step.fd or "", flags=step.flags))
 
 

@@ -18,7 +18,7 @@ from chaos.runner.migration import attempt
 from chaos.runner.observer import Observer
 from chaos.runner.operations import OperationLog
 from chaos.runner.script.applied import AppliedFault
-from chaos.runner.tracing import Pause
+from chaos.runner.tracing import Untraced
 from chaos.runner.vmms import ANSWER_WITHIN, PendingOperation, StepFailed, VmmProcesses
 from chaos.vmm.messages import Operation, ReceiveFd
 
@@ -36,7 +36,7 @@ class Executor:
     observer: Observer
     undo: ExitStack
     ctx: RunContext
-    untraced: Pause
+    untraced: Untraced
     withhold: frozenset[str] = frozenset()
     armed: dict[str, Place] = field(default_factory=dict)
     applied: list[AppliedFault] = field(default_factory=list)

@@ -10,7 +10,7 @@ from chaos.runner.script.executor import Executor
 from chaos.runner.vmms import StepFailed
 
 
-def strike(executor: Executor, step: s.Strike) -> None:
+def strike(executor: Executor, step: s.FaultStep) -> None:
     """The undo is registered first: what was half applied is undone as well."""
     fault = faults.find(step.fault, step.options)
     log, withheld = executor.log, step.fault in executor.withhold
@@ -23,7 +23,7 @@ def strike(executor: Executor, step: s.Strike) -> None:
         raise StepFailed(f"{step.fault} could not be applied to {step.target or 'the host'}: {error}") from error
 
 
-def undo(executor: Executor, step: s.Undo) -> None:
+def undo(executor: Executor, step: s.UndoStep) -> None:
     for applied in reversed(executor.applied):
         if (applied.name, applied.target) == (step.fault, step.target) and not applied.undone:
             applied.undo()

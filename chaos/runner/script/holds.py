@@ -16,7 +16,7 @@ from chaos.linux import task
 from chaos.linux.loop import LOOK_AGAIN, TimedOut
 from chaos.runner.guests import Guest
 from chaos.runner.holds.failpoints import FirmwareStall
-from chaos.runner.holds.places import KernelEntry, MissingPage, Place, Unarmed
+from chaos.runner.holds.places import KernelEntry, MissingPageHold, Place, Unarmed
 from chaos.runner.script.executor import Executor
 from chaos.runner.vmms import PendingOperation, StepFailed
 from chaos.vmm import messages as m
@@ -25,7 +25,7 @@ from chaos.vmm import messages as m
 DRIVER_LOCKED = "__sev_do_cmd_locked"
 
 
-def require(ctx: FaultContext, step: s.Arm) -> None:
+def require(ctx: FaultContext, step: s.ArmStep) -> None:
     """Raises `Unsupported` if the host has no such place."""
     if step.kernel is not None:
         ctx.kfault().require(step.kernel.function)
@@ -35,7 +35,7 @@ def require(ctx: FaultContext, step: s.Arm) -> None:
         raise Unsupported(lacking[0], remedy=lacking[1])
 
 
-def arm(executor: Executor, step: s.Arm) -> None:
+def arm(executor: Executor, step: s.ArmStep) -> None:
     """What is armed is released at the end, if no step does it before."""
     if step.hold in executor.armed:
         raise StepFailed(f"the hold {step.hold} is armed already")
@@ -45,7 +45,7 @@ def arm(executor: Executor, step: s.Arm) -> None:
     executor.undo.callback(_release, executor, step.hold)
 
 
-def _arm(executor: Executor, step: s.Arm) -> Place:
+def _arm(executor: Executor, step: s.ArmStep) -> Place:
     if step.kernel is not None:
         pid = executor.vmms[step.kernel.vmm].pid if step.kernel.vmm is not None else None
         return KernelEntry.arm(executor.ctx.kfault(), step.kernel.function, nth=step.kernel.nth, pid=pid)
@@ -54,7 +54,7 @@ def _arm(executor: Executor, step: s.Arm) -> Place:
     if step.page is not None:
         vm = executor.guests.launched(step.page.vm)
         executor.vmms.ask(vm.vmm, m.ArmPage(vm=vm.name))
-        return MissingPage(lambda: _put_page(executor, vm))
+        return MissingPageHold(lambda: _put_page(executor, vm))
     raise StepFailed(f"the hold {step.hold} has no place")
 
 
@@ -63,7 +63,7 @@ def _put_page(executor: Executor, vm: Guest) -> None:
         executor.vmms.ask(vm.vmm, m.PutPage(vm=vm.name))
 
 
-def hold(executor: Executor, step: s.Hold) -> None:
+def hold(executor: Executor, step: s.HoldStep) -> None:
     pending = executor.under_way(step.vm)
     pid = executor.guests[step.vm].vmm.pid
     place = executor.armed.get(step.at) or (Unarmed(step.at) if step.at in s.UNARMED else None)
@@ -98,7 +98,7 @@ def hold(executor: Executor, step: s.Hold) -> None:
         raise StepFailed(failure or _ended(pending, step))
 
 
-def _ended(pending: PendingOperation, step: s.Hold) -> str:
+def _ended(pending: PendingOperation, step: s.HoldStep) -> str:
     how = explained(pending.done) if pending.done is not None and pending.done.outcome != "ok" else "it is done"
     return f"{pending.f} of {step.vm} ended before it was stopped at {step.at}: {how}"
 
@@ -114,7 +114,7 @@ def _side(executor: Executor, pending: PendingOperation) -> Literal["", "source"
     return ""
 
 
-def release(executor: Executor, step: s.Release) -> None:
+def release(executor: Executor, step: s.ReleaseStep) -> None:
     if step.hold not in executor.armed:
         raise StepFailed(f"the hold {step.hold} is not armed")
     _release(executor, step.hold)

@@ -11,7 +11,7 @@ from chaos.runner.script.executor import Executor
 from chaos.vmm import messages as m
 
 
-def migrate(executor: Executor, step: s.Migrate, carry_out: Callable[[Executor, s.Step], None]) -> None:
+def migrate(executor: Executor, step: s.MigrateStep, carry_out: Callable[[Executor, s.Step], None]) -> None:
     left = dict(step.before)  # an attempt that is made again is not broken again
 
     def before(phase: s.Phase) -> None:
@@ -21,7 +21,7 @@ def migrate(executor: Executor, step: s.Migrate, carry_out: Callable[[Executor, 
     supervise(executor.guests, executor.log, step, before)
 
 
-def move(executor: Executor, step: s.Move) -> None:
+def move(executor: Executor, step: s.MoveStep) -> None:
     destination = executor.guests.launched(step.destination)
     executor.free(destination)
     executor.provide(destination, step.source)
@@ -29,5 +29,5 @@ def move(executor: Executor, step: s.Move) -> None:
     executor.begin(destination, taken, wait=step.wait)
 
 
-def join(executor: Executor, step: s.Join) -> None:
+def join(executor: Executor, step: s.JoinStep) -> None:
     executor.join(executor.guests[step.vm], step.within)

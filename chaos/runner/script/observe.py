@@ -11,7 +11,7 @@ from chaos.runner.script.executor import Executor
 from chaos.vmm import messages as m
 
 
-def ask(executor: Executor, step: s.Ask) -> None:
+def ask(executor: Executor, step: s.AskStep) -> None:
     vm = executor.guests.launched(step.vm)
     executor.none_under_way("its answer would wait for that")
     every = vm.every
@@ -23,10 +23,10 @@ def ask(executor: Executor, step: s.Ask) -> None:
         executor.guests.enter(vm, every)  # the dead have nowhere to go back to
 
 
-def status(executor: Executor, step: s.Status) -> None:
+def status(executor: Executor, step: s.StatusStep) -> None:
     vm = executor.guests.launched(step.vm)
     executor.guests.do(vm, m.Status(vm=vm.name))
 
 
-def observe(executor: Executor, step: s.Observe) -> None:
+def observe(executor: Executor, step: s.ObserveStep) -> None:
     executor.observer.observe(step.label, executor.log.step)

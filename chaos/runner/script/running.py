@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps that let a guest run and see how far it has come, and storms on its descriptors."""
+"""Steps that let a guest run and see how far it has come."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from chaos.runner.vmms import StepFailed
 from chaos.vmm import messages as m
 
 
-def run(executor: Executor, step: s.Run) -> None:
+def run(executor: Executor, step: s.RunStep) -> None:
     vm = executor.guests.launched(step.vm)
     if _may_run(executor, vm, "run"):
         executor.guests.enter(vm, step.every)
 
 
-def pause(executor: Executor, step: s.Pause) -> None:
+def pause(executor: Executor, step: s.PauseStep) -> None:
     executor.guests.leave(executor.guests.launched(step.vm))
 
 
-def count(executor: Executor, step: s.Count) -> None:
+def count(executor: Executor, step: s.CountStep) -> None:
     """Of a guest that never leaves, the vCPU has to be taken out to read its counter: not while a move waits.
 
     A guest that stops by itself is an answer like a refused operation, and the script goes on.
@@ -58,14 +58,6 @@ def count(executor: Executor, step: s.Count) -> None:
     if failure:
         executor.guests.leave(vm)  # so that it is told where it was
         raise StepFailed(failure)
-
-
-def storm(executor: Executor, step: s.Storm) -> None:
-    executor.guests.storm(executor.guests.launched(step.vm), step.calls, step.threads)
-
-
-def calm(executor: Executor, step: s.Calm) -> None:
-    executor.guests.calm(executor.guests.launched(step.vm))
 
 
 def _may_run(executor: Executor, vm: Guest, what: str) -> bool:

@@ -16,28 +16,28 @@ from chaos.vmm import messages as m
 _LAUNCH = ("launch_start", "launch_update_data")
 
 
-def launch(executor: Executor, step: s.Launch) -> None:
+def launch(executor: Executor, step: s.LaunchStep) -> None:
     guests, vm = executor.guests, executor.guests[step.vm]
     guests.create(vm)
     if vm.spec.kind is Kind.PLAIN:
         return
-    guests.must(vm, _init(vm, s.Init(vm=step.vm)))
+    guests.must(vm, _init(vm, s.InitStep(vm=step.vm)))
     for name in (*_LAUNCH, "launch_update_vmsa") if vm.spec.kind is Kind.SEV_ES else _LAUNCH:
         guests.must(vm, _operation(guests, vm, name))
     if step.finish:
         _finish(guests, vm)
 
 
-def create(executor: Executor, step: s.Create) -> None:
+def create(executor: Executor, step: s.CreateStep) -> None:
     executor.guests.create(executor.guests[step.vm])
 
 
-def call(executor: Executor, step: s.Call) -> None:
+def call(executor: Executor, step: s.CallStep) -> None:
     vm = executor.guests.launched(step.vm)
     executor.begin(vm, _operation(executor.guests, vm, step.operation), wait=step.wait)
 
 
-def init(executor: Executor, step: s.Init) -> None:
+def init(executor: Executor, step: s.InitStep) -> None:
     vm = executor.guests.launched(step.vm)
     if step.each is None:
         executor.begin(vm, _init(vm, step), wait=step.wait)
@@ -46,22 +46,22 @@ def init(executor: Executor, step: s.Init) -> None:
         executor.begin(vm, msgspec.structs.replace(_init(vm, step), **{step.each: 1 << bit}), wait=True)
 
 
-def vcpu(executor: Executor, step: s.Vcpu) -> None:
+def vcpu(executor: Executor, step: s.VcpuStep) -> None:
     vm = executor.guests.launched(step.vm)
-    executor.begin(vm, m.CreateVcpu(vm=vm.name, id=step.id), wait=step.wait)
+    executor.begin(vm, m.AddVcpu(vm=vm.name, id=step.id), wait=step.wait)
 
 
-def command(executor: Executor, step: s.Command) -> None:
+def command(executor: Executor, step: s.CommandStep) -> None:
     vm = executor.guests.launched(step.vm)
     for number in step.numbers:
         executor.begin(vm, m.Command(vm=vm.name, id=number), wait=True)
 
 
-def finish(executor: Executor, step: s.Finish) -> None:
+def finish(executor: Executor, step: s.FinishStep) -> None:
     _finish(executor.guests, executor.guests.launched(step.vm))
 
 
-def mirror(executor: Executor, step: s.Mirror) -> None:
+def mirror(executor: Executor, step: s.MirrorStep) -> None:
     """What the kernel refuses is an answer, also where the mirror's registers cannot be encrypted any more."""
     guests, vm = executor.guests, executor.guests[step.vm]
     if not vm.created:
@@ -72,7 +72,7 @@ def mirror(executor: Executor, step: s.Mirror) -> None:
         guests.do(vm, m.LaunchUpdateVmsa(vm=vm.name))
 
 
-def close(executor: Executor, step: s.Close) -> None:
+def close(executor: Executor, step: s.CloseStep) -> None:
     vm = executor.guests.launched(step.vm)
     executor.free(vm)
     if step.wait:
@@ -86,7 +86,7 @@ def _finish(guests: Guests, vm: Guest) -> None:
     guests.must(vm, m.LaunchFinish(vm=vm.name))
 
 
-def _init(vm: Guest, step: s.Init) -> m.Init:
+def _init(vm: Guest, step: s.InitStep) -> m.Init:
     command = step.command or default_command(vm.spec)
     return m.Init(
         vm=vm.name, key=key_of_init(vm.spec, command), command=command, flags=step.flags, features=step.features,

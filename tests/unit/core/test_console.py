@@ -12,7 +12,7 @@ import pytest
 
 from chaos.controller.carry_out import conduct
 from chaos.controller.console import Heard, SerialConsole, unsaid
-from chaos.controller.host_description import Host
+from chaos.controller.host_description import HostDescription
 from chaos.errors import KernelPanicked
 from chaos.history import file, records
 from chaos.history.records import End, Header, History, Kernel, Record
@@ -93,8 +93,8 @@ def broken(tmp_path: Path) -> Path:
     console = SerialConsole()
     conducted = asyncio.run(
         conduct(
-            Panics(console, moved()), shipped("move-across-cgroups"), seed=7, where=Host(host="lab"), runs=tmp_path,
-            timeout=1.0, known=(), console=console, watch=lambda record: None,
+            Panics(console, moved()), shipped("move-across-cgroups"), seed=7, where=HostDescription(host="lab"),
+            runs=tmp_path, timeout=1.0, known=(), console=console, watch=lambda record: None,
         )
     )  # fmt: skip
     assert isinstance(conducted.broken, KernelPanicked)

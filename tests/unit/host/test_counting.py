@@ -25,7 +25,7 @@ def test_a_guest_that_does_not_count_is_taken_out_so_that_it_is_told_where_it_wa
     guests = SimpleNamespace(launched=lambda name: vm, may_run=lambda vm: True, leave=lambda vm: told.append("left"))
     executor = SimpleNamespace(guests=guests, vmms=vmms, loop=Loop(), write=told.append, now=lambda: 1, step=3)
     with pytest.raises(StepFailed, match="old to count 100"):
-        running.count(cast(Executor, executor), steps.Count(vm="old", ticks=100, within=0.01))
+        running.count(cast(Executor, executor), steps.CountStep(vm="old", ticks=100, within=0.01))
     counted, left = told
     assert isinstance(counted, Counted) and (counted.ticks, counted.sound) == (5, (5,))
     assert left == "left"

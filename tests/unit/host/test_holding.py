@@ -14,7 +14,7 @@ import pytest
 from chaos.experiment import steps as s
 from chaos.history.records import Done, Held
 from chaos.linux.loop import Loop
-from chaos.runner.holds.failpoints import Failpoints
+from chaos.runner.holds.failpoints import RunFailpoints
 from chaos.runner.script import holds
 from chaos.runner.vmms import PendingOperation, StepFailed
 
@@ -47,7 +47,7 @@ def test_at_its_deadline_it_says_what_the_thread_does() -> None:
     found, written = executor(PendingOperation(3, "move", True, "destination", os.getpid(), tid=thread.native_id))
     try:
         with pytest.raises(StepFailed, match=r"move of new to be stopped at vcpu-running.*state S, system call 202"):
-            holds.hold(found, s.Hold(vm="new", within=0.2))
+            holds.hold(found, s.HoldStep(vm="new", within=0.2))
     finally:
         stop.set()
         thread.join()
@@ -60,7 +60,7 @@ def test_one_that_ended_says_how() -> None:
     pending.done = Done(t=0, op=3, outcome="fail", errno=16, value={"call": "KVM_ENABLE_CAP"})
     found, written = executor(pending)
     with pytest.raises(StepFailed, match="ended before it was stopped at vm-locked: KVM_ENABLE_CAP: EBUSY"):
-        holds.hold(found, s.Hold(vm="new", at="vm-locked"))
+        holds.hold(found, s.HoldStep(vm="new", at="vm-locked"))
     assert [held.reached for held in written] == [False]
 
 
@@ -68,12 +68,12 @@ def test_while_the_driver_is_held_the_firmware_is_not_asked() -> None:
     slot = SimpleNamespace(function=holds.DRIVER_LOCKED)
     kfault = SimpleNamespace(hold=lambda function, nth, pid: slot, clear=lambda slot: 0)
     outside: Any = None
-    firmware = Failpoints(outside, 0, None)
+    firmware = RunFailpoints(outside, 0, None)
     found, written = executor(PendingOperation(3, "move", True, "destination"))
     found.ctx = SimpleNamespace(kfault=lambda: kfault, firmware=firmware)
     found.undo = ExitStack()
     assert not firmware.may_stall
-    holds.arm(found, s.Arm(hold="driver", kernel=s.KernelPlace(function=holds.DRIVER_LOCKED)))
+    holds.arm(found, s.ArmStep(hold="driver", kernel=s.KernelPlace(function=holds.DRIVER_LOCKED)))
     assert firmware.may_stall
     found.undo.close()
     assert not firmware.may_stall and len(written) == 1, "what was armed is released at the end, and recorded"
@@ -82,5 +82,5 @@ def test_while_the_driver_is_held_the_firmware_is_not_asked() -> None:
 def test_what_is_armed_no_more_holds_nothing() -> None:
     found, written = executor(PendingOperation(3, "move", True, "destination"))
     with pytest.raises(StepFailed, match="commit is not armed"):
-        holds.hold(found, s.Hold(vm="new", at="commit"))
+        holds.hold(found, s.HoldStep(vm="new", at="commit"))
     assert not written

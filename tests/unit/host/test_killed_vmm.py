@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,9 +17,10 @@ from chaos.history.records import Exited, Record, Stormed
 from chaos.linux.loop import Loop
 from chaos.linux.seqpacket import memory_file
 from chaos.native import read, read_vcpu
+from chaos.runner.guests import Guest, Guests
 from chaos.runner.operations import OperationLog
 from chaos.runner.recorder import Recorder
-from chaos.runner.storms import Storm
+from chaos.runner.script.storms import StormMemory, begin
 from chaos.runner.vmms import VmmProcess, VmmProcesses
 from chaos.vmm import guest
 from chaos.vmm import messages as m
@@ -75,7 +77,7 @@ def killed(vmm: VmmProcess, outside: Outside) -> tuple[list[Record], int]:
 def test_the_last_tick_of_every_vcpu(vmms: VmmProcesses, vmm: VmmProcess, outside: Outside) -> None:
     began = time.monotonic_ns()
     boards = vmm.watch(VM, 2)
-    assert vmms.do(vmm, m.Run(vm=VM, every=1), fds=boards).outcome == "ok"
+    assert vmms.do(vmm, m.RunVcpus(vm=VM, every=1), fds=boards).outcome == "ok"
     until(lambda: all(read_vcpu(board).exits > 10 for board in boards))
     (exited,), ended = killed(vmm, outside)
     assert isinstance(exited, Exited)
@@ -84,7 +86,7 @@ def test_the_last_tick_of_every_vcpu(vmms: VmmProcesses, vmm: VmmProcess, outsid
 
 
 def test_nothing_is_said_of_a_guest_that_had_left(vmms: VmmProcesses, vmm: VmmProcess, outside: Outside) -> None:
-    assert vmms.do(vmm, m.Run(vm=VM, every=1), fds=vmm.watch(VM, 2)).outcome == "ok"
+    assert vmms.do(vmm, m.RunVcpus(vm=VM, every=1), fds=vmm.watch(VM, 2)).outcome == "ok"
     paused = vmms.do(vmm, m.Pause(vm=VM))
     vmm.unwatch(VM)
     assert isinstance(paused.value["last_ticks"], list) and len(paused.value["last_ticks"]) == 2
@@ -92,11 +94,14 @@ def test_nothing_is_said_of_a_guest_that_had_left(vmms: VmmProcesses, vmm: VmmPr
     assert isinstance(exited, Exited) and exited.last_ticks == {}
 
 
+def begun(vmms: VmmProcesses, vmm: VmmProcess, outside: Outside, calls: tuple[str, ...], threads: int) -> StormMemory:
+    nothing: Any = None
+    guests = Guests(nothing, vmms, nothing, executes_es=False)
+    return begin(guests, OperationLog(Recorder(outside.writer)), Guest(VM, nothing, vmm), calls, threads)
+
+
 def test_what_its_storm_was_answered(vmms: VmmProcesses, vmm: VmmProcess, outside: Outside) -> None:
-    storm = Storm.prepare(VM, ("KVM_GET_REGS", "KVM_RUN"), 3)
-    vmm.storms[VM] = storm
-    done = vmms.do(vmm, m.Storm(vm=VM, threads=3, calls=storm.calls), fds=(storm.memory.number,))
-    assert done.outcome == "ok", done
+    storm = begun(vmms, vmm, outside, ("KVM_GET_REGS", "KVM_RUN"), 3)
     until(lambda: all(thread.calls > 100 for thread in read(storm.memory.number)))
     (exited, stormed), ended = killed(vmm, outside)
     assert isinstance(exited, Exited) and isinstance(stormed, Stormed)
@@ -104,13 +109,11 @@ def test_what_its_storm_was_answered(vmms: VmmProcesses, vmm: VmmProcess, outsid
     for thread in stormed.threads:
         assert thread.ended == 0 and thread.refused is None and not thread.lost
         assert thread.answered is not None and thread.answered.ended < ended
-    assert not vmm.storms
+    assert not vmm.at_end
 
 
 def test_a_vmm_that_ends_in_good_order_ends_its_storm(vmms: VmmProcesses, vmm: VmmProcess, outside: Outside) -> None:
-    storm = Storm.prepare(VM, ("KVM_GET_CLOCK",), 2)
-    vmm.storms[VM] = storm
-    assert vmms.do(vmm, m.Storm(vm=VM, threads=2, calls=storm.calls), fds=(storm.memory.number,)).outcome == "ok"
+    begun(vmms, vmm, outside, ("KVM_GET_CLOCK",), 2)
     outside.records()
     vmms.end(vmm)
     stormed = outside.records()[-1]

@@ -19,16 +19,16 @@ import pytest
 
 from chaos.experiment.model import Experiment, Vm
 from chaos.experiment.model import Vmm as VmmSpec
-from chaos.experiment.steps import Migrate, Phase
+from chaos.experiment.steps import MigrateStep, Phase
 from chaos.history import records
 from chaos.history.records import Handover, Invoke, Record
 from chaos.kinds import Kind
 from chaos.kvm import vm as kvm_vm
-from chaos.kvm.vcpu import Vcpu
+from chaos.kvm.vcpu import KvmVcpu
 from chaos.linux.loop import LOOK_AGAIN, Loop
 from chaos.netns import link
 from chaos.runner.guests import Guests
-from chaos.runner.migration.attempt import Ended
+from chaos.runner.migration.attempt import AttemptEnded
 from chaos.runner.migration.supervisor import supervise, tries_again
 from chaos.runner.network import Network, between
 from chaos.runner.operations import OperationLog
@@ -92,7 +92,7 @@ class House:
     def migrate(self, do: dict[Phase, Callable[[], object]] | None = None, **options: object) -> list[Handover]:
         """What became of each attempt. `do` is done once before a phase."""
         left = dict(do or {})
-        step = Migrate(source="old", destination="new", **options)  # type: ignore[arg-type]
+        step = MigrateStep(source="old", destination="new", **options)  # type: ignore[arg-type]
 
         def before(phase: Phase) -> None:
             if phase in left:
@@ -132,7 +132,7 @@ def refusing() -> Iterator[House]:
 @pytest.fixture
 def house(monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
     """A house whose VMMs think that they have moved."""
-    monkeypatch.setattr(kvm_vm.Vm, "move_context_from", lambda *_, **__: None)
+    monkeypatch.setattr(kvm_vm.KvmVm, "move_context_from", lambda *_, **__: None)
     with ExitStack() as stack:
         yield House(stack)
 
@@ -245,8 +245,8 @@ def test_a_destination_that_does_not_take_the_registers(monkeypatch: pytest.Monk
     def refuse(*_: object) -> None:
         raise OSError(22, "KVM_SET_REGS")
 
-    monkeypatch.setattr(kvm_vm.Vm, "move_context_from", lambda *_, **__: None)
-    monkeypatch.setattr(Vcpu, "set_xcrs", refuse)
+    monkeypatch.setattr(kvm_vm.KvmVm, "move_context_from", lambda *_, **__: None)
+    monkeypatch.setattr(KvmVcpu, "set_xcrs", refuse)
     with ExitStack() as stack:
         (ended,) = House(stack).migrate(supervise="retry")
         assert (ended.outcome, ended.phase, ended.guest) == ("lost", "load-state", "")
@@ -277,8 +277,8 @@ def test_a_refusal_is_tried_again_as_often_as_it_may_be(refusing: House) -> None
     ],
 )
 def test_when_it_is_tried_again(supervise: str, attempt: int, outcome: str, again: bool) -> None:
-    step = Migrate(source="old", destination="new", supervise=supervise, attempts=3)  # type: ignore[arg-type]
-    assert tries_again(step, attempt, Ended(outcome, "move", "old")) is again  # type: ignore[arg-type]
+    step = MigrateStep(source="old", destination="new", supervise=supervise, attempts=3)  # type: ignore[arg-type]
+    assert tries_again(step, attempt, AttemptEnded(outcome, "move", "old")) is again  # type: ignore[arg-type]
 
 
 @needs

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import pytest
 
 from chaos.errors import ExitCode, UsageError
-from chaos.experiment.steps import Strike
+from chaos.experiment.steps import FaultStep
 from chaos.fault import GONE, Evidence, Fault, FaultContext, Target
 from chaos.runner.fault_context import RunContext
 from chaos.runner.script import require_all
@@ -91,7 +91,7 @@ def test_a_verb_that_there_never_was_is_a_bug_of_the_faults() -> None:
 
 
 def test_what_a_fault_requires_is_asked_before_anything_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    step = Strike(fault="old", target="source")
+    step = FaultStep(fault="old", target="source")
     monkeypatch.setattr("chaos.runner.script.find", lambda name, options: Old(verb="cgroup"))
     with pytest.raises(UsageError, match="'cgroup', which is gone"):
         require_all((step,), context())

@@ -15,7 +15,7 @@ import pytest
 from chaos.errors import HostLacks, Unsupported
 from chaos.fault import Evidence, Fault, find
 from chaos.netns import netem, tun
-from chaos.netns.link import End
+from chaos.netns.link import LinkEnd
 from chaos.netns.netem import Impairment
 from chaos.netns.pair import Pair
 from chaos.netns.relay import Relay, is_on
@@ -55,7 +55,7 @@ class Context:
     def vmms(self) -> dict[str, Someone]:
         return {"source": Someone(self.pids[0])}
 
-    def links(self, vmm: str) -> tuple[tuple[End, End, Someone], ...]:
+    def links(self, vmm: str) -> tuple[tuple[LinkEnd, LinkEnd, Someone], ...]:
         return ((self.pair.left, self.pair.right, Someone(self.pids[1])),)
 
     def talk(self, times: int = 40) -> None:
