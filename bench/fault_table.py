@@ -127,7 +127,7 @@ def _groups(chosen: Mapping[str, str]) -> list[list[str]]:
 
 
 def _with(name: str, run: Run | None) -> Shown:
-    """Raises `Wrong` unless the fault struck."""
+    """Raises `Wrong` unless the fault took effect."""
     if run is None:
         raise Wrong("it could not be run")
     evidence = _evidence(run, name)

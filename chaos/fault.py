@@ -147,7 +147,7 @@ class Vms(Protocol):
         """Have the VM's memory slot put there or taken away."""
 
     def add_vcpu(self, vm: str, id: int, then: Callable[[], None]) -> Pending:
-        """Have the VM's VMM create a vCPU that nobody drives, in a thread of its own, and go on. `then` is called when
+        """Have the VM's VMM create a vCPU that never runs, in a thread of its own, and go on. `then` is called when
         that is over."""
 
     def moves(self, vm: str) -> tuple[Pending, ...]:
@@ -298,7 +298,7 @@ class Evidence:
 class Fault(abc.ABC):
     """Inherit, be a dataclass, say what TARGET is: `target` names one. Verbs may raise OSError.
 
-    The docstring, WHERE (it may strike), NEEDS (what a host must have) and PROOF are what `sevchaos explain` says.
+    The docstring, WHERE (it may be applied), NEEDS (what a host must have) and PROOF are what `sevchaos explain` says.
     NAMES says of which options the value names something of the experiment, and what. LETS_GO is off if neither `apply`
     nor `undo` can let anything go that is held in the kernel, as a signal does that takes a vCPU out of its guest.
     """
@@ -322,7 +322,7 @@ class Fault(abc.ABC):
 
     @abc.abstractmethod
     def evidence(self, ctx: FaultContext, target: str) -> Evidence:
-        """Read from what it struck, never from what `apply` meant to do: that may have failed, or been withheld."""
+        """Read from what it broke, never from what `apply` meant to do: that may have failed, or been withheld."""
 
     @abc.abstractmethod
     def undo(self, ctx: FaultContext, target: str) -> str:
@@ -364,6 +364,6 @@ def find(name: str, options: Mapping[str, object]) -> Fault:
         raise UsageError(f"fault {name!r} has no option {unknown[0]!r}", remedy=remedy)
     try:
         return convert.convert(dict(options), kind)
-    except convert.Wrong as wrong:
+    except convert.NotConvertible as wrong:
         allowed = f"give {wrong.allowed}; " if wrong.key else ""
         raise UsageError(f"fault {name!r}: {wrong}", remedy=f"{allowed}{remedy}") from wrong

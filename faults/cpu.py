@@ -62,7 +62,7 @@ class Pin(Fault):
         )
 
     def undo(self, ctx: FaultContext, target: str) -> str:
-        """Of the process that was struck: a dead one's numbers may be somebody else's by now."""
+        """Of the process that was pinned: a dead one's numbers may be somebody else's by now."""
         if self._victim is None or not self._before:
             return "no thread was pinned"
         if self._victim.status is not None:

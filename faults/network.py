@@ -162,7 +162,7 @@ class _Counts:
 
     sent: int
     came: int
-    wrong: int
+    bad_checksums: int
 
 
 @dataclass(slots=True, eq=False)
@@ -181,17 +181,17 @@ class _InKernel:
         end, after = self.way.end, netem.read(self.way.end)
         if self.before is None or after is None:
             return set(), f"{end}: no netem is on it"
-        met = {effect for effect, struck in netem.struck(self.before, after).items() if struck}
+        met = {effect for effect, seen in netem.took_effect(self.before, after).items() if seen}
         now = _counts(self.way.sender, self.way.receiver)
         text = (
             f"netem of {end}: {after.passed} packets passed, {after.dropped} dropped, {after.reordered} overtook others"
         )
         if now is not None and self.counts is not None:
             more = (now.came - self.counts.came) - (now.sent - self.counts.sent)
-            wrong = now.wrong - self.counts.wrong
+            bad = now.bad_checksums - self.counts.bad_checksums
             met |= {"duplication"} if more > 0 else set()
-            met |= {"corruption"} if wrong > 0 else set()
-            text += f", {max(more, 0)} more came than were sent, {wrong} had a wrong checksum"
+            met |= {"corruption"} if bad > 0 else set()
+            text += f", {max(more, 0)} more came than were sent, {bad} had a wrong checksum"
         return met & set(self.before.impairment.effects), text
 
     def take_off(self) -> None:
@@ -214,35 +214,35 @@ class _Relayed:
         texts = []
         for way, before, told in zip(self._ways, self._before, directions, strict=True):
             now = _counts(way.sender, way.receiver)
-            wrong = now.wrong - before.wrong if now is not None and before is not None else None
+            bad = now.bad_checksums - before.bad_checksums if now is not None and before is not None else None
             if way.asked.effects:
-                met |= _met(told, wrong) & set(way.asked.effects)
-            texts.append(_accounts(way.end, told, wrong))
+                met |= _met(told, bad) & set(way.asked.effects)
+            texts.append(_accounts(way.end, told, bad))
         return (met if all(told.balanced for told in directions) else set()), "; ".join(texts)
 
     def take_off(self) -> None:
         self._relay.close()
 
 
-def _met(told: Told, wrong: int | None) -> set[str]:
+def _met(told: Told, bad: int | None) -> set[str]:
     counts = told.counts
     waited = ("delay_us", "jitter_us", "rate") if counts.slowed else ()
     others = {
         "loss": counts.dropped, "duplication": counts.duplicated, "reordering": counts.reordered,
-        "corruption": counts.corrupted and wrong,
+        "corruption": counts.corrupted and bad,
     }  # fmt: skip
     return {*waited, *(effect for effect, count in others.items() if count)}
 
 
-def _accounts(end: LinkEnd, told: Told, wrong: int | None) -> str:
+def _accounts(end: LinkEnd, told: Told, bad: int | None) -> str:
     counts = told.counts
     text = (
         f"relay of {end}: {counts.taken} packets taken, {counts.given} given, {counts.dropped} dropped, "
         f"{counts.duplicated} duplicated, {counts.slowed} slowed, {counts.reordered} overtook others, "
         f"{counts.corrupted} corrupted"
     )
-    if wrong is not None:
-        text += f", {wrong} had a wrong checksum"
+    if bad is not None:
+        text += f", {bad} had a wrong checksum"
     if not told.balanced:
         text += f"; the kernel has seen {told.sent} go to it and {told.received} come from it, which is not the same"
     return text
@@ -254,7 +254,7 @@ def _counts(sender: int, receiver: int) -> _Counts | None:
         return _Counts(
             sent=_snmp(sender, "Ip")["OutRequests"],
             came=_snmp(receiver, "Ip")["InReceives"],
-            wrong=_snmp(receiver, "Tcp")["InCsumErrors"] + _snmp(receiver, "Ip")["InHdrErrors"],
+            bad_checksums=_snmp(receiver, "Tcp")["InCsumErrors"] + _snmp(receiver, "Ip")["InHdrErrors"],
         )
     except (OSError, KeyError):
         return None

@@ -18,7 +18,7 @@ from chaos import fault
 from chaos.cli.common import DEFAULT_KERNEL, Asids, MemoryOption, firmware_option, say, silent
 from chaos.cli.reporting import chosen, format_option, show
 from chaos.controller.campaign import Tell, _all, _Plan, _stints
-from chaos.controller.carry_out import Conducted
+from chaos.controller.carry_out import RunResult
 from chaos.controller.host import Host
 from chaos.controller.lab_host import LabHost
 from chaos.controller.local_host import LocalHost
@@ -156,13 +156,13 @@ def run_(
     with _progress(quiet) as tell:
         done = asyncio.run(_all(_stints(hosts, wanted, plan), jobs, plan, tell))
     _report(done, form)
-    return verdict.exit_code([conducted.verdict for conducted in done])
+    return verdict.exit_code([result.verdict for result in done])
 
 
 def _with_firmware(experiment: Experiment, plan: str) -> Experiment:
     """The experiment with a firmware that follows a plan from the first step on."""
-    strike = FaultStep(fault="firmware", options={"plan": plan})
-    return msgspec.structs.replace(experiment, script=(strike, *experiment.script))
+    step = FaultStep(fault="firmware", options={"plan": plan})
+    return msgspec.structs.replace(experiment, script=(step, *experiment.script))
 
 
 
@@ -189,12 +189,12 @@ def _progress(quiet: bool) -> Iterator[Tell]:
         yield lambda run, doing: say(run) if not doing else None
 
 
-def _report(done: Sequence[Conducted], form: str) -> None:
+def _report(done: Sequence[RunResult], form: str) -> None:
     from reports.run import Run
 
     show([Run(c.experiment, c.history, c.verdict, c.directory) for c in done], form)
-    for conducted in done:
-        if conducted.broken is not None:
+    for result in done:
+        if result.broken is not None:
             from chaos.cli.common import explain
 
-            explain(conducted.broken)
+            explain(result.broken)

@@ -30,7 +30,7 @@ from chaos.runner.questions import (
 
 
 class PspFailpoints:
-    """What a run wants of the firmware of its lab: failpoints, and how often they have struck."""
+    """What a run wants of the firmware of its lab: failpoints, and how often they took effect."""
 
     def __init__(self, psp: PspControl, clock: Clock) -> None:
         self._psp = psp

@@ -83,8 +83,8 @@ def _step_problems(
         case MigrateStep():
             yield from _migration_problems(experiment, step)
         case UndoStep():
-            strikes = (other for _, other in walk(experiment.script) if isinstance(other, FaultStep))
-            applied = sorted({(strike.fault, strike.target) for strike in strikes})
+            applied_steps = (other for _, other in walk(experiment.script) if isinstance(other, FaultStep))
+            applied = sorted({(step.fault, step.target) for step in applied_steps})
             if (step.fault, step.target) not in applied:
                 given = ", ".join(f"{name} to {target or 'the host'}" for name, target in applied) or "none at all"
                 yield "fault", f"no step applies {step.fault!r} to {step.target!r}", f"what is applied: {given}"

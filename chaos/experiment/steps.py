@@ -25,7 +25,7 @@ U64 = Annotated[int, msgspec.Meta(ge=0)]  # msgspec has no bound that high; `cha
 
 Phase = Literal["connect", "pause", "send-state", "send-fd", "move", "load-state", "resume", "commit"]
 
-WrongFd = Literal["closed", "negative", "kvm", "sev", "vcpu", "stats", "eventfd", "pipe", "memory", "socket"]
+ForeignFd = Literal["closed", "negative", "kvm", "sev", "vcpu", "stats", "eventfd", "pipe", "memory", "socket"]
 """What a move or a mirror may be given instead of a VM's descriptor."""
 
 InitCommand = Literal["init", "es-init", "init2"]
@@ -125,7 +125,7 @@ class TakingStep(_Step, frozen=True, kw_only=True):
     `flags` are those of KVM_ENABLE_CAP, of which there are none."""
 
     source: Name | None = None
-    fd: WrongFd | None = None
+    fd: ForeignFd | None = None
     flags: U32 = 0
 
 

@@ -4,8 +4,8 @@
 A veth pair is quiet: what a qdisc on it counts is what somebody sent through it, and nothing else. It gets no IPv6
 address of its own making, and so sends no router solicitations or listener reports. And nobody on it asks for an
 address, by ARP or by neighbour discovery: a neighbour that has not been heard of for a while is asked again at any
-time, and a fault that met only such a question would seem to have struck. Without these, the kernel sends to its own
-hardware address (arp_constructor in net/ipv4/arp.c, ndisc_constructor), so both ends have the same one. Unlike
+time, and a fault that met only such a question would seem to have taken effect. Without these, the kernel sends to its
+own hardware address (arp_constructor in net/ipv4/arp.c, ndisc_constructor), so both ends have the same one. Unlike
 permanent neighbour entries, that outlives an end that goes down.
 """
 

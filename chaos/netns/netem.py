@@ -5,7 +5,7 @@ A qdisc works on what leaves a link, so one end is one direction. Ours has a han
 from one that somebody else put there: that is neither changed nor removed.
 
 What was asked for is read back before it counts as applied. That it is there does not show that it did anything:
-`struck` compares the kernel's own counters for that.
+`took_effect` compares the kernel's own counters for that.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Reading:
     waiting: int
 
 
-def struck(before: Reading, after: Reading) -> dict[str, bool | None]:
+def took_effect(before: Reading, after: Reading) -> dict[str, bool | None]:
     """For each effect that was set: whether packets met it between the two readings of one qdisc.
 
     None for duplication and corruption, of which the kernel keeps no count. Where `dropped` grew, that may also be for

@@ -6,7 +6,7 @@ the two namespaces gets a TUN device and a route to the other side by it (`chaos
 descriptors, and nobody else has. What it does in each direction is a `Lane`'s.
 
 The link itself stays as it is. So if the relay dies, by whatever, its devices and routes are gone and packets take the
-link again, unimpaired: nothing is left, and a fault that relied on it can no longer say that it struck. It is the
+link again, unimpaired: nothing is left, and a fault that relied on it can no longer say that it took effect. It is the
 runner's child. It dies with the runner (PR_SET_PDEATHSIG), and ends when the runner's end of their socket is closed.
 
 Its own counts are not taken on trust: what it says that it has taken and given is held against what the kernel counts

@@ -202,7 +202,7 @@ class Guests:
         return self.do(self[vm], SetMemory(vm=vm, there=there))
 
     def add_vcpu(self, vm: str, id: int, then: Callable[[], None]) -> PendingOperation:
-        """Have the VM's VMM create a vCPU that nobody drives, and go on. `then` is called when that is over."""
+        """Have the VM's VMM create a vCPU that never runs, and go on. `then` is called when that is over."""
         pending = self.vmms.invoke(self.vmm_of(vm), AddVcpu(vm=vm, id=id, bare=True), aside=True)
         pending.then = then
         return pending

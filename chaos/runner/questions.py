@@ -42,7 +42,7 @@ class LookAtFailpoints(_OutsideQuestion, frozen=True, kw_only=True, forbid_unkno
 
 
 class FailpointCount(msgspec.Struct, frozen=True, kw_only=True):
-    """One failpoint: how often it has struck, and when it first and last did, CLOCK_MONOTONIC of the host."""
+    """One failpoint: how often it took effect, and when first and last, CLOCK_MONOTONIC of the host."""
 
     failpoint: str
     count: int

@@ -25,7 +25,7 @@ from chaos.runner.observer import Observer
 from chaos.runner.operations import OperationLog
 from chaos.runner.order import Order
 from chaos.runner.recorder import Recorder
-from chaos.runner.script import perform, require_all
+from chaos.runner.script import STEPS, perform, require_all
 from chaos.runner.script.executor import Executor
 from chaos.runner.tracing import Tracer
 from chaos.runner.uplink import Outside
@@ -214,7 +214,8 @@ class ExperimentRun:
                 try:
                     with self._going_on():
                         executor = Executor(
-                            guests, vmms, log, self.loop, observer, undo, ctx, untraced, self.order.withhold
+                            guests=guests, vmms=vmms, log=log, loop=self.loop, observer=observer, undo=undo, ctx=ctx,
+                            handlers=STEPS, untraced=untraced, withhold=self.order.withhold,
                         )
                         self._perform(executor)
                 finally:

@@ -3,7 +3,7 @@
 
     runner ──── Spawn, Reap ───▶ server.ForkServer ──── fork ───▶ agent.Agent
        │                                                             ▲   │
-       └──── Request, Begun, Reply over `seqpacket` ─────────────────┘   ├── vcpus.Driver   a vCPU, on a native thread
+       └──── Request, Begun, Reply over `seqpacket` ─────────────────┘   ├── vcpus.Team     a vCPU, on a native thread
                                                                          ├── storm          native threads of ioctls
                                                                          └── peer.Peer      the other end of a migration
                                                                              (state and the VM's descriptor)

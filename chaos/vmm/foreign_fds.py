@@ -42,7 +42,7 @@ def _opened(sort: str, system: System, sev: int, stack: ExitStack) -> int:
             ends = [stack.enter_context(OwnedFd(number)) for number in os.pipe2(os.O_CLOEXEC)]
             return ends[0].number
         case "memory":
-            return stack.enter_context(memory_file("wrong", os.sysconf("SC_PAGESIZE"))).number
+            return stack.enter_context(memory_file("foreign", os.sysconf("SC_PAGESIZE"))).number
         case "socket":
             return stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)).fileno()
     raise InternalError(f"there is no descriptor of the sort {sort!r}")

@@ -151,7 +151,7 @@ class Machine:
 
     @property
     def threads(self) -> tuple[int, ...]:
-        """The threads that drive its vCPUs, by number."""
+        """The threads of its vCPUs, by number."""
         return self.team.threads if self.team is not None else ()
 
     # -- launch -------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ class Init(_OnVm, frozen=True, kw_only=True, tag="init", omit_defaults=True):
 
 
 class AddVcpu(_OnVm, frozen=True, kw_only=True, tag="create_vcpu", omit_defaults=True):
-    """A `bare` one is created and nothing more: nobody drives it, and the guest has nothing of it."""
+    """A `bare` one is created and nothing more: it never runs, and the guest has nothing of it."""
 
     id: int
     bare: bool = False
@@ -249,13 +249,13 @@ class PutPage(_OnVm, frozen=True, kw_only=True, tag="put_page"):
 
 
 class Inside(_OnVm, frozen=True, kw_only=True, tag="inside"):
-    """Say which descriptor of the VM is lost (`LoseDescriptor`), and the threads that drive its vCPUs, ended or not."""
+    """Say which descriptor of the VM is lost (`LoseDescriptor`), and the threads of its vCPUs, ended or not."""
 
     fd: str = "vm"
 
 
 class EndThread(_Operation, frozen=True, kw_only=True, tag="end_thread"):
-    """End the threads that drive the vCPUs of the VM, or without one the process's first thread."""
+    """End the threads of the VM's vCPUs, or without one the process's first thread."""
 
     vm: str = ""
 

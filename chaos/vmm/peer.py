@@ -111,9 +111,9 @@ class Peer:
         """Kept for `take_state`. Raises OSError."""
         states = self._hear(SentState, "receive the state of the vCPUs", within).vcpus
         for number, parts in enumerate(states):
-            wrong = state.wrong(parts, extent)
-            if wrong:
-                raise OSError(EBADMSG, f"what arrived is no state of vCPU {number}: {wrong}")
+            problem = state.problem_with(parts, extent)
+            if problem:
+                raise OSError(EBADMSG, f"what arrived is no state of vCPU {number}: {problem}")
         self._state = states
         self._say(Received(), "say that the state of the vCPUs arrived", within)
         return states
@@ -180,7 +180,7 @@ class Peer:
     def _hear(self, kind: type[T], what: str, within: float) -> T:
         message = self._connected.receive(what, within=within)
         if not isinstance(message, kind):
-            raise OSError(EPROTO, f"could not {what}: the other end said {type(message).__name__.lower()} instead")
+            raise OSError(EPROTO, f"could not {what}: the other end said {message.__struct_config__.tag} instead")
         return message
 
     @property

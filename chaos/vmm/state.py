@@ -100,7 +100,7 @@ def give(vcpu: KvmVcpu, state: dict[str, bytes]) -> None:
     vcpu.set_mp_state(from_bytes(MpState, state["mp_state"]))
 
 
-def wrong(state: dict[str, bytes], extent: Extent) -> str:
+def problem_with(state: dict[str, bytes], extent: Extent) -> str:
     """Why this cannot be what `take` gives on this host, "" if it can."""
     sizes = {part: ctypes.sizeof(structure) for part, structure in _STRUCTURES.items()}
     sizes |= {"xsave": max(extent.xsave, ctypes.sizeof(Xsave)), "tsc_offset": 8}

@@ -135,14 +135,14 @@ class PspControl:
             raise self._death()
         future: asyncio.Future[wire.AnyReply] = asyncio.get_running_loop().create_future()
         self._waiting[request.id] = future
-        what = f"to answer {type(request).__name__.lower()}"
+        what = f"to answer {request.__struct_config__.tag}"
         try:
             self._writer.write(wire.encode(request))
             reply = await self._within(future, deadline, what)
         finally:
             self._waiting.pop(request.id, None)
         if isinstance(reply, wire.PspFailed):
-            raise InternalError(f"the software PSP refused {type(request).__name__.lower()}: {reply.message}")
+            raise InternalError(f"the software PSP refused {request.__struct_config__.tag}: {reply.message}")
         return reply
 
     async def _within(self, awaitable: Awaitable[_T], deadline: float, what: str) -> _T:

@@ -8,17 +8,14 @@ launch that fails, a guest that does not count, a hold that is not reached) rais
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from chaos.errors import Unsupported
 from chaos.experiment import steps as s
 from chaos.fault import FaultContext, find, naming_successors
 from chaos.runner.script import concurrent, faults, holds, moves, observe, running, storms, vms
-from chaos.runner.script.executor import Executor
+from chaos.runner.script.executor import Executor, Handlers
 from chaos.runner.vmms import StepFailed
 
-_STEPS: dict[type, Callable[[Executor, Any], None]] = {
+STEPS: Handlers = {
     s.LaunchStep: vms.launch,
     s.CreateStep: vms.create,
     s.CallStep: vms.call,
@@ -33,9 +30,9 @@ _STEPS: dict[type, Callable[[Executor, Any], None]] = {
     s.PauseStep: running.pause,
     s.StormStep: storms.storm,
     s.CalmStep: storms.calm,
-    s.MigrateStep: lambda executor, step: moves.migrate(executor, step, carry_out),
+    s.MigrateStep: moves.migrate,
     s.MoveStep: moves.move,
-    s.TogetherStep: lambda executor, step: concurrent.together(executor, step, carry_out),
+    s.TogetherStep: concurrent.together,
     s.JoinStep: moves.join,
     s.ArmStep: holds.arm,
     s.HoldStep: holds.hold,
@@ -43,7 +40,7 @@ _STEPS: dict[type, Callable[[Executor, Any], None]] = {
     s.AskStep: observe.ask,
     s.StatusStep: observe.status,
     s.ObserveStep: observe.observe,
-    s.FaultStep: faults.strike,
+    s.FaultStep: faults.apply,
     s.UndoStep: faults.undo,
 }
 
@@ -53,7 +50,7 @@ def perform(executor: Executor, script: tuple[s.Step, ...]) -> None:
     for number, step in enumerate(script):
         executor.log.step = number
         try:
-            carry_out(executor, step)
+            executor.carry_out(step)
         except StepFailed as failed:
             name = step.__struct_config__.tag
             raise StepFailed(f"step {number} ({name}): {failed}", step=number) from failed
@@ -95,8 +92,3 @@ def moved_mirror(script: tuple[s.Step, ...]) -> str:
 
 def _theirs_too(what: str) -> Unsupported:
     return Unsupported(f"{what}, and this one is shared with others", remedy="use a host of its own, or the lab")
-
-
-def carry_out(executor: Executor, step: s.Step) -> None:
-    """One step, also one inside another. Raises `StepFailed`, and what a fault or a hold cannot do here."""
-    _STEPS[type(step)](executor, step)

@@ -25,7 +25,6 @@ from chaos.vmm import race
 
 # Nothing but threads has to be made ready; this is for a machine in trouble.
 READY_WITHIN = 60.0
-CarryOut = Callable[[Executor, s.Step], None]
 
 
 @dataclass(slots=True)
@@ -52,7 +51,7 @@ class _Found:
     ended: int
 
 
-def together(executor: Executor, step: s.TogetherStep, carry_out: CarryOut) -> None:
+def together(executor: Executor, step: s.TogetherStep) -> None:
     with ExitStack() as stack:
         members = [_prepared(executor, inner, stack) for inner in step.steps]
         if any(member.memory is not None for member in members):
@@ -66,7 +65,7 @@ def together(executor: Executor, step: s.TogetherStep, carry_out: CarryOut) -> N
         moment = gate.open_at(shut.number)
         _await(executor, lambda: executor.now() >= moment, "the moment at which they begin")
         for inner in step.meanwhile:
-            carry_out(executor, inner)
+            executor.carry_out(inner)
         _join(executor, members, step.within)
         for found in in_order(found for member in members for found in _found(member)):
             _write(executor, found)

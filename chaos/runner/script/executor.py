@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from chaos.experiment.steps import Step
 from chaos.history.records import Asked, Counted, Fault, Held, Overdue, Released
 from chaos.kvm.numbers import IOCTL_NAMES
 from chaos.linux import task
@@ -22,6 +24,9 @@ from chaos.runner.tracing import Untraced
 from chaos.runner.vmms import ANSWER_WITHIN, PendingOperation, StepFailed, VmmProcesses
 from chaos.vmm.messages import Operation, ReceiveFd
 
+Handlers = Mapping[type, Callable[["Executor", Any], None]]
+"""What carries a step of each class out."""
+
 
 @dataclass(slots=True)
 class Executor:
@@ -36,10 +41,15 @@ class Executor:
     observer: Observer
     undo: ExitStack
     ctx: RunContext
+    handlers: Handlers
     untraced: Untraced
     withhold: frozenset[str] = frozenset()
     armed: dict[str, Place] = field(default_factory=dict)
     applied: list[AppliedFault] = field(default_factory=list)
+
+    def carry_out(self, step: Step) -> None:
+        """One step, also one inside another. Raises `StepFailed`, and what a fault or a hold cannot do here."""
+        self.handlers[type(step)](self, step)
 
     def provide(self, vm: Guest, source: str | None, *, keep: bool = False) -> None:
         """Send `vm` the descriptor that it is to take, to `keep` until then, or to find in its socket. It needs none of

@@ -10,7 +10,7 @@ from chaos.runner.script.executor import Executor
 from chaos.runner.vmms import StepFailed
 
 
-def strike(executor: Executor, step: s.FaultStep) -> None:
+def apply(executor: Executor, step: s.FaultStep) -> None:
     """The undo is registered first: what was half applied is undone as well."""
     fault = faults.find(step.fault, step.options)
     log, withheld = executor.log, step.fault in executor.withhold

@@ -3,20 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from chaos.experiment import steps as s
 from chaos.runner.migration.supervisor import supervise
 from chaos.runner.script.executor import Executor
 from chaos.vmm import messages as m
 
 
-def migrate(executor: Executor, step: s.MigrateStep, carry_out: Callable[[Executor, s.Step], None]) -> None:
+def migrate(executor: Executor, step: s.MigrateStep) -> None:
     left = dict(step.before)  # an attempt that is made again is not broken again
 
     def before(phase: s.Phase) -> None:
         for inner in left.pop(phase, ()):
-            carry_out(executor, inner)
+            executor.carry_out(inner)
 
     supervise(executor.guests, executor.log, step, before)
 

@@ -60,14 +60,14 @@ def ctx(played: Played, patience: Path) -> Any:
     return SimpleNamespace(firmware=RunFailpoints(played, 1, platform, patience))  # type: ignore[arg-type]
 
 
-def strike(plan: str, **options: object) -> faults.Firmware:
+def firmware(plan: str, **options: object) -> faults.Firmware:
     found = fault.find("firmware", {"plan": plan, **options})
     assert isinstance(found, faults.Firmware)
     return found
 
 
 def test_a_fault_follows_its_plan_until_it_is_undone(played: Played, ctx: Any, patience: Path) -> None:
-    found = strike("NOP=skip; INIT#2=stall")
+    found = firmware("NOP=skip; INIT#2=stall")
     assert found.evidence(ctx, "").struck is False, "it was not applied"
     found.apply(ctx, "")
     played.points = (FailpointCount(failpoint="NOP=skip", count=1, first=1_500_000_000, last=1_500_000_000),)
@@ -95,7 +95,7 @@ def test_a_fault_follows_its_plan_until_it_is_undone(played: Played, ctx: Any, p
 def test_the_driver_is_made_impatient_with_the_dead(
     options: dict[str, object], seconds: int, played: Played, ctx: Any, patience: Path
 ) -> None:
-    found = strike("NOP=dead", **options)
+    found = firmware("NOP=dead", **options)
     found.apply(ctx, "")
     assert int(patience.read_text()) == seconds
     found.undo(ctx, "")

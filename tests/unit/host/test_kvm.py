@@ -12,7 +12,7 @@ from typing import cast, get_args
 
 import pytest
 
-from chaos.experiment.steps import WrongFd
+from chaos.experiment.steps import ForeignFd
 from chaos.kinds import Kind
 from chaos.kvm import sev
 from chaos.kvm.call import KernelError, timed
@@ -402,7 +402,7 @@ def open_now() -> set[str]:
     return {entry.name for entry in Path("/proc/self/fd").iterdir()}
 
 
-@pytest.mark.parametrize("sort", get_args(WrongFd))
+@pytest.mark.parametrize("sort", get_args(ForeignFd))
 def test_wrong_descriptors_are_refused_and_not_left_behind(host: OpenDevices, make: Make, sort: str) -> None:
     """Without SEV a move says EINVAL to everything; what is looked at is that each sort can be given at all."""
     machine, before = make(), open_now()

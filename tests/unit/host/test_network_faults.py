@@ -58,7 +58,7 @@ def reading(asked: Impairment, passed: int = 0, dropped: int = 0) -> Reading:
     return Reading(impairment=asked, passed=passed, octets=0, dropped=dropped, reordered=0, waiting=0)
 
 
-def struck(monkeypatch: pytest.MonkeyPatch, fault: Netem, counts: tuple[int, int, int], **after: int) -> bool | None:
+def seen(monkeypatch: pytest.MonkeyPatch, fault: Netem, counts: tuple[int, int, int], **after: int) -> bool | None:
     """The evidence when netem has counted `after`, and the IP layers what was sent, came and was wrong meanwhile."""
     asked: list[Impairment] = []
 
@@ -92,7 +92,7 @@ def test_only_what_packets_have_met_is_proof(
     monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], counts: tuple[int, int, int], after: dict[str, int],
     expected: bool | None,
 ) -> None:  # fmt: skip
-    assert struck(monkeypatch, Netem(**options), counts, **after) is expected
+    assert seen(monkeypatch, Netem(**options), counts, **after) is expected
 
 
 def test_what_was_never_applied_has_no_proof() -> None:

@@ -18,7 +18,7 @@ from chaos.kvm.structs import DebugRegs, Fpu, MpState, Regs, Sregs, VcpuEvents, 
 from chaos.linux.seqpacket import memory_file, pair
 from chaos.vmm.messages import Greeting, LetGo, Received, Said, SentState, Taken, VcpuStates
 from chaos.vmm.peer import Peer
-from chaos.vmm.state import LITTLE, Extent, wrong
+from chaos.vmm.state import LITTLE, Extent, problem_with
 from tests.unit.host.peers import LOCALHOST, SECONDS, join, together
 
 VCPU = {
@@ -201,9 +201,9 @@ def test_what_is_no_state_is_not_acknowledged(joined: tuple[Peer, Peer], states:
 
 
 def test_a_host_with_more_state_wants_more() -> None:
-    assert wrong(VCPU, LITTLE) == ""
-    assert "lapic" in wrong(VCPU, Extent(lapic=True))
-    assert wrong(VCPU, Extent(xsave=8192)) == "xsave has 8192 bytes, not 4096"
+    assert problem_with(VCPU, LITTLE) == ""
+    assert "lapic" in problem_with(VCPU, Extent(lapic=True))
+    assert problem_with(VCPU, Extent(xsave=8192)) == "xsave has 8192 bytes, not 4096"
 
 
 @pytest.mark.parametrize("said", [SentState(vcpus=()), Received(), LetGo(), Greeting(version=1, vm="old", peer="new")])
