@@ -214,8 +214,16 @@ class ExperimentRun:
                 try:
                     with self._going_on():
                         executor = Executor(
-                            guests=guests, vmms=vmms, log=log, loop=self.loop, observer=observer, undo=undo, ctx=ctx,
-                            handlers=STEPS, untraced=untraced, withhold=self.order.withhold,
+                            guests=guests,
+                            vmms=vmms,
+                            log=log,
+                            loop=self.loop,
+                            observer=observer,
+                            undo=undo,
+                            ctx=ctx,
+                            handlers=STEPS,
+                            untraced=untraced,
+                            withhold=self.order.withhold,
                         )
                         self._perform(executor)
                 finally:
