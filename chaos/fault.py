@@ -26,16 +26,20 @@ import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from chaos import convert
-from chaos.cgroup.group import Cgroup
 from chaos.errors import UsageError
-from chaos.history.records import Done, Value
-from chaos.kvm.sev import Platform
-from chaos.linux.kfault import Kfault
-from chaos.netns.link import LinkEnd
-from chaos.vmm.messages import Question
+
+# All of them are on floors below. Every command that reads an experiment loads this module and needs none of them, and
+# they would take a third of its start.
+if TYPE_CHECKING:
+    from chaos.cgroup.group import Cgroup
+    from chaos.history.records import Done, Value
+    from chaos.kvm.sev import Platform
+    from chaos.linux.kfault import Kfault
+    from chaos.netns.link import LinkEnd
+    from chaos.vmm.messages import Question
 
 GROUP = "sevchaos.faults"
 # caller: a VMM whose calls alone count, or with no target whoever calls.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults of a VM's vCPUs. Storms of calls on them are a step of their own (`chaos.experiment.steps.Storm`)."""
+"""Faults of a VM's vCPUs. Storms of calls on them are a step of their own (`chaos.experiment.steps.StormStep`)."""
 
 from __future__ import annotations
 

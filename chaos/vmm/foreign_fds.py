@@ -22,7 +22,7 @@ NEVER_OPEN = 1 << 30  # above every limit of open files
 
 @contextmanager
 def descriptor(sort: str, system: System, sev: int) -> Iterator[int]:
-    """A number of this sort (`chaos.experiment.steps.WrongFd`). `sev` is /dev/sev. Raises OSError, `KernelError`."""
+    """A number of this sort (`chaos.experiment.steps.ForeignFd`). `sev` is /dev/sev. Raises OSError, `KernelError`."""
     with ExitStack() as stack:
         with timed():
             number = _opened(sort, system, sev, stack)

@@ -35,7 +35,7 @@ _ABI = re.compile(r"\d+\.\d+\.\d+[A-Za-z0-9.+~-]*-amd64")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a source knows of its kernel; `chaos.lab.kernel.find.Kernel` without the user's words."""
+    """What a source knows of its kernel; `chaos.lab.kernel.find.LabKernel` without the user's words."""
 
     release: str
     version: str

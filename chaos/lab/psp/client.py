@@ -84,7 +84,7 @@ class PspControl:
         await self._ask(wire.Load(self._number(), snapshot), deadline)
 
     async def plan(self, plan: FailpointPlan, deadline: float = DEADLINE_S) -> None:
-        """Follow `plan` alone from the next command on; `Plan()` ends all faults but a stall that is on."""
+        """Follow `plan` alone from the next command on; `FailpointPlan()` ends all faults but a stall that is on."""
         await self._ask(wire.SetPlan(self._number(), plan), deadline)
 
     async def add(self, plan: FailpointPlan, deadline: float = DEADLINE_S) -> None:
