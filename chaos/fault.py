@@ -368,6 +368,6 @@ def find(name: str, options: Mapping[str, object]) -> Fault:
         raise UsageError(f"fault {name!r} has no option {unknown[0]!r}", remedy=remedy)
     try:
         return convert.convert(dict(options), kind)
-    except convert.NotConvertible as wrong:
-        allowed = f"give {wrong.allowed}; " if wrong.key else ""
-        raise UsageError(f"fault {name!r}: {wrong}", remedy=f"{allowed}{remedy}") from wrong
+    except convert.NotConvertible as refused:
+        allowed = f"give {refused.allowed}; " if refused.key else ""
+        raise UsageError(f"fault {name!r}: {refused}", remedy=f"{allowed}{remedy}") from refused

@@ -39,9 +39,10 @@ class Netem(Fault):
     """Impair the links of a VMM: delay and jitter in milliseconds; loss, duplication, reordering and corruption in
     percent; rate in kilobits a second.
 
-    `way` is what is struck: what the VMM sends (out), what it receives (in), or both. `by` is who does it: the kernel's
-    netem, a relay in user space through which the two VMMs talk meanwhile, or either: netem if the kernel has it. Under
-    the run's seed the relay does the same to the n-th packet of each direction, and so does netem from Linux 6.6 on.
+    `way` is what is impaired: what the VMM sends (out), what it receives (in), or both. `by` is who does it: the
+    kernel's netem, a relay in user space through which the two VMMs talk meanwhile, or either: netem if the kernel
+    has it. Under the run's seed the relay does the same to the n-th packet of each direction, and so does netem
+    from Linux 6.6 on.
     """
 
     TARGET: ClassVar[Target] = "link"

@@ -115,7 +115,7 @@ def _read(path: Path) -> Any:
 def _converted(path: Path, data: object, structure: type[P]) -> P:
     try:
         return convert.convert(data, structure)
-    except convert.NotConvertible as wrong:
-        allowed = f"give {wrong.allowed}; " if wrong.allowed else ""
-        said = str(wrong) if wrong.key else f"the file: {wrong}"
-        raise _refusal(path, said, f"{allowed}docs/experiments.md says more") from wrong
+    except convert.NotConvertible as refused:
+        allowed = f"give {refused.allowed}; " if refused.allowed else ""
+        said = str(refused) if refused.key else f"the file: {refused}"
+        raise _refusal(path, said, f"{allowed}docs/experiments.md says more") from refused

@@ -65,7 +65,7 @@ def test_a_cpu_is_taken_and_given_back(switch: Path) -> None:
     assert switch.read_text() == "1" and not ctx.owed
 
 
-def test_a_cpu_that_was_offline_before_is_neither_struck_nor_brought_online(switch: Path) -> None:
+def test_a_cpu_that_was_offline_before_is_neither_taken_nor_brought_online(switch: Path) -> None:
     switch.write_text("0\n")
     ctx, fault = Context(), CpuOffline()
     with pytest.raises(Unsupported, match="offline already"):

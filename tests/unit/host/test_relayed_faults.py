@@ -161,7 +161,7 @@ def test_what_a_host_must_have(ctx: Context, monkeypatch: pytest.MonkeyPatch) ->
     assert caught.value.remedy.startswith("modprobe sch_netem, or: modprobe tun")
 
 
-def test_a_relay_that_dies_has_not_struck(ctx: Context) -> None:
+def test_a_relay_that_dies_has_not_taken_effect(ctx: Context) -> None:
     fault = network.Netem(loss=50, by="relay")
     fault.apply(ctx, "source")  # type: ignore[arg-type]
     ctx.talk()
@@ -205,7 +205,7 @@ class Idler(Lane):
         (Idler, {"corruption": 30}, "0 had a wrong checksum; not met"),
     ],
 )
-def test_a_relay_that_only_says_so_has_not_struck(
+def test_a_relay_that_only_says_so_has_not_taken_effect(
     ctx: Context, monkeypatch: pytest.MonkeyPatch, lane: type[Lane], options: dict[str, object], said: str
 ) -> None:
     monkeypatch.setattr(network, "Relay", functools.partial(Relay, make=lane))
