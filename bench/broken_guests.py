@@ -20,11 +20,11 @@ from chaos.kinds import Kind
 from chaos.kvm.system import System
 from chaos.linux.seqpacket import memory_file
 from chaos.vmm import guest, vcpus
-from chaos.vmm.machine import Host, Machine
+from chaos.vmm.machine import Machine, OpenDevices
 
 
 @contextmanager
-def running(host: Host, kind: Kind, vcpus: int) -> Iterator[Machine]:
+def running(host: OpenDevices, kind: Kind, vcpus: int) -> Iterator[Machine]:
     """A guest, ready to be let in."""
     with memory_file("guest", guest.MEMORY) as memory:
         machine = Machine.create(host, kind, vcpus, memory.number, lanes=vcpus)
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--rest", type=int, default=0, help="ns out of the guest after each exit")
     options = parser.parse_args()
     vcpus.REST = options.rest
-    host, end = Host(System.open()), time.monotonic() + options.seconds
+    host, end = OpenDevices(System.open()), time.monotonic() + options.seconds
     exits = stays = broken = vms = 0
     while time.monotonic() < end:
         vms += 1

@@ -30,7 +30,7 @@ import experiments
 from chaos import fault
 from chaos.cli.explain_verb import describe
 from chaos.experiment import load, model
-from chaos.experiment.steps import Strike, walk
+from chaos.experiment.steps import FaultStep, walk
 from chaos.history import file
 from chaos.history.records import Fault
 
@@ -53,7 +53,7 @@ class Shown:
     told: str
 
 
-class Wrong(Exception):
+class NotProven(Exception):
     """What a run shows is not what the table is to say."""
 
 
@@ -64,26 +64,26 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--words", action="store_true")
     options = parser.parse_args(arguments)
     shown = dict(_shown(PAGE.read_text()))
-    wrong: list[str] = []
-    chosen = {} if options.words else dict(_chosen(options.names or fault.names(), wrong))
+    problems: list[str] = []
+    chosen = {} if options.words else dict(_chosen(options.names or fault.names(), problems))
     for kernel in (options.kernel or ("debian:6.1", "debian:6.12")) if chosen else ():
-        found = seen(chosen, kernel, wrong)
+        found = seen(chosen, kernel, problems)
         shown |= {name: _cells_of(*found[name], shown.get(name)) if name in found else NOT_YET for name in chosen}
         PAGE.write_text(written(PAGE.read_text(), shown))
     PAGE.write_text(written(PAGE.read_text(), shown))
-    for told in wrong:
+    for told in problems:
         print(told, file=sys.stderr)
-    return bool(wrong)
+    return bool(problems)
 
 
-def _chosen(given: Iterable[str], wrong: list[str]) -> Iterator[tuple[str, str]]:
+def _chosen(given: Iterable[str], problems: list[str]) -> Iterator[tuple[str, str]]:
     """Of each fault the experiment that it is shown in."""
     for each in given:
         name, _, title = each.partition("=")
         try:
             yield name, title or shortest(name)
-        except Wrong as told:
-            wrong.append(f"{name}: {told}")
+        except NotProven as told:
+            problems.append(f"{name}: {told}")
 
 
 def _cells_of(run: Shown, withheld: Shown, before: tuple[str, str] | None) -> tuple[str, str]:
@@ -94,8 +94,8 @@ def _cells_of(run: Shown, withheld: Shown, before: tuple[str, str] | None) -> tu
     return f"`{run.title}` on {' and '.join(ordered)}: {run.told}", f"nothing kept: {withheld.told}"
 
 
-def seen(chosen: Mapping[str, str], kernel: str, wrong: list[str]) -> dict[str, tuple[Shown, Shown]]:
-    """What each fault's experiment shows with the fault, and without it. What is not so is told in `wrong`."""
+def seen(chosen: Mapping[str, str], kernel: str, problems: list[str]) -> dict[str, tuple[Shown, Shown]]:
+    """What each fault's experiment shows with the fault, and without it. What is not so is told in `problems`."""
     found = {}
     with tempfile.TemporaryDirectory() as runs:
         whole = _carried_out(chosen.values(), kernel, runs)
@@ -105,8 +105,8 @@ def seen(chosen: Mapping[str, str], kernel: str, wrong: list[str]) -> dict[str, 
                 try:
                     found[name] = _with(name, whole.get(chosen[name])), _without(name, withheld.get(chosen[name]))
                     print(f"{name} on {kernel}: {found[name][0].told}; withheld: {found[name][1].told}", flush=True)
-                except Wrong as told:
-                    wrong.append(f"{name} on {kernel}, in {chosen[name]}: {told}")
+                except NotProven as told:
+                    problems.append(f"{name} on {kernel}, in {chosen[name]}: {told}")
     return found
 
 
@@ -127,33 +127,33 @@ def _groups(chosen: Mapping[str, str]) -> list[list[str]]:
 
 
 def _with(name: str, run: Run | None) -> Shown:
-    """Raises `Wrong` unless the fault struck."""
+    """Raises `NotProven` unless the fault took effect."""
     if run is None:
-        raise Wrong("it could not be run")
+        raise NotProven("it could not be run")
     evidence = _evidence(run, name)
     if not evidence or not all(record.struck for record in evidence):
-        raise Wrong("it did not strike")
+        raise NotProven("it did not strike")
     return Shown(run["experiment"], run["kernel"], evidence[0].detail)
 
 
 def _without(name: str, run: Run | None) -> Shown:
-    """Raises `Wrong` if the fault left evidence though it was withheld, or anything was kept."""
+    """Raises `NotProven` if the fault left evidence though it was withheld, or anything was kept."""
     if run is None:
-        raise Wrong("withheld, it could not be run")
+        raise NotProven("withheld, it could not be run")
     evidence = _evidence(run, name)
     if any(record.struck for record in evidence):
-        raise Wrong(f"withheld, it left evidence all the same: {evidence[0].detail}")
+        raise NotProven(f"withheld, it left evidence all the same: {evidence[0].detail}")
     outcomes = [verdict["outcome"] for verdict in run["verdicts"]]
     if "kept" in outcomes or "unknown" not in outcomes:
-        raise Wrong(f"withheld, it was {', '.join(outcomes)}")
+        raise NotProven(f"withheld, it was {', '.join(outcomes)}")
     return Shown(run["experiment"], run["kernel"], evidence[0].detail if evidence else "the run did not come to it")
 
 
 def shortest(name: str) -> str:
-    """Of the catalogue's experiments that apply the fault the one with the fewest steps. Raises `Wrong`."""
+    """Of the catalogue's experiments that apply the fault the one with the fewest steps. Raises `NotProven`."""
     found = [(len(list(walk(made.script))), title) for title, made in _catalogue().items() if _applies(title, name)]
     if not found:
-        raise Wrong("no experiment of the catalogue applies it")
+        raise NotProven("no experiment of the catalogue applies it")
     return min(found)[1]
 
 
@@ -164,7 +164,7 @@ def _catalogue() -> dict[str, model.Experiment]:
 
 def _applies(title: str, name: str) -> bool:
     steps = (step for _, step in walk(_catalogue()[title].script))
-    return any(isinstance(step, Strike) and step.fault == name for step in steps)
+    return any(isinstance(step, FaultStep) and step.fault == name for step in steps)
 
 
 def _carried_out(titles: Iterable[str], kernel: str, runs: str, *, withhold: Iterable[str] = ()) -> dict[str, Run]:

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 import experiments
 from chaos.controller.lab_host import LabHost
 from chaos.errors import ExitCode
-from chaos.experiment.steps import Hold, Observe
+from chaos.experiment.steps import HoldStep, ObserveStep
 from chaos.history.records import Done, End, Held, Observation, Record
 from chaos.lab.session import Wish
 from chaos.runner.order import Order
@@ -60,10 +60,10 @@ def show(kernel: str, times: int) -> int:
     missed = times - whole
     script = experiments.find(NAME).script
     for number, step in enumerate(script):
-        if not isinstance(step, Hold):
+        if not isinstance(step, HoldStep):
             continue
         after = script[number + 1]
-        label = after.label if isinstance(after, Observe) else ""
+        label = after.label if isinstance(after, ObserveStep) else ""
         missed += _hold([_at(run, number) for run in runs], times, f"{step.at} of {step.vm}")
         if label:
             read = Counter(_charges(run, label) for run in runs)

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 import timing
 
 if TYPE_CHECKING:
-    from chaos.native import Loop
+    from chaos.native import NativeLoop
 
 HERE = Path(__file__).parent
 THREADS, VCPUS = 3, 4
@@ -70,7 +70,7 @@ def native(stack: ExitStack, *rings: int) -> Iterator[Callable[[], float]]:
     from chaos.kvm.sev import Platform, Sev
     from chaos.kvm.structs import EnableCap
     from chaos.kvm.system import System
-    from chaos.native import Loop, Program, Step
+    from chaos.native import LoopProgram, LoopStep, NativeLoop
 
     system, platform = System.open(), Platform.open()
     moves: dict[int, bytes] = {}
@@ -85,12 +85,12 @@ def native(stack: ExitStack, *rings: int) -> Iterator[Callable[[], float]]:
         move = EnableCap(cap=Cap.MOVE_ENC_CONTEXT_FROM)
         move.args[0] = vm.fd.number
         moves[vm.fd.number] = bytes(move)
-    steps = (tuple(Step(vm, Ioctl.KVM_ENABLE_CAP, move) for move in moves.values()) for vm in moves)
-    programs = tuple(Program(each, rounds=ROUNDS) for each in steps)
-    return (partial(rate, Loop(programs, ring=ring)) for ring in rings)
+    steps = (tuple(LoopStep(vm, Ioctl.KVM_ENABLE_CAP, move) for move in moves.values()) for vm in moves)
+    programs = tuple(LoopProgram(each, rounds=ROUNDS) for each in steps)
+    return (partial(rate, NativeLoop(programs, ring=ring)) for ring in rings)
 
 
-def rate(loop: Loop) -> float:
+def rate(loop: NativeLoop) -> float:
     return loop.start().join(60).rate
 
 

@@ -15,10 +15,10 @@ import msgspec
 from msgspec import inspect
 
 T = TypeVar("T")
-Place = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 
 
-class Wrong(Exception):
+class NotConvertible(Exception):
     """`key` is where, as script[2].vm, "" for all of it; `problem` what is wrong there, `allowed` what would not be."""
 
     def __init__(self, key: str, problem: str, allowed: str) -> None:
@@ -27,16 +27,16 @@ class Wrong(Exception):
 
 
 def convert(data: Any, kind: type[T]) -> T:
-    """Raises `Wrong`."""
+    """Raises `NotConvertible`."""
     try:
         return msgspec.convert(data, kind)
     except msgspec.ValidationError as error:
         if isinstance(error.__cause__, ValueError):  # a structure's own check, which says it all
-            raise Wrong("", str(error.__cause__), "") from error
+            raise NotConvertible("", str(error.__cause__), "") from error
         raise _explained(data, kind, str(error)) from error
 
 
-def _explained(data: Any, kind: type, said: str) -> Wrong:
+def _explained(data: Any, kind: type, said: str) -> NotConvertible:
     problem, _, where = said.partition(" - at `")
     inside = where.startswith("key` in `$")  # it is the key itself that is wrong
     place = _place(data, kind, said, where.removeprefix("key` in `").strip("`"), key=inside)
@@ -44,27 +44,29 @@ def _explained(data: Any, kind: type, said: str) -> Wrong:
         *place_of_map, key = place
         found = _type_at(data, kind, tuple(place_of_map))
         allowed = _described(_bare(found.key_type)) if isinstance(found, inspect.DictType) else ""
-        return Wrong(_written(place), f"{key!r:.80} cannot be a key here: {_plain(problem)}", allowed)
+        return NotConvertible(_written(place), f"{key!r:.80} cannot be a key here: {_plain(problem)}", allowed)
     found, value = _type_at(data, kind, place), _value_at(data, place)
     unknown = re.fullmatch(r"Object contains unknown field `(.*)`", problem, re.DOTALL)
     missing = re.fullmatch(r"Object missing required field `(.*)`", problem)
     if unknown:
-        return Wrong(_written((*place, unknown[1])), "there is no such key here", _described(_chosen(found, value)))
+        return NotConvertible(
+            _written((*place, unknown[1])), "there is no such key here", _described(_chosen(found, value))
+        )
     if missing:
         below = _field(found, missing[1], value)
         if below is None:  # of steps and the like that which says what they are
-            return Wrong(_written((*place, missing[1])), "it is missing", _described(found))
-        return Wrong(_written((*place, missing[1])), "it is missing", _described(below))
+            return NotConvertible(_written((*place, missing[1])), "it is missing", _described(found))
+        return NotConvertible(_written((*place, missing[1])), "it is missing", _described(below))
     shown = "" if value is None or isinstance(value, list | dict) else f" (it is {str(value)[:80]!r})"
-    return Wrong(_written(place), f"{_plain(problem)}{shown}", _described(found))
+    return NotConvertible(_written(place), f"{_plain(problem)}{shown}", _described(found))
 
 
 # -- where ------------------------------------------------------------------------------------------------
 
 
-def _place(data: Any, kind: type, said: str, where: str, *, key: bool) -> Place:
+def _place(data: Any, kind: type, said: str, where: str, *, key: bool) -> KeyPath:
     """The place that msgspec names, with what it leaves out: the keys of maps."""
-    place: Place = ()
+    place: KeyPath = ()
     parts = [name or number for name, number in re.findall(r"\.([^.\[\]]+)|\[([^\]]*)\]", where)]
     for part in (*parts, *(["..."] if key else [])):
         if part == "...":
@@ -74,7 +76,7 @@ def _place(data: Any, kind: type, said: str, where: str, *, key: bool) -> Place:
     return place
 
 
-def _key_at(data: Any, kind: type, said: str, place: Place) -> str:
+def _key_at(data: Any, kind: type, said: str, place: KeyPath) -> str:
     """Which key of the map at `place` it is: that which is as wrong alone."""
     whole = _value_at(data, place)
     for key in whole:
@@ -86,7 +88,7 @@ def _key_at(data: Any, kind: type, said: str, place: Place) -> str:
     return "..."
 
 
-def _with(data: Any, place: Place, value: Any) -> Any:
+def _with(data: Any, place: KeyPath, value: Any) -> Any:
     """The data with another value at that place."""
     if not place:
         return value
@@ -96,13 +98,13 @@ def _with(data: Any, place: Place, value: Any) -> Any:
     return copy
 
 
-def _value_at(data: Any, place: Place) -> Any:
+def _value_at(data: Any, place: KeyPath) -> Any:
     for part in place:
         data = data[part]
     return data
 
 
-def _written(place: Place) -> str:
+def _written(place: KeyPath) -> str:
     """As a user would look for it; odd characters are escaped."""
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part:.60}" for part in place).removeprefix(".")
     return text.encode("unicode_escape").decode()
@@ -125,7 +127,7 @@ def _plain(problem: str) -> str:
 # -- what is allowed --------------------------------------------------------------------------------------
 
 
-def _type_at(data: Any, kind: type, place: Place) -> inspect.Type:
+def _type_at(data: Any, kind: type, place: KeyPath) -> inspect.Type:
     found = _bare(inspect.type_info(kind))
     for part in place:
         found, data = _below(found, part, data), data[part]

@@ -1,39 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a fault is, and where faults come from.
+"""What a fault is, what it is given, and where faults come from.
 
-A fault is three verbs, given the scene that it strikes and the name of what it is to strike there:
+A fault is three verbs, given a `FaultContext` and the name of what it breaks:
 
     apply     break it
-    evidence  did it strike? Asked right after `apply`, and if the answer is "not yet", again before `undo`. A run in
-              which a planned fault left no evidence says nothing. `sevchaos run --withhold FAULT` leaves `apply` out
+    evidence  did it take effect? Asked right after `apply`, and if the answer is "not yet", again before `undo`. A run
+              in which a planned fault left no evidence says nothing. `sevchaos run --withhold FAULT` leaves `apply` out
               and asks all the same: what is not done must leave no evidence
     undo      make it whole again, if that can be; registered before `apply`, always called, and alone if that failed
 
 A fault is a dataclass. Its fields are its options, so that a file is checked against them before anything runs; what
-it has to remember between the verbs are fields that are not `init`. A new object is made for every strike. Faults
-register themselves under the entry point group `sevchaos.faults`; the engine knows none by name.
+it has to remember between the verbs are fields that are not `init`. A new object is made each time one is applied.
+Faults register themselves under the entry point group `sevchaos.faults`; the engine knows none by name.
+
+The context is a handful of objects, each a Protocol here. The runner's own objects have these methods; none passes on
+to another, so that what a fault may do is written in one place.
 """
 
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import importlib.metadata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from chaos import convert
 from chaos.errors import UsageError
 
+# All of them are on floors below. Every command that reads an experiment loads this module and needs none of them, and
+# they would take a third of its start.
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from chaos.cgroup.group import Cgroup
     from chaos.history.records import Done, Value
+    from chaos.kvm.sev import Platform
     from chaos.linux.kfault import Kfault
-    from chaos.netns.link import End
-    from chaos.runner.holds.failpoints import Failpoints
+    from chaos.netns.link import LinkEnd
     from chaos.vmm.messages import Question
 
 GROUP = "sevchaos.faults"
@@ -65,6 +70,13 @@ class Victim(Protocol):
     def wait_end(self, within: float) -> bool:
         """Whether it ended within so many seconds. It is reaped then."""
 
+    def ask(self, question: Question) -> Mapping[str, Value] | None:
+        """What it answers (`chaos.vmm.messages`), None if it ends first."""
+
+    def limit_memlock(self, size: int | None) -> None:
+        """Have it without CAP_IPC_LOCK, and RLIMIT_MEMLOCK at so many bytes; None for both as they were. Recorded as an
+        operation. Raises OSError."""
+
 
 class Pending(Protocol):
     """An operation that was handed over and is not waited for."""
@@ -78,59 +90,58 @@ class Pending(Protocol):
         """The thread that makes its system call, 0 before it does."""
 
 
-class Scene(Protocol):
-    """What there is to strike. Raises `Unsupported` where the host has no such thing."""
+class Vmms(Protocol):
+    """The experiment's VMMs."""
+
+    def __getitem__(self, name: str) -> Victim:
+        """The latest of this name, also if it has ended."""
 
     @property
-    def shared(self) -> bool:
-        """Whether others live on this host, of whom nothing may be struck."""
+    def living(self) -> tuple[Victim, ...]: ...
 
-    def chance(self) -> int:
-        """A seed of 63 bits, another each time: of the run's own, which is its only source of chance."""
 
-    def vmm(self, name: str) -> Victim: ...
+class Cgroups(Protocol):
+    """The run's cgroups, by path below the run's own, which is ".". What changes something is recorded as an operation,
+    since what the kernel may answer afterwards hangs on it. Raises OSError."""
+
+    def __getitem__(self, path: str) -> Cgroup: ...
+
+    def below(self, path: str) -> tuple[str, ...]:
+        """The cgroups below it that there are now, parents first."""
+
+    def home(self, vmm: Victim) -> str:
+        """The cgroup that it lives in, by its path."""
+
+    def living_in(self, path: str) -> tuple[Victim, ...]:
+        """The VMMs that live in it or below."""
+
+    def enter(self, vmm: Victim, path: str) -> None:
+        """Put the whole process into another cgroup."""
+
+    def limit(self, path: str, key: str, number: int | None) -> None:
+        """Set misc.max of a key, None for no limit."""
+
+    def add(self, path: str) -> None:
+        """Make one again that was removed."""
+
+    def remove(self, path: str) -> None: ...
+
+    def disable_misc(self, path: str) -> None:
+        """Take the misc controller from the cgroups directly below, and with it their charges from their accounts."""
+
+    def enable_misc(self, path: str) -> None: ...
+
+
+class Vms(Protocol):
+    """The experiment's VMs, and those that a fault makes. What changes something is recorded as an operation."""
 
     def vmm_of(self, vm: str) -> Victim:
         """The VMM that a VM belongs to."""
 
-    @property
-    def vmms(self) -> tuple[Victim, ...]:
-        """The experiment's VMMs that live."""
-
-    def cgroup(self, name: str) -> Cgroup:
-        """By its path below the run's own, which is "."."""
-
-    def below(self, cgroup: str) -> tuple[str, ...]:
-        """The cgroups below it that there are now, parents first."""
-
-    def home(self, vmm: str) -> str:
-        """The cgroup that it lives in, by its path."""
-
-    def living_in(self, cgroup: str) -> tuple[Victim, ...]:
-        """The VMMs that live in it or below."""
-
-    # What follows is recorded as an operation, since what the kernel may answer afterwards hangs on it. Raises OSError.
-
-    def enter(self, vmm: str, cgroup: str) -> None:
-        """Put the whole process into another cgroup."""
-
-    def limit(self, cgroup: str, key: str, number: int | None) -> None:
-        """Set misc.max of a key, None for no limit."""
-
-    def add_cgroup(self, cgroup: str) -> None:
-        """Make one again that was removed."""
-
-    def remove_cgroup(self, cgroup: str) -> None: ...
-
-    def disable_misc(self, cgroup: str) -> None:
-        """Take the misc controller from the cgroups directly below, and with it their charges from their accounts."""
-
-    def enable_misc(self, cgroup: str) -> None: ...
-
     def take(self, vmm: str, vm: str, key: str) -> Done:
         """Have a VMM create a VM of this name and take a context of `key` for it; how its INIT was answered."""
 
-    def close(self, vmm: str, vm: str) -> None:
+    def give_back(self, vmm: str, vm: str) -> None:
         """Have a VMM close a VM that it took a context for."""
 
     def lose_fd(self, vm: str, fd: str) -> Done:
@@ -139,24 +150,19 @@ class Scene(Protocol):
     def set_memory(self, vm: str, there: bool) -> Done:
         """Have the VM's memory slot put there or taken away."""
 
-    def memlock(self, vmm: str, size: int | None) -> None:
-        """Have the VMM without CAP_IPC_LOCK, and RLIMIT_MEMLOCK at so many bytes; None for both as they were."""
-
     def add_vcpu(self, vm: str, id: int, then: Callable[[], None]) -> Pending:
-        """Have the VM's VMM create a vCPU that nobody drives, in a thread of its own, and go on. `then` is called when
+        """Have the VM's VMM create a vCPU that never runs, in a thread of its own, and go on. `then` is called when
         that is over."""
-
-    # What is not.
 
     def moves(self, vm: str) -> tuple[Pending, ...]:
         """The moves so far that have it as their source or their destination, also those under way."""
 
-    def ask(self, vmm: str, question: Question) -> Mapping[str, Value] | None:
-        """What a VMM answers (`chaos.vmm.messages`), None if it ends first."""
+    def memory(self, vm: str) -> int:
+        """A descriptor of the file that the guest's memory is; the run's own."""
 
-    def enable(self, cgroup: str, controller: str) -> None:
-        """Have the cgroup get a controller from those above it until the run is over. Raises OSError: EBUSY if somebody
-        lives in one of those."""
+
+class HostSettings(Protocol):
+    """Settings of the whole host, which the run's own end does not restore."""
 
     def remember(self, path: Path, text: str) -> None:
         """Have `text` written into this file of the host's if the runner is killed before it was undone."""
@@ -164,21 +170,125 @@ class Scene(Protocol):
     def forget(self, path: Path, text: str) -> None:
         """It was undone."""
 
+
+class FailpointHits(Protocol):
+    """One failpoint of a plan: how often it took effect, and when first and last, in ns of the host's
+    CLOCK_MONOTONIC."""
+
+    @property
+    def failpoint(self) -> str: ...
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def first(self) -> int: ...
+
+    @property
+    def last(self) -> int: ...
+
+
+class PlanReport(Protocol):
+    """What a plan has done so far, each of its failpoints in order."""
+
+    @property
+    def points(self) -> tuple[FailpointHits, ...]: ...
+
+
+class PlanInForce(Protocol):
+    """Failpoints that the firmware follows."""
+
+    def look(self) -> PlanReport: ...
+
+    def withdraw(self) -> None:
+        """Have them followed no more, and let the command go that one of them stalls. May be called twice."""
+
+
+class FirmwareControl(Protocol):
+    """The firmware's commands, made to fail, to be late or to be stalled; in the lab only."""
+
+    def require(self) -> None:
+        """Raises `Unsupported` if it is not ours to break."""
+
+    @property
+    def platform(self) -> Platform:
+        """/dev/sev. Raises `Unsupported`."""
+
+    def arm(self, failpoints: str) -> PlanInForce:
+        """Have it follow these failpoints (docs/firmware.md) from now on. Raises ValueError, OSError, `Unsupported`."""
+
+    def reset(self) -> None:
+        """Shut the platform down through the driver, so that the next guest initialises it. Raises OSError."""
+
+    def set_patience(self, seconds: int) -> int:
+        """Have the driver wait so many seconds for an answer; returns how many it did. Raises OSError."""
+
+
+class FaultContext(Protocol):
+    """The run, as a fault may break it. Raises `Unsupported` where the host has no such thing."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether others live on this host, of whom nothing may be broken."""
+
+    @property
+    def vmms(self) -> Vmms: ...
+
+    @property
+    def vms(self) -> Vms: ...
+
+    @property
+    def cgroups(self) -> Cgroups: ...
+
+    @property
+    def host(self) -> HostSettings: ...
+
+    @property
+    def firmware(self) -> FirmwareControl: ...
+
     def kfault(self) -> Kfault:
         """The kernel's functions, held, delayed or made to fail; loads the module in the lab."""
 
-    @property
-    def firmware(self) -> Failpoints:
-        """The firmware's commands, made to fail, to be late or to be stalled; in the lab only."""
+    def enable_controller(self, cgroup: str, controller: str) -> None:
+        """Have the cgroup get a controller from those above it until the run is over. Raises OSError: EBUSY if somebody
+        lives in one of those."""
 
-    def memory(self, vm: str) -> int:
-        """A descriptor of the file that the guest's memory is; the run's own."""
-
-    def links(self, vmm: str) -> tuple[tuple[End, End, Victim], ...]:
+    def links(self, vmm: str) -> tuple[tuple[LinkEnd, LinkEnd, Victim], ...]:
         """The links between this VMM and those that it migrates with: its own end, the other's, and whose that is."""
 
     def wait(self, happened: Callable[[], bool], within: float, what: str) -> bool:
         """Whether it happened within so many seconds; the run goes on meanwhile."""
+
+    def chance(self) -> int:
+        """A seed of 63 bits, another each time: of the run's own, which is its only source of chance."""
+
+
+GONE = {
+    "vmm": "ctx.vmms[NAME]", "vmm_of": "ctx.vms.vmm_of(VM)", "cgroup": "ctx.cgroups[PATH]",
+    "below": "ctx.cgroups.below(PATH)", "home": "ctx.cgroups.home(ctx.vmms[NAME])",
+    "living_in": "ctx.cgroups.living_in(PATH)", "enter": "ctx.cgroups.enter(ctx.vmms[NAME], PATH)",
+    "limit": "ctx.cgroups.limit(PATH, KEY, NUMBER)", "add_cgroup": "ctx.cgroups.add(PATH)",
+    "remove_cgroup": "ctx.cgroups.remove(PATH)", "disable_misc": "ctx.cgroups.disable_misc(PATH)",
+    "enable_misc": "ctx.cgroups.enable_misc(PATH)", "take": "ctx.vms.take(VMM, VM, KEY)",
+    "close": "ctx.vms.give_back(VMM, VM)", "lose_fd": "ctx.vms.lose_fd(VM, FD)",
+    "set_memory": "ctx.vms.set_memory(VM, THERE)", "memlock": "ctx.vmms[NAME].limit_memlock(SIZE)",
+    "add_vcpu": "ctx.vms.add_vcpu(VM, ID, THEN)", "moves": "ctx.vms.moves(VM)", "memory": "ctx.vms.memory(VM)",
+    "ask": "ctx.vmms[NAME].ask(QUESTION)", "enable": "ctx.enable_controller(PATH, CONTROLLER)",
+    "remember": "ctx.host.remember(PATH, TEXT)", "forget": "ctx.host.forget(PATH, TEXT)",
+}  # fmt: skip
+"""What verbs of faults were called before the context had objects, and what each is now."""
+
+
+@contextlib.contextmanager
+def naming_successors(ctx: FaultContext) -> Iterator[None]:
+    """A verb that asks the context for what it once had raises `UsageError`, which names what that is now."""
+    try:
+        yield
+    except AttributeError as error:
+        if error.obj is not ctx or error.name not in GONE:
+            raise
+        gone = f"a fault asks its context for {error.name!r}, which is gone"
+        raise UsageError(gone, remedy=f"use {GONE[error.name]}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +302,7 @@ class Evidence:
 class Fault(abc.ABC):
     """Inherit, be a dataclass, say what TARGET is: `target` names one. Verbs may raise OSError.
 
-    The docstring, WHERE (it may strike), NEEDS (what a host must have) and PROOF are what `sevchaos explain` says.
+    The docstring, WHERE (it may be applied), NEEDS (what a host must have) and PROOF are what `sevchaos explain` says.
     NAMES says of which options the value names something of the experiment, and what. LETS_GO is off if neither `apply`
     nor `undo` can let anything go that is held in the kernel, as a signal does that takes a vCPU out of its guest.
     """
@@ -204,22 +314,22 @@ class Fault(abc.ABC):
     NAMES: ClassVar[Mapping[str, Target]] = {}
     LETS_GO: ClassVar[bool] = True
 
-    def require(self, scene: Scene, target: str) -> None:  # noqa: B027 - most need nothing
+    def require(self, ctx: FaultContext, target: str) -> None:  # noqa: B027 - most need nothing
         """Raises `Unsupported` if this host cannot do it. Asked before anything is done; there are no VMMs yet."""
 
-    def ends(self, scene: Scene, target: str) -> tuple[str, ...]:
+    def ends(self, ctx: FaultContext, target: str) -> tuple[str, ...]:
         """The VMMs whose end it may be. Asked before `apply`."""
         return (target,) if self.TARGET == "vmm" else ()
 
     @abc.abstractmethod
-    def apply(self, scene: Scene, target: str) -> None: ...
+    def apply(self, ctx: FaultContext, target: str) -> None: ...
 
     @abc.abstractmethod
-    def evidence(self, scene: Scene, target: str) -> Evidence:
-        """Read from what it struck, never from what `apply` meant to do: that may have failed, or been withheld."""
+    def evidence(self, ctx: FaultContext, target: str) -> Evidence:
+        """Read from what it broke, never from what `apply` meant to do: that may have failed, or been withheld."""
 
     @abc.abstractmethod
-    def undo(self, scene: Scene, target: str) -> str:
+    def undo(self, ctx: FaultContext, target: str) -> str:
         """What was done, in a few words."""
 
 
@@ -232,8 +342,20 @@ def load(name: str) -> type[Fault]:
     points = tuple(importlib.metadata.entry_points(group=GROUP, name=name))
     if not points:
         raise UsageError(f"there is no fault {name!r}", remedy=f"the faults are {', '.join(names()) or '(none)'}")
-    kind: type[Fault] = points[0].load()
+    try:
+        kind: type[Fault] = points[0].load()
+    except ImportError as error:
+        raise _refusal(name, error) from error
     return kind
+
+
+def _refusal(name: str, error: ImportError) -> UsageError:
+    if error.name == __name__ and "Scene" in error.msg:
+        return UsageError(
+            f"fault {name!r} imports Scene, which is FaultContext now, with ctx.vmms[target] for scene.vmm(target)",
+            remedy="change its verbs; docs/own-faults.md says what each method is called now",
+        )
+    return UsageError(f"fault {name!r} cannot be loaded: {error.msg}", remedy="see to the package that it comes from")
 
 
 def find(name: str, options: Mapping[str, object]) -> Fault:
@@ -246,6 +368,6 @@ def find(name: str, options: Mapping[str, object]) -> Fault:
         raise UsageError(f"fault {name!r} has no option {unknown[0]!r}", remedy=remedy)
     try:
         return convert.convert(dict(options), kind)
-    except convert.Wrong as wrong:
-        allowed = f"give {wrong.allowed}; " if wrong.key else ""
-        raise UsageError(f"fault {name!r}: {wrong}", remedy=f"{allowed}{remedy}") from wrong
+    except convert.NotConvertible as refused:
+        allowed = f"give {refused.allowed}; " if refused.key else ""
+        raise UsageError(f"fault {name!r}: {refused}", remedy=f"{allowed}{remedy}") from refused

@@ -13,14 +13,14 @@ from collections.abc import Set as AbstractSet
 
 from chaos.errors import UsageError
 from chaos.experiment.model import Experiment
-from chaos.experiment.steps import Strike, walk
+from chaos.experiment.steps import FaultStep, walk
 
 _REMEDY = "words, joined by and, or, not and brackets: kill and not (network or firmware)"
 
 
 def tags(kind: str, experiment: Experiment) -> frozenset[str]:
     """The words that are said of it, in lower case."""
-    faults = {step.fault for _, step in walk(experiment.script) if isinstance(step, Strike)}
+    faults = {step.fault for _, step in walk(experiment.script) if isinstance(step, FaultStep)}
     guests = {vm.kind.value for vm in experiment.vms.values()}
     return frozenset(word.lower() for word in {kind, *faults, *guests, *experiment.promises})
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from signal import Signals
 from typing import ClassVar
 
-from chaos.fault import Evidence, Fault, Scene, Target, Victim
+from chaos.fault import Evidence, Fault, FaultContext, Target, Victim
 from chaos.linux.task import look
 from faults.vmm import ended
 
@@ -31,23 +31,23 @@ class Enter(Fault):
     into: str
     _from: str | None = field(init=False, default=None)
 
-    def ends(self, scene: Scene, target: str) -> tuple[str, ...]:
+    def ends(self, ctx: FaultContext, target: str) -> tuple[str, ...]:
         return ()
 
-    def apply(self, scene: Scene, target: str) -> None:
-        self._from = scene.home(target)
-        scene.enter(target, self.into)
+    def apply(self, ctx: FaultContext, target: str) -> None:
+        self._from = ctx.cgroups.home(ctx.vmms[target])
+        ctx.cgroups.enter(ctx.vmms[target], self.into)
 
-    def evidence(self, scene: Scene, target: str) -> Evidence:
-        home = scene.home(target)
+    def evidence(self, ctx: FaultContext, target: str) -> Evidence:
+        home = ctx.cgroups.home(ctx.vmms[target])
         return Evidence(home == self.into, f"every thread of {target} is in {home}")
 
-    def undo(self, scene: Scene, target: str) -> str:
-        if scene.vmm(target).status is not None:
+    def undo(self, ctx: FaultContext, target: str) -> str:
+        if ctx.vmms[target].status is not None:
             return f"{target} has ended"
-        if self._from is None or not scene.cgroup(self._from).exists:
+        if self._from is None or not ctx.cgroups[self._from].exists:
             return "there is no way back"
-        scene.enter(target, self._from)
+        ctx.cgroups.enter(ctx.vmms[target], self._from)
         return f"{target} is in {self._from} again"
 
 
@@ -65,28 +65,28 @@ class RemoveCgroup(Fault):
     _limits: dict[str, int] = field(init=False, default_factory=dict)
     _dying: int = field(init=False, default=0)
 
-    def apply(self, scene: Scene, target: str) -> None:
-        misc = scene.cgroup(target).misc()
+    def apply(self, ctx: FaultContext, target: str) -> None:
+        misc = ctx.cgroups[target].misc()
         self._charged = {key: number for key, number in misc.get("current", {}).items() if number}
         self._limits = misc.get("max", {})
         # A thread that has just ended is in it a little longer than anybody can see. If more is, the kernel refuses.
-        scene.wait(lambda: not scene.cgroup(target).populated, EMPTY_WITHIN, f"{target} to be empty")
-        scene.remove_cgroup(target)
-        self._dying = scene.cgroup(".").dying()
+        ctx.wait(lambda: not ctx.cgroups[target].populated, EMPTY_WITHIN, f"{target} to be empty")
+        ctx.cgroups.remove(target)
+        self._dying = ctx.cgroups["."].dying()
 
-    def evidence(self, scene: Scene, target: str) -> Evidence:
-        if scene.cgroup(target).exists:
+    def evidence(self, ctx: FaultContext, target: str) -> Evidence:
+        if ctx.cgroups[target].exists:
             return Evidence(False, f"{target} is there")
         charged = ", ".join(f"{key} {number}" for key, number in self._charged.items())
         detail = f"{target} is gone, charged {charged or 'nothing'}; dying cgroups: {self._dying}"
         return Evidence(bool(charged) and self._dying > 0, detail)
 
-    def undo(self, scene: Scene, target: str) -> str:
-        if scene.cgroup(target).exists:
+    def undo(self, ctx: FaultContext, target: str) -> str:
+        if ctx.cgroups[target].exists:
             return "it is there"
-        scene.add_cgroup(target)
+        ctx.cgroups.add(target)
         for key, number in self._limits.items():
-            scene.limit(target, key, number)
+            ctx.cgroups.limit(target, key, number)
         return f"{target} was made again"
 
 
@@ -102,23 +102,23 @@ class Freeze(Fault):
         " must sleep in the freezer"
     )
 
-    def apply(self, scene: Scene, target: str) -> None:
-        scene.cgroup(target).freeze(True)
+    def apply(self, ctx: FaultContext, target: str) -> None:
+        ctx.cgroups[target].freeze(True)
 
-    def evidence(self, scene: Scene, target: str) -> Evidence:
-        group, victims = scene.cgroup(target), scene.living_in(target)
-        frozen = scene.wait(lambda: group.frozen or _all_frozen(victims), FROZEN_WITHIN, f"{target} to freeze")
+    def evidence(self, ctx: FaultContext, target: str) -> Evidence:
+        group, victims = ctx.cgroups[target], ctx.cgroups.living_in(target)
+        frozen = ctx.wait(lambda: group.frozen or _all_frozen(victims), FROZEN_WITHIN, f"{target} to freeze")
         threads = [state for victim in victims for state in _in_freezer(victim.pid)]
         detail = f"cgroup.events of {target} says frozen {int(group.frozen)}, with {len(victims)} VMMs in it"
         return Evidence(True if frozen else None, f"{detail}, {sum(threads)} of their {len(threads)} threads frozen")
 
-    def undo(self, scene: Scene, target: str) -> str:
-        group = scene.cgroup(target)
+    def undo(self, ctx: FaultContext, target: str) -> str:
+        group = ctx.cgroups[target]
         if not group.exists:
             return "it is gone"
-        victims = scene.living_in(target)
+        victims = ctx.cgroups.living_in(target)
         group.freeze(False)
-        thawed = scene.wait(lambda: not (group.frozen or _all_frozen(victims)), FROZEN_WITHIN, f"{target} to thaw")
+        thawed = ctx.wait(lambda: not (group.frozen or _all_frozen(victims)), FROZEN_WITHIN, f"{target} to thaw")
         return "it is thawed" if thawed else "it is still frozen"
 
 
@@ -144,20 +144,20 @@ class KillCgroup(Fault):
 
     _hit: tuple[Victim, ...] = field(init=False, default=())
 
-    def ends(self, scene: Scene, target: str) -> tuple[str, ...]:
-        return tuple(victim.name for victim in scene.living_in(target))
+    def ends(self, ctx: FaultContext, target: str) -> tuple[str, ...]:
+        return tuple(victim.name for victim in ctx.cgroups.living_in(target))
 
-    def apply(self, scene: Scene, target: str) -> None:
-        self._hit = scene.living_in(target)
-        scene.cgroup(target).kill()
+    def apply(self, ctx: FaultContext, target: str) -> None:
+        self._hit = ctx.cgroups.living_in(target)
+        ctx.cgroups[target].kill()
 
-    def evidence(self, scene: Scene, target: str) -> Evidence:
+    def evidence(self, ctx: FaultContext, target: str) -> Evidence:
         if not self._hit:
             return Evidence(False, f"no VMM in {target} was hit")
         each = [ended(victim, Signals.SIGKILL) for victim in self._hit]
         return Evidence(all(one.struck for one in each), "; ".join(one.detail for one in each))
 
-    def undo(self, scene: Scene, target: str) -> str:
+    def undo(self, ctx: FaultContext, target: str) -> str:
         return "the dead stay dead"
 
 
@@ -175,32 +175,32 @@ class DisableMisc(Fault):
     _disabled: list[str] = field(init=False, default_factory=list)
     _limits: list[tuple[str, str, int]] = field(init=False, default_factory=list)
 
-    def apply(self, scene: Scene, target: str) -> None:
-        below = scene.below(target)
+    def apply(self, ctx: FaultContext, target: str) -> None:
+        below = ctx.cgroups.below(target)
         for path in below:
-            limits = scene.cgroup(path).misc().get("max", {})
+            limits = ctx.cgroups[path].misc().get("max", {})
             self._limits += [(path, key, number) for key, number in limits.items()]
         for path in reversed((target, *below)):  # the kernel wants the deepest first
-            if scene.cgroup(path).divides("misc"):
-                scene.disable_misc(path)
+            if ctx.cgroups[path].divides("misc"):
+                ctx.cgroups.disable_misc(path)
                 self._disabled.append(path)
 
-    def evidence(self, scene: Scene, target: str) -> Evidence:
-        below = scene.below(target)
-        without = [path for path in below if not scene.cgroup(path).has("misc")]
+    def evidence(self, ctx: FaultContext, target: str) -> Evidence:
+        below = ctx.cgroups.below(target)
+        without = [path for path in below if not ctx.cgroups[path].has("misc")]
         return Evidence(
             bool(below) and without == list(below),
             f"{len(without)} of {len(below)} cgroups below {target} have no misc",
         )
 
-    def undo(self, scene: Scene, target: str) -> str:
+    def undo(self, ctx: FaultContext, target: str) -> str:
         count = len(self._disabled)
         while self._disabled:
             path = self._disabled.pop()
-            if scene.cgroup(path).exists:
-                scene.enable_misc(path)
+            if ctx.cgroups[path].exists:
+                ctx.cgroups.enable_misc(path)
         while self._limits:
             path, key, number = self._limits.pop()
-            if scene.cgroup(path).exists:
-                scene.limit(path, key, number)
+            if ctx.cgroups[path].exists:
+                ctx.cgroups.limit(path, key, number)
         return f"the children of {count} cgroups have misc again"

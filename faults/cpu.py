@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from chaos.cgroup.group import Cgroup
 from chaos.errors import Unsupported
-from chaos.fault import Evidence, Fault, Scene, Target, Victim
+from chaos.fault import Evidence, Fault, FaultContext, Target, Victim
 from faults.vmm import require_controller
 
 CPUS = Path("/sys/devices/system/cpu")
@@ -38,22 +38,22 @@ class Pin(Fault):
 
     _victim: Victim | None = field(init=False, default=None)
 
-    def ends(self, scene: Scene, target: str) -> tuple[str, ...]:
+    def ends(self, ctx: FaultContext, target: str) -> tuple[str, ...]:
         return ()
 
-    def require(self, scene: Scene, target: str) -> None:
+    def require(self, ctx: FaultContext, target: str) -> None:
         if self.cpu not in os.sched_getaffinity(0):
             raise Unsupported(f"there is no CPU {self.cpu} to run on here", remedy="choose another")
 
-    def apply(self, scene: Scene, target: str) -> None:
-        self._victim = scene.vmm(target)
+    def apply(self, ctx: FaultContext, target: str) -> None:
+        self._victim = ctx.vmms[target]
         for tid in _threads(self._victim.pid):
             self._before[tid] = os.sched_getaffinity(tid)
             os.sched_setaffinity(tid, {self.cpu})
 
-    def evidence(self, scene: Scene, target: str) -> Evidence:
+    def evidence(self, ctx: FaultContext, target: str) -> Evidence:
         try:
-            found = {tid: os.sched_getaffinity(tid) for tid in _threads(scene.vmm(target).pid)}
+            found = {tid: os.sched_getaffinity(tid) for tid in _threads(ctx.vmms[target].pid)}
         except (FileNotFoundError, ProcessLookupError):
             return Evidence(False, f"{target} is gone")
         elsewhere = [tid for tid, cpus in found.items() if cpus != {self.cpu}]
@@ -61,8 +61,8 @@ class Pin(Fault):
             bool(found) and not elsewhere, f"{len(found) - len(elsewhere)} of {len(found)} threads on CPU {self.cpu}"
         )
 
-    def undo(self, scene: Scene, target: str) -> str:
-        """Of the process that was struck: a dead one's numbers may be somebody else's by now."""
+    def undo(self, ctx: FaultContext, target: str) -> str:
+        """Of the process that was pinned: a dead one's numbers may be somebody else's by now."""
         if self._victim is None or not self._before:
             return "no thread was pinned"
         if self._victim.status is not None:
@@ -91,7 +91,7 @@ class CpuOffline(Fault):
     def _switch(self) -> Path:
         return CPUS / f"cpu{self.cpu}" / "online"
 
-    def require(self, scene: Scene, target: str) -> None:
+    def require(self, ctx: FaultContext, target: str) -> None:
         if not self._switch.exists():
             raise Unsupported(f"CPU {self.cpu} is not there, or cannot be taken offline", remedy="choose another")
         if not self._online:
@@ -101,21 +101,21 @@ class CpuOffline(Fault):
     def _online(self) -> bool:
         return self._switch.read_text().strip() == ONLINE
 
-    def apply(self, scene: Scene, target: str) -> None:
+    def apply(self, ctx: FaultContext, target: str) -> None:
         self._taken = self._online
         if self._taken:
-            scene.remember(self._switch, ONLINE)
+            ctx.host.remember(self._switch, ONLINE)
         self._switch.write_text(OFFLINE)
 
-    def evidence(self, scene: Scene, target: str) -> Evidence:
+    def evidence(self, ctx: FaultContext, target: str) -> Evidence:
         online = (CPUS / "online").read_text().strip()
         return Evidence(self._taken and not self._online, f"online: {online}")
 
-    def undo(self, scene: Scene, target: str) -> str:
+    def undo(self, ctx: FaultContext, target: str) -> str:
         if not self._taken:
             return f"CPU {self.cpu} was not taken"
         self._switch.write_text(ONLINE)
-        scene.forget(self._switch, ONLINE)
+        ctx.host.forget(self._switch, ONLINE)
         return f"CPU {self.cpu} is online"
 
 
@@ -144,27 +144,27 @@ class CpuThrottle(Fault):
         """In microseconds."""
         return self.milliseconds * 10 * self.percent
 
-    def ends(self, scene: Scene, target: str) -> tuple[str, ...]:
+    def ends(self, ctx: FaultContext, target: str) -> tuple[str, ...]:
         return ()
 
-    def require(self, scene: Scene, target: str) -> None:
-        require_controller(scene, "cpu")
+    def require(self, ctx: FaultContext, target: str) -> None:
+        require_controller(ctx, "cpu")
 
-    def apply(self, scene: Scene, target: str) -> None:
-        self._group = scene.cgroup(scene.home(target))
-        scene.enable(scene.home(target), "cpu")
+    def apply(self, ctx: FaultContext, target: str) -> None:
+        self._group = ctx.cgroups[ctx.cgroups.home(ctx.vmms[target])]
+        ctx.enable_controller(ctx.cgroups.home(ctx.vmms[target]), "cpu")
         self._before = self._group.throttled()
         self._group.limit_cpu(self.quota, self.milliseconds * 1000)
 
-    def evidence(self, scene: Scene, target: str) -> Evidence:
+    def evidence(self, ctx: FaultContext, target: str) -> Evidence:
         """Not before it is to be over, when this is asked a second time."""
         first, self._asked = not self._asked, True
-        group = self._group or scene.cgroup(scene.home(target))
+        group = self._group or ctx.cgroups[ctx.cgroups.home(ctx.vmms[target])]
         periods, spent = (now - before for now, before in zip(group.throttled(), self._before, strict=True))
         detail = f"the cgroup of {target} stood still in {periods} periods, {spent / 1000:.0f} ms in all"
         return Evidence(None if first else periods > 0, detail)
 
-    def undo(self, scene: Scene, target: str) -> str:
+    def undo(self, ctx: FaultContext, target: str) -> str:
         if self._group is None:
             return "there was no limit"
         if self._group.exists and self._group.has("cpu"):

@@ -11,11 +11,9 @@ import contextlib
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from chaos.fault import Evidence, Fault, Scene, Target
+from chaos.fault import Evidence, FailpointHits, Fault, FaultContext, PlanInForce, Target
 from chaos.lab.psp import failpoints
 from chaos.lab.psp.plan import Die
-from chaos.runner.holds.failpoints import Armed
-from chaos.runner.questions import Point
 
 # Of the driver, with a firmware that will never answer: somebody waits for it.
 PATIENCE_WITH_THE_DEAD = 2
@@ -37,7 +35,7 @@ class Firmware(Fault):
 
     plan: str
     patience: int = 0
-    _armed: Armed | None = field(init=False, default=None)
+    _armed: PlanInForce | None = field(init=False, default=None)
     _patience_before: int | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -47,27 +45,27 @@ class Firmware(Fault):
         if not self.patience and any(isinstance(rule.action, Die) for rule in rules):
             self.patience = PATIENCE_WITH_THE_DEAD
 
-    def require(self, scene: Scene, target: str) -> None:
-        scene.firmware.require()
+    def require(self, ctx: FaultContext, target: str) -> None:
+        ctx.firmware.require()
 
-    def apply(self, scene: Scene, target: str) -> None:
+    def apply(self, ctx: FaultContext, target: str) -> None:
         if self.patience:
-            self._patience_before = scene.firmware.set_patience(self.patience)
-        self._armed = scene.firmware.arm(self.plan)
+            self._patience_before = ctx.firmware.set_patience(self.patience)
+        self._armed = ctx.firmware.arm(self.plan)
 
-    def evidence(self, scene: Scene, target: str) -> Evidence:
+    def evidence(self, ctx: FaultContext, target: str) -> Evidence:
         if self._armed is None:
             return Evidence(False, "the plan was not followed")
         points = self._armed.look().points
         missed = any(not point.count for point in points)
         return Evidence(None if missed else True, "; ".join(map(_told, points)))
 
-    def undo(self, scene: Scene, target: str) -> str:
+    def undo(self, ctx: FaultContext, target: str) -> str:
         if self._armed is not None:
             self._armed.withdraw()
         if self._patience_before is not None:
             with contextlib.suppress(OSError):  # a firmware that is dead is not asked any more
-                scene.firmware.set_patience(self._patience_before)
+                ctx.firmware.set_patience(self._patience_before)
         return "the plan is followed no more"
 
 
@@ -81,21 +79,21 @@ class PlatformReset(Fault):
     NEEDS: ClassVar[str] = "a lab: a real machine would lose its identity for good"
     PROOF: ClassVar[str] = "the platform says that it is not initialised"
 
-    def require(self, scene: Scene, target: str) -> None:
-        scene.firmware.require()
+    def require(self, ctx: FaultContext, target: str) -> None:
+        ctx.firmware.require()
 
-    def apply(self, scene: Scene, target: str) -> None:
-        scene.firmware.reset()
+    def apply(self, ctx: FaultContext, target: str) -> None:
+        ctx.firmware.reset()
 
-    def evidence(self, scene: Scene, target: str) -> Evidence:
-        state = scene.firmware.platform.status().state
+    def evidence(self, ctx: FaultContext, target: str) -> Evidence:
+        state = ctx.firmware.platform.status().state
         return Evidence(state == UNINIT, f"the platform is in state {state}")
 
-    def undo(self, scene: Scene, target: str) -> str:
+    def undo(self, ctx: FaultContext, target: str) -> str:
         return "the next guest initialises it"
 
 
-def _told(point: Point) -> str:
+def _told(point: FailpointHits) -> str:
     """With the time at which it struck first and last, in seconds by the host's clock."""
     if not point.count:
         return f"{point.failpoint} did not strike"

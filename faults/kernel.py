@@ -2,7 +2,7 @@
 """Faults of a kernel function, by kfault: its calls return something without being made, or come late.
 
 With these a defect can be planted in a stock kernel, to see whether the promise that it breaks is found broken. An
-account that was made wrong stays wrong after the run, so what comes next wants a lab of its own.
+account that was falsified stays false after the run, so what comes next wants a lab of its own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from chaos.errors import Unsupported, UsageError
-from chaos.fault import Evidence, Fault, Scene, Target
+from chaos.fault import Evidence, Fault, FaultContext, Target
 from chaos.linux.kfault import Action, Event, Happening, Kfault, Refused, Slot, arming
 
 # A call that no run gets to: to hear what the module says to being armed, and strike nobody.
@@ -29,7 +29,7 @@ class _Calls(Fault):
     TARGET: ClassVar[Target] = "caller"
     NEEDS: ClassVar[str] = "kfault.ko, which the lab has, and a kernel that has not inlined the function"
     ACTION: ClassVar[Action]
-    STRUCK: ClassVar[Happening]
+    HAPPENED: ClassVar[Happening]
 
     function: str
     nth: int = 1
@@ -52,28 +52,28 @@ class _Calls(Fault):
         except UsageError as error:
             raise ValueError(error.message) from error
 
-    def require(self, scene: Scene, target: str) -> None:
-        kfault = scene.kfault()
+    def require(self, ctx: FaultContext, target: str) -> None:
+        kfault = ctx.kfault()
         kfault.require(self.function)
         try:
             kfault.clear(self._arm(kfault, _NEVER, None))
         except Refused as refused:
             raise Unsupported(refused.message, remedy=refused.remedy) from refused
 
-    def apply(self, scene: Scene, target: str) -> None:
-        self._kfault = scene.kfault()
-        self._slot = self._arm(self._kfault, self.nth, scene.vmm(target).pid if target else None)
+    def apply(self, ctx: FaultContext, target: str) -> None:
+        self._kfault = ctx.kfault()
+        self._slot = self._arm(self._kfault, self.nth, ctx.vmms[target].pid if target else None)
 
-    def evidence(self, scene: Scene, target: str) -> Evidence:
+    def evidence(self, ctx: FaultContext, target: str) -> Evidence:
         if self._kfault is None or self._slot is None:
             return Evidence(False, f"nothing was armed in {self.function}")
-        calls = self._kfault.told(self._slot, self.STRUCK)
+        calls = self._kfault.told(self._slot, self.HAPPENED)
         if not calls:
-            return Evidence(None, f"no call of {self.function} was {self.STRUCK}")
+            return Evidence(None, f"no call of {self.function} was {self.HAPPENED}")
         more = f", and {len(calls) - _SHOWN} more" if len(calls) > _SHOWN else ""
-        return Evidence(True, f"{self.function} {self.STRUCK}: {', '.join(map(_told, calls[:_SHOWN]))}{more}")
+        return Evidence(True, f"{self.function} {self.HAPPENED}: {', '.join(map(_told, calls[:_SHOWN]))}{more}")
 
-    def undo(self, scene: Scene, target: str) -> str:
+    def undo(self, ctx: FaultContext, target: str) -> str:
         if self._kfault is None or self._slot is None:
             return "nothing was armed"
         return f"{self.function} is itself again; {self._kfault.clear(self._slot)} calls were counted"
@@ -88,7 +88,7 @@ class Return(_Calls):
     """
 
     ACTION: ClassVar[Action] = Action.RETURN
-    STRUCK: ClassVar[Happening] = Happening.RETURNED
+    HAPPENED: ClassVar[Happening] = Happening.RETURNED
     PROOF: ClassVar[str] = "kfault says of each call that was left out which thread of which process had made it"
 
     value: int | str
@@ -115,7 +115,7 @@ class Delay(_Calls):
     """
 
     ACTION: ClassVar[Action] = Action.DELAY
-    STRUCK: ClassVar[Happening] = Happening.DELAYED
+    HAPPENED: ClassVar[Happening] = Happening.DELAYED
     PROOF: ClassVar[str] = "kfault says of each call that it stopped which thread of which process had made it"
 
     microseconds: int

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from chaos.cgroup.group import Cgroup
-from chaos.fault import Evidence, Fault, Scene, Target
+from chaos.fault import Evidence, Fault, FaultContext, Target
 from chaos.vmm.harm import CAP_IPC_LOCK
 from chaos.vmm.messages import Press, PunchOut, Shown
 from faults.vmm import require_controller
@@ -42,15 +42,15 @@ class Memlock(Fault):
         if not 0 <= self.kibibytes <= 1 << 20:
             raise ValueError(f"kibibytes is 0 to {1 << 20}, not {self.kibibytes}")
 
-    def ends(self, scene: Scene, target: str) -> tuple[str, ...]:
+    def ends(self, ctx: FaultContext, target: str) -> tuple[str, ...]:
         return ()
 
-    def apply(self, scene: Scene, target: str) -> None:
+    def apply(self, ctx: FaultContext, target: str) -> None:
         self._set = True
-        scene.memlock(target, self.kibibytes << 10)
+        ctx.vmms[target].limit_memlock(self.kibibytes << 10)
 
-    def evidence(self, scene: Scene, target: str) -> Evidence:
-        process = Path("/proc", str(scene.vmm(target).pid))
+    def evidence(self, ctx: FaultContext, target: str) -> Evidence:
+        process = Path("/proc", str(ctx.vmms[target].pid))
         try:
             limits, status = (process / "limits").read_text(), (process / "status").read_text()
         except (FileNotFoundError, ProcessLookupError):
@@ -61,12 +61,12 @@ class Memlock(Fault):
         detail = f"{target} may lock {soft} bytes, {'with' if may else 'without'} CAP_IPC_LOCK"
         return Evidence(soft == str(self.kibibytes << 10) and not may, detail)
 
-    def undo(self, scene: Scene, target: str) -> str:
+    def undo(self, ctx: FaultContext, target: str) -> str:
         if not self._set:
             return "there was no limit"
-        if scene.vmm(target).status is not None:
+        if ctx.vmms[target].status is not None:
             return f"{target} has ended"
-        scene.memlock(target, None)
+        ctx.vmms[target].limit_memlock(None)
         return f"{target} may lock what it could before"
 
 
@@ -89,24 +89,24 @@ class HolePunch(Fault):
         if not 0 <= self.page < PAGES or not 1 <= self.pages <= PAGES - self.page:
             raise ValueError(f"the guest has pages 0 to {PAGES - 1}")
 
-    def ends(self, scene: Scene, target: str) -> tuple[str, ...]:
+    def ends(self, ctx: FaultContext, target: str) -> tuple[str, ...]:
         return ()
 
-    def apply(self, scene: Scene, target: str) -> None:
-        memory, offset, length = scene.memory(target), self.page * PAGE, self.pages * PAGE
+    def apply(self, ctx: FaultContext, target: str) -> None:
+        memory, offset, length = ctx.vms.memory(target), self.page * PAGE, self.pages * PAGE
         self._before = not is_hole(memory, offset, length)
         if self.way == "remove":
-            scene.ask(scene.vmm_of(target).name, PunchOut(vm=target, offset=offset, length=length))
+            ctx.vms.vmm_of(target).ask(PunchOut(vm=target, offset=offset, length=length))
         elif _libc.fallocate(memory, KEEP_SIZE_PUNCH_HOLE, offset, length):
             number = ctypes.get_errno()
             raise OSError(number, f"fallocate: {os.strerror(number)}")
 
-    def evidence(self, scene: Scene, target: str) -> Evidence:
-        hole = is_hole(scene.memory(target), self.page * PAGE, self.pages * PAGE)
+    def evidence(self, ctx: FaultContext, target: str) -> Evidence:
+        hole = is_hole(ctx.vms.memory(target), self.page * PAGE, self.pages * PAGE)
         now, then = ("a hole" if hole else "no hole"), ("pages" if self._before else "none")
         return Evidence(hole and self._before, f"{now} at page {self.page} of {target}, where there were {then}")
 
-    def undo(self, scene: Scene, target: str) -> str:
+    def undo(self, ctx: FaultContext, target: str) -> str:
         return "what is lost stays lost"
 
 
@@ -120,27 +120,27 @@ class MemslotGone(Fault):
 
     _gone: bool = field(init=False, default=False)
 
-    def ends(self, scene: Scene, target: str) -> tuple[str, ...]:
+    def ends(self, ctx: FaultContext, target: str) -> tuple[str, ...]:
         return ()
 
-    def apply(self, scene: Scene, target: str) -> None:
-        done = scene.set_memory(target, False)
+    def apply(self, ctx: FaultContext, target: str) -> None:
+        done = ctx.vms.set_memory(target, False)
         if done.outcome == "fail":
             raise OSError(done.errno, f"KVM_SET_USER_MEMORY_REGION: {os.strerror(done.errno)}")
         self._gone = True
 
-    def evidence(self, scene: Scene, target: str) -> Evidence:
-        told = scene.ask(scene.vmm_of(target).name, Shown(vm=target))
+    def evidence(self, ctx: FaultContext, target: str) -> Evidence:
+        told = ctx.vms.vmm_of(target).ask(Shown(vm=target))
         if told is None:
             return Evidence(False, "its process has ended")
         return Evidence(not told["there"], f"{target} has {'its' if told['there'] else 'no'} memory slot")
 
-    def undo(self, scene: Scene, target: str) -> str:
+    def undo(self, ctx: FaultContext, target: str) -> str:
         if not self._gone:
             return "it was not taken"
-        if scene.vmm_of(target).status is not None:
+        if ctx.vms.vmm_of(target).status is not None:
             return "its process has ended"
-        done = scene.set_memory(target, True)
+        done = ctx.vms.set_memory(target, True)
         return "it is there again" if done.outcome == "ok" else f"it stays away: {os.strerror(done.errno)}"
 
 
@@ -163,33 +163,33 @@ class MemoryPressure(Fault):
         if not 32 <= self.mebibytes <= 512:
             raise ValueError(f"mebibytes is 32 to 512, not {self.mebibytes}")
 
-    def ends(self, scene: Scene, target: str) -> tuple[str, ...]:
+    def ends(self, ctx: FaultContext, target: str) -> tuple[str, ...]:
         return ()
 
-    def require(self, scene: Scene, target: str) -> None:
-        require_controller(scene, "memory")
+    def require(self, ctx: FaultContext, target: str) -> None:
+        require_controller(ctx, "memory")
 
-    def apply(self, scene: Scene, target: str) -> None:
-        self._group = scene.cgroup(scene.home(target))
-        scene.enable(scene.home(target), "memory")
+    def apply(self, ctx: FaultContext, target: str) -> None:
+        self._group = ctx.cgroups[ctx.cgroups.home(ctx.vmms[target])]
+        ctx.enable_controller(ctx.cgroups.home(ctx.vmms[target]), "memory")
         self._before = self._group.memory_events("high")
         # How long one waits grows with the square of how far beyond it the cgroup is, up to two seconds each time.
         self._group.slow_memory(self._group.memory_used() + (self.mebibytes << 20) * 31 // 32)
-        scene.ask(target, Press(mebibytes=self.mebibytes))
+        ctx.vmms[target].ask(Press(mebibytes=self.mebibytes))
 
-    def evidence(self, scene: Scene, target: str) -> Evidence:
-        group = self._group or scene.cgroup(scene.home(target))
+    def evidence(self, ctx: FaultContext, target: str) -> Evidence:
+        group = self._group or ctx.cgroups[ctx.cgroups.home(ctx.vmms[target])]
         if self._group is not None:
-            scene.wait(lambda: group.memory_events("high") > self._before, PRESSED_WITHIN, f"{target} to be over")
+            ctx.wait(lambda: group.memory_events("high") > self._before, PRESSED_WITHIN, f"{target} to be over")
         over = group.memory_events("high") - self._before
         return Evidence(over > 0, f"the cgroup of {target} was over memory.high {over} times")
 
-    def undo(self, scene: Scene, target: str) -> str:
+    def undo(self, ctx: FaultContext, target: str) -> str:
         if self._group is None:
             return "there was no limit"
         if self._group.exists and self._group.has("memory"):
             self._group.slow_memory(None)  # before it is asked: it may be waiting
-        scene.ask(target, Press(mebibytes=0))
+        ctx.vmms[target].ask(Press(mebibytes=0))
         return "it has what memory it wants"
 
 

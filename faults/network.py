@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
 from chaos.errors import HostLacks, Unsupported, UsageError
-from chaos.fault import Evidence, Fault, Scene, Target
+from chaos.fault import Evidence, Fault, FaultContext, Target
 from chaos.netns import link, netem, relay, tun
-from chaos.netns.link import End
+from chaos.netns.link import LinkEnd
 from chaos.netns.netem import Impairment, Reading
 from chaos.netns.relay import Relay, Told
 
@@ -39,9 +39,10 @@ class Netem(Fault):
     """Impair the links of a VMM: delay and jitter in milliseconds; loss, duplication, reordering and corruption in
     percent; rate in kilobits a second.
 
-    `way` is what is struck: what the VMM sends (out), what it receives (in), or both. `by` is who does it: the kernel's
-    netem, a relay in user space through which the two VMMs talk meanwhile, or either: netem if the kernel has it. Under
-    the run's seed the relay does the same to the n-th packet of each direction, and so does netem from Linux 6.6 on.
+    `way` is what is impaired: what the VMM sends (out), what it receives (in), or both. `by` is who does it: the
+    kernel's netem, a relay in user space through which the two VMMs talk meanwhile, or either: netem if the kernel
+    has it. Under the run's seed the relay does the same to the n-th packet of each direction, and so does netem
+    from Linux 6.6 on.
     """
 
     TARGET: ClassVar[Target] = "link"
@@ -79,7 +80,7 @@ class Netem(Fault):
             rate=self.rate * 1000,
         )  # fmt: skip
 
-    def require(self, scene: Scene, target: str) -> None:
+    def require(self, ctx: FaultContext, target: str) -> None:
         lacking = []
         for probe in _PROBES[self.by]:
             try:
@@ -91,11 +92,11 @@ class Netem(Fault):
         remedies = dict.fromkeys(error.remedy for error in lacking)
         raise Unsupported("; ".join(error.message for error in lacking), remedy=", or: ".join(remedies))
 
-    def apply(self, scene: Scene, target: str) -> None:
-        pid = scene.vmm(target).pid
-        for own, other, peer in scene.links(target):
-            out = _Way(own, pid, peer.pid, self._asked("out", scene.chance()))
-            back = _Way(other, peer.pid, pid, self._asked("in", scene.chance()))
+    def apply(self, ctx: FaultContext, target: str) -> None:
+        pid = ctx.vmms[target].pid
+        for own, other, peer in ctx.links(target):
+            out = _Way(own, pid, peer.pid, self._asked("out", ctx.chance()))
+            back = _Way(other, peer.pid, pid, self._asked("in", ctx.chance()))
             if self.by != "relay":
                 try:
                     self._by_netem(way for way in (out, back) if way.asked.effects)
@@ -120,7 +121,7 @@ class Netem(Fault):
                 self._put.remove(put)
                 raise
 
-    def evidence(self, scene: Scene, target: str) -> Evidence:
+    def evidence(self, ctx: FaultContext, target: str) -> Evidence:
         """Each effect must have been met on at least one of the links."""
         told = [put.told() for put in self._put]
         met = {effect for effects, _ in told for effect in effects}
@@ -129,7 +130,7 @@ class Netem(Fault):
         missed = sorted(wanted - met)
         return Evidence(None if missed else True, details + (f"; not met: {', '.join(missed)}" if missed else ""))
 
-    def undo(self, scene: Scene, target: str) -> str:
+    def undo(self, ctx: FaultContext, target: str) -> str:
         for put in self._put:
             put.take_off()
         return "the links are as they were"
@@ -149,7 +150,7 @@ class _Put(Protocol):
 class _Way:
     """One direction of a link: what leaves by `end`. `sender` and `receiver` are processes in the two namespaces."""
 
-    end: End
+    end: LinkEnd
     sender: int
     receiver: int
     asked: Impairment
@@ -162,7 +163,7 @@ class _Counts:
 
     sent: int
     came: int
-    wrong: int
+    bad_checksums: int
 
 
 @dataclass(slots=True, eq=False)
@@ -181,17 +182,17 @@ class _InKernel:
         end, after = self.way.end, netem.read(self.way.end)
         if self.before is None or after is None:
             return set(), f"{end}: no netem is on it"
-        met = {effect for effect, struck in netem.struck(self.before, after).items() if struck}
+        met = {effect for effect, seen in netem.took_effect(self.before, after).items() if seen}
         now = _counts(self.way.sender, self.way.receiver)
         text = (
             f"netem of {end}: {after.passed} packets passed, {after.dropped} dropped, {after.reordered} overtook others"
         )
         if now is not None and self.counts is not None:
             more = (now.came - self.counts.came) - (now.sent - self.counts.sent)
-            wrong = now.wrong - self.counts.wrong
+            bad = now.bad_checksums - self.counts.bad_checksums
             met |= {"duplication"} if more > 0 else set()
-            met |= {"corruption"} if wrong > 0 else set()
-            text += f", {max(more, 0)} more came than were sent, {wrong} had a wrong checksum"
+            met |= {"corruption"} if bad > 0 else set()
+            text += f", {max(more, 0)} more came than were sent, {bad} had a wrong checksum"
         return met & set(self.before.impairment.effects), text
 
     def take_off(self) -> None:
@@ -214,35 +215,35 @@ class _Relayed:
         texts = []
         for way, before, told in zip(self._ways, self._before, directions, strict=True):
             now = _counts(way.sender, way.receiver)
-            wrong = now.wrong - before.wrong if now is not None and before is not None else None
+            bad = now.bad_checksums - before.bad_checksums if now is not None and before is not None else None
             if way.asked.effects:
-                met |= _met(told, wrong) & set(way.asked.effects)
-            texts.append(_accounts(way.end, told, wrong))
+                met |= _met(told, bad) & set(way.asked.effects)
+            texts.append(_accounts(way.end, told, bad))
         return (met if all(told.balanced for told in directions) else set()), "; ".join(texts)
 
     def take_off(self) -> None:
         self._relay.close()
 
 
-def _met(told: Told, wrong: int | None) -> set[str]:
+def _met(told: Told, bad: int | None) -> set[str]:
     counts = told.counts
     waited = ("delay_us", "jitter_us", "rate") if counts.slowed else ()
     others = {
         "loss": counts.dropped, "duplication": counts.duplicated, "reordering": counts.reordered,
-        "corruption": counts.corrupted and wrong,
+        "corruption": counts.corrupted and bad,
     }  # fmt: skip
     return {*waited, *(effect for effect, count in others.items() if count)}
 
 
-def _accounts(end: End, told: Told, wrong: int | None) -> str:
+def _accounts(end: LinkEnd, told: Told, bad: int | None) -> str:
     counts = told.counts
     text = (
         f"relay of {end}: {counts.taken} packets taken, {counts.given} given, {counts.dropped} dropped, "
         f"{counts.duplicated} duplicated, {counts.slowed} slowed, {counts.reordered} overtook others, "
         f"{counts.corrupted} corrupted"
     )
-    if wrong is not None:
-        text += f", {wrong} had a wrong checksum"
+    if bad is not None:
+        text += f", {bad} had a wrong checksum"
     if not told.balanced:
         text += f"; the kernel has seen {told.sent} go to it and {told.received} come from it, which is not the same"
     return text
@@ -254,7 +255,7 @@ def _counts(sender: int, receiver: int) -> _Counts | None:
         return _Counts(
             sent=_snmp(sender, "Ip")["OutRequests"],
             came=_snmp(receiver, "Ip")["InReceives"],
-            wrong=_snmp(receiver, "Tcp")["InCsumErrors"] + _snmp(receiver, "Ip")["InHdrErrors"],
+            bad_checksums=_snmp(receiver, "Tcp")["InCsumErrors"] + _snmp(receiver, "Ip")["InHdrErrors"],
         )
     except (OSError, KeyError):
         return None
@@ -283,17 +284,17 @@ class Partition(Fault):
     def __post_init__(self) -> None:
         self._netem.by = self.by
 
-    def require(self, scene: Scene, target: str) -> None:
-        self._netem.require(scene, target)
+    def require(self, ctx: FaultContext, target: str) -> None:
+        self._netem.require(ctx, target)
 
-    def apply(self, scene: Scene, target: str) -> None:
-        self._netem.apply(scene, target)
+    def apply(self, ctx: FaultContext, target: str) -> None:
+        self._netem.apply(ctx, target)
 
-    def evidence(self, scene: Scene, target: str) -> Evidence:
-        return self._netem.evidence(scene, target)
+    def evidence(self, ctx: FaultContext, target: str) -> Evidence:
+        return self._netem.evidence(ctx, target)
 
-    def undo(self, scene: Scene, target: str) -> str:
-        return self._netem.undo(scene, target)
+    def undo(self, ctx: FaultContext, target: str) -> str:
+        return self._netem.undo(ctx, target)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -313,8 +314,8 @@ class LinkFlap(Fault):
         if not 1 <= self.times <= 100:
             raise ValueError(f"times is 1 to 100, not {self.times}")
 
-    def apply(self, scene: Scene, target: str) -> None:
-        for own, _, _ in scene.links(target):
+    def apply(self, ctx: FaultContext, target: str) -> None:
+        for own, _, _ in ctx.links(target):
             if relay.is_on(own):
                 raise OSError(EBUSY, "packets go by a relay, and not by the link")
             for _ in range(self.times):
@@ -324,13 +325,13 @@ class LinkFlap(Fault):
                 link.wait_running(own)
                 self._seen.append(down and link.look(own).up)
 
-    def evidence(self, scene: Scene, target: str) -> Evidence:
+    def evidence(self, ctx: FaultContext, target: str) -> Evidence:
         return Evidence(
             bool(self._seen) and all(self._seen), f"{sum(self._seen)} of {len(self._seen)} times down and up"
         )
 
-    def undo(self, scene: Scene, target: str) -> str:
-        for own, _, _ in scene.links(target):
+    def undo(self, ctx: FaultContext, target: str) -> str:
+        for own, _, _ in ctx.links(target):
             with contextlib.suppress(OSError):  # the namespace has gone with its VMM
                 link.set_up(own, True)
         return "the links are up"

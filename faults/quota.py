@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from chaos.cgroup.group import Cgroup
-from chaos.fault import Evidence, Fault, Scene, Target
+from chaos.fault import Evidence, Fault, FaultContext, Target
 from chaos.history.reading import levels
 
 Key = Literal["sev", "sev_es"]
@@ -34,17 +34,17 @@ class Limit(Fault):
         if not 0 <= self.max <= 1 << 31:
             raise ValueError(f"max is 0 to {1 << 31}, not {self.max}")
 
-    def apply(self, scene: Scene, target: str) -> None:
-        misc = scene.cgroup(target).misc()
+    def apply(self, ctx: FaultContext, target: str) -> None:
+        misc = ctx.cgroups[target].misc()
         self._before = misc.get("max", {}).get(self.key)
         self._refused = refused(misc, self.key)
-        scene.limit(target, self.key, self.max)
+        ctx.cgroups.limit(target, self.key, self.max)
         self._set = True
 
-    def evidence(self, scene: Scene, target: str) -> Evidence:
+    def evidence(self, ctx: FaultContext, target: str) -> Evidence:
         """First when it was set, which is too early to say: somebody may set it otherwise."""
         first, self._asked = not self._asked, True
-        group = scene.cgroup(target)
+        group = ctx.cgroups[target]
         misc = group.misc() if group.exists else {}
         read = misc.get("max", {}).get(self.key)
         if read != self.max:
@@ -54,10 +54,10 @@ class Limit(Fault):
         detail = f"misc.max of {target} reads {self.key} {read}, {used} in use; refused since: {more}"
         return Evidence(None if first else True, detail)
 
-    def undo(self, scene: Scene, target: str) -> str:
-        if not self._set or not scene.cgroup(target).exists:
+    def undo(self, ctx: FaultContext, target: str) -> str:
+        if not self._set or not ctx.cgroups[target].exists:
             return "nothing is to be put back"
-        scene.limit(target, self.key, self._before)
+        ctx.cgroups.limit(target, self.key, self._before)
         return f"misc.max of {target} is {self.key} {'max' if self._before is None else self._before} again"
 
 
@@ -79,31 +79,31 @@ class Exhaust(Fault):
         if not 0 <= self.leave <= 1 << 16:
             raise ValueError(f"leave is 0 to {1 << 16}, not {self.leave}")
 
-    def ends(self, scene: Scene, target: str) -> tuple[str, ...]:
+    def ends(self, ctx: FaultContext, target: str) -> tuple[str, ...]:
         return ()
 
-    def apply(self, scene: Scene, target: str) -> None:
+    def apply(self, ctx: FaultContext, target: str) -> None:
         for number in range(1 << 16):
             vm = f"{target}-{self.key.replace('_', '-')}-{number}"
             self._taken.append(vm)
-            if scene.take(target, vm, self.key).outcome != "ok":
+            if ctx.vms.take(target, vm, self.key).outcome != "ok":
                 break
         for vm in self._taken[-1 - self.leave :]:  # what was refused left an empty VM
-            scene.close(target, vm)
+            ctx.vms.give_back(target, vm)
             self._taken.remove(vm)
 
-    def evidence(self, scene: Scene, target: str) -> Evidence:
-        full = [told for left, told in self._room(scene, target) if left == self.leave]
+    def evidence(self, ctx: FaultContext, target: str) -> Evidence:
+        full = [told for left, told in self._room(ctx, target) if left == self.leave]
         if not full or not self._taken:
-            rooms = "; ".join(told for _, told in self._room(scene, target))
+            rooms = "; ".join(told for _, told in self._room(ctx, target))
             return Evidence(False, f"{target} holds {len(self._taken)} contexts of {self.key}; {rooms}")
         return Evidence(True, f"{target} took {len(self._taken)} contexts of {self.key}; {'; '.join(full)}")
 
-    def _room(self, scene: Scene, target: str) -> Iterator[tuple[int, str]]:
+    def _room(self, ctx: FaultContext, target: str) -> Iterator[tuple[int, str]]:
         """How many more charges every level from the VMM's cgroup upwards has room for, in words."""
-        capacity = capacity_above(scene.cgroup("."), self.key)
-        for level in reversed(levels(scene.home(target))):
-            misc = scene.cgroup(level).misc()
+        capacity = capacity_above(ctx.cgroups["."], self.key)
+        for level in reversed(levels(ctx.cgroups.home(ctx.vmms[target]))):
+            misc = ctx.cgroups[level].misc()
             used, limit = misc.get("current", {}).get(self.key), misc.get("max", {}).get(self.key)
             if used is None:
                 continue
@@ -112,12 +112,12 @@ class Exhaust(Fault):
             else:
                 yield capacity - used, f"{level} uses {used} of the host's capacity of {capacity}"
 
-    def undo(self, scene: Scene, target: str) -> str:
-        if scene.vmm(target).status is not None:
+    def undo(self, ctx: FaultContext, target: str) -> str:
+        if ctx.vmms[target].status is not None:
             return "they went with their VMM"
         count = len(self._taken)
         while self._taken:
-            scene.close(target, self._taken.pop())
+            ctx.vms.give_back(target, self._taken.pop())
         return f"{count} contexts were given back"
 
 

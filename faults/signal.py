@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from chaos.fault import Evidence, Fault, Scene, Target, Victim
+from chaos.fault import Evidence, Fault, FaultContext, Target, Victim
 from chaos.linux.loop import LOOK_AGAIN
 from chaos.vmm.harm import STORM_SIGNAL
 from chaos.vmm.messages import Handled
@@ -47,12 +47,12 @@ class SignalStorm(Fault):
         if not 1 <= self.signals <= 1_000_000 or not 0 <= self.microseconds <= 1_000_000:
             raise ValueError("signals is 1 to 1000000, microseconds 0 to 1000000")
 
-    def ends(self, scene: Scene, target: str) -> tuple[str, ...]:
+    def ends(self, ctx: FaultContext, target: str) -> tuple[str, ...]:
         return ()
 
-    def apply(self, scene: Scene, target: str) -> None:
-        scene.ask(target, Handled())  # from now on they are
-        self._thread = threading.Thread(target=self._send, args=(scene.vmm(target),), name="storm", daemon=True)
+    def apply(self, ctx: FaultContext, target: str) -> None:
+        ctx.vmms[target].ask(Handled())  # from now on they are
+        self._thread = threading.Thread(target=self._send, args=(ctx.vmms[target],), name="storm", daemon=True)
         self._thread.start()
 
     def _send(self, victim: Victim) -> None:
@@ -77,30 +77,30 @@ class SignalStorm(Fault):
                 return number
         return meant
 
-    def evidence(self, scene: Scene, target: str) -> Evidence:
+    def evidence(self, ctx: FaultContext, target: str) -> Evidence:
         """Not before it is to be over, when this is asked a second time."""
         first, self._asked = not self._asked, True
         if first or self._thread is None:
             return Evidence(None, "no signal was sent" if self._thread is None else "signals are being sent")
         self._stop()
-        self._count(scene, target)
+        self._count(ctx, target)
         moving = sum(self._sent[tid] for tid in self._moving)
         detail = f"{self._sent.total()} sent to {len(self._sent)} threads, {moving} to one with an operation under way"
         return Evidence(moving > 0 and self._handled > 0, f"{detail}; {self._handled} handled")
 
-    def _count(self, scene: Scene, target: str) -> None:
+    def _count(self, ctx: FaultContext, target: str) -> None:
         """Those that wait for a thread in the kernel are handled when it comes out."""
 
         def all_in() -> bool:
-            told = scene.ask(target, Handled())
+            told = ctx.vmms[target].ask(Handled())
             number = told["handled"] if told is not None else 0
             assert isinstance(number, int)
             self._handled += number
             return told is None or self._handled >= self._sent.total()
 
-        scene.wait(all_in, ALL_IN_WITHIN, f"{target} to have handled all")
+        ctx.wait(all_in, ALL_IN_WITHIN, f"{target} to have handled all")
 
-    def undo(self, scene: Scene, target: str) -> str:
+    def undo(self, ctx: FaultContext, target: str) -> str:
         self._stop()
         return "no more are sent"
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults of a VM's vCPUs. Storms of calls on them are a step of their own (`chaos.experiment.steps.Storm`)."""
+"""Faults of a VM's vCPUs. Storms of calls on them are a step of their own (`chaos.experiment.steps.StormStep`)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from chaos.fault import Evidence, Fault, Pending, Scene, Target
+from chaos.fault import Evidence, Fault, FaultContext, Pending, Target
 from chaos.history.records import Done
 from faults.vmm import state
 
@@ -36,44 +36,44 @@ class CreateVcpu(Fault):
         if not 1 <= self.count <= MOST or not 0 <= self.first <= 1024:
             raise ValueError(f"count is 1 to {MOST}, first 0 to 1024")
 
-    def ends(self, scene: Scene, target: str) -> tuple[str, ...]:
+    def ends(self, ctx: FaultContext, target: str) -> tuple[str, ...]:
         return ()
 
-    def apply(self, scene: Scene, target: str) -> None:
-        self._next(scene, target)
-        first, pid = self._calls[0], scene.vmm_of(target).pid
+    def apply(self, ctx: FaultContext, target: str) -> None:
+        self._next(ctx, target)
+        first, pid = self._calls[0], ctx.vms.vmm_of(target).pid
 
         def inside() -> bool:
             return first.done is not None or (first.tid > 0 and state(pid, first.tid) == "D")
 
-        scene.wait(inside, BEGUN_WITHIN, f"{target} to be at its first vCPU, or to wait for its lock")
+        ctx.wait(inside, BEGUN_WITHIN, f"{target} to be at its first vCPU, or to wait for its lock")
 
-    def _next(self, scene: Scene, target: str) -> None:
-        if len(self._calls) < self.count and not self._enough and scene.vmm_of(target).status is None:
-            call = scene.add_vcpu(target, self.first + len(self._calls), lambda: self._next(scene, target))
+    def _next(self, ctx: FaultContext, target: str) -> None:
+        if len(self._calls) < self.count and not self._enough and ctx.vms.vmm_of(target).status is None:
+            call = ctx.vms.add_vcpu(target, self.first + len(self._calls), lambda: self._next(ctx, target))
             self._calls.append(call)
 
-    def evidence(self, scene: Scene, target: str) -> Evidence:
+    def evidence(self, ctx: FaultContext, target: str) -> Evidence:
         """Not before it is to be over, when this is asked a second time: the move may be still to come."""
         first, self._asked = not self._asked, True
         if first:
             return Evidence(None, f"{len(self._calls)} calls were made")
-        self._settle(scene, target)
-        met = sum(any(_overlap(call, move) for move in scene.moves(target)) for call in self._calls)
+        self._settle(ctx, target)
+        met = sum(any(_overlap(call, move) for move in ctx.vms.moves(target)) for call in self._calls)
         created = sum(call.done is not None and _created(call.done) for call in self._calls)
         detail = f"of {len(self._calls)} calls {met} met a move of {target}; {created} vCPUs were created"
         return Evidence(met > 0, detail)
 
-    def _settle(self, scene: Scene, target: str) -> bool:
+    def _settle(self, ctx: FaultContext, target: str) -> bool:
         """Let the call that is under way be the last."""
         self._enough = True
         what = f"{target} to have its vCPUs"
-        return scene.wait(lambda: all(call.done is not None for call in self._calls), CREATED_WITHIN, what)
+        return ctx.wait(lambda: all(call.done is not None for call in self._calls), CREATED_WITHIN, what)
 
-    def undo(self, scene: Scene, target: str) -> str:
+    def undo(self, ctx: FaultContext, target: str) -> str:
         if not self._calls:
             return "none was to be created"
-        return "what was created stays" if self._settle(scene, target) else "some are still being created"
+        return "what was created stays" if self._settle(ctx, target) else "some are still being created"
 
 
 def _created(done: Done) -> bool:

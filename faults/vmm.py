@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 
 from chaos.cgroup.group import Cgroup
 from chaos.errors import Unsupported
-from chaos.fault import Evidence, Fault, Scene, Target, Victim
+from chaos.fault import Evidence, Fault, FaultContext, Target, Victim
 from chaos.linux.task import parse_state
 from chaos.vmm.messages import Eat, EndThread, Inside
 
@@ -37,17 +37,17 @@ class Kill(Fault):
     def number(self) -> Signals:
         return Signals[f"SIG{self.signal}"]
 
-    def apply(self, scene: Scene, target: str) -> None:
-        self._hit = scene.vmm(target)  # one that is started in its stead has its name
+    def apply(self, ctx: FaultContext, target: str) -> None:
+        self._hit = ctx.vmms[target]  # one that is started in its stead has its name
         pidfd_send_signal(self._hit.pidfd, self.number)
 
-    def undo(self, scene: Scene, target: str) -> str:
+    def undo(self, ctx: FaultContext, target: str) -> str:
         if self._hit is None:
             return "nobody was struck"
         return "the dead stay dead" if self._hit.status is not None else "it lives"
 
-    def evidence(self, scene: Scene, target: str) -> Evidence:
-        return ended(scene.vmm(target), self.number)
+    def evidence(self, ctx: FaultContext, target: str) -> Evidence:
+        return ended(ctx.vmms[target], self.number)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -61,22 +61,22 @@ class KillBoth(Fault):
     other: str
     _took: int = field(init=False, default=0)
 
-    def ends(self, scene: Scene, target: str) -> tuple[str, ...]:
+    def ends(self, ctx: FaultContext, target: str) -> tuple[str, ...]:
         return (target, self.other)
 
-    def apply(self, scene: Scene, target: str) -> None:
-        first, second = scene.vmm(target).pidfd, scene.vmm(self.other).pidfd
+    def apply(self, ctx: FaultContext, target: str) -> None:
+        first, second = ctx.vmms[target].pidfd, ctx.vmms[self.other].pidfd
         began = time.monotonic_ns()
         pidfd_send_signal(first, Signals.SIGKILL)
         pidfd_send_signal(second, Signals.SIGKILL)
         self._took = time.monotonic_ns() - began
 
-    def evidence(self, scene: Scene, target: str) -> Evidence:
-        each = [ended(scene.vmm(name), Signals.SIGKILL) for name in (target, self.other)]
+    def evidence(self, ctx: FaultContext, target: str) -> Evidence:
+        each = [ended(ctx.vmms[name], Signals.SIGKILL) for name in (target, self.other)]
         told = "; ".join(one.detail for one in each)
         return Evidence(all(one.struck for one in each), f"{told}; signalled within {self._took / 1000:.0f} µs")
 
-    def undo(self, scene: Scene, target: str) -> str:
+    def undo(self, ctx: FaultContext, target: str) -> str:
         return "the dead stay dead"
 
 
@@ -88,26 +88,26 @@ class Stop(Fault):
     TARGET: ClassVar[Target] = "vmm"
     PROOF: ClassVar[str] = "the process's first thread is in state T, and every other too unless it waits in the kernel"
 
-    def ends(self, scene: Scene, target: str) -> tuple[str, ...]:
+    def ends(self, ctx: FaultContext, target: str) -> tuple[str, ...]:
         return ()
 
-    def apply(self, scene: Scene, target: str) -> None:
-        pidfd_send_signal(scene.vmm(target).pidfd, SIGSTOP)
+    def apply(self, ctx: FaultContext, target: str) -> None:
+        pidfd_send_signal(ctx.vmms[target].pidfd, SIGSTOP)
 
-    def evidence(self, scene: Scene, target: str) -> Evidence:
-        victim = scene.vmm(target)
+    def evidence(self, ctx: FaultContext, target: str) -> Evidence:
+        victim = ctx.vmms[target]
         if victim.status is not None:
             return Evidence(False, f"{target} has ended")
-        stopped = scene.wait(lambda: _stopped(victim.pid), STOPPED_WITHIN, f"{target} to stop")
+        stopped = ctx.wait(lambda: _stopped(victim.pid), STOPPED_WITHIN, f"{target} to stop")
         return Evidence(stopped, f"threads of {target} by state: {_listed(states(victim.pid))}")
 
-    def undo(self, scene: Scene, target: str) -> str:
-        victim = scene.vmm(target)
+    def undo(self, ctx: FaultContext, target: str) -> str:
+        victim = ctx.vmms[target]
         if victim.status is not None:
             return "it has ended"
         with contextlib.suppress(ProcessLookupError):  # it may be ending just now
             pidfd_send_signal(victim.pidfd, SIGCONT)
-        gone_on = scene.wait(lambda: "T" not in states(victim.pid), STOPPED_WITHIN, f"{target} to go on")
+        gone_on = ctx.wait(lambda: "T" not in states(victim.pid), STOPPED_WITHIN, f"{target} to go on")
         return "it goes on" if gone_on else "it does not go on"
 
 
@@ -126,19 +126,19 @@ class LoseFd(Fault):
     def _name(self) -> str:
         return f"vcpu {self.vcpu}" if self.fd == "vcpu" else self.fd
 
-    def ends(self, scene: Scene, target: str) -> tuple[str, ...]:
+    def ends(self, ctx: FaultContext, target: str) -> tuple[str, ...]:
         return ()
 
-    def apply(self, scene: Scene, target: str) -> None:
-        scene.lose_fd(target, self._name)
+    def apply(self, ctx: FaultContext, target: str) -> None:
+        ctx.vms.lose_fd(target, self._name)
 
-    def evidence(self, scene: Scene, target: str) -> Evidence:
-        told = scene.ask(scene.vmm_of(target).name, Inside(vm=target, fd=self._name))
+    def evidence(self, ctx: FaultContext, target: str) -> Evidence:
+        told = ctx.vms.vmm_of(target).ask(Inside(vm=target, fd=self._name))
         if told is None:
             return Evidence(False, "its process has ended")
         return Evidence(bool(told["lost"]), f"{self._name} of {target} {'is lost' if told['lost'] else 'is open'}")
 
-    def undo(self, scene: Scene, target: str) -> str:
+    def undo(self, ctx: FaultContext, target: str) -> str:
         return "what is lost stays lost"
 
 
@@ -154,15 +154,15 @@ class ThreadExit(Fault):
 
     thread: Literal["vcpu", "first"] = "vcpu"
 
-    def ends(self, scene: Scene, target: str) -> tuple[str, ...]:
+    def ends(self, ctx: FaultContext, target: str) -> tuple[str, ...]:
         return ()
 
-    def apply(self, scene: Scene, target: str) -> None:
-        scene.ask(scene.vmm_of(target).name, EndThread(vm=target if self.thread == "vcpu" else ""))
+    def apply(self, ctx: FaultContext, target: str) -> None:
+        ctx.vms.vmm_of(target).ask(EndThread(vm=target if self.thread == "vcpu" else ""))
 
-    def evidence(self, scene: Scene, target: str) -> Evidence:
-        victim = scene.vmm_of(target)
-        told = scene.ask(victim.name, Inside(vm=target))
+    def evidence(self, ctx: FaultContext, target: str) -> Evidence:
+        victim = ctx.vms.vmm_of(target)
+        told = victim.ask(Inside(vm=target))
         threads = told["threads"] if told is not None else []
         assert isinstance(threads, list)
         if told is None or (self.thread == "vcpu" and not threads):
@@ -173,12 +173,12 @@ class ThreadExit(Fault):
                 return state(victim.pid, victim.pid) == "Z"
             return not any(state(victim.pid, int(tid)) for tid in threads)
 
-        ended = scene.wait(gone, STOPPED_WITHIN, f"a thread of {victim.name} to end")
+        ended = ctx.wait(gone, STOPPED_WITHIN, f"a thread of {victim.name} to end")
         which = "its first thread" if self.thread == "first" else f"threads {', '.join(map(str, threads))}"
         told_of = f"of {victim.name}, {which} {'ended' if ended else 'did not end'}"
         return Evidence(ended, f"{told_of}; the others by state: {_listed(states(victim.pid))}")
 
-    def undo(self, scene: Scene, target: str) -> str:
+    def undo(self, ctx: FaultContext, target: str) -> str:
         return "what has ended stays ended"
 
 
@@ -200,22 +200,22 @@ class Oom(Fault):
         if not 1 <= self.mebibytes <= 1024:
             raise ValueError(f"mebibytes is 1 to 1024, not {self.mebibytes}")
 
-    def require(self, scene: Scene, target: str) -> None:
-        require_controller(scene, "memory")
+    def require(self, ctx: FaultContext, target: str) -> None:
+        require_controller(ctx, "memory")
 
-    def apply(self, scene: Scene, target: str) -> None:
-        self._group = scene.cgroup(scene.home(target))
-        scene.enable(scene.home(target), "memory")
+    def apply(self, ctx: FaultContext, target: str) -> None:
+        self._group = ctx.cgroups[ctx.cgroups.home(ctx.vmms[target])]
+        ctx.enable_controller(ctx.cgroups.home(ctx.vmms[target]), "memory")
         self._before = self._group.memory_events("oom_kill")
         self._group.limit_memory(self.mebibytes << 20)
-        scene.ask(target, Eat(mebibytes=2 * self.mebibytes))
+        ctx.vmms[target].ask(Eat(mebibytes=2 * self.mebibytes))
 
-    def evidence(self, scene: Scene, target: str) -> Evidence:
-        end = ended(scene.vmm(target), Signals.SIGKILL)
+    def evidence(self, ctx: FaultContext, target: str) -> Evidence:
+        end = ended(ctx.vmms[target], Signals.SIGKILL)
         kills = self._group.memory_events("oom_kill") - self._before if self._group is not None else 0
         return Evidence(bool(end.struck) and kills > 0, f"oom_kill of its cgroup: {kills} more; {end.detail}")
 
-    def undo(self, scene: Scene, target: str) -> str:
+    def undo(self, ctx: FaultContext, target: str) -> str:
         if self._group is None:
             return "there was no limit"
         if self._group.exists and self._group.has("memory"):
@@ -223,13 +223,13 @@ class Oom(Fault):
         return "the limit is gone"
 
 
-def require_controller(scene: Scene, controller: str) -> None:
+def require_controller(ctx: FaultContext, controller: str) -> None:
     """Raises `Unsupported`."""
-    here = scene.cgroup(".").path
+    here = ctx.cgroups["."].path
     above = [Cgroup.at(path) for path in (here, *here.parents) if (path / "cgroup.controllers").exists()]
     if not any(group.has(controller) for group in above):
         raise Unsupported(f"the hierarchy has no {controller} controller", remedy="enable it, or use the lab")
-    if scene.shared and not Cgroup.at(here.parent).has(controller):
+    if ctx.shared and not Cgroup.at(here.parent).has(controller):
         raise Unsupported(
             f"the {controller} controller would have to be enabled for the cgroups of others, who share this host",
             remedy=f"enable it in {above[-1].path}/cgroup.subtree_control, or use a host of its own",

@@ -76,66 +76,66 @@ def step(experiment: e.Experiment, number: int) -> str:
 
 def _sentence(experiment: e.Experiment, do: s.Step) -> str:  # noqa: PLR0911, PLR0912 - a table
     match do:
-        case s.Launch():
+        case s.LaunchStep():
             return _launch(experiment, do.vm)
-        case s.Run():
+        case s.RunStep():
             how = f"reporting every {do.every} ticks" if do.every > 1 else "reporting every tick"
             return f"let {do.vm} run, {how if do.every else 'without ever leaving the guest'}"
-        case s.Count():
+        case s.CountStep():
             return f"wait until {do.vm} has counted {do.ticks} further, and read its counter"
-        case s.Pause():
+        case s.PauseStep():
             return f"bring the vCPUs of {do.vm} out of the guest"
-        case s.Storm():
+        case s.StormStep():
             return f"let {do.threads} threads of ioctls loose on {do.vm}: {', '.join(do.calls)}"
-        case s.Calm():
+        case s.CalmStep():
             return f"end the storm on {do.vm}"
-        case s.Finish():
+        case s.FinishStep():
             return f"finish the launch of {do.vm}"
-        case s.Mirror():
+        case s.MirrorStep():
             return f"{_operation(do)}, whose context it shares"
-        case s.Migrate():
+        case s.MigrateStep():
             return _migrate(experiment, do)
-        case s.Move():
+        case s.MoveStep():
             waiting = "" if do.wait else ", and go on while it is under way"
             return f"{_operation(do)}{waiting}"
-        case s.Together():
+        case s.TogetherStep():
             meanwhile = "; ".join(_sentence(experiment, inner) for inner in do.meanwhile)
             together = "; ".join(_operation(inner) for inner in do.steps)
             return f"at one moment: {together}" + (f"; meanwhile {meanwhile}" if meanwhile else "")
-        case s.Join():
+        case s.JoinStep():
             return f"wait for the operation on {do.vm} to end"
-        case s.Hold():
+        case s.HoldStep():
             return f"wait until the operation on {do.vm} is stopped in the kernel ({do.at})"
-        case s.Ask():
+        case s.AskStep():
             return f"ask every descriptor of {do.vm}, in its own process, whether it is dead"
-        case s.Status():
+        case s.StatusStep():
             return f"ask the firmware for the status of {do.vm}'s context"
-        case s.Observe():
+        case s.ObserveStep():
             return f"read every counter, as {do.label!r}"
-        case s.Strike():
+        case s.FaultStep():
             options = "".join(f" {key}={value}" for key, value in do.options.items())
             return f"apply the fault {do.fault}{options} to {do.target or 'the host'}"
-        case s.Undo():
+        case s.UndoStep():
             return f"undo the fault {do.fault} of {do.target or 'the host'}"
-        case s.Create():
+        case s.CreateStep():
             return f"create {do.vm}, and nothing more"
-        case s.Init():
+        case s.InitStep():
             return f"{_init(do)} of {do.vm}" + ("" if do.wait else ", and go on while it is under way")
-        case s.Vcpu():
+        case s.VcpuStep():
             return f"create vCPU {do.id} of {do.vm}"
-        case s.Command():
+        case s.CommandStep():
             return f"give {do.vm} the SEV commands {do.ids}, without data"
-        case s.Call():
+        case s.CallStep():
             return f"{do.operation} of {do.vm}" + ("" if do.wait else ", and go on while it is under way")
-        case s.Arm():
+        case s.ArmStep():
             return f"prepare the hold {do.hold}: {_place(do)}"
-        case s.Release():
+        case s.ReleaseStep():
             return f"let what is stopped at {do.hold} go on"
-        case s.Close():
+        case s.CloseStep():
             return f"close every descriptor of {do.vm}"
 
 
-def _migrate(experiment: e.Experiment, do: s.Migrate) -> str:
+def _migrate(experiment: e.Experiment, do: s.MigrateStep) -> str:
     tries = f", in up to {do.attempts} attempts" if do.supervise == "retry" else ""
     said = f"hand {do.source} over to {do.destination}: state, descriptor, move, resume{tries}"
     for phase, steps in do.before.items():
@@ -143,29 +143,29 @@ def _migrate(experiment: e.Experiment, do: s.Migrate) -> str:
     return said
 
 
-def _operation(do: s.Move | s.Mirror | s.Moves) -> str:
+def _operation(do: s.MoveStep | s.MirrorStep | s.MovesStep) -> str:
     match do:
-        case s.Moves():
+        case s.MovesStep():
             threads = f" by {do.threads} threads" if do.threads > 1 else ""
             return f"{do.rounds} rounds of moves into {do.destination} from {', '.join(do.sources)}{threads}"
-        case s.Mirror():
+        case s.MirrorStep():
             return f"make {do.vm} a mirror of {_taken(do)}"
     return f"move the context of {_taken(do)} into {do.destination}"
 
 
-def _taken(do: s.Taking) -> str:
+def _taken(do: s.TakingStep) -> str:
     """What a move or a mirror is given: "old", "a wrong descriptor (pipe), with flags 0x1"."""
     flags = f", with flags {do.flags:#x}" if do.flags else ""
     return (do.source or f"a wrong descriptor ({do.fd})") + flags
 
 
-def _init(do: s.Init) -> str:
+def _init(do: s.InitStep) -> str:
     given = ((name, getattr(do, name)) for name in ("flags", "features", "ghcb"))
     arguments = "".join(f", {name} {value:#x}" for name, value in given if value)
     return f"{do.command or 'init'}{arguments}" + (f" with every bit of {do.each} alone" if do.each else "")
 
 
-def _place(arm: s.Arm) -> str:
+def _place(arm: s.ArmStep) -> str:
     if arm.kernel is not None:
         whose = f" of {arm.kernel.vmm}" if arm.kernel.vmm else ""
         return f"call {arm.kernel.nth}{whose} of the kernel's {arm.kernel.function}"

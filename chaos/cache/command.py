@@ -26,7 +26,7 @@ _FULL = ("no space left on device", "enough free space", "disk quota exceeded")
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class CommandResult:
     """A tool that has ended. `output` is what it wrote to stdout and stderr, in the order it came."""
 
     argv: tuple[str, ...]
@@ -64,7 +64,7 @@ def run(
     watch: Callable[[], None] | None = None,
     every: float = 5.0,
     merge: bool = True,
-) -> Done:
+) -> CommandResult:
     """Run a tool to its end. `timeout` and `every` are seconds; `watch` is called every so often meanwhile.
 
     Raises HostLacks when the deadline passes. A status other than 0 is the caller's to judge. With `merge`
@@ -98,7 +98,7 @@ def run(
                     watch()
     finally:
         _end(process)
-    return Done(tuple(argv), process.returncode, output.decode(errors="replace"))
+    return CommandResult(tuple(argv), process.returncode, output.decode(errors="replace"))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -112,7 +112,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.stdout.close()
 
 
-def must(done: Done, what: str, *, remedy: str, error: type[HostLacks] = HostLacks) -> Done:
+def must(done: CommandResult, what: str, *, remedy: str, error: type[HostLacks] = HostLacks) -> CommandResult:
     """Give back `done` if it went well; else raise, as NoSpace when the disk was full."""
     if done.disk_full:
         raise NoSpace(

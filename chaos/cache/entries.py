@@ -46,7 +46,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class CacheEntry:
     kind: str
     name: str
     path: Path
@@ -57,8 +57,8 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Cleaned:
-    removed: tuple[Entry, ...]
-    busy: tuple[Entry, ...]  # in the hands of another process, and left to it
+    removed: tuple[CacheEntry, ...]
+    busy: tuple[CacheEntry, ...]  # in the hands of another process, and left to it
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +254,7 @@ def megabytes(size: int) -> str:
 # Listing and cleaning
 
 
-def entries() -> tuple[Entry, ...]:
+def entries() -> tuple[CacheEntry, ...]:
     """Everything in the cache, by kind and name."""
     found = []
     for kind_dir in sorted(p for p in root().iterdir() if p.is_dir() and p.name != _LOCKS):
@@ -265,7 +265,7 @@ def entries() -> tuple[Entry, ...]:
                 continue
             name = _entry_name(path) if leftover else path.name
             what = KINDS.get(kind, "other") + (", unfinished" if leftover else "")
-            found.append(Entry(kind, name, path, size_on_disk(path), what, leftover))
+            found.append(CacheEntry(kind, name, path, size_on_disk(path), what, leftover))
     return tuple(found)
 
 
@@ -301,8 +301,8 @@ def clean(
 
     What another process holds the lock of stays, and is named in `busy`.
     """
-    removed: list[Entry] = []
-    busy: list[Entry] = []
+    removed: list[CacheEntry] = []
+    busy: list[CacheEntry] = []
     for entry in entries():
         chosen = (kinds is None or entry.kind in kinds) and (names is None or entry.name in names)
         if not entry.leftover and (leftovers_only or not chosen):
@@ -311,7 +311,7 @@ def clean(
     return Cleaned(tuple(removed), tuple(busy))
 
 
-def _remove(entry: Entry, say: Say) -> bool:
+def _remove(entry: CacheEntry, say: Say) -> bool:
     fd = _lock(entry.kind, entry.name, wait=False, say=say)
     if fd is None:
         return False

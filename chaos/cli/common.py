@@ -16,8 +16,6 @@ import click
 
 from chaos.errors import LabFailed, SevchaosError
 
-Say = Callable[[str], None]
-
 DEFAULT_KERNEL = "debian:6.12"
 
 
@@ -58,7 +56,7 @@ class Asids(click.ParamType[tuple[int, int]]):
         return sev, es
 
 
-class Memory(click.ParamType[int]):
+class MemoryOption(click.ParamType[int]):
     """Bytes, with M or G."""
 
     name = "SIZE"
@@ -75,7 +73,7 @@ class Memory(click.ParamType[int]):
         return size
 
 
-class Failpoints(click.ParamType[str]):
+class FailpointsOption(click.ParamType[str]):
     """What the firmware is to fail, as docs/firmware.md has it."""
 
     name = "PLAN"
@@ -91,7 +89,7 @@ class Failpoints(click.ParamType[str]):
 
 firmware_option = click.option(
     "--firmware",
-    type=Failpoints(),
+    type=FailpointsOption(),
     help="Commands that the lab's firmware fails, delays or stalls meanwhile, as in "
     "LAUNCH_START#2=fail:RESOURCE_LIMIT; see docs/firmware.md.",
 )
@@ -105,7 +103,7 @@ def lab_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--asids", type=Asids(), default="8:7", show_default=True,
                      help="ASIDs for SEV guests, and for SEV-ES guests."),
         click.option("--cpus", type=click.IntRange(1, 64), default=2, show_default=True),
-        click.option("--memory", type=Memory(), default="1G", show_default=True),
+        click.option("--memory", type=MemoryOption(), default="1G", show_default=True),
         click.option("--cold", is_flag=True, help="Boot; neither restore a saved lab nor save this one."),
         click.option("--quiet", "-q", is_flag=True, help="No progress on stderr."),
     )  # fmt: skip

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import click
 
-from chaos.controller.doctor import Check, State, examine_lab, examine_local
+from chaos.controller.doctor import DoctorCheck, DoctorState, examine_lab, examine_local
 from chaos.errors import ExitCode
 
-_SIGNS = {State.GOOD: ("✓", "green"), State.POOR: ("!", "yellow"), State.MISSING: ("✗", "red")}
+_SIGNS = {DoctorState.GOOD: ("✓", "green"), DoctorState.POOR: ("!", "yellow"), DoctorState.MISSING: ("✗", "red")}
 
 
 @click.command("doctor")
@@ -26,12 +26,12 @@ def doctor_(*, as_json: bool) -> int:
     else:
         for host, checks in hosts.items():
             _show(host, checks)
-    usable = any(all(check.state is not State.MISSING for check in checks) for checks in hosts.values())
+    usable = any(all(check.state is not DoctorState.MISSING for check in checks) for checks in hosts.values())
     return ExitCode.KEPT if usable else ExitCode.HOST_LACKS
 
 
-def _show(host: str, checks: tuple[Check, ...]) -> None:
-    missing = sum(check.state is State.MISSING for check in checks)
+def _show(host: str, checks: tuple[DoctorCheck, ...]) -> None:
+    missing = sum(check.state is DoctorState.MISSING for check in checks)
     verdict = "can be used" if not missing else f"cannot be used: {missing} thing{'s' * (missing > 1)} missing"
     click.echo(click.style(f"--host {host}: {verdict}", bold=True))
     for check in checks:

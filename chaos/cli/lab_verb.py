@@ -18,7 +18,8 @@ from chaos.cli.common import Stdin, firmware_option, lab_options, say
 from chaos.errors import UsageError
 
 if TYPE_CHECKING:
-    from chaos.lab.session import Say, Wish
+    from chaos.cache.entries import Say
+    from chaos.lab.session import Wish
 
 _TIMEOUT = 600.0
 
@@ -59,10 +60,10 @@ def run(
     sevchaos lab run --kernel debian:6.1 --copy ./sev_migrate_tests -- ./sev_migrate_tests
     """
     from chaos.lab.psp import failpoints
-    from chaos.lab.psp.plan import Plan
+    from chaos.lab.psp.plan import FailpointPlan
     from chaos.lab.tools import run_command
 
-    plan = Plan() if firmware is None else Plan(failpoints.parse(firmware))
+    plan = FailpointPlan() if firmware is None else FailpointPlan(failpoints.parse(firmware))
     modules = [_module(text) for text in insmod]
     return asyncio.run(
         run_command(wish, command, copies=copies, modules=modules, firmware=plan, timeout=timeout, say=say, stdin=Stdin)

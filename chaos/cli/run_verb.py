@@ -15,16 +15,16 @@ import msgspec
 
 import experiments
 from chaos import fault
-from chaos.cli.common import DEFAULT_KERNEL, Asids, Memory, firmware_option, say, silent
+from chaos.cli.common import DEFAULT_KERNEL, Asids, MemoryOption, firmware_option, say, silent
 from chaos.cli.reporting import chosen, format_option, show
 from chaos.controller.campaign import Tell, _all, _Plan, _stints
-from chaos.controller.carry_out import Conducted
+from chaos.controller.carry_out import RunResult
 from chaos.controller.host import Host
 from chaos.controller.lab_host import LabHost
 from chaos.controller.local_host import LocalHost
 from chaos.errors import UsageError
 from chaos.experiment.model import Experiment
-from chaos.experiment.steps import Strike
+from chaos.experiment.steps import FaultStep
 from chaos.judge import findings, verdict
 
 
@@ -76,7 +76,7 @@ from chaos.judge import findings, verdict
 )
 @click.option("--asids", type=Asids(), default="8:7", show_default=True, help="ASIDs of the lab.")
 @click.option("--cpus", type=click.IntRange(1, 64), default=2, show_default=True, help="CPUs of the lab.")
-@click.option("--memory", type=Memory(), default="1G", show_default=True, help="Memory of the lab.")
+@click.option("--memory", type=MemoryOption(), default="1G", show_default=True, help="Memory of the lab.")
 @click.option("--cold", is_flag=True, help="Boot the lab for every run.")
 @click.option(
     "--repeat",
@@ -156,13 +156,13 @@ def run_(
     with _progress(quiet) as tell:
         done = asyncio.run(_all(_stints(hosts, wanted, plan), jobs, plan, tell))
     _report(done, form)
-    return verdict.exit_code([conducted.verdict for conducted in done])
+    return verdict.exit_code([result.verdict for result in done])
 
 
 def _with_firmware(experiment: Experiment, plan: str) -> Experiment:
     """The experiment with a firmware that follows a plan from the first step on."""
-    strike = Strike(fault="firmware", options={"plan": plan})
-    return msgspec.structs.replace(experiment, script=(strike, *experiment.script))
+    step = FaultStep(fault="firmware", options={"plan": plan})
+    return msgspec.structs.replace(experiment, script=(step, *experiment.script))
 
 
 @contextlib.contextmanager
@@ -179,12 +179,12 @@ def _progress(quiet: bool) -> Iterator[Tell]:
         yield lambda run, doing: say(run) if not doing else None
 
 
-def _report(done: Sequence[Conducted], form: str) -> None:
+def _report(done: Sequence[RunResult], form: str) -> None:
     from reports.run import Run
 
     show([Run(c.experiment, c.history, c.verdict, c.directory) for c in done], form)
-    for conducted in done:
-        if conducted.broken is not None:
+    for result in done:
+        if result.broken is not None:
             from chaos.cli.common import explain
 
-            explain(conducted.broken)
+            explain(result.broken)

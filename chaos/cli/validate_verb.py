@@ -16,13 +16,13 @@ from chaos.experiment import load
 @click.argument("files", nargs=-1, required=True, metavar="FILE…", type=click.Path(path_type=Path))
 def validate_(*, files: tuple[Path, ...]) -> int:
     """Check experiment files. Of each that is none, say which key is wrong and what is allowed. Nothing is started."""
-    wrong = 0
+    refused = 0
     for file in files:
         try:
             loaded = load.load(file)
         except UsageError as error:
-            wrong += 1
+            refused += 1
             explain(error)
         else:
             click.echo(f"{file}: {loaded.name}, {len(loaded.script)} steps, {', '.join(loaded.promises)}")
-    return ExitCode.USAGE if wrong else ExitCode.KEPT
+    return ExitCode.USAGE if refused else ExitCode.KEPT

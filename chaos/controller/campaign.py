@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from chaos.controller.carry_out import Conducted, conduct
+from chaos.controller.carry_out import RunResult, carry_out
 from chaos.controller.console import SerialConsole
 from chaos.controller.host import Host, Session
 from chaos.experiment.model import Experiment
@@ -39,7 +39,7 @@ class _Stint:
 
     host: Host
     runs: tuple[tuple[Experiment, int], ...]
-    done: list[Conducted]
+    done: list[RunResult]
 
 
 def _stints(hosts: Sequence[Host], wanted: Sequence[Experiment], plan: _Plan) -> list[_Stint]:
@@ -51,7 +51,7 @@ def _stints(hosts: Sequence[Host], wanted: Sequence[Experiment], plan: _Plan) ->
     return stints
 
 
-async def _all(stints: Sequence[_Stint], jobs: int, plan: _Plan, tell: Tell) -> list[Conducted]:
+async def _all(stints: Sequence[_Stint], jobs: int, plan: _Plan, tell: Tell) -> list[RunResult]:
     """Carry them all out, at most `jobs` at a time, and return their runs in the order of the stints."""
     waiting = iter(stints)
 
@@ -60,7 +60,7 @@ async def _all(stints: Sequence[_Stint], jobs: int, plan: _Plan, tell: Tell) -> 
             await _carry_out(stint, plan, tell)
 
     await asyncio.gather(*(work() for _ in range(jobs)))  # where one fails, asyncio.run ends the others
-    return [conducted for stint in stints for conducted in stint.done]
+    return [result for stint in stints for result in stint.done]
 
 
 async def _carry_out(stint: _Stint, plan: _Plan, tell: Tell) -> None:
@@ -75,7 +75,7 @@ async def _carry_out(stint: _Stint, plan: _Plan, tell: Tell) -> None:
 
 async def _one(
     host: Host, session: Session, console: SerialConsole, experiment: Experiment, seed: int, plan: _Plan, tell: Tell
-) -> Conducted:
+) -> RunResult:
     where = host.describe()
     run = f"{experiment.name} on {where.kernel_source or 'this machine'}"
     if plan.repeat > 1:
@@ -86,7 +86,7 @@ async def _one(
         if isinstance(record, Invoke):
             tell(run, f": {record.phase or record.f} ({record.agent})")
 
-    return await conduct(
+    return await carry_out(
         session, experiment, seed=seed, where=where, runs=plan.runs, timeout=plan.timeout, known=plan.known,
         withhold=plan.withhold, shared=plan.shared, console=console, watch=watch,
     )  # fmt: skip

@@ -12,7 +12,7 @@ from typing import TextIO
 from chaos.controller.console import SerialConsole, unsaid
 from chaos.controller.directory import RunDirectory
 from chaos.controller.host import Session, last_words
-from chaos.controller.host_description import Host as Description
+from chaos.controller.host_description import HostDescription
 from chaos.errors import SevchaosError
 from chaos.experiment.model import Experiment
 from chaos.history import file
@@ -24,7 +24,7 @@ from chaos.runner.order import Order
 
 
 @dataclass(frozen=True, slots=True)
-class Conducted:
+class RunResult:
     """A run that is over. `broken` is what ended it before its time, if anything did."""
 
     experiment: Experiment
@@ -34,12 +34,12 @@ class Conducted:
     broken: SevchaosError | None
 
 
-async def conduct(
+async def carry_out(
     session: Session,
     experiment: Experiment,
     *,
     seed: int,
-    where: Description,
+    where: HostDescription,
     runs: Path,
     timeout: float,
     known: tuple[Finding, ...],
@@ -47,7 +47,7 @@ async def conduct(
     shared: bool = False,
     console: SerialConsole,
     watch: Callable[[Record], None],
-) -> Conducted:
+) -> RunResult:
     """Carry an experiment out on an open host and judge it. Raises `NoSpace` or `UsageError` before it begins."""
     directory = RunDirectory.create(runs, experiment, seed, where)
     writer = file.Writer(directory.history)
@@ -68,7 +68,7 @@ async def conduct(
     told = writer.history()
     verdict = judge(experiment, told, known=known)
     directory.write_verdict(verdict)
-    return Conducted(experiment, told, verdict, directory.path, broken)
+    return RunResult(experiment, told, verdict, directory.path, broken)
 
 
 @dataclass(slots=True)

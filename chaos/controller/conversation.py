@@ -14,10 +14,10 @@ from chaos.history import records
 from chaos.history.records import End, Record
 from chaos.runner import questions
 from chaos.runner.order import Order
-from chaos.runner.questions import Answer, Question, Refused
+from chaos.runner.questions import NothingToBreak, OutsideAnswer, OutsideQuestion
 
 Write = Callable[[Record], None]
-Answerer = Callable[[Question], Awaitable[Answer]]
+Answerer = Callable[[OutsideQuestion], Awaitable[OutsideAnswer]]
 
 
 class Conversation:
@@ -79,7 +79,7 @@ class Conversation:
         )
 
 
-async def not_ours(question: Question) -> Answer:
+async def not_ours(question: OutsideQuestion) -> OutsideAnswer:
     """What is answered where the firmware is a real one."""
     reason = "firmware faults need the lab; the PSP of a real host cannot be controlled"
-    return Refused(number=question.number, reason=reason)
+    return NothingToBreak(number=question.number, reason=reason)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from chaos.controller.host_description import Host
+from chaos.controller.host_description import HostDescription
 from chaos.errors import NoSpace, UsageError
 from chaos.experiment import load
 from chaos.experiment.model import Experiment
@@ -33,7 +33,7 @@ class RunDirectory:
     path: Path
 
     @classmethod
-    def create(cls, root: Path, of: Experiment, seed: int, host: Host) -> RunDirectory:
+    def create(cls, root: Path, of: Experiment, seed: int, host: HostDescription) -> RunDirectory:
         """Make a new one and say in it what is about to be done. Raises `NoSpace` or `UsageError`."""
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
         try:

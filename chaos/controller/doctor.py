@@ -15,17 +15,17 @@ import msgspec
 from chaos.errors import SevchaosError
 
 
-class State(StrEnum):
+class DoctorState(StrEnum):
     GOOD = "good"
     POOR = "poor"  # works, with a limit worth knowing
     MISSING = "missing"
 
 
-class Check(msgspec.Struct, frozen=True):
+class DoctorCheck(msgspec.Struct, frozen=True):
     """One thing looked at: what it is, what was seen, and what to do if that is not good."""
 
     what: str
-    state: State
+    state: DoctorState
     seen: str
     remedy: str = ""
 
@@ -33,18 +33,18 @@ class Check(msgspec.Struct, frozen=True):
 _GIB = 1 << 30
 
 
-def examine_lab() -> tuple[Check, ...]:
+def examine_lab() -> tuple[DoctorCheck, ...]:
     return tuple(_lab())
 
 
-def examine_local() -> tuple[Check, ...]:
+def examine_local() -> tuple[DoctorCheck, ...]:
     return tuple(_local())
 
 
 # -- lab --------------------------------------------------------------------------------------------------
 
 
-def _lab() -> Iterator[Check]:
+def _lab() -> Iterator[DoctorCheck]:
     yield _qemu()
     for tool, package, what_for in (
         ("gcc", "gcc", "to build the lab's kernel modules"),
@@ -54,63 +54,67 @@ def _lab() -> Iterator[Check]:
     ):
         path = shutil.which(tool) or shutil.which(tool, path="/sbin:/usr/sbin")
         if path:
-            yield Check(tool, State.GOOD, path)
+            yield DoctorCheck(tool, DoctorState.GOOD, path)
         else:
-            yield Check(tool, State.MISSING, f"not found; it is needed {what_for}", f"install {package}")
+            yield DoctorCheck(tool, DoctorState.MISSING, f"not found; it is needed {what_for}", f"install {package}")
     yield _memory()
     yield _disk()
     yield from _kernels()
-    yield Check("acceleration", State.GOOD, "TCG, which needs nothing of this machine")
+    yield DoctorCheck("acceleration", DoctorState.GOOD, "TCG, which needs nothing of this machine")
 
 
-def _qemu() -> Check:
+def _qemu() -> DoctorCheck:
     from chaos.lab.qemu import find_qemu
 
     try:
         qemu = find_qemu()
     except SevchaosError as error:
-        return Check("QEMU", State.MISSING, error.message, error.remedy)
+        return DoctorCheck("QEMU", DoctorState.MISSING, error.message, error.remedy)
     seen = f"{'.'.join(map(str, qemu.version))} at {qemu.path}, {qemu.threads}-threaded TCG"
     if qemu.threads == "multi":
-        return Check("QEMU", State.GOOD, seen)
-    return Check(
-        "QEMU", State.POOR, seen, "QEMU 10 or newer runs the lab's CPUs in parallel; bookworm-backports has it"
+        return DoctorCheck("QEMU", DoctorState.GOOD, seen)
+    return DoctorCheck(
+        "QEMU", DoctorState.POOR, seen, "QEMU 10 or newer runs the lab's CPUs in parallel; bookworm-backports has it"
     )
 
 
-def _memory() -> Check:
+def _memory() -> DoctorCheck:
     available = int(_field(Path("/proc/meminfo"), "MemAvailable:") or 0) * 1024
     seen = f"{available / _GIB:.1f} GiB available"
     if available < _GIB // 2:
-        return Check("memory", State.MISSING, seen, "a lab of 1 GiB touches about half of it; end something")
-    return Check("memory", State.GOOD, seen)
+        return DoctorCheck(
+            "memory", DoctorState.MISSING, seen, "a lab of 1 GiB touches about half of it; end something"
+        )
+    return DoctorCheck("memory", DoctorState.GOOD, seen)
 
 
-def _disk() -> Check:
+def _disk() -> DoctorCheck:
     from chaos.cache import entries
 
     try:
         root = entries.root()
     except SevchaosError as error:
-        return Check("cache", State.MISSING, error.message, error.remedy)
+        return DoctorCheck("cache", DoctorState.MISSING, error.message, error.remedy)
     free = shutil.disk_usage(root).free
     seen = f"{root}, {free / _GIB:.1f} GiB free"
     if free < 2 * _GIB:
-        return Check("cache", State.POOR, seen, "a kernel takes half a GiB, a saved lab a quarter: free some space")
-    return Check("cache", State.GOOD, seen)
+        return DoctorCheck(
+            "cache", DoctorState.POOR, seen, "a kernel takes half a GiB, a saved lab a quarter: free some space"
+        )
+    return DoctorCheck("cache", DoctorState.GOOD, seen)
 
 
-def _kernels() -> Iterator[Check]:
+def _kernels() -> Iterator[DoctorCheck]:
     from chaos.cache import entries
 
     there = [entry.name for entry in entries.entries() if entry.kind == "kernels" and not entry.leftover]
     if there:
-        yield Check("kernels", State.GOOD, "fetched: " + ", ".join(there))
+        yield DoctorCheck("kernels", DoctorState.GOOD, "fetched: " + ", ".join(there))
     elif shutil.which("apt-get"):
-        yield Check("kernels", State.GOOD, "none fetched yet; the first run fetches one")
+        yield DoctorCheck("kernels", DoctorState.GOOD, "none fetched yet; the first run fetches one")
     else:
-        yield Check(
-            "kernels", State.POOR, "none fetched, and this is no Debian to fetch them from",
+        yield DoctorCheck(
+            "kernels", DoctorState.POOR, "none fetched, and this is no Debian to fetch them from",
             "give --kernel running, installed:RELEASE, or the path of a build tree",
         )  # fmt: skip
 
@@ -118,11 +122,11 @@ def _kernels() -> Iterator[Check]:
 # -- local ------------------------------------------------------------------------------------------------
 
 
-def _local() -> Iterator[Check]:
+def _local() -> Iterator[DoctorCheck]:
     if os.geteuid() == 0:
-        yield Check("privilege", State.GOOD, "root")
+        yield DoctorCheck("privilege", DoctorState.GOOD, "root")
     else:
-        yield Check("privilege", State.MISSING, "not root: no cgroups, no /dev/sev", "become root")
+        yield DoctorCheck("privilege", DoctorState.MISSING, "not root: no cgroups, no /dev/sev", "become root")
     yield _kvm()
     for key, name in (("sev", "SEV"), ("sev_es", "SEV-ES")):
         yield _parameter(key, name)
@@ -133,73 +137,75 @@ def _local() -> Iterator[Check]:
     yield _fence()
 
 
-def _kvm() -> Check:
+def _kvm() -> DoctorCheck:
     path = Path("/dev/kvm")
     if not path.exists():
-        return Check(
-            "KVM", State.MISSING, "no /dev/kvm", "load kvm_amd; virtualisation must be on in the firmware setup"
+        return DoctorCheck(
+            "KVM", DoctorState.MISSING, "no /dev/kvm", "load kvm_amd; virtualisation must be on in the firmware setup"
         )
     if not os.access(path, os.R_OK | os.W_OK):
-        return Check("KVM", State.MISSING, "/dev/kvm may not be opened", "become root, or join the group kvm")
-    return Check("KVM", State.GOOD, "/dev/kvm may be opened, which says nothing about SEV")
+        return DoctorCheck(
+            "KVM", DoctorState.MISSING, "/dev/kvm may not be opened", "become root, or join the group kvm"
+        )
+    return DoctorCheck("KVM", DoctorState.GOOD, "/dev/kvm may be opened, which says nothing about SEV")
 
 
-def _parameter(key: str, name: str) -> Check:
+def _parameter(key: str, name: str) -> DoctorCheck:
     path = Path("/sys/module/kvm_amd/parameters") / key
     text = _text(path)
     if text is None:
-        return Check(
-            name, State.MISSING, "kvm_amd is not loaded", "load kvm_amd on an AMD EPYC host, or use --host lab"
+        return DoctorCheck(
+            name, DoctorState.MISSING, "kvm_amd is not loaded", "load kvm_amd on an AMD EPYC host, or use --host lab"
         )
     if text.strip() in ("Y", "1"):
-        return Check(name, State.GOOD, "enabled in kvm_amd")
-    state = State.MISSING if key == "sev" else State.POOR
-    return Check(
+        return DoctorCheck(name, DoctorState.GOOD, "enabled in kvm_amd")
+    state = DoctorState.MISSING if key == "sev" else DoctorState.POOR
+    return DoctorCheck(
         name, state, "off in kvm_amd", f"see `dmesg | grep -i sev`; kvm_amd.{key}=1 and ASIDs in the firmware setup"
     )
 
 
-def _device(path: Path, what: str, remedy: str) -> Check:
+def _device(path: Path, what: str, remedy: str) -> DoctorCheck:
     if not path.exists():
-        return Check(what, State.MISSING, f"no {path}", remedy)
+        return DoctorCheck(what, DoctorState.MISSING, f"no {path}", remedy)
     if not os.access(path, os.R_OK | os.W_OK):
-        return Check(what, State.MISSING, f"{path} may not be opened", "become root")
-    return Check(what, State.GOOD, str(path))
+        return DoctorCheck(what, DoctorState.MISSING, f"{path} may not be opened", "become root")
+    return DoctorCheck(what, DoctorState.GOOD, str(path))
 
 
-def _cgroups() -> Check:
+def _cgroups() -> DoctorCheck:
     controllers = _text(Path("/sys/fs/cgroup/cgroup.controllers"))
     if controllers is None:
-        return Check("cgroups", State.MISSING, "no unified hierarchy at /sys/fs/cgroup",
+        return DoctorCheck("cgroups", DoctorState.MISSING, "no unified hierarchy at /sys/fs/cgroup",
                      "boot with systemd.unified_cgroup_hierarchy=1")  # fmt: skip
     if "misc" not in controllers.split():
-        return Check("cgroups", State.MISSING, "no misc controller", "a kernel with CONFIG_CGROUP_MISC=y")
-    return Check("cgroups", State.GOOD, "unified hierarchy with the misc controller")
+        return DoctorCheck("cgroups", DoctorState.MISSING, "no misc controller", "a kernel with CONFIG_CGROUP_MISC=y")
+    return DoctorCheck("cgroups", DoctorState.GOOD, "unified hierarchy with the misc controller")
 
 
-def _capacity() -> Check:
+def _capacity() -> DoctorCheck:
     text = _text(Path("/sys/fs/cgroup/misc.capacity"))
     if text is None:
-        return Check("ASIDs", State.MISSING, "no misc.capacity", "see the line on cgroups")
+        return DoctorCheck("ASIDs", DoctorState.MISSING, "no misc.capacity", "see the line on cgroups")
     seen = ", ".join(line for line in text.splitlines() if line.startswith("sev")) or "none"
     if seen == "none":
-        return Check("ASIDs", State.MISSING, "misc.capacity lists no sev", "see the lines on SEV")
-    return Check("ASIDs", State.GOOD, seen)
+        return DoctorCheck("ASIDs", DoctorState.MISSING, "misc.capacity lists no sev", "see the lines on SEV")
+    return DoctorCheck("ASIDs", DoctorState.GOOD, seen)
 
 
-def _network(modules: Path | None = None, device: Path = Path("/dev/net/tun")) -> Check:
+def _network(modules: Path | None = None, device: Path = Path("/dev/net/tun")) -> DoctorCheck:
     """What impairs packets; files are looked at, since an attempt would load a module."""
     what, tree = "network faults", modules or Path("/lib/modules") / os.uname().release
     listed = "".join(_text(tree / name) or "" for name in ("modules.builtin", "modules.dep"))
     if "/sch_netem.ko" in listed:
-        return Check(what, State.GOOD, "by the kernel's netem")
+        return DoctorCheck(what, DoctorState.GOOD, "by the kernel's netem")
     if device.exists():
-        return Check(what, State.GOOD, f"by a relay in user space ({device}); {tree} lists no netem")
-    return Check(what, State.POOR, f"{tree} lists no netem, and there is no {device}: what impairs packets is skipped",
-                 "a kernel with CONFIG_NET_SCH_NETEM or CONFIG_TUN")  # fmt: skip
+        return DoctorCheck(what, DoctorState.GOOD, f"by a relay in user space ({device}); {tree} lists no netem")
+    seen = f"{tree} lists no netem, and there is no {device}: what impairs packets is skipped"
+    return DoctorCheck(what, DoctorState.POOR, seen, "a kernel with CONFIG_NET_SCH_NETEM or CONFIG_TUN")
 
 
-def _fence() -> Check:
+def _fence() -> DoctorCheck:
     """What keeps runs from taking what others need."""
     from chaos.kvm.sev import Platform
     from chaos.safety.survey import Paths, foreign_guests, hierarchy, share, survey, taken
@@ -212,7 +218,7 @@ def _fence() -> Check:
             platform = Platform.open(paths.sev)
         foreign = foreign_guests(root, platform)
     except (SevchaosError, OSError) as error:
-        return Check("fence", State.MISSING, f"nobody can say whether others need this host: {error}",
+        return DoctorCheck("fence", DoctorState.MISSING, f"nobody can say whether others need this host: {error}",
                      "see the lines above")  # fmt: skip
     finally:
         if platform is not None:
@@ -221,9 +227,11 @@ def _fence() -> Check:
     may = share(host, taken(root))
     seen = ", ".join(f"{number} of {host.asids[key]} {key}" for key, number in sorted(may.items())) or "no ASID"
     if foreign:
-        return Check("fence", State.POOR, f"{foreign} SEV guests of others live here; a run could take {seen}",
-                     "runs are refused without --shared-host")  # fmt: skip
-    return Check("fence", State.GOOD, f"no SEV guest of others; a run takes at most {seen}, and dies as a whole")
+        others = f"{foreign} SEV guests of others live here; a run could take {seen}"
+        return DoctorCheck("fence", DoctorState.POOR, others, "runs are refused without --shared-host")
+    return DoctorCheck(
+        "fence", DoctorState.GOOD, f"no SEV guest of others; a run takes at most {seen}, and dies as a whole"
+    )
 
 
 def _text(path: Path) -> str | None:

@@ -16,17 +16,13 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from chaos.controller.conversation import Write
-from chaos.controller.host_description import Host as Description
+from chaos.controller.host_description import HostDescription
 from chaos.errors import LabFailed, SevchaosError
 from chaos.runner.order import Order
 
-if TYPE_CHECKING:
-    pass
-
-Say = Callable[[str], None]
 RUNNER = "chaos.runner.main"
 
 
@@ -47,7 +43,7 @@ class Host(Protocol):
     def anew(self) -> bool:
         """Whether each experiment is to find it as nobody has used it yet: it is opened for each, not once for all."""
 
-    def describe(self) -> Description: ...
+    def describe(self) -> HostDescription: ...
 
     def open(self, console: Callable[[str], None]) -> AbstractAsyncContextManager[Session]:
         """A runner that waits for orders; `console` gets each line of the serial console.

@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 
-class Host(msgspec.Struct, frozen=True, kw_only=True):
+class HostDescription(msgspec.Struct, frozen=True, kw_only=True):
     """Where a run took place. `kernel_source` and `qemu` are "" on a local host."""
 
     host: Literal["lab", "local"]

@@ -7,15 +7,16 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+from chaos.cache.entries import Say
 from chaos.controller.conversation import Conversation, Write
-from chaos.controller.host import RUNNER, Say, Session, _under_way
-from chaos.controller.host_description import Host as Description
+from chaos.controller.host import RUNNER, Session, _under_way
+from chaos.controller.host_description import HostDescription
 from chaos.controller.lab_witness import Clock
 from chaos.errors import LabFailed, LabHung
 from chaos.history.records import History, Note, Record
 from chaos.judge.ledger.firmware_contexts import Contexts
 from chaos.lab.machine import Lab
-from chaos.lab.protocol import Exited
+from chaos.lab.protocol import ProgramExited
 from chaos.lab.session import Wish
 from chaos.runner.order import Order
 
@@ -29,10 +30,10 @@ class LabHost:
         self._wish = wish
         self._say = say
 
-    def describe(self) -> Description:
+    def describe(self) -> HostDescription:
         from chaos.lab.qemu import find_qemu
 
-        return Description(
+        return HostDescription(
             host="lab",
             kernel_source=self._wish.kernel,
             qemu=".".join(map(str, find_qemu().version)),
@@ -54,7 +55,7 @@ class LabHost:
                 yield LabSession(lab, clock, talk, task)
 
 
-async def _code(runner: Awaitable[Exited]) -> int:
+async def _code(runner: Awaitable[ProgramExited]) -> int:
     return (await runner).code
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from chaos.history.records import Done, Firmware, Invoke, Observation, Record
 from chaos.lab import protocol
 from chaos.lab.machine import Lab
-from chaos.lab.psp.mailbox import Record as Command
+from chaos.lab.psp.mailbox import CommandRecord
 
 Window = tuple[int, int]  # first and last nanosecond
 
@@ -48,7 +48,7 @@ async def compare_clocks(lab: Lab) -> Clock:
 
 
 def firmware_records(
-    trace: Sequence[Command], records: Sequence[Record], clock: Clock, *, before: int
+    trace: Sequence[CommandRecord], records: Sequence[Record], clock: Clock, *, before: int
 ) -> Iterator[Firmware]:
     """The PSP's trace as records of the history. It had seen `before` commands when the run began; its own count of
     them shows which are missing.

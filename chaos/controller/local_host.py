@@ -13,7 +13,7 @@ from functools import partial
 
 from chaos.controller.conversation import Conversation, Write, not_ours
 from chaos.controller.host import RUNNER, Session, _under_way
-from chaos.controller.host_description import Host as Description
+from chaos.controller.host_description import HostDescription
 from chaos.errors import HostLacks, LabFailed
 from chaos.linux.process import die_with
 from chaos.runner.order import Order
@@ -30,8 +30,8 @@ class LocalHost:
     def __init__(self, *, shared: bool = False) -> None:
         self._shared = shared
 
-    def describe(self) -> Description:
-        return Description(host="local", release=os.uname().release, cpus=os.cpu_count() or 0)
+    def describe(self) -> HostDescription:
+        return HostDescription(host="local", release=os.uname().release, cpus=os.cpu_count() or 0)
 
     @contextlib.asynccontextmanager
     async def open(self, console: Callable[[str], None]) -> AsyncIterator[Session]:

@@ -10,23 +10,23 @@ from chaos.errors import UsageError
 from chaos.experiment.model import Experiment
 from chaos.experiment.steps import (
     UNARMED,
-    Arm,
-    Command,
-    Hold,
-    Init,
-    Launch,
-    Migrate,
-    Mirror,
-    Moves,
-    Observe,
+    ArmStep,
+    CommandStep,
+    FaultStep,
+    HoldStep,
+    InitStep,
+    LaunchStep,
+    MigrateStep,
+    MirrorStep,
+    MovesStep,
+    ObserveStep,
     Part,
-    Release,
-    Run,
+    ReleaseStep,
+    RunStep,
     Step,
-    Strike,
-    Taking,
-    Together,
-    Undo,
+    TakingStep,
+    TogetherStep,
+    UndoStep,
     places,
     walk,
 )
@@ -67,75 +67,75 @@ def problems(experiment: Experiment) -> Iterator[tuple[str, str, str]]:
     for place, step in places(experiment.script):
         for field, problem, remedy in _step_problems(experiment, step, armed):
             yield f"{place}.{field}", problem, remedy
-        if isinstance(step, Arm):
+        if isinstance(step, ArmStep):
             armed.add(step.hold)
 
 
 def _step_problems(
-    experiment: Experiment, step: Step | Moves, armed: Collection[str]
+    experiment: Experiment, step: Step | MovesStep, armed: Collection[str]
 ) -> Iterator[tuple[str, str, str]]:
     """The same of a step. Yields key, problem, remedy."""
     yield from _references(experiment, step)
     yield from _argument_problems(step)
     match step:
-        case Strike():
+        case FaultStep():
             yield from _fault_problems(experiment, step)
-        case Migrate():
+        case MigrateStep():
             yield from _migration_problems(experiment, step)
-        case Undo():
-            strikes = (other for _, other in walk(experiment.script) if isinstance(other, Strike))
-            applied = sorted({(strike.fault, strike.target) for strike in strikes})
+        case UndoStep():
+            applied_steps = (other for _, other in walk(experiment.script) if isinstance(other, FaultStep))
+            applied = sorted({(step.fault, step.target) for step in applied_steps})
             if (step.fault, step.target) not in applied:
                 given = ", ".join(f"{name} to {target or 'the host'}" for name, target in applied) or "none at all"
                 yield "fault", f"no step applies {step.fault!r} to {step.target!r}", f"what is applied: {given}"
-        case Launch() if step.vm in experiment.vms and experiment.vms[step.vm].kind is Kind.MIRROR:
+        case LaunchStep() if step.vm in experiment.vms and experiment.vms[step.vm].kind is Kind.MIRROR:
             yield "vm", f"{step.vm} is a mirror, which is not launched", "use the step `mirror`"
-        case Observe(label="start" | "end"):
+        case ObserveStep(label="start" | "end"):
             yield "label", f"{step.label!r} is what the run itself observes", "give it another name"
-        case Arm():
+        case ArmStep():
             places = [name for name in ("kernel", "firmware", "page") if getattr(step, name) is not None]
             if len(places) != 1:
                 yield "hold", f"{len(places)} places are given", "give one of kernel, firmware and page"
             for place in places:
                 for field, problem, remedy in _references(experiment, getattr(step, place)):
                     yield f"{place}.{field}", problem, remedy
-        case Hold() if step.at not in armed:
+        case HoldStep() if step.at not in armed:
             yield "at", f"no hold {step.at!r} is armed before", f"arm it, or give one of {', '.join(sorted(armed))}"
-        case Release() if step.hold not in armed:
+        case ReleaseStep() if step.hold not in armed:
             yield "hold", f"no hold {step.hold!r} is armed before", "arm it with the step `arm`"
 
 
-def _argument_problems(step: Step | Moves) -> Iterator[tuple[str, str, str]]:
+def _argument_problems(step: Step | MovesStep) -> Iterator[tuple[str, str, str]]:
     """What does not hang on the experiment."""
     match step:
-        case Taking() if (step.source is None) == (step.fd is None):
+        case TakingStep() if (step.source is None) == (step.fd is None):
             yield "source", "a VM and a wrong descriptor" if step.fd else "nothing to take", "give source, or fd"
-        case Init() if step.features > FEATURES:
+        case InitStep() if step.features > FEATURES:
             yield "features", f"{step.features:#x} has more than 64 bits", f"give at most {FEATURES:#x}"
-        case Command() if not 0 < len(step.numbers) <= COMMANDS:
+        case CommandStep() if not 0 < len(step.numbers) <= COMMANDS:
             yield "ids", f"{step.ids} are {len(step.numbers)} commands", f"give 1 to {COMMANDS}"
-        case Run() if step.every & (step.every - 1):
+        case RunStep() if step.every & (step.every - 1):
             yield "every", f"{step.every} is no power of two", "give 1, 2, 4, … or 0 for never"
-        case Moves() if step.calls > MOVES:
+        case MovesStep() if step.calls > MOVES:
             yield "rounds", f"these are {step.calls} moves", f"at most {MOVES} are recorded: give fewer"
-        case Together():
+        case TogetherStep():
             yield from _together_problems(step)
 
 
-def _together_problems(step: Together) -> Iterator[tuple[str, str, str]]:
-    vms = [inner.vm if isinstance(inner, Mirror) else inner.destination for inner in step.steps]
+def _together_problems(step: TogetherStep) -> Iterator[tuple[str, str, str]]:
+    vms = [inner.vm if isinstance(inner, MirrorStep) else inner.destination for inner in step.steps]
     twice = next((vm for vm in vms if vms.count(vm) > 1), None)
     if twice is not None:
         yield "steps", f"{twice} makes two of the operations", "give each another, or a loop more threads"
     for inner in step.meanwhile:
-        if isinstance(inner, Together):
+        if isinstance(inner, TogetherStep):
             yield "meanwhile", "operations that begin together are under way already", "add them to `steps`"
-        if isinstance(inner, Observe) and any(isinstance(other, Moves) for other in step.steps):
+        if isinstance(inner, ObserveStep) and any(isinstance(other, MovesStep) for other in step.steps):
             # A move that fails may have been charged for an instant, and nobody knows when each of thousands did.
             yield "meanwhile", "counters that are read during a loop of moves tell nothing", "observe before and after"
 
 
-def _migration_problems(experiment: Experiment, step: Migrate) -> Iterator[tuple[str, str, str]]:
+def _migration_problems(experiment: Experiment, step: MigrateStep) -> Iterator[tuple[str, str, str]]:
     if len({vm.vmm for name, vm in experiment.vms.items() if name in (step.source, step.destination)}) == 1:
         problem = f"{step.source} and {step.destination} belong to one VMM, which hands nothing over to itself"
         yield "destination", problem, "name a VM of another VMM, or use the step `move`"
@@ -164,7 +164,7 @@ _TARGETS: dict[Target, str] = {
 }
 
 
-def _fault_problems(experiment: Experiment, step: Strike) -> Iterator[tuple[str, str, str]]:
+def _fault_problems(experiment: Experiment, step: FaultStep) -> Iterator[tuple[str, str, str]]:
     key = "fault"
     try:
         fault.load(step.fault)

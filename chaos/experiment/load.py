@@ -13,7 +13,7 @@ from chaos.errors import UsageError
 from chaos.experiment import yamlfile
 from chaos.experiment.check import problems
 from chaos.experiment.model import Experiment, Unaskable, Vm
-from chaos.experiment.steps import Count, Migrate, Name, Part, Pause, Run, Step
+from chaos.experiment.steps import CountStep, MigrateStep, Name, Part, PauseStep, RunStep, Step
 from chaos.kinds import Kind
 
 P = TypeVar("P", bound=Part)
@@ -57,10 +57,10 @@ class Likeness(Part, frozen=True, kw_only=True):
 
 def _unrun(script: tuple[Step, ...]) -> tuple[Step, ...]:
     """The script without what lets a guest run."""
-    kept = (step for step in script if not isinstance(step, Run | Count | Pause))
+    kept = (step for step in script if not isinstance(step, RunStep | CountStep | PauseStep))
     return tuple(
         msgspec.structs.replace(step, before={phase: _unrun(inner) for phase, inner in step.before.items()})
-        if isinstance(step, Migrate)
+        if isinstance(step, MigrateStep)
         else step
         for step in kept
     )
@@ -115,7 +115,7 @@ def _read(path: Path) -> Any:
 def _converted(path: Path, data: object, structure: type[P]) -> P:
     try:
         return convert.convert(data, structure)
-    except convert.Wrong as wrong:
-        allowed = f"give {wrong.allowed}; " if wrong.allowed else ""
-        said = str(wrong) if wrong.key else f"the file: {wrong}"
-        raise _refusal(path, said, f"{allowed}docs/experiments.md says more") from wrong
+    except convert.NotConvertible as refused:
+        allowed = f"give {refused.allowed}; " if refused.allowed else ""
+        said = str(refused) if refused.key else f"the file: {refused}"
+        raise _refusal(path, said, f"{allowed}docs/experiments.md says more") from refused

@@ -12,13 +12,13 @@ from typing import Annotated, Literal
 import msgspec
 
 from chaos.experiment.steps import (
-    Init,
     InitCommand,
-    Migrate,
+    InitStep,
+    MigrateStep,
     Name,
     Part,
     Step,
-    Vcpu,
+    VcpuStep,
     walk,
 )
 from chaos.fault import Target
@@ -83,19 +83,19 @@ class Experiment(Part, frozen=True, kw_only=True):
     @property
     def keys(self) -> frozenset[str]:
         """Keys of the misc controller that it needs capacity of."""
-        inits = (step for _, step in walk(self.script) if isinstance(step, Init) and step.vm in self.vms)
+        inits = (step for _, step in walk(self.script) if isinstance(step, InitStep) and step.vm in self.vms)
         tried = {key_of_init(self.vms[step.vm], step.command) for step in inits}
         return frozenset({*tried, *(vm.kind.key for vm in self.vms.values() if vm.kind.owns)})
 
     def vcpus(self, vm: str) -> int:
         """How many it may come to have."""
-        added = sum(isinstance(step, Vcpu) and step.vm == vm for _, step in walk(self.script))
+        added = sum(isinstance(step, VcpuStep) and step.vm == vm for _, step in walk(self.script))
         return self.vms[vm].vcpus + added
 
     @property
     def handovers(self) -> tuple[tuple[str, str], ...]:
         """From which VMM to which a guest is handed over, in the order of the script."""
-        migrations = (step for _, step in walk(self.script) if isinstance(step, Migrate))
+        migrations = (step for _, step in walk(self.script) if isinstance(step, MigrateStep))
         return tuple((self.vms[step.source].vmm, self.vms[step.destination].vmm) for step in migrations)
 
     @property

@@ -25,7 +25,7 @@ U64 = Annotated[int, msgspec.Meta(ge=0)]  # msgspec has no bound that high; `cha
 
 Phase = Literal["connect", "pause", "send-state", "send-fd", "move", "load-state", "resume", "commit"]
 
-WrongFd = Literal["closed", "negative", "kvm", "sev", "vcpu", "stats", "eventfd", "pipe", "memory", "socket"]
+ForeignFd = Literal["closed", "negative", "kvm", "sev", "vcpu", "stats", "eventfd", "pipe", "memory", "socket"]
 """What a move or a mirror may be given instead of a VM's descriptor."""
 
 InitCommand = Literal["init", "es-init", "init2"]
@@ -48,7 +48,7 @@ class _Step(Part, frozen=True, kw_only=True, tag_field="do"):
 # -- VMs --------------------------------------------------------------------------------------------------
 
 
-class Launch(_Step, frozen=True, kw_only=True, tag="launch"):
+class LaunchStep(_Step, frozen=True, kw_only=True, tag="launch"):
     """Create the VM with its vCPUs, and unless it is plain, take it through INIT, START, UPDATE, MEASURE, FINISH.
 
     With `finish` off the last two wait for `finish`: the registers of a SEV-ES mirror can be encrypted until then.
@@ -58,13 +58,13 @@ class Launch(_Step, frozen=True, kw_only=True, tag="launch"):
     finish: bool = True
 
 
-class Create(_Step, frozen=True, kw_only=True, tag="create"):
+class CreateStep(_Step, frozen=True, kw_only=True, tag="create"):
     """Create the VM, with its vCPUs if it is plain, and nothing more: what `launch` begins with."""
 
     vm: Name
 
 
-class Call(_Step, frozen=True, kw_only=True, tag="call"):
+class CallStep(_Step, frozen=True, kw_only=True, tag="call"):
     """One operation on the VM, by itself: what `launch` is made of, in any order. What the kernel refuses is an answer.
 
     What takes more than the VM has a step of its own: `init`, `vcpu`, `command`, `mirror`, `move`.
@@ -78,7 +78,7 @@ class Call(_Step, frozen=True, kw_only=True, tag="call"):
     wait: bool = True
 
 
-class Init(_Step, frozen=True, kw_only=True, tag="init"):
+class InitStep(_Step, frozen=True, kw_only=True, tag="init"):
     """The INIT of a VM, whatever it is: what the VM's kind and type ask for, or another `command`.
 
     `flags`, `features` and `ghcb` are what INIT2 is given. With `each` it is tried with every bit of that field alone,
@@ -94,7 +94,7 @@ class Init(_Step, frozen=True, kw_only=True, tag="init"):
     wait: bool = True
 
 
-class Vcpu(_Step, frozen=True, kw_only=True, tag="vcpu"):
+class VcpuStep(_Step, frozen=True, kw_only=True, tag="vcpu"):
     """Create one more vCPU of the VM, under this id."""
 
     vm: Name
@@ -102,7 +102,7 @@ class Vcpu(_Step, frozen=True, kw_only=True, tag="vcpu"):
     wait: bool = True
 
 
-class Command(_Step, frozen=True, kw_only=True, tag="command"):
+class CommandStep(_Step, frozen=True, kw_only=True, tag="command"):
     """KVM_MEMORY_ENCRYPT_OP with each of these command numbers in turn, and without any data."""
 
     vm: Name
@@ -114,29 +114,29 @@ class Command(_Step, frozen=True, kw_only=True, tag="command"):
         return tuple(n for first, _, last in parts for n in range(int(first), int(last or first) + 1))
 
 
-class Finish(_Step, frozen=True, kw_only=True, tag="finish"):
+class FinishStep(_Step, frozen=True, kw_only=True, tag="finish"):
     """Measure and finish a launch that was left open."""
 
     vm: Name
 
 
-class Taking(_Step, frozen=True, kw_only=True):
+class TakingStep(_Step, frozen=True, kw_only=True):
     """Of the two that take another VM: which, or the wrong descriptor given in its stead. Exactly one of the two.
     `flags` are those of KVM_ENABLE_CAP, of which there are none."""
 
     source: Name | None = None
-    fd: WrongFd | None = None
+    fd: ForeignFd | None = None
     flags: U32 = 0
 
 
-class Mirror(Taking, frozen=True, kw_only=True, tag="mirror"):
+class MirrorStep(TakingStep, frozen=True, kw_only=True, tag="mirror"):
     """Make `vm` a mirror of `source`: it shares the context, and gets its vCPUs after that. Creates it, unless it was
     launched as something else, which the kernel then refuses."""
 
     vm: Name
 
 
-class Close(_Step, frozen=True, kw_only=True, tag="close"):
+class CloseStep(_Step, frozen=True, kw_only=True, tag="close"):
     """Close every file descriptor of the VM."""
 
     vm: Name
@@ -146,14 +146,14 @@ class Close(_Step, frozen=True, kw_only=True, tag="close"):
 # -- the guest --------------------------------------------------------------------------------------------
 
 
-class Run(_Step, frozen=True, kw_only=True, tag="run"):
+class RunStep(_Step, frozen=True, kw_only=True, tag="run"):
     """Let the vCPUs run. The guest leaves to its VMM every `every` ticks (a power of two), or never if 0."""
 
     vm: Name
     every: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)] = 1
 
 
-class Count(_Step, frozen=True, kw_only=True, tag="count"):
+class CountStep(_Step, frozen=True, kw_only=True, tag="count"):
     """Wait until the guest has counted `ticks` further, and record its counter."""
 
     vm: Name
@@ -161,7 +161,7 @@ class Count(_Step, frozen=True, kw_only=True, tag="count"):
     within: Seconds = 60.0
 
 
-class Pause(_Step, frozen=True, kw_only=True, tag="pause"):
+class PauseStep(_Step, frozen=True, kw_only=True, tag="pause"):
     """Bring the vCPUs out of the guest."""
 
     vm: Name
@@ -174,7 +174,7 @@ StormCall = Literal[
 ]  # fmt: skip
 
 
-class Storm(_Step, frozen=True, kw_only=True, tag="storm"):
+class StormStep(_Step, frozen=True, kw_only=True, tag="storm"):
     """Let so many threads of the VM's VMM make these ioctls on its descriptors, in turns and as fast as they can, until
     `calm`, or some thousand calls after the first EIO. None of them changes the VM; KVM_RUN and KVM_SET_REGS want its
     vCPUs out of the guest meanwhile."""
@@ -184,7 +184,7 @@ class Storm(_Step, frozen=True, kw_only=True, tag="storm"):
     calls: Annotated[tuple[StormCall, ...], msgspec.Meta(min_length=1)]
 
 
-class Calm(_Step, frozen=True, kw_only=True, tag="calm"):
+class CalmStep(_Step, frozen=True, kw_only=True, tag="calm"):
     """End the storm on the VM, and record what its threads were answered."""
 
     vm: Name
@@ -193,7 +193,7 @@ class Calm(_Step, frozen=True, kw_only=True, tag="calm"):
 # -- moves ------------------------------------------------------------------------------------------------
 
 
-class Migrate(_Step, frozen=True, kw_only=True, tag="migrate"):
+class MigrateStep(_Step, frozen=True, kw_only=True, tag="migrate"):
     """The full hand-over of a VMM upgrade: connect, pause, send state, send the VM fd, move, load state, resume,
     commit. Whatever one VMM waits for of the other, it waits `within` seconds for.
 
@@ -210,14 +210,14 @@ class Migrate(_Step, frozen=True, kw_only=True, tag="migrate"):
     before: dict[Phase, tuple[Step, ...]] = {}
 
 
-class Move(Taking, frozen=True, kw_only=True, tag="move"):
+class MoveStep(TakingStep, frozen=True, kw_only=True, tag="move"):
     """The move alone. It is an operation on its destination, which makes the call."""
 
     destination: Name
     wait: bool = True
 
 
-class Moves(_Step, frozen=True, kw_only=True, tag="moves"):
+class MovesStep(_Step, frozen=True, kw_only=True, tag="moves"):
     """Moves into `destination` in a tight loop, from each of `sources` in turn (itself may be among them), so many
     rounds, by so many threads at once. What is answered is counted; each move that succeeds stands in the history."""
 
@@ -231,17 +231,17 @@ class Moves(_Step, frozen=True, kw_only=True, tag="moves"):
         return self.rounds * len(self.sources) * self.threads
 
 
-class Together(_Step, frozen=True, kw_only=True, tag="together"):
+class TogetherStep(_Step, frozen=True, kw_only=True, tag="together"):
     """Begin the operations of these steps at one moment, each on another VM and by a native thread, and wait for all.
     While they are under way the steps of `meanwhile` are carried out. What does not end `within` so many seconds is
     left to itself."""
 
-    steps: Annotated[tuple[Move | Mirror | Moves, ...], msgspec.Meta(min_length=2, max_length=16)]
+    steps: Annotated[tuple[MoveStep | MirrorStep | MovesStep, ...], msgspec.Meta(min_length=2, max_length=16)]
     meanwhile: tuple[Step, ...] = ()
     within: Seconds = 60.0
 
 
-class Join(_Step, frozen=True, kw_only=True, tag="join"):
+class JoinStep(_Step, frozen=True, kw_only=True, tag="join"):
     """Wait for the operation on `vm` that is under way."""
 
     vm: Name
@@ -275,7 +275,7 @@ class PagePlace(Part, frozen=True, kw_only=True):
     vm: Name
 
 
-class Arm(_Step, frozen=True, kw_only=True, tag="arm"):
+class ArmStep(_Step, frozen=True, kw_only=True, tag="arm"):
     """Prepare a hold, to be known by this name: an operation that comes to the place is stopped there. Exactly one
     place is given."""
 
@@ -285,7 +285,7 @@ class Arm(_Step, frozen=True, kw_only=True, tag="arm"):
     page: PagePlace | None = None
 
 
-class Hold(_Step, frozen=True, kw_only=True, tag="hold"):
+class HoldStep(_Step, frozen=True, kw_only=True, tag="hold"):
     """Wait until the operation on `vm` that is under way is stopped inside the kernel at `at`, and show where.
 
     Two need no arming. vcpu-running: a vCPU inside KVM_RUN keeps its mutex; the move has charged its cgroup and moved
@@ -297,7 +297,7 @@ class Hold(_Step, frozen=True, kw_only=True, tag="hold"):
     within: Seconds = 30.0
 
 
-class Release(_Step, frozen=True, kw_only=True, tag="release"):
+class ReleaseStep(_Step, frozen=True, kw_only=True, tag="release"):
     """Let what is stopped at this hold go on, and stop nothing there any more."""
 
     hold: Name
@@ -306,19 +306,19 @@ class Release(_Step, frozen=True, kw_only=True, tag="release"):
 # -- looking ----------------------------------------------------------------------------------------------
 
 
-class Ask(_Step, frozen=True, kw_only=True, tag="ask"):
+class AskStep(_Step, frozen=True, kw_only=True, tag="ask"):
     """Ask every file descriptor of the VM, in its own process and beside a live VM, whether it is dead."""
 
     vm: Name
 
 
-class Status(_Step, frozen=True, kw_only=True, tag="status"):
+class StatusStep(_Step, frozen=True, kw_only=True, tag="status"):
     """GUEST_STATUS of the VM's context: handle, policy and state, or the errno."""
 
     vm: Name
 
 
-class Observe(_Step, frozen=True, kw_only=True, tag="observe"):
+class ObserveStep(_Step, frozen=True, kw_only=True, tag="observe"):
     """Read the counters of every cgroup and the firmware's guest count."""
 
     label: Name
@@ -327,7 +327,7 @@ class Observe(_Step, frozen=True, kw_only=True, tag="observe"):
 # -- faults -----------------------------------------------------------------------------------------------
 
 
-class Strike(_Step, frozen=True, kw_only=True, tag="fault"):
+class FaultStep(_Step, frozen=True, kw_only=True, tag="fault"):
     """Break something. `target` names what the fault strikes: a VMM, a VM or a cgroup, as the fault wants it.
     `options` are the fault's own and checked by it at load."""
 
@@ -336,7 +336,7 @@ class Strike(_Step, frozen=True, kw_only=True, tag="fault"):
     options: dict[str, str | int | float | bool] = {}
 
 
-class Undo(_Step, frozen=True, kw_only=True, tag="undo"):
+class UndoStep(_Step, frozen=True, kw_only=True, tag="undo"):
     """Make whole again what the latest such fault on `target` broke. What is not undone by a step is at the end."""
 
     fault: Name
@@ -344,12 +344,13 @@ class Undo(_Step, frozen=True, kw_only=True, tag="undo"):
 
 
 Step = (
-    Launch | Create | Call | Init | Vcpu | Command | Finish | Mirror | Close | Run | Count | Pause | Storm | Calm
-    | Migrate | Move | Together | Join | Arm | Hold | Release | Ask | Status | Observe | Strike | Undo
+    LaunchStep | CreateStep | CallStep | InitStep | VcpuStep | CommandStep | FinishStep | MirrorStep | CloseStep
+    | RunStep | CountStep | PauseStep | StormStep | CalmStep | MigrateStep | MoveStep | TogetherStep | JoinStep
+    | ArmStep | HoldStep | ReleaseStep | AskStep | StatusStep | ObserveStep | FaultStep | UndoStep
 )  # fmt: skip
 
 
-def walk(script: tuple[Step | Moves, ...]) -> Iterator[tuple[int, Step | Moves]]:
+def walk(script: tuple[Step | MovesStep, ...]) -> Iterator[tuple[int, Step | MovesStep]]:
     """Each step with its number in the script. Those inside another have that one's."""
     for number, step in enumerate(script):
         yield number, step
@@ -358,7 +359,7 @@ def walk(script: tuple[Step | Moves, ...]) -> Iterator[tuple[int, Step | Moves]]
                 yield number, below
 
 
-def places(script: tuple[Step | Moves, ...], where: str = "script") -> Iterator[tuple[str, Step | Moves]]:
+def places(script: tuple[Step | MovesStep, ...], where: str = "script") -> Iterator[tuple[str, Step | MovesStep]]:
     """The same with the place of each in the file, as script[2].before.move[0]."""
     for number, step in enumerate(script):
         yield f"{where}[{number}]", step
@@ -366,11 +367,11 @@ def places(script: tuple[Step | Moves, ...], where: str = "script") -> Iterator[
             yield from places(inner, f"{where}[{number}].{key}")
 
 
-def _inside(step: Step | Moves) -> dict[str, tuple[Step | Moves, ...]]:
+def _inside(step: Step | MovesStep) -> dict[str, tuple[Step | MovesStep, ...]]:
     """The steps that a step has in it, by the key that they stand under."""
     match step:
-        case Migrate():
+        case MigrateStep():
             return {f"before.{phase}": inner for phase, inner in step.before.items()}
-        case Together():
+        case TogetherStep():
             return {"steps": step.steps, "meanwhile": step.meanwhile}
     return {}

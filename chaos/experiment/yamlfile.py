@@ -88,10 +88,10 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent):
-            raise _wrong(f"*{event.anchor} is an alias: write it out", event.start_mark)
+            raise _problem_at(f"*{event.anchor} is an alias: write it out", event.start_mark)
         self._depth += 1
         if self._depth > DEPTH:
-            raise _wrong(f"this is nested more than {DEPTH} deep", event.start_mark)
+            raise _problem_at(f"this is nested more than {DEPTH} deep", event.start_mark)
         node: yaml.Node | None = super().compose_node(parent, index)
         self._depth -= 1
         return node
@@ -102,10 +102,10 @@ class _Loader(yaml.SafeLoader):
             mark = key.start_mark
             if key.tag != "tag:yaml.org,2002:str":
                 shown = f"{key.value!r:.60}" if isinstance(key, yaml.ScalarNode) else "a list or a map"
-                raise _wrong(f"{shown} is no text, and no key: put it in quotes", mark)
+                raise _problem_at(f"{shown} is no text, and no key: put it in quotes", mark)
             if key.value in seen:
                 problem = f"the key {key.value!r:.60} is there twice, first in line {seen[key.value]}"
-                raise _wrong(problem, mark)
+                raise _problem_at(problem, mark)
             seen[key.value] = mark.line + 1
         return super().construct_mapping(node, deep)
 
@@ -114,8 +114,8 @@ class _Loader(yaml.SafeLoader):
             return super().construct_object(node, deep)
         except (ValueError, OverflowError) as error:  # a date that is none, a number with thousands of digits
             why = "it has too many digits" if "digits" in str(error) else str(error)
-            raise _wrong(f"{str(node.value)[:60]!r}: {why}", node.start_mark) from error
+            raise _problem_at(f"{str(node.value)[:60]!r}: {why}", node.start_mark) from error
 
 
-def _wrong(problem: str, mark: Any) -> yaml.MarkedYAMLError:
+def _problem_at(problem: str, mark: Any) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)

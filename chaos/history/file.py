@@ -13,27 +13,27 @@ from chaos.history.records import FORMAT, Done, End, Header, History, Invoke, Ob
 
 
 def up_to_damage(records: Sequence[Record], unreadable: str = "") -> History:
-    """The records before the first that cannot be, and what is wrong. What comes after it rests on what is lost.
+    """The records before the first that cannot be, and what the problem is. What comes after it rests on what is lost.
 
     `unreadable` says what follows the records in the file, if that is not a record.
     """
-    wrong = _first_wrong(records)
-    if wrong is not None:
-        kept, damage = wrong
+    found = _first_problem(records)
+    if found is not None:
+        kept, damage = found
         return History(tuple(records[:kept]), damage)
     if unreadable or not records:
         return History(tuple(records), unreadable or "it is empty")
     return History(tuple(records), "" if _is_end(records[-1]) else f"it breaks off after record {len(records) - 1}")
 
 
-def _first_wrong(records: Sequence[Record]) -> tuple[int, str] | None:
-    """How many records are good, and what is wrong then. That the end is missing is not looked at."""
+def _first_problem(records: Sequence[Record]) -> tuple[int, str] | None:
+    """How many records are good, and what the problem is then. That the end is missing is not looked at."""
     begun: set[int] = set()
     under_way: set[int] = set()
     for number, record in enumerate(records):
-        wrong = _out_of_place(number, record, after_end=number > 0 and _is_end(records[number - 1]))
-        if wrong:
-            return number, wrong
+        problem = _out_of_place(number, record, after_end=number > 0 and _is_end(records[number - 1]))
+        if problem:
+            return number, problem
         if isinstance(record, Header) and record.format != FORMAT:
             return 1, _other_format(record.format)
         if isinstance(record, Invoke):

@@ -19,11 +19,11 @@ from chaos.experiment.steps import UNARMED
 from chaos.history.reading import KEYS, argument, ioctl_answered, levels, number
 from chaos.history.records import Done, Filled, Held, Invoke, Observation, Value
 from chaos.judge import oracle
-from chaos.judge.evidence import Evidence
+from chaos.judge.evidence import RunEvidence
 from chaos.judge.ledger.effects import took_effect
 from chaos.judge.ledger.replay import WATCHED
 from chaos.judge.ledger.world import ON_CGROUPS
-from chaos.judge.oracle import OK, Answer, Rules, State
+from chaos.judge.oracle import OK, OracleAnswer, Rules, State
 
 Limits = frozenset[tuple[str, str, int]]
 # A move marks both VMs as being migrated before it takes any lock (steps 3 and 4 of the contract's part 1.2). So it has
@@ -54,10 +54,10 @@ class Judged:
 
     invoke: Invoke
     done: Done
-    answer: Answer
-    allowed: frozenset[Answer]
+    answer: OracleAnswer
+    allowed: frozenset[OracleAnswer]
     gap: str = ""
-    as_sev: Answer | None = None
+    as_sev: OracleAnswer | None = None
 
     @property
     def fits(self) -> bool:
@@ -84,7 +84,7 @@ class Judged:
 class Contract:
     """The oracle at work on one history."""
 
-    def __init__(self, evidence: Evidence) -> None:
+    def __init__(self, evidence: RunEvidence) -> None:
         self.evidence = evidence
         self.observations = [r for r in evidence.history.records if isinstance(r, Observation)]
 
@@ -136,16 +136,18 @@ class Contract:
             if code:
                 args: dict[str, Value] = {"vm": argument(invoke, "vm"), "source": source}
                 move = msgspec.structs.replace(invoke, f="move", args=args)
-                yield self._judge(move, done, Answer(code), op=OTHER_THREAD if several else None)
+                yield self._judge(move, done, OracleAnswer(code), op=OTHER_THREAD if several else None)
 
     @staticmethod
     def _answered(invoke: Invoke, done: Done) -> bool:
         return took_effect(invoke, done) or ioctl_answered(done)
 
-    def _judge(self, invoke: Invoke, done: Done, answer: Answer | None = None, *, op: int | None = None) -> Judged:
+    def _judge(
+        self, invoke: Invoke, done: Done, answer: OracleAnswer | None = None, *, op: int | None = None
+    ) -> Judged:
         """`op` is what the operation goes by where it may be in the way of itself."""
         if answer is None:
-            answer = OK if took_effect(invoke, done) else Answer(done.errno, done.firmware != 0)
+            answer = OK if took_effect(invoke, done) else OracleAnswer(done.errno, done.firmware != 0)
         made = invoke if op is None else msgspec.structs.replace(invoke, op=op)
         ledger = self.evidence.ledger
         if ledger.lost_at is not None and invoke.seq > ledger.lost_at:
@@ -155,8 +157,8 @@ class Contract:
         marked = self._stopped("move", invoke, done, lambda r: r.hold in UNARMED or r.function in MARKED)
         half = self._stopped("create_vcpu", invoke, done, lambda r: r.function == HALF_A_VCPU)
         flushes = not self.evidence.contexts.flush_failed(invoke, done)
-        allowed: set[Answer] = set()
-        as_sev: set[Answer | None] = set()
+        allowed: set[OracleAnswer] = set()
+        as_sev: set[OracleAnswer | None] = set()
         for world in ledger.during.get(invoke.op, ()):
             for limits in around or {frozenset()}:
                 state = State(
@@ -234,7 +236,7 @@ class Contract:
         return limits == read
 
 
-def _charged_as_sev(state: State, move: Invoke) -> Answer | None:
+def _charged_as_sev(state: State, move: Invoke) -> OracleAnswer | None:
     context, payer = state.world.context(argument(move, "source")), state.world.home(move.agent)
     if move.f != "move" or context is None or context.key != "sev_es" or payer in (None, context.payer):
         return None

@@ -41,7 +41,7 @@ GIVES = frozenset({"init", "mirror", "command"})  # a command by its number may 
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
+class TriedMove:
     """A move that was tried. `happened` is None if nobody can say. It is over from record `over` on, None if it never
     was: one that was killed is over when its process is reaped."""
 
@@ -85,7 +85,7 @@ class Move:
         return f"the move from {source} to {self.destination} {ended}"
 
 
-def _failed_in_loop(invoke: Invoke, done: Done) -> Iterator[Move]:
+def _failed_in_loop(invoke: Invoke, done: Done) -> Iterator[TriedMove]:
     """For each source the answer that most of its moves were given, if any failed."""
     most: dict[str, tuple[int, int]] = {}
     for told, count in done.value.items():
@@ -95,10 +95,10 @@ def _failed_in_loop(invoke: Invoke, done: Done) -> Iterator[Move]:
             most[source] = max(most.get(source, (0, 0)), (count, number))
     for source, (_, number) in most.items():
         move = msgspec.structs.replace(invoke, f="move", args={"vm": argument(invoke, "vm"), "source": source})
-        yield Move(move, msgspec.structs.replace(done, outcome="fail", errno=number), False, done.seq)
+        yield TriedMove(move, msgspec.structs.replace(done, outcome="fail", errno=number), False, done.seq)
 
 
-class Evidence:
+class RunEvidence:
     """A history, with what is asked of it most often worked out once."""
 
     def __init__(self, history: History) -> None:
@@ -131,18 +131,18 @@ class Evidence:
         return tuple(self.history.operations())
 
     @cached_property
-    def moves(self) -> tuple[Move, ...]:
+    def moves(self) -> tuple[TriedMove, ...]:
         """The moves of a VM's context in the order in which they were begun."""
         return tuple(move for move in self.tried if move.source)
 
     @cached_property
-    def tried(self) -> tuple[Move, ...]:
+    def tried(self) -> tuple[TriedMove, ...]:
         """The same, and those that were given a descriptor which is no VM's. Of one whose source's descriptor did not
         arrive, the kernel was asked nothing. What failed in a loop of moves is one that failed, for each source."""
-        found: list[Move] = []
+        found: list[TriedMove] = []
         for invoke, done in self.operations:
             if invoke.f == "move" and (done is None or done.outcome != "fail" or ioctl_answered(done)):
-                found.append(Move(invoke, done, self.ledger.happened(invoke, done), self._over(invoke, done)))
+                found.append(TriedMove(invoke, done, self.ledger.happened(invoke, done), self._over(invoke, done)))
             elif invoke.f == "moves" and done is not None and done.outcome == "ok":
                 found += _failed_in_loop(invoke, done)
         return tuple(found)
@@ -165,7 +165,7 @@ class Evidence:
         had = {vm in world.holders for world in self.ledger.during.get(invoke.op, ())}
         return had.pop() if len(had) == 1 else None
 
-    def had_guest(self, move: Move) -> bool:
+    def had_guest(self, move: TriedMove) -> bool:
         """Whether the source of a move that failed had a guest to interrupt. If nobody can say it did, unless another
         move was just giving or taking it: then it is that one's."""
         had = self.had_context(move.source, move.invoke)
@@ -257,7 +257,7 @@ class Evidence:
         exited = self.exited(creators[-1].agent, after=creators[-1].seq)
         return exited if exited is not None and exited.pid == creators[-1].pid else None
 
-    def changed(self, vm: str, after: Move) -> tuple[Move | None, int]:
+    def changed(self, vm: str, after: TriedMove) -> tuple[TriedMove | None, int]:
         """The move that next gives or takes the VM's context once `after` is over, or may, and the record from which on
         what is seen of the VM may be its doing. It may have been under way before. One that fails changes nothing."""
         over = after.over or 0
@@ -267,11 +267,11 @@ class Evidence:
                 return move, max(move.invoke.seq, over)
         return None, self.remade(vm, over)
 
-    def taken(self, move: Move) -> Move | None:
+    def taken(self, move: TriedMove) -> TriedMove | None:
         """The move that took the source's context elsewhere before this one, which failed, was over."""
         return None if move.happened or move.over is None else self.death(move.source, move.over)
 
-    def died_meanwhile(self, move: Move) -> bool:
+    def died_meanwhile(self, move: TriedMove) -> bool:
         """Whether another move took the context of this one's destination away, and left it dead, while this one was
         under way and went on to succeed."""
         began, ended = (move.done.began, move.done.ended) if move.done is not None else (0, 0)
@@ -283,7 +283,7 @@ class Evidence:
         creations = (i.seq for i, _ in self.operations if i.f == "create" and argument(i, "vm") == vm and i.seq > after)
         return next(creations, len(self.history.records))
 
-    def death(self, vm: str, before: int) -> Move | None:
+    def death(self, vm: str, before: int) -> TriedMove | None:
         """The move that took the VM's context away before that record, and left it dead."""
         earlier = (m for m in self.moves if m.happened and m.source == vm and m.invoke.seq < before)
         return next((move for move in earlier if self.remade(vm, move.invoke.seq) >= before), None)

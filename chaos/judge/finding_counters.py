@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from chaos.history.reading import argument, levels, read
 from chaos.history.records import Invoke
-from chaos.judge.evidence import Evidence, Move
+from chaos.judge.evidence import RunEvidence, TriedMove
 from chaos.judge.ledger.replay import Mismatch
 
 Off = Counter[tuple[str, str]]
@@ -22,7 +22,7 @@ Off = Counter[tuple[str, str]]
 ES = "sev_es"
 
 
-def by_mirrors(evidence: Evidence, seq: int) -> Off:
+def by_mirrors(evidence: RunEvidence, seq: int) -> Off:
     """At that record, if a mirror was charged wherever it was moved to last."""
     made = [i for i, done in evidence.operations if i.f == "mirror" and done is not None and done.outcome == "ok"]
     firsts = {argument(invoke, "vm"): invoke for invoke in made}
@@ -36,7 +36,7 @@ def by_mirrors(evidence: Evidence, seq: int) -> Off:
     return Counter((level, key) for cgroup, key in homes.values() for level in levels(cgroup))
 
 
-def by_es_moves(evidence: Evidence, seq: int) -> Off:
+def by_es_moves(evidence: RunEvidence, seq: int) -> Off:
     """At that record, if each SEV-ES context that was moved until then went by the wrong key."""
     off: Off = Counter()
     for move in _happened(evidence, seq):
@@ -50,11 +50,11 @@ def by_es_moves(evidence: Evidence, seq: int) -> Off:
     return off
 
 
-def _happened(evidence: Evidence, seq: int) -> list[Move]:
+def _happened(evidence: RunEvidence, seq: int) -> list[TriedMove]:
     return [move for move in evidence.moves if move.happened and move.over is not None and move.over < seq]
 
 
-def _payers(evidence: Evidence, move: Move) -> tuple[str, str] | None:
+def _payers(evidence: RunEvidence, move: TriedMove) -> tuple[str, str] | None:
     """Who paid for the SEV-ES context before the move and who after it. None if the move changed nothing about that, or
     nobody can say."""
     ways: set[tuple[str, str] | None] = set()
@@ -65,14 +65,14 @@ def _payers(evidence: Evidence, move: Move) -> tuple[str, str] | None:
     return ways.pop() if len(ways) == 1 else None
 
 
-def below_zero(evidence: Evidence, invoke: Invoke) -> bool:
+def below_zero(evidence: RunEvidence, invoke: Invoke) -> bool:
     """Whether the operation is a move of a SEV-ES context into another cgroup, which takes off the old one what was
     never charged to it."""
     mine = (move for move in evidence.moves if move.happened and move.invoke.op == invoke.op)
     return any(_payers(evidence, move) is not None for move in mine)
 
 
-def explained(evidence: Evidence, mismatch: Mismatch) -> str:
+def explained(evidence: RunEvidence, mismatch: Mismatch) -> str:
     """Which finding's doing the wrong counter is: "mirror-move" or "es-move", "" if it is neither's. All counters that
     were read with it must be as the findings have them, those that look right as well."""
     entry = next(entry for entry in evidence.ledger.entries if entry.record.seq == mismatch.record)
@@ -85,7 +85,7 @@ def explained(evidence: Evidence, mismatch: Mismatch) -> str:
     return by[0] if len(by) == 1 else ""
 
 
-def all_explained(evidence: Evidence, seq: int, left: Mapping[tuple[str, str], int]) -> str:
+def all_explained(evidence: RunEvidence, seq: int, left: Mapping[tuple[str, str], int]) -> str:
     """The same of all that is charged where nothing is due."""
     for name, by in (("mirror-move", by_mirrors), ("es-move", by_es_moves)):
         off = by(evidence, seq)

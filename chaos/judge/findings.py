@@ -20,7 +20,7 @@ from chaos.judge.verdict import Outcome, Verdict
 from chaos.promises import PROMISES
 
 Series = Annotated[str, msgspec.Meta(pattern=r"^\d+\.\d+$")]
-Version = Annotated[str, msgspec.Meta(pattern=r"^\d+\.\d+\.\d+$")]
+KernelVersion = Annotated[str, msgspec.Meta(pattern=r"^\d+\.\d+\.\d+$")]
 
 
 class Deviation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -38,7 +38,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     title: str
     document: str
     deviations: Annotated[tuple[Deviation, ...], msgspec.Meta(min_length=1)]
-    kernels: Annotated[dict[Series, tuple[Version, ...]], msgspec.Meta(min_length=1)]
+    kernels: Annotated[dict[Series, tuple[KernelVersion, ...]], msgspec.Meta(min_length=1)]
 
     def __str__(self) -> str:
         return f"finding {self.id}: {self.title}"

@@ -19,7 +19,7 @@ from errno import EIO
 from typing import Literal, NamedTuple
 
 
-class Call(NamedTuple):
+class TimedCall(NamedTuple):
     """A system call on the source's descriptors, in CLOCK_MONOTONIC nanoseconds. `errno` is 0 if it succeeded. EIO with
     a status of the firmware's is an answer, and no EIO here."""
 
@@ -28,7 +28,7 @@ class Call(NamedTuple):
     errno: int
 
 
-Kind = Literal[
+ContradictionKind = Literal[
     "answered-after-eio", "answered-after-move", "eio-before-move", "eio-after-failed-move", "eio-without-move"
 ]  # fmt: skip
 
@@ -37,9 +37,9 @@ Kind = Literal[
 class Contradiction:
     """Two calls that cannot both be. `first` ended before `second` began; None stands for the move itself."""
 
-    kind: Kind
-    first: Call | None
-    second: Call | None
+    kind: ContradictionKind
+    first: TimedCall | None
+    second: TimedCall | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +51,10 @@ class Death:
     before: int
 
 
-def instant_of_death(calls: Iterable[Call], move: Call) -> Death:
+def instant_of_death(calls: Iterable[TimedCall], move: TimedCall) -> Death:
     """Hold calls against a move of their VM that succeeded."""
-    last_answered: Call | None = None  # the one that began last
-    first_refused: Call | None = None  # the one that ended first
+    last_answered: TimedCall | None = None  # the one that began last
+    first_refused: TimedCall | None = None  # the one that ended first
     for call in calls:
         if call.errno == EIO:
             if first_refused is None or call.ended < first_refused.ended:
@@ -67,7 +67,7 @@ def instant_of_death(calls: Iterable[Call], move: Call) -> Death:
     return Death(tuple(found), after, before)
 
 
-def _contradictions(answered: Call | None, refused: Call | None, move: Call) -> list[Contradiction]:
+def _contradictions(answered: TimedCall | None, refused: TimedCall | None, move: TimedCall) -> list[Contradiction]:
     found: list[Contradiction] = []
     if answered and refused and refused.ended < answered.began:
         found.append(Contradiction("answered-after-eio", refused, answered))

@@ -17,7 +17,7 @@ from itertools import pairwise
 import msgspec
 
 from chaos.experiment.model import Experiment
-from chaos.experiment.steps import Hold, Strike, Together, walk
+from chaos.experiment.steps import FaultStep, HoldStep, TogetherStep, walk
 from chaos.history.records import Fault, Held, History, Invoke, Note
 from chaos.judge.checkers import CHECKERS
 from chaos.judge.findings import Finding, matching
@@ -76,16 +76,16 @@ def shortcomings(experiment: Experiment, history: History) -> Iterator[str]:
     struck = Counter((fault.step, fault.fault, fault.target) for fault in evidence)
     reached = Counter((r.step, r.hold) for r in history.records if isinstance(r, Held) and r.reached)
     for number, step in walk(experiment.script):
-        if isinstance(step, Strike):
+        if isinstance(step, FaultStep):
             struck[number, step.fault, step.target] -= 1
             if struck[number, step.fault, step.target] < 0:
                 what = step.target or "the host"
                 yield f"the run is void: nothing shows that the fault {step.fault!r} of step {number} struck {what}"
-        elif isinstance(step, Hold):
+        elif isinstance(step, HoldStep):
             reached[number, step.at] -= 1
             if reached[number, step.at] < 0:
                 yield f"the run is void: the hold {step.at!r} of step {number} was not reached"
-        elif isinstance(step, Together) and not _overlapped(history, number):
+        elif isinstance(step, TogetherStep) and not _overlapped(history, number):
             yield f"the run is void: nothing shows that any two operations of step {number} overlapped"
 
 

@@ -124,7 +124,7 @@ class Policy(IntEnum):
     NOSEND = 1 << 3
 
 
-class Exit(IntEnum):
+class ExitReason(IntEnum):
     """Why KVM_RUN returned."""
 
     UNKNOWN = 0
@@ -144,7 +144,7 @@ class Exit(IntEnum):
 
 def exit_name(reason: int) -> str:
     try:
-        return f"KVM_EXIT_{Exit(reason).name}"
+        return f"KVM_EXIT_{ExitReason(reason).name}"
     except ValueError:
         return f"KVM_EXIT {reason}"
 

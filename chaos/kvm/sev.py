@@ -10,7 +10,15 @@ from typing import Self
 
 from chaos.kvm.call import KernelError, attempt
 from chaos.kvm.numbers import FIRMWARE_INVALID_LEN, Ioctl, PlatformCommand, SevCommand
-from chaos.kvm.structs import AddressLength, GuestStatus, IssueCmd, LaunchStart, PlatformStatus, SevCmd, SevInit
+from chaos.kvm.structs import (
+    AddressLength,
+    GuestStatusData,
+    IssueCmd,
+    LaunchStartData,
+    PlatformStatusData,
+    SevCmd,
+    SevInit,
+)
 from chaos.kvm.userfault import ArgumentPage
 from chaos.linux.fd import OwnedFd
 
@@ -48,7 +56,7 @@ class Sev:
 
     def launch_start(self, policy: int) -> int:
         """Create the context in the firmware and bind it to the ASID: its handle."""
-        start = LaunchStart(policy=policy)
+        start = LaunchStartData(policy=policy)
         self._command(SevCommand.LAUNCH_START, start)
         return int(start.handle)
 
@@ -75,8 +83,8 @@ class Sev:
     def launch_finish(self) -> None:
         self._command(SevCommand.LAUNCH_FINISH)
 
-    def guest_status(self) -> GuestStatus:
-        status = GuestStatus()
+    def guest_status(self) -> GuestStatusData:
+        status = GuestStatusData()
         self._command(SevCommand.GUEST_STATUS, status)
         return status
 
@@ -116,9 +124,9 @@ class Platform:
         """Raises OSError."""
         return cls(OwnedFd(os.open(path, os.O_RDWR | os.O_CLOEXEC)))
 
-    def status(self) -> PlatformStatus:
+    def status(self) -> PlatformStatusData:
         """Raises `KernelError`. `guest_count` is how many contexts the firmware knows."""
-        status = PlatformStatus()
+        status = PlatformStatusData()
         self._issue(PlatformCommand.PLATFORM_STATUS, ctypes.addressof(status))
         return status
 

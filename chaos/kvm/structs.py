@@ -119,7 +119,7 @@ class DeviceAttr(ctypes.Structure):
     _fields_ = [("flags", c_uint32), ("group", c_uint32), ("attr", c_uint64), ("addr", c_uint64)]
 
 
-class Clock(ctypes.Structure):
+class ClockData(ctypes.Structure):
     _fields_ = [("bytes", c_uint8 * 48)]
 
 
@@ -170,13 +170,13 @@ class RunIo(ctypes.Structure):
     ]
 
 
-class Exit(ctypes.Union):
+class RunExit(ctypes.Union):
     """What belongs to the exit's reason: of all its members the one we read."""
 
     _fields_ = [("io", RunIo), ("padding", c_uint8 * 256)]
 
 
-class Run(ctypes.Structure):
+class KvmRun(ctypes.Structure):
     """kvm_run. `valid_regs` asks KVM_RUN for copies of registers: it writes them whenever it ends."""
 
     _anonymous_ = ("exit",)
@@ -191,7 +191,7 @@ class Run(ctypes.Structure):
         ("flags", c_uint16),
         ("cr8", c_uint64),
         ("apic_base", c_uint64),
-        ("exit", Exit),
+        ("exit", RunExit),
         ("valid_regs", c_uint64),
         ("dirty_regs", c_uint64),
         ("regs", Regs),
@@ -223,7 +223,7 @@ class SevInit(ctypes.Structure):
     ]
 
 
-class LaunchStart(ctypes.Structure):
+class LaunchStartData(ctypes.Structure):
     _fields_ = [
         ("handle", c_uint32),
         ("policy", c_uint32),
@@ -242,7 +242,7 @@ class AddressLength(ctypes.Structure):
     _fields_ = [("uaddr", c_uint64), ("len", c_uint32), ("pad0", c_uint32)]
 
 
-class GuestStatus(ctypes.Structure):
+class GuestStatusData(ctypes.Structure):
     _fields_ = [("handle", c_uint32), ("policy", c_uint32), ("state", c_uint32)]
 
 
@@ -253,7 +253,7 @@ class IssueCmd(ctypes.Structure):
     _fields_ = [("cmd", c_uint32), ("data", c_uint64), ("error", c_uint32)]
 
 
-class PlatformStatus(ctypes.Structure):
+class PlatformStatusData(ctypes.Structure):
     _pack_ = 1
     _fields_ = [
         ("api_major", c_uint8),
@@ -281,7 +281,7 @@ SIZES: dict[type[ctypes.Structure], int] = {
     MsrList: 4 + 4 * MSR_ENTRIES,
     DebugRegs: 128,
     DeviceAttr: 24,
-    Clock: 48,
+    ClockData: 48,
     MemoryRegion: 32,
     DirtyLog: 16,
     EnableCap: 104,
@@ -289,14 +289,14 @@ SIZES: dict[type[ctypes.Structure], int] = {
     CpuidEntry: 40,
     Cpuid: 8 + 40 * CPUID_ENTRIES,
     RunIo: 16,
-    Run: 760,
+    KvmRun: 760,
     SevCmd: 24,
     SevInit: 48,
-    LaunchStart: 40,
+    LaunchStartData: 40,
     AddressLength: 16,
-    GuestStatus: 12,
+    GuestStatusData: 12,
     IssueCmd: 16,
-    PlatformStatus: 12,
+    PlatformStatusData: 12,
 }
 for _structure, _size in SIZES.items():
     assert ctypes.sizeof(_structure) == _size, (_structure, ctypes.sizeof(_structure), _size)

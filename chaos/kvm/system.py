@@ -11,7 +11,7 @@ from typing import Self
 from chaos.kvm.call import ioctl
 from chaos.kvm.numbers import Ioctl
 from chaos.kvm.structs import CPUID_ENTRIES, MSR_ENTRIES, Cpuid, MsrList
-from chaos.kvm.vm import Vm
+from chaos.kvm.vm import KvmVm
 from chaos.linux.fd import OwnedFd
 
 API_VERSION = 12
@@ -35,10 +35,10 @@ class System:
     def check_extension(self, cap: int) -> int:
         return ioctl(self.fd.number, Ioctl.KVM_CHECK_EXTENSION, cap)
 
-    def create_vm(self, vm_type: int = 0) -> Vm:
+    def create_vm(self, vm_type: int = 0) -> KvmVm:
         """A VM without anything in it. Raises `KernelError`."""
         fd = OwnedFd(ioctl(self.fd.number, Ioctl.KVM_CREATE_VM, vm_type))
-        return Vm(fd, vcpu_area=self.vcpu_area())
+        return KvmVm(fd, vcpu_area=self.vcpu_area())
 
     def vcpu_area(self) -> int:
         """Size in bytes of what a vCPU shares with its VMM."""

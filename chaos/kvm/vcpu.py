@@ -15,11 +15,11 @@ from chaos.kvm.structs import (
     DebugRegs,
     DeviceAttr,
     Fpu,
+    KvmRun,
     Lapic,
     MpState,
     Msrs,
     Regs,
-    Run,
     Sregs,
     VcpuEvents,
     Xcrs,
@@ -30,14 +30,14 @@ from chaos.linux.fd import Mapping, OwnedFd
 S = TypeVar("S", bound=ctypes.Structure)
 
 
-class Vcpu:
+class KvmVcpu:
     def __init__(self, fd: OwnedFd, area: Mapping) -> None:
         self.fd = fd
         self._area = area
-        self._run = Run.from_address(area.start)
+        self._run = KvmRun.from_address(area.start)
 
     @property
-    def shared(self) -> Run:
+    def shared(self) -> KvmRun:
         """kvm_run. Not to be kept beyond `close`. Raises `InternalError` after it."""
         assert self._area.start
         return self._run

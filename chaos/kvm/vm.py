@@ -8,7 +8,7 @@ import ctypes
 from chaos.kvm.call import ioctl
 from chaos.kvm.numbers import Cap, Ioctl, Sync
 from chaos.kvm.structs import EnableCap, EncRegion, MemoryRegion
-from chaos.kvm.vcpu import Vcpu
+from chaos.kvm.vcpu import KvmVcpu
 from chaos.linux.fd import Mapping, OwnedFd
 
 
@@ -19,7 +19,7 @@ def enabling(cap: Cap, argument: int, flags: int) -> EnableCap:
     return request
 
 
-class Vm:
+class KvmVm:
     def __init__(self, fd: OwnedFd, *, vcpu_area: int) -> None:
         self.fd = fd
         self._vcpu_area = vcpu_area
@@ -42,11 +42,11 @@ class Vm:
         """Interrupt controllers in the kernel: before the first vCPU, each of which gets a local APIC."""
         ioctl(self.fd.number, Ioctl.KVM_CREATE_IRQCHIP)
 
-    def create_vcpu(self, number: int) -> Vcpu:
+    def create_vcpu(self, number: int) -> KvmVcpu:
         """Raises `KernelError`, or OSError if its page cannot be mapped."""
         fd = OwnedFd(ioctl(self.fd.number, Ioctl.KVM_CREATE_VCPU, number))
         try:
-            vcpu = Vcpu(fd, Mapping(fd.number, self._vcpu_area))
+            vcpu = KvmVcpu(fd, Mapping(fd.number, self._vcpu_area))
         except OSError:
             fd.close()
             raise

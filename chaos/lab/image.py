@@ -34,7 +34,7 @@ from chaos.cache import entries
 from chaos.cache.wholefile import keep_newest, mark_used, whole_file
 from chaos.errors import HostLacks, NoKernel
 from chaos.lab.cpio import CpioWriter
-from chaos.lab.kernel.find import Kernel, build_module, find_busybox
+from chaos.lab.kernel.find import LabKernel, build_module, find_busybox
 from chaos.lab.kernel.kconfig import read_config
 from chaos.native import library as native
 
@@ -65,7 +65,7 @@ class Image:
     identity: str
 
 
-def make_image(kernel: Kernel, *, say: Callable[[str], None]) -> Image:
+def make_image(kernel: LabKernel, *, say: Callable[[str], None]) -> Image:
     """Find or build the layers for `kernel`.
 
     Raises `NoKernel` if the kernel lacks a module, `HostLacks` if a tool to build with is missing, `NoSpace`.
@@ -105,13 +105,13 @@ def _own(path: str) -> Path:
     return Path(__file__).parent / path
 
 
-def _system_key(kernel: Kernel) -> str:
+def _system_key(kernel: LabKernel) -> str:
     sources = (path for path in _own("modules").rglob("*") if path.is_file())
     recipe = (Path(__file__), _own("guest/init"), *sorted(sources))
     return _digest([kernel.identity, *(part.read_bytes() for part in recipe)])
 
 
-def _write_system(out: BinaryIO, kernel: Kernel) -> None:
+def _write_system(out: BinaryIO, kernel: LabKernel) -> None:
     archive = CpioWriter(out)
     for directory in ("/proc", "/sys", "/dev", "/run", "/tmp", "/root", "/copy", "/usr/bin", "/etc"):
         archive.add_directory(directory)
@@ -138,7 +138,7 @@ def _add_busybox(archive: CpioWriter) -> None:
             archive.add_link(f"/usr/bin/{applet}", "busybox")
 
 
-def _add_modules(archive: CpioWriter, kernel: Kernel) -> None:
+def _add_modules(archive: CpioWriter, kernel: LabKernel) -> None:
     tree = ModuleTree.read(kernel.modules)
     home = f"/lib/modules/{kernel.release}"
     order: list[str] = []

@@ -34,9 +34,9 @@ from qemu.qmp import EventListener, QMPClient
 from chaos.errors import KernelPanicked, LabFailed, LabHung, NoSpace, PspDied, QemuDied
 from chaos.lab import protocol
 from chaos.lab.image import Image, initial_ram_disk
-from chaos.lab.kernel.find import Kernel
+from chaos.lab.kernel.find import LabKernel
 from chaos.lab.psp.client import PspControl
-from chaos.lab.psp.wire import Snapshot as PspState
+from chaos.lab.psp.wire import PspSnapshot as PspState
 from chaos.lab.qemu import Qemu
 from chaos.linux.process import die_with
 
@@ -58,7 +58,7 @@ _RESET, _TRIPLE_FAULT = "CPU Reset", "Triple fault"
 class Spec:
     """What a lab is made of. `bootable` is the file QEMU starts, `memory` in bytes."""
 
-    kernel: Kernel
+    kernel: LabKernel
     bootable: Path
     qemu: Qemu
     image: Image
@@ -68,7 +68,7 @@ class Spec:
     memory: int = 1 << 30
 
 
-class Console:
+class SerialLines:
     """The serial console: lines as they come, the last ones kept."""
 
     def __init__(self, listener: Callable[[str], None] | None = None) -> None:
@@ -125,7 +125,7 @@ def _available_memory() -> int:
 class Lab:
     """One lab. Use `running`; the methods are for when it runs."""
 
-    def __init__(self, spec: Spec, console: Console) -> None:
+    def __init__(self, spec: Spec, console: SerialLines) -> None:
         self.spec = spec
         self.console = console
         self.memory = os.memfd_create("sevchaos-memory")
@@ -137,7 +137,7 @@ class Lab:
         self._shutdown = EventListener("SHUTDOWN")
         self.monitor.register_listener(self._shutdown)
         self.psp: PspControl
-        self.ready: protocol.Ready
+        self.ready: protocol.LabReady
 
     # -- starting and ending ------------------------------------------------------------------------------
 
@@ -208,9 +208,9 @@ class Lab:
 
     async def greet(self, deadline: float, *, warm: bool = False) -> None:
         """Wait for the agent, set its clock; `warm` has it import what warm programs need."""
-        self.send(protocol.Hello(realtime=time.time_ns(), entropy=secrets.token_bytes(64), warm=warm))
+        self.send(protocol.LabHello(realtime=time.time_ns(), entropy=secrets.token_bytes(64), warm=warm))
         answer = await self.receive(deadline, "the agent's first word")
-        if not isinstance(answer, protocol.Ready):
+        if not isinstance(answer, protocol.LabReady):
             raise LabFailed(f"the agent began with {answer!r}", console=self.console.tail())
         self.ready = answer
 
@@ -299,7 +299,7 @@ class Lab:
     def send(self, message: protocol.ToAgent) -> None:
         self.ports["control"].writer.write(protocol.encode(message))
 
-    async def receive(self, deadline: float | None, waited_for: str) -> protocol.FromAgent:
+    async def receive(self, deadline: float | None, waited_for: str) -> protocol.FromLabAgent:
         """The agent's next message."""
         line = await self.wait(self.ports["control"].reader.readuntil(b"\n"), deadline, waited_for)
         return protocol.decode_from_agent(line)

@@ -38,7 +38,7 @@ class _Message(msgspec.Struct, frozen=True, tag=True, tag_field="type"):
     pass
 
 
-class Hello(_Message, frozen=True):
+class LabHello(_Message, frozen=True):
     """`realtime` in nanoseconds since the epoch; `entropy` any bytes. `warm` asks the agent to import first what warm
     programs need: worth its seconds when the lab is about to be saved."""
 
@@ -90,7 +90,7 @@ class Resize(_Message, frozen=True):
     terminal: Terminal
 
 
-class Ready(_Message, frozen=True):
+class LabReady(_Message, frozen=True):
     """`version` is what /proc/version says; `sev` whether /dev/sev is there."""
 
     release: str
@@ -102,7 +102,7 @@ class Started(_Message, frozen=True):
     pid: int
 
 
-class Exited(_Message, frozen=True):
+class ProgramExited(_Message, frozen=True):
     """`code` as a shell gives it: 128 + n after signal n, 127 if there was no such program, 126 if it would not
     run. `stdout` and `stderr` count the bytes written to the ports since Execute."""
 
@@ -112,15 +112,15 @@ class Exited(_Message, frozen=True):
     reason: str = ""
 
 
-ToAgent = Hello | Ping | Execute | StdinEnd | Signal | Resize
-FromAgent = Ready | Pong | Started | Exited
+ToAgent = LabHello | Ping | Execute | StdinEnd | Signal | Resize
+FromLabAgent = LabReady | Pong | Started | ProgramExited
 
 _encoder = msgspec.json.Encoder()
 _to_agent: msgspec.json.Decoder[ToAgent] = msgspec.json.Decoder(ToAgent)
-_from_agent: msgspec.json.Decoder[FromAgent] = msgspec.json.Decoder(FromAgent)
+_from_agent: msgspec.json.Decoder[FromLabAgent] = msgspec.json.Decoder(FromLabAgent)
 
 
-def encode(message: ToAgent | FromAgent) -> bytes:
+def encode(message: ToAgent | FromLabAgent) -> bytes:
     return _encoder.encode(message) + b"\n"
 
 
@@ -128,5 +128,5 @@ def decode_to_agent(line: bytes) -> ToAgent:
     return _to_agent.decode(line)
 
 
-def decode_from_agent(line: bytes) -> FromAgent:
+def decode_from_agent(line: bytes) -> FromLabAgent:
     return _from_agent.decode(line)

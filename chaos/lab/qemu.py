@@ -29,13 +29,13 @@ _REMEDY = (
     " SEVCHAOS_QEMU to the program"
 )
 
-Version = tuple[int, int, int]
+QemuVersion = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Qemu:
     path: Path
-    version: Version
+    version: QemuVersion
     threads: Literal["multi", "single"]  # for -accel tcg,thread=
 
     def __str__(self) -> str:
@@ -82,14 +82,14 @@ def _on_path() -> list[Path]:
     return list(unique.values())
 
 
-def _version(path: Path) -> Version:
+def _version(path: Path) -> QemuVersion:
     """Ask the program, once in a process's life as long as the file stays the same."""
     stat = path.stat()
     return _ask(path, stat.st_mtime_ns, stat.st_size)
 
 
 @functools.cache
-def _ask(path: Path, _mtime: int, _size: int) -> Version:
+def _ask(path: Path, _mtime: int, _size: int) -> QemuVersion:
     done = run([str(path), "--version"], timeout=30)
     found = re.search(r"\bversion (\d+)\.(\d+)(?:\.(\d+))?", done.output)
     if done.status != 0 or found is None:
@@ -100,5 +100,5 @@ def _ask(path: Path, _mtime: int, _size: int) -> Version:
     return int(found[1]), int(found[2]), int(found[3] or 0)
 
 
-def _dotted(version: Version) -> str:
+def _dotted(version: QemuVersion) -> str:
     return ".".join(map(str, version))

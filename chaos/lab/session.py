@@ -12,16 +12,16 @@ from typing import Protocol
 
 import msgspec
 
+from chaos.cache.entries import Say
 from chaos.errors import LabFailed, LabHung
 from chaos.lab import snapshot
 from chaos.lab.image import make_image
 from chaos.lab.kernel.find import find_kernel
 from chaos.lab.kernel.vmlinux import bootable
-from chaos.lab.machine import BOOT_DEADLINE, RESTORE_DEADLINE, Console, Lab, Spec, stopping
-from chaos.lab.protocol import Execute, Exited, StdinEnd, Terminal
+from chaos.lab.machine import BOOT_DEADLINE, RESTORE_DEADLINE, Lab, SerialLines, Spec, stopping
+from chaos.lab.protocol import Execute, ProgramExited, StdinEnd, Terminal
 from chaos.lab.qemu import find_qemu
 
-Say = Callable[[str], None]
 _CHUNK = 1 << 16
 
 
@@ -58,11 +58,11 @@ async def open_lab(wish: Wish, *, say: Say, listener: Callable[[str], None] | No
     spec = make_spec(wish, say=say)
     saved = None if wish.cold else snapshot.find(spec)
     if saved is not None:
-        async with stopping(Lab(spec, Console(listener))) as lab:
+        async with stopping(Lab(spec, SerialLines(listener))) as lab:
             if await _restored(lab, saved, say):
                 yield lab
                 return
-    async with stopping(Lab(spec, Console(listener))) as lab:
+    async with stopping(Lab(spec, SerialLines(listener))) as lab:
         say(f"booting {spec.kernel.release} with {_described(spec)}")
         await lab.start()
         await lab.greet(BOOT_DEADLINE, warm=not wish.cold)
@@ -117,7 +117,7 @@ async def execute(
     environment: Mapping[str, str] | None = None,
     warm: bool = False,
     timeout: float | None = None,
-) -> Exited:
+) -> ProgramExited:
     """Run a program in the lab to its end.
 
     Raises `LabHung` after `timeout` seconds, and what breaks the lab meanwhile.
@@ -148,10 +148,10 @@ async def execute(
     return ended
 
 
-async def _ended(lab: Lab, what: str) -> Exited:
+async def _ended(lab: Lab, what: str) -> ProgramExited:
     while True:
         message = await lab.receive(None, what)
-        if isinstance(message, Exited):
+        if isinstance(message, ProgramExited):
             return message
 
 

@@ -26,7 +26,7 @@ from qemu.qmp import QMPClient
 from chaos.cache import entries
 from chaos.cache.wholefile import keep_newest, mark_used, whole_file
 from chaos.lab.machine import RESTORE_DEADLINE, Lab, Spec
-from chaos.lab.psp.wire import Snapshot as PspState
+from chaos.lab.psp.wire import PspSnapshot as PspState
 
 KEPT: Final = 8  # a quarter of a gigabyte each
 _ALIGNMENT: Final = 1 << 21

@@ -11,12 +11,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from chaos.cache.entries import Say
 from chaos.errors import UsageError
 from chaos.lab.image import shared_libraries
 from chaos.lab.machine import Lab
 from chaos.lab.protocol import Resize, Terminal
-from chaos.lab.psp.plan import Plan
-from chaos.lab.session import Say, Source, Wish, execute, no_input, open_lab, write_to
+from chaos.lab.psp.plan import FailpointPlan
+from chaos.lab.session import Source, Wish, execute, no_input, open_lab, write_to
 
 COPIES = "copy"  # the directory of the lab that copies go to, and in which programs start
 _BLOCK = 1 << 16
@@ -29,7 +30,7 @@ async def run_command(
     *,
     copies: Sequence[Path],
     modules: Sequence[tuple[Path, tuple[str, ...]]],
-    firmware: Plan,
+    firmware: FailpointPlan,
     timeout: float,
     say: Say,
     stdin: Callable[[], Source],

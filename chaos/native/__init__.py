@@ -4,8 +4,8 @@
 What a move races with is over in microseconds, and a Python thread gets its turn after milliseconds. So loops of
 ioctls and vCPUs run in a small library in C (`native.h`), and Python prepares, starts, stops and reads them.
 
-    Loop(programs)       n threads, each with its own program of ioctls, beginning together or at offsets in ns
-      .start() ──▶ RunningLoop ── .join() ──▶ Outcome     what each call answered, and when
+    NativeLoop(programs) n threads, each with its own program of ioctls, beginning together or at offsets in ns
+      .start() ──▶ RunningLoop ── .join() ──▶ LoopOutcome what each call answered, and when
     VcpuThread(…)        one vCPU in KVM_RUN, its guest's ticks counted without Python
       .start() ──▶ RunningVcpu ── .join() ──▶ Left        why it stopped
 
@@ -16,12 +16,12 @@ the calls of a VMM that was killed in the middle of them: `read`. Where among th
 along. Times are CLOCK_MONOTONIC in ns everywhere, as those of `chaos.kvm.call`, and may be compared with them.
 """
 
-from chaos.native.board import Call, Ran, UnderWay, Why
+from chaos.native.board import NativeCall, Ran, UnderWay, Why
 from chaos.native.edge import Edge, edge
-from chaos.native.loops import Loop, Outcome, Program, RunningLoop, Step, read
+from chaos.native.loops import LoopOutcome, LoopProgram, LoopStep, NativeLoop, RunningLoop, read
 from chaos.native.vcpus import Left, RunningVcpu, Seen, VcpuThread, read_vcpu
 
 __all__ = [
-    "Call", "Edge", "Left", "Loop", "Outcome", "Program", "Ran", "RunningLoop", "RunningVcpu", "Seen", "Step",
-    "UnderWay", "VcpuThread", "Why", "edge", "read", "read_vcpu",
+    "Edge", "Left", "LoopOutcome", "LoopProgram", "LoopStep", "NativeCall", "NativeLoop", "Ran", "RunningLoop",
+    "RunningVcpu", "Seen", "UnderWay", "VcpuThread", "Why", "edge", "read", "read_vcpu",
 ]  # fmt: skip

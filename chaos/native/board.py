@@ -19,10 +19,10 @@ from enum import IntEnum
 
 from chaos.errors import InternalError
 from chaos.linux.fd import OwnedFd
-from chaos.native.layout import RECORD, Head, Record, Report
+from chaos.native.layout import RECORD, CallRecord, Head, Report
 
 _HEAD = ctypes.sizeof(Head)
-_RECORD = ctypes.sizeof(Record)
+_RECORD = ctypes.sizeof(CallRecord)
 _NOT_ZERO = re.compile(rb"[^\0]")  # a loop over all counts would take an emulated CPU 10 ms
 
 
@@ -39,7 +39,7 @@ class Why(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class NativeCall:
     """`index` is the step's in its program; `errno` is 0 for a success. The call lies between `began` and `ended`."""
 
     thread: int
@@ -114,10 +114,10 @@ class Ran:
     records: tuple[memoryview, memoryview]
     under_way: UnderWay | None
 
-    def __iter__(self) -> Iterator[Call]:
+    def __iter__(self) -> Iterator[NativeCall]:
         for piece in self.records:
             for began, ended, index, errno in struct.iter_unpack(RECORD, piece):
-                yield Call(self.thread, index, began, ended, errno)
+                yield NativeCall(self.thread, index, began, ended, errno)
 
     def column(self, word: int) -> array[int]:
         """One 32-bit word of each record on record, oldest first: counted from the end, -1 is its errno, -2 its index.
@@ -129,12 +129,12 @@ class Ran:
             values.frombytes(piece.cast("I")[_RECORD // 4 + word :: _RECORD // 4].tobytes())
         return values
 
-    def call_at(self, place: int) -> Call:
+    def call_at(self, place: int) -> NativeCall:
         """The call whose record is at that place among those that are kept."""
         for piece in self.records:
             if place * _RECORD < len(piece):
                 began, ended, index, errno = struct.unpack_from(RECORD, piece, place * _RECORD)
-                return Call(self.thread, index, began, ended, errno)
+                return NativeCall(self.thread, index, began, ended, errno)
             place -= len(piece) // _RECORD
         raise IndexError(place)
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from chaos.native.board import Call, Ran
+from chaos.native.board import NativeCall, Ran
 
 INDEX, ERRNO = -2, -1  # of a record's words
 
@@ -21,8 +21,8 @@ class Edge:
     With `lost` one of them may be among the calls whose records were overwritten, so that it is not known.
     """
 
-    other: Call | None
-    first: Call | None
+    other: NativeCall | None
+    first: NativeCall | None
     lost: bool
 
 
@@ -61,7 +61,7 @@ def tally(thread: Ran) -> Counter[tuple[int, int]]:
     return Counter(zip(thread.column(INDEX), thread.column(ERRNO), strict=True))
 
 
-def answered(thread: Ran, errno: int) -> Iterator[Call]:
+def answered(thread: Ran, errno: int) -> Iterator[NativeCall]:
     """The calls that had this errno, in their order."""
     codes = thread.column(ERRNO)
     place = -1

@@ -9,7 +9,7 @@ from ctypes import c_int32, c_int64, c_uint32, c_uint64
 ERRNOS = 4096  # the kernel has no larger one
 
 
-class Record(ctypes.Structure):
+class CallRecord(ctypes.Structure):
     _fields_ = [("began", c_uint64), ("ended", c_uint64), ("call", c_uint32), ("error", c_uint32)]
 
 
@@ -42,7 +42,7 @@ class Head(ctypes.Structure):
     _fields_ = [("report", Report), ("errnos", c_uint64 * ERRNOS)]
 
 
-class Step(ctypes.Structure):
+class StepLayout(ctypes.Structure):
     _fields_ = [
         ("request", c_uint64),
         ("argument", c_uint64),
@@ -52,9 +52,9 @@ class Step(ctypes.Structure):
     ]
 
 
-class Plan(ctypes.Structure):
+class LoopPlan(ctypes.Structure):
     _fields_ = [
-        ("steps", ctypes.POINTER(Step)),
+        ("steps", ctypes.POINTER(StepLayout)),
         ("count", c_uint64),
         ("rounds", c_uint64),
         ("ring", c_uint64),
@@ -68,4 +68,4 @@ class Plan(ctypes.Structure):
     ]
 
 
-SIZES = tuple(ctypes.sizeof(structure) for structure in (Record, Report, Head, Step, Plan))
+SIZES = tuple(ctypes.sizeof(structure) for structure in (CallRecord, Report, Head, StepLayout, LoopPlan))

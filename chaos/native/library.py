@@ -11,19 +11,20 @@ import ctypes
 import functools
 import hashlib
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
+from chaos.cache import entries
+from chaos.cache.command import must, run, tool
+from chaos.cache.entries import Say
+from chaos.cache.wholefile import keep_newest
 from chaos.errors import HostLacks, InternalError
-from chaos.native.layout import SIZES, Plan
+from chaos.native.layout import SIZES, LoopPlan
 
 HERE = Path(__file__).parent
 NAME = "libnative.so"  # not loops.so: Python would import that for `loops`
 SOURCES = ("crew.c", "loops.c", "native.h", "clock.h")
 FLAGS = ("-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-pthread", "-D_GNU_SOURCE")
 _KEPT = 8
-
-Say = Callable[[str], None]
 
 
 @functools.cache
@@ -42,7 +43,7 @@ def _declare(library: ctypes.CDLL) -> None:
     crew, number, fd, offset = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint64
     ns, port = ctypes.c_uint64, ctypes.c_uint16
     library.crew_new.argtypes, library.crew_new.restype = (number, fd), ctypes.c_void_p
-    library.crew_set_loop.argtypes = (crew, number, ctypes.POINTER(Plan), fd, offset)
+    library.crew_set_loop.argtypes = (crew, number, ctypes.POINTER(LoopPlan), fd, offset)
     library.crew_set_vcpu.argtypes = (crew, number, fd, ctypes.c_void_p, ctypes.c_uint64, port, port, fd, offset, ns)
     library.crew_start.argtypes = (crew, ns, ns, fd, ctypes.POINTER(ctypes.c_uint64))
     for name in ("crew_stop", "crew_interrupt", "crew_join", "crew_free"):
@@ -57,9 +58,6 @@ def find(*, say: Say = lambda text: None) -> Path:
 
 
 def _cached(say: Say) -> Path:
-    from chaos.cache import entries
-    from chaos.cache.command import tool
-
     sources = _sources_digest()
     try:
         compiler = Path(tool("cc", package="gcc libc6-dev", purpose="to build the engine's native loops"))
@@ -89,10 +87,6 @@ def _compiler_digest(compiler: Path) -> str:
 
 
 def _build(compiler: Path, path: Path, say: Say) -> None:
-    from chaos.cache import entries
-    from chaos.cache.command import must, run
-    from chaos.cache.wholefile import keep_newest
-
     room = entries.space_guard("building the native loops", 1 << 20)
     with entries.locked("native", path.name, say=say) as lock, room:
         if path.is_file():  # whoever had the lock before us built it

@@ -15,7 +15,7 @@ from typing import Self
 from chaos.errors import InternalError
 from chaos.linux.fd import OwnedFd
 from chaos.native import layout
-from chaos.native.board import Call, Ran, boards, copy_memory, new_memory, ran
+from chaos.native.board import NativeCall, Ran, boards, copy_memory, new_memory, ran
 from chaos.native.crew import LEAD, Crew
 
 _CLOCK_SOURCE = Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")
@@ -27,7 +27,7 @@ _END_WITHIN = 20.0  # of a loop that is left with `with`; a call takes no longer
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class LoopStep:
     """One ioctl. `argument` is a number, or the bytes of a structure: the thread passes the address of a copy.
 
     The kernel may write into that copy, and what it wrote is passed again in the next round unless `reset`. A number in
@@ -45,7 +45,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Program:
+class LoopProgram:
     """What one thread does: the steps in order, for so many `rounds`, or until stopped if that is None.
 
     `offset` is ns after the common beginning. `ends_at` are errnos that end the thread, 0 among them for a success,
@@ -53,7 +53,7 @@ class Program:
     `cpu` pins the thread; `nice` says how gladly it gives way to others, from 0 to 19.
     """
 
-    steps: tuple[Step, ...]
+    steps: tuple[LoopStep, ...]
     rounds: int | None = 1
     offset: int = 0
     cpu: int | None = None
@@ -78,13 +78,13 @@ class Program:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class LoopOutcome:
     """What all threads did. `begin` is the common beginning."""
 
     begin: int
     threads: tuple[Ran, ...]
 
-    def calls(self) -> Iterator[Call]:
+    def calls(self) -> Iterator[NativeCall]:
         """All recorded calls of all threads by the time they began."""
         return heapq.merge(*self.threads, key=attrgetter("began"))
 
@@ -102,11 +102,11 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Loop:
+class NativeLoop:
     """Programs to be run by as many threads, which begin together. `ring` is how many calls each keeps a record of, a
     power of two: the latest ones. With 0 they are counted only."""
 
-    programs: tuple[Program, ...]
+    programs: tuple[LoopProgram, ...]
     ring: int = RING
 
     def __post_init__(self) -> None:
@@ -148,9 +148,11 @@ class Loop:
         return RunningLoop(Crew(self._rings, set_up, memory=memory, at=at or 0, lead=lead, gate=gate))
 
 
-def _native_steps(steps: Sequence[Step]) -> tuple[ctypes.Array[layout.Step], list[ctypes.Array[ctypes.c_char]]]:
+def _native_steps(
+    steps: Sequence[LoopStep],
+) -> tuple[ctypes.Array[layout.StepLayout], list[ctypes.Array[ctypes.c_char]]]:
     """The steps, and the buffers they point to."""
-    native = (layout.Step * len(steps))()
+    native = (layout.StepLayout * len(steps))()
     kept = []
     for place, step in zip(native, steps, strict=True):
         place.fd, place.request, place.reset = step.fd, step.request, step.reset
@@ -163,8 +165,10 @@ def _native_steps(steps: Sequence[Step]) -> tuple[ctypes.Array[layout.Step], lis
     return native, kept
 
 
-def _native_plan(program: Program, steps: ctypes.Array[layout.Step], ring: int, counter: bool) -> layout.Plan:
-    plan = layout.Plan(
+def _native_plan(
+    program: LoopProgram, steps: ctypes.Array[layout.StepLayout], ring: int, counter: bool
+) -> layout.LoopPlan:
+    plan = layout.LoopPlan(
         steps=steps,
         count=len(steps),
         rounds=program.rounds or 0,
@@ -230,13 +234,13 @@ class RunningLoop:
         """Whether all threads have ended, after at most `within` seconds."""
         return self._crew.wait(within)
 
-    def join(self, within: float) -> Outcome:
+    def join(self, within: float) -> LoopOutcome:
         """Wait at most `within` seconds for the threads to end by themselves, and free what was theirs.
 
         Raises TimeoutError, which says what they are at. They go on then, and may be joined again.
         """
         self._crew.join(within, self._doing)
-        return Outcome(self.begin, tuple(ran(index, board) for index, board in enumerate(self._crew.boards)))
+        return LoopOutcome(self.begin, tuple(ran(index, board) for index, board in enumerate(self._crew.boards)))
 
     def _doing(self) -> str:
         reports = (board.report() for board in self._crew.boards)

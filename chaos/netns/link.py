@@ -4,8 +4,8 @@
 A veth pair is quiet: what a qdisc on it counts is what somebody sent through it, and nothing else. It gets no IPv6
 address of its own making, and so sends no router solicitations or listener reports. And nobody on it asks for an
 address, by ARP or by neighbour discovery: a neighbour that has not been heard of for a while is asked again at any
-time, and a fault that met only such a question would seem to have struck. Without these, the kernel sends to its own
-hardware address (arp_constructor in net/ipv4/arp.c, ndisc_constructor), so both ends have the same one. Unlike
+time, and a fault that met only such a question would seem to have taken effect. Without these, the kernel sends to its
+own hardware address (arp_constructor in net/ipv4/arp.c, ndisc_constructor), so both ends have the same one. Unlike
 permanent neighbour entries, that outlives an end that goes down.
 """
 
@@ -35,7 +35,7 @@ HARDWARE = "02:5e:c0:00:00:01"  # of both ends of every pair; locally administer
 
 
 @dataclass(frozen=True, slots=True)
-class End:
+class LinkEnd:
     """One end of a link, by its name in a namespace. The namespace stays its owner's."""
 
     space: Namespace
@@ -66,7 +66,7 @@ class Link:
     received: int
 
 
-def connect(left: End, right: End, *, within: float = WITHIN) -> None:
+def connect(left: LinkEnd, right: LinkEnd, *, within: float = WITHIN) -> None:
     """Make a veth pair, down and without addresses. Undo: `remove` one end, or let one of the namespaces go.
 
     Raises `HostLacks` (root, or a kernel without veth) or OSError: EEXIST if a name is taken, EINVAL if it is no name.
@@ -81,7 +81,7 @@ def connect(left: End, right: End, *, within: float = WITHIN) -> None:
         raise
 
 
-def lay(left: End, right: End, addresses: tuple[Interface, Interface], *, within: float = WITHIN) -> None:
+def lay(left: LinkEnd, right: LinkEnd, addresses: tuple[Interface, Interface], *, within: float = WITHIN) -> None:
     """Make a veth pair with addresses, over which packets pass when this returns. Undo and errors as of `connect`.
 
     Each namespace is gone into once, which is most of what this takes. Where it fails a part of it may be left.
@@ -97,7 +97,7 @@ def lay(left: End, right: End, addresses: tuple[Interface, Interface], *, within
     wait_running(left, within=within)
 
 
-def _make(left: End, right: End, body: Callable[[Any], None], within: float) -> None:
+def _make(left: LinkEnd, right: LinkEnd, body: Callable[[Any], None], within: float) -> None:
     try:
         inside(left.space.fd, body, what=f"make a veth pair {left}, {right}", within=within)
     except OSError as error:
@@ -106,19 +106,19 @@ def _make(left: End, right: End, body: Callable[[Any], None], within: float) -> 
         raise HostLacks("the kernel has no veth", remedy="modprobe veth, or a kernel with CONFIG_VETH") from error
 
 
-def _add(route: Any, left: End, right: End) -> None:
+def _add(route: Any, left: LinkEnd, right: LinkEnd) -> None:
     peer = {"ifname": right.link, "net_ns_fd": right.space.fd, "address": HARDWARE}
     route.link("add", ifname=left.link, kind="veth", address=HARDWARE, peer=peer)
 
 
-def _ready(route: Any, end: End, address: Interface) -> None:
+def _ready(route: Any, end: LinkEnd, address: Interface) -> None:
     index = index_of(route, end.link)
     quieten_at(route, index)
     _assign(route, index, address)
     route.link("set", index=index, state="up")
 
 
-def quieten(end: End, *, within: float = WITHIN) -> None:
+def quieten(end: LinkEnd, *, within: float = WITHIN) -> None:
     """Let the link send nothing of its own accord; before it is up. Raises `HostLacks` or OSError."""
     inside(
         end.space.fd,
@@ -141,7 +141,7 @@ def quieten_at(route: Any, index: int) -> None:
             raise
 
 
-def remove(end: End, *, within: float = WITHIN) -> None:
+def remove(end: LinkEnd, *, within: float = WITHIN) -> None:
     """Remove a link, and with it the other end of a pair; nothing to do if it is gone. Raises `HostLacks`, OSError."""
 
     def delete(route: Any) -> None:
@@ -159,7 +159,7 @@ def _assign(route: Any, index: int, address: Interface) -> None:
     route.addr("add", index=index, address=str(address.ip), prefixlen=address.network.prefixlen, flags=flags)
 
 
-def set_up(end: End, up: bool, *, within: float = WITHIN) -> None:
+def set_up(end: LinkEnd, up: bool, *, within: float = WITHIN) -> None:
     """Set a link up or down. While one end is down, no packet passes either way. Raises `HostLacks` or OSError."""
 
     def change(route: Any) -> None:
@@ -168,7 +168,7 @@ def set_up(end: End, up: bool, *, within: float = WITHIN) -> None:
     inside(end.space.fd, change, what=f"set {end} {'up' if up else 'down'}", within=within)
 
 
-def wait_running(end: End, *, within: float = WITHIN) -> None:
+def wait_running(end: LinkEnd, *, within: float = WITHIN) -> None:
     """Wait until packets can leave by an end that was up before the other one was.
 
     The end that comes up last passes packets at once. The one that was up before is told by the kernel a moment later
@@ -191,7 +191,7 @@ def wait_running(end: End, *, within: float = WITHIN) -> None:
     inside(end.space.fd, wait, what=f"wait for {end} to be running", within=within + WITHIN)
 
 
-def look(end: End, *, within: float = WITHIN) -> Link:
+def look(end: LinkEnd, *, within: float = WITHIN) -> Link:
     """What the kernel says about a link. Raises `HostLacks` or OSError: ENODEV if it is gone."""
     return inside(end.space.fd, lambda route: _one(route, end.link), what=f"look at {end}", within=within)
 

@@ -5,7 +5,7 @@ A qdisc works on what leaves a link, so one end is one direction. Ours has a han
 from one that somebody else put there: that is neither changed nor removed.
 
 What was asked for is read back before it counts as applied. That it is there does not show that it did anything:
-`struck` compares the kernel's own counters for that.
+`took_effect` compares the kernel's own counters for that.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from chaos.errors import CleanupFailed, HostLacks, UsageError
 from chaos.netns import qdisc
-from chaos.netns.link import End
+from chaos.netns.link import LinkEnd
 from chaos.netns.netlink import index_of, inside
 from chaos.netns.space import WITHIN, Namespace
 
@@ -95,7 +95,7 @@ class Reading:
     waiting: int
 
 
-def struck(before: Reading, after: Reading) -> dict[str, bool | None]:
+def took_effect(before: Reading, after: Reading) -> dict[str, bool | None]:
     """For each effect that was set: whether packets met it between the two readings of one qdisc.
 
     None for duplication and corruption, of which the kernel keeps no count. Where `dropped` grew, that may also be for
@@ -112,7 +112,7 @@ def struck(before: Reading, after: Reading) -> dict[str, bool | None]:
     return {effect: answers.get(effect) for effect in before.impairment.effects}
 
 
-def apply(end: End, impairment: Impairment, *, within: float = WITHIN) -> Reading:
+def apply(end: LinkEnd, impairment: Impairment, *, within: float = WITHIN) -> Reading:
     """Put it on the link, and read it back. Undo: `undo`, which may be called before and after and twice.
 
     Raises `HostLacks` (root, or a kernel without netem, or one whose netem does not take all of it), or OSError: EEXIST
@@ -138,10 +138,10 @@ def apply(end: End, impairment: Impairment, *, within: float = WITHIN) -> Readin
 def probe() -> None:
     """Have the kernel put one on a link of no account. Raises `HostLacks` or OSError."""
     with Namespace.create() as space:
-        apply(End(space, "lo"), Impairment(delay_us=1))
+        apply(LinkEnd(space, "lo"), Impairment(delay_us=1))
 
 
-def change(end: End, impairment: Impairment, *, within: float = WITHIN) -> Reading:
+def change(end: LinkEnd, impairment: Impairment, *, within: float = WITHIN) -> Reading:
     """Set what is there to something else, all of it. Packets that wait keep their time, and the counters go on.
 
     Without a seed the random numbers go on too. Raises as `apply` does, and OSError ENOENT if nothing of ours is there.
@@ -158,7 +158,7 @@ def change(end: End, impairment: Impairment, *, within: float = WITHIN) -> Readi
     return inside(end.space.fd, put, what=f"change netem on {end}", within=within)
 
 
-def undo(end: End, *, within: float = WITHIN) -> None:
+def undo(end: LinkEnd, *, within: float = WITHIN) -> None:
     """Take it off, with the packets that wait in it. Nothing to do if there is none of ours, or the link is gone.
 
     Raises `CleanupFailed`.
@@ -178,7 +178,7 @@ def undo(end: End, *, within: float = WITHIN) -> None:
             raise CleanupFailed(f"netem may still be on {end}: {error}", remedy="give up the namespace") from error
 
 
-def read(end: End, *, within: float = WITHIN) -> Reading | None:
+def read(end: LinkEnd, *, within: float = WITHIN) -> Reading | None:
     """How our netem is set and what it has counted; None if there is none. Raises `HostLacks` or OSError."""
 
     def look(route: Any) -> Reading | None:

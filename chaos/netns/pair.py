@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from chaos.errors import CleanupFailed, HostLacks
-from chaos.netns.link import End, Interface, lay, set_up
+from chaos.netns.link import Interface, LinkEnd, lay, set_up
 from chaos.netns.netlink import GROUP_NSID, Listener, departed, inside
 from chaos.netns.space import WITHIN, Namespace, residents
 
@@ -30,7 +30,7 @@ class Pair:
 
     __slots__ = ("addresses", "left", "right")
 
-    def __init__(self, left: End, right: End, addresses: tuple[Interface, Interface]) -> None:
+    def __init__(self, left: LinkEnd, right: LinkEnd, addresses: tuple[Interface, Interface]) -> None:
         self.left = left
         self.right = right
         self.addresses = addresses
@@ -49,16 +49,16 @@ class Pair:
             for name in names:
                 space = Namespace.create(within=within)
                 undo.callback(space.close)
-                ends.append(End(space, name))
+                ends.append(LinkEnd(space, name))
             left, right = ends
             for end in ends:
-                set_up(End(end.space, "lo"), True, within=within)
+                set_up(LinkEnd(end.space, "lo"), True, within=within)
             lay(left, right, addresses, within=within)
             undo.pop_all()
         return cls(left, right, addresses)
 
     @property
-    def ends(self) -> tuple[End, End]:
+    def ends(self) -> tuple[LinkEnd, LinkEnd]:
         return self.left, self.right
 
     def close(self) -> None:

@@ -172,7 +172,7 @@ def _message() -> Any:
         class rate(nla):  # type: ignore[misc]  # noqa: N801
             fields = (("rate", "I"), ("packet_overhead", "i"), ("cell_size", "I"), ("cell_overhead", "i"))
 
-    class Message(nlmsg):  # type: ignore[misc]
+    class NetlinkMessage(nlmsg):  # type: ignore[misc]
         fields = (
             ("family", "B"),
             ("pad1", "B"),
@@ -197,4 +197,4 @@ def _message() -> Any:
             class queue(nla):  # type: ignore[misc]  # noqa: N801
                 fields = (("qlen", "I"), ("backlog", "I"), ("drops", "I"), ("requeues", "I"), ("overlimits", "I"))
 
-    return Message
+    return NetlinkMessage

@@ -6,7 +6,7 @@ the two namespaces gets a TUN device and a route to the other side by it (`chaos
 descriptors, and nobody else has. What it does in each direction is a `Lane`'s.
 
 The link itself stays as it is. So if the relay dies, by whatever, its devices and routes are gone and packets take the
-link again, unimpaired: nothing is left, and a fault that relied on it can no longer say that it struck. It is the
+link again, unimpaired: nothing is left, and a fault that relied on it can no longer say that it took effect. It is the
 runner's child. It dies with the runner (PR_SET_PDEATHSIG), and ends when the runner's end of their socket is closed.
 
 Its own counts are not taken on trust: what it says that it has taken and given is held against what the kernel counts
@@ -34,7 +34,7 @@ from chaos.linux import process
 from chaos.linux.fd import OwnedFd
 from chaos.linux.seqpacket import Channel, Ended, pair
 from chaos.netns import link, tun
-from chaos.netns.link import End
+from chaos.netns.link import LinkEnd
 from chaos.netns.netem import Impairment
 from chaos.netns.relay_lane import Counts, Lane
 
@@ -67,7 +67,7 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True)
-class _Way:
+class _RelayWay:
     """One direction: from one descriptor to another, for whom, and what is done."""
 
     source: int
@@ -80,7 +80,7 @@ class Relay:
     """Between the two ends of a link that have an address each. `impairments` are of what leaves by either end."""
 
     def __init__(
-        self, ends: tuple[End, End], impairments: tuple[Impairment, Impairment], *,
+        self, ends: tuple[LinkEnd, LinkEnd], impairments: tuple[Impairment, Impairment], *,
         make: Callable[[Impairment], Lane] = Lane,
     ) -> None:  # fmt: skip
         """Forks: the calling process has one thread. From then on packets go by the relay.
@@ -95,7 +95,10 @@ class Relay:
                 undo.enter_context(OwnedFd(tun.create(device, mine, peer))).number
                 for device, mine, peer in zip(self._devices, addresses, reversed(addresses), strict=True)
             )
-            ways = (_Way(one, other, addresses[1].packed, lanes[0]), _Way(other, one, addresses[0].packed, lanes[1]))
+            ways = (
+                _RelayWay(one, other, addresses[1].packed, lanes[0]),
+                _RelayWay(other, one, addresses[0].packed, lanes[1]),
+            )
             ours, theirs = pair()
             parent = os.getpid()
             with theirs:
@@ -145,17 +148,17 @@ class Relay:
         return counts
 
 
-def beside(end: End) -> End:
+def beside(end: LinkEnd) -> LinkEnd:
     """The relay's device beside a link."""
-    return End(end.space, f"relay-{end.link}")
+    return LinkEnd(end.space, f"relay-{end.link}")
 
 
-def is_on(end: End) -> bool:
+def is_on(end: LinkEnd) -> bool:
     """Whether what leaves by a link goes by a relay instead. Raises `HostLacks` or OSError."""
     return _is_there(beside(end))
 
 
-def _is_there(device: End) -> bool:
+def _is_there(device: LinkEnd) -> bool:
     try:
         link.look(device)
     except OSError as error:
@@ -168,7 +171,7 @@ def _is_there(device: End) -> bool:
 # -- the process ------------------------------------------------------------------------------------------
 
 
-def _serve(parent: int, connection: OwnedFd, ways: Sequence[_Way]) -> int:
+def _serve(parent: int, connection: OwnedFd, ways: Sequence[_RelayWay]) -> int:
     process.die_with(parent)
     process.leave_streams()
     process.keep_only((connection.number, *(way.source for way in ways)))
@@ -194,17 +197,17 @@ def _serve(parent: int, connection: OwnedFd, ways: Sequence[_Way]) -> int:
         return 0
 
 
-def _say(channel: Channel[Word], ways: Sequence[_Way]) -> None:
+def _say(channel: Channel[Word], ways: Sequence[_RelayWay]) -> None:
     channel.send(tuple(way.lane.counts for way in ways))
 
 
-def _rest(ways: Sequence[_Way]) -> float | None:
+def _rest(ways: Sequence[_RelayWay]) -> float | None:
     """Milliseconds until a packet is to go; poll rounds them up."""
     due = [way.lane.due for way in ways if way.lane.due is not None]
     return max(0.0, (min(due) - time.monotonic_ns()) / 1e6) if due else None
 
 
-def _take(way: _Way) -> None:
+def _take(way: _RelayWay) -> None:
     for packet in _packets(way.source):
         if _target(packet) == way.peer:
             way.lane.take(packet, time.monotonic_ns())

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from chaos.errors import HostLacks
-from chaos.netns.link import End, quieten_at
+from chaos.netns.link import LinkEnd, quieten_at
 from chaos.netns.netlink import index_of, inside
 from chaos.netns.space import WITHIN, Namespace
 
@@ -36,7 +36,7 @@ SCOPE_LINK = 253  # RT_SCOPE_LINK
 _IFREQ = struct.Struct("=16sH22x")
 
 
-def create(end: End, mine: Address, peer: Address, *, within: float = WITHIN) -> int:
+def create(end: LinkEnd, mine: Address, peer: Address, *, within: float = WITHIN) -> int:
     """Make a device of that name, by which all goes that is sent to `peer`, from the address `mine`, and nothing else.
     Its descriptor, which does not block and is the caller's to close. Packets wait until it is read.
 

@@ -14,8 +14,10 @@ from pathlib import Path
 
 from chaos.cgroup.group import Cgroup
 from chaos.experiment.model import Group
+from chaos.fault import Victim
 from chaos.linux.task import parse_state
-from chaos.runner.vmms import Fleet, Vmm
+from chaos.runner.operations import OperationLog
+from chaos.runner.vmms import VmmProcess, VmmProcesses
 
 RUN = "."
 """The path of the run's own cgroup."""
@@ -23,12 +25,13 @@ ATTENDANT = "kvm-nx-lpage-recovery"
 
 
 @dataclass(slots=True)
-class Groups:
+class CgroupTree:
     """`run` is the run's own cgroup. The others go by their path below it, also one that was removed. What changes
     something raises OSError if it fails."""
 
     run: Cgroup
-    fleet: Fleet
+    log: OperationLog
+    vmms: VmmProcesses
     _below: dict[str, Cgroup] = field(default_factory=dict)
 
     def make(self, wanted: Mapping[str, Group]) -> None:
@@ -52,43 +55,43 @@ class Groups:
         inside = (other for other in sorted(self._below) if path == RUN or other.startswith(f"{path}/"))
         return tuple(other for other in inside if self[other].exists)
 
-    def home(self, vmm: Vmm) -> str:
+    def home(self, vmm: Victim) -> str:
         """The path of the cgroup that it lives in, every thread of it; the run's own if there is none such."""
         threads = _threads(vmm.pid)
         return next((path for path in self.below(RUN) if threads and threads <= self[path].threads()), RUN)
 
-    def living_in(self, path: str) -> tuple[Vmm, ...]:
+    def living_in(self, path: str) -> tuple[VmmProcess, ...]:
         """The VMMs of the experiment that live in it or below."""
         inside = {path, *self.below(path)}
-        return tuple(v for v in self.fleet.vmms.values() if v.recorded and v.alive and self.home(v) in inside)
+        return tuple(vmm for vmm in self.vmms.living if self.home(vmm) in inside)
 
-    def enter(self, vmm: Vmm, path: str) -> None:
+    def enter(self, vmm: Victim, path: str) -> None:
         """Put the process, all of it, into another cgroup."""
 
         def go() -> None:
             for pid in (vmm.pid, *attendants(vmm.pid, self[self.home(vmm)])):
                 self[path].admit(pid)
 
-        self.fleet.record("enter", go, vmm, cgroup=path)
+        self.log.record("enter", go, vmm, cgroup=path)
 
     def limit(self, path: str, key: str, number: int | None) -> None:
         """Set misc.max, None for none."""
         given = "max" if number is None else number
-        self.fleet.record("limit", lambda: self[path].limit(key, number), cgroup=path, key=key, max=given)
+        self.log.record("limit", lambda: self[path].limit(key, number), cgroup=path, key=key, max=given)
 
     def add(self, path: str) -> None:
         """Make one again that was removed."""
-        self.fleet.record("add_cgroup", self[path].make, cgroup=path)
+        self.log.record("add_cgroup", self[path].make, cgroup=path)
 
     def remove(self, path: str) -> None:
-        self.fleet.record("remove_cgroup", self[path].remove, cgroup=path)
+        self.log.record("remove_cgroup", self[path].remove, cgroup=path)
 
     def disable_misc(self, path: str) -> None:
         """Take the misc controller from the cgroups below."""
-        self.fleet.record("disable_misc", lambda: self[path].disable("misc"), cgroup=path)
+        self.log.record("disable_misc", lambda: self[path].disable("misc"), cgroup=path)
 
     def enable_misc(self, path: str) -> None:
-        self.fleet.record("enable_misc", lambda: self[path].enable("misc"), cgroup=path)
+        self.log.record("enable_misc", lambda: self[path].enable("misc"), cgroup=path)
 
     def _at(self, path: str) -> Cgroup:
         above, _, name = path.rpartition("/")

@@ -41,7 +41,7 @@ from chaos.linux.process import be_told_of_parents_death
 from chaos.native import library
 from chaos.runner.order import Order
 from chaos.runner.recorder import OutsideGone, Recorder
-from chaos.runner.run import Interrupted, Run
+from chaos.runner.run import ExperimentRun, Interrupted
 from chaos.runner.tracing import Tracer
 from chaos.runner.uplink import Outside
 from chaos.safety.warden import Warden
@@ -98,7 +98,7 @@ def _serve(server: ForkServer, warden: Warden, recorder: Recorder, outside: Outs
             sys.stderr.write(f"this is no order: {error}\n")
             return ExitCode.USAGE
         try:
-            Run(order, server, warden, recorder, outside, tracer).carry_out()
+            ExperimentRun(order, server, warden, recorder, outside, tracer).carry_out()
         except Interrupted as why:
             recorder.write(End(t=recorder.now(), complete=False, reason=f"interrupted by {why}"))
             raise

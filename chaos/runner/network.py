@@ -15,7 +15,7 @@ from ipaddress import IPv4Interface, IPv4Network
 
 from chaos.errors import HostLacks, Unsupported, UsageError
 from chaos.netns import link, pair
-from chaos.netns.link import End
+from chaos.netns.link import LinkEnd
 from chaos.netns.space import WITHIN, Namespace
 
 # TEST-NET-1 of RFC 5737: nobody routes it. A link has four addresses of it.
@@ -26,10 +26,10 @@ Route = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Interface:
+class VmmInterface:
     """An end of a link, in the namespace of a VMM, with its address."""
 
-    end: End
+    end: LinkEnd
     address: IPv4Interface
 
 
@@ -38,7 +38,7 @@ class Network:
     """`spaces` are by VMM, `interfaces` by VMM and the VMM at the other end of the link."""
 
     spaces: dict[str, Namespace] = field(default_factory=dict)
-    interfaces: dict[Route, Interface] = field(default_factory=dict)
+    interfaces: dict[Route, VmmInterface] = field(default_factory=dict)
 
     @classmethod
     def lay(cls, routes: Collection[Route]) -> Network:
@@ -63,11 +63,11 @@ class Network:
 
     def _link(self, number: int, route: Route, subnet: IPv4Network) -> None:
         name = f"peer{number}"
-        one, other = (End(self.spaces[vmm], name) for vmm in route)
+        one, other = (LinkEnd(self.spaces[vmm], name) for vmm in route)
         mine, others = (IPv4Interface((host, subnet.prefixlen)) for host in subnet.hosts())
         link.lay(one, other, (mine, others))
-        self.interfaces[route] = Interface(one, mine)
-        self.interfaces[route[::-1]] = Interface(other, others)
+        self.interfaces[route] = VmmInterface(one, mine)
+        self.interfaces[route[::-1]] = VmmInterface(other, others)
 
     def space(self, vmm: str) -> Namespace | None:
         """None if the VMM takes part in no migration: then it is where the runner is."""

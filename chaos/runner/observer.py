@@ -35,24 +35,27 @@ def pinned_pages(proc: Path) -> int | None:
 
 
 class Observer:
-    """`group` is the run's cgroup. `lost` is told, once, that the firmware cannot be asked. It is not asked at all
-    while `reticent`, as when a command may be stalled, behind which the question would wait."""
+    """Observations go to `recorder`. `group` is the run's cgroup. `lost` is told, once, that the firmware cannot be
+    asked. It is not asked at all while `reticent`, as when a command may be stalled, behind which it would wait."""
 
     def __init__(
         self,
+        recorder: Recorder,
         group: Cgroup,
         platform: Platform | None,
         lost: Callable[[str], None],
         reticent: Callable[[], bool] = lambda: False,
         proc: Path = Path("/proc"),
     ) -> None:
+        self._recorder = recorder
         self._group = group
         self._reticent = reticent
         self._proc = proc
         self._platform = platform
         self._lost: Callable[[str], None] | None = lost
 
-    def observe(self, recorder: Recorder, label: str, step: int, *, pins: bool = False) -> Observation:
+    def observe(self, label: str, step: int, *, pins: bool = False) -> Observation:
+        recorder = self._recorder
         began = recorder.now()
         misc = {self._name(group): group.misc() for group in self._group.walk()}
         guests = self._guests()

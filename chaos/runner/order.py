@@ -12,7 +12,7 @@ from chaos.experiment.steps import Part
 class Order(Part, frozen=True, kw_only=True):
     """What a runner reads, one JSON object a line: carry this out. `seed` is the run's only source of chance. Faults of
     the names in `withhold` are not applied, to see that they leave no evidence then. With `shared` it is done although
-    other SEV guests live on the host, and nothing is struck that is theirs too."""
+    other SEV guests live on the host, and nothing is broken that is theirs too."""
 
     experiment: Experiment
     seed: int

@@ -17,11 +17,11 @@ _QUESTION = b'{"ask":'
 _ANSWER = b'{"answer":'
 
 
-class _Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="ask"):
+class _OutsideQuestion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="ask"):
     number: int = 0
 
 
-class Arm(_Question, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="arm"):
+class ArmFailpoints(_OutsideQuestion, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="arm"):
     """Follow these failpoints from now on, to be known by this name. `seed` decides where they leave it to chance."""
 
     name: str
@@ -29,20 +29,20 @@ class Arm(_Question, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=
     seed: int
 
 
-class Withdraw(_Question, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="withdraw"):
+class WithdrawFailpoints(_OutsideQuestion, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="withdraw"):
     """Follow those of this name no more, and answer the command that one of them stalls."""
 
     name: str
 
 
-class Look(_Question, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="look"):
+class LookAtFailpoints(_OutsideQuestion, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="look"):
     """What those of this name have done so far."""
 
     name: str
 
 
-class Point(msgspec.Struct, frozen=True, kw_only=True):
-    """One failpoint: how often it has struck, and when it first and last did, CLOCK_MONOTONIC of the host."""
+class FailpointCount(msgspec.Struct, frozen=True, kw_only=True):
+    """One failpoint: how often it took effect, and when first and last, CLOCK_MONOTONIC of the host."""
 
     failpoint: str
     count: int
@@ -50,45 +50,45 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     last: int = 0
 
 
-class _Answer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="answer"):
+class _OutsideAnswer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="answer"):
     number: int = 0
 
 
-class Granted(_Answer, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="granted"):
+class Granted(_OutsideAnswer, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="granted"):
     pass
 
 
-class Refused(_Answer, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="refused"):
+class NothingToBreak(_OutsideAnswer, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="refused"):
     """This host has no such thing to break."""
 
     reason: str
 
 
-class Failed(_Answer, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="failed"):
+class CouldNotBreak(_OutsideAnswer, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="failed"):
     """It could not be done, though this host has such a thing."""
 
     reason: str
 
 
-class Looked(_Answer, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="looked"):
+class Looked(_OutsideAnswer, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="looked"):
     """Each failpoint, in order. `stalled` is the command that one of them keeps without an answer, "" if none does."""
 
-    points: tuple[Point, ...]
+    points: tuple[FailpointCount, ...]
     stalled: str
 
 
-Question = Arm | Withdraw | Look
-Answer = Granted | Refused | Failed | Looked
+OutsideQuestion = ArmFailpoints | WithdrawFailpoints | LookAtFailpoints
+OutsideAnswer = Granted | NothingToBreak | CouldNotBreak | Looked
 
-_questions: msgspec.json.Decoder[Question] = msgspec.json.Decoder(Question)
-_answers: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)
+_questions: msgspec.json.Decoder[OutsideQuestion] = msgspec.json.Decoder(OutsideQuestion)
+_answers: msgspec.json.Decoder[OutsideAnswer] = msgspec.json.Decoder(OutsideAnswer)
 
 
-def encode(message: Question | Answer) -> bytes:
+def encode(message: OutsideQuestion | OutsideAnswer) -> bytes:
     return msgspec.json.encode(message) + b"\n"
 
 
-def numbered(answer: Answer, number: int) -> Answer:
+def numbered(answer: OutsideAnswer, number: int) -> OutsideAnswer:
     """The answer as that to the question of this number."""
     return msgspec.structs.replace(answer, number=number)
 
@@ -98,6 +98,6 @@ def is_question(line: bytes) -> bool:
     return line.startswith(_QUESTION)
 
 
-def decode(line: bytes) -> Question:
+def decode(line: bytes) -> OutsideQuestion:
     """Raises msgspec.DecodeError."""
     return _questions.decode(line)

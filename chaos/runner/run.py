@@ -16,19 +16,20 @@ from chaos.kvm.sev import Platform
 from chaos.linux.kmsg import KernelLog, Lost, rearm
 from chaos.linux.loop import LOOK_AGAIN, Loop, TimedOut
 from chaos.native import library
-from chaos.runner.cgroups import Groups
-from chaos.runner.fault_context import Scene
-from chaos.runner.guests import Stage
-from chaos.runner.holds.failpoints import Failpoints
+from chaos.runner.cgroups import CgroupTree
+from chaos.runner.fault_context import RunContext
+from chaos.runner.guests import Guests
+from chaos.runner.holds.failpoints import RunFailpoints
 from chaos.runner.network import Network, between
 from chaos.runner.observer import Observer
+from chaos.runner.operations import OperationLog
 from chaos.runner.order import Order
 from chaos.runner.recorder import Recorder
-from chaos.runner.script import perform, require_all
-from chaos.runner.script.executor import Actor
-from chaos.runner.tracing import Pause, Tracer
+from chaos.runner.script import STEPS, perform, require_all
+from chaos.runner.script.executor import Executor
+from chaos.runner.tracing import Tracer
 from chaos.runner.uplink import Outside
-from chaos.runner.vmms import Fleet, StepFailed
+from chaos.runner.vmms import StepFailed, VmmProcesses
 from chaos.safety import claim
 from chaos.safety.claim import Claim
 from chaos.safety.survey import Paths, Surveyed, allowance, hierarchy, refuse_others, require, survey
@@ -49,7 +50,7 @@ class Interrupted(Exception):
 
 
 @dataclass(slots=True)
-class Run:
+class ExperimentRun:
     """One run. What has to be undone is on `stack`, in the order of what depends on what."""
 
     order: Order
@@ -158,12 +159,13 @@ class Run:
             refuse_others(root, platform)
         claimed = claim.claim(root, self.order.experiment.name)
         self.warden.guard(claimed)
-        fleet = Fleet(self.server, self.loop, self.recorder)
+        log = OperationLog(self.recorder)
+        vmms = VmmProcesses(self.server, self.loop, log)
         try:
             self._limit(host, root, claimed.cgroup)
-            self._measured(host, fleet, claimed, platform, stack)
+            self._measured(host, log, vmms, claimed, platform, stack)
         finally:
-            fleet.close()
+            vmms.close()
             with self._going_on():
                 claimed.give_up()
 
@@ -183,57 +185,74 @@ class Run:
             self.recorder.note("progress", text)
 
     def _measured(
-        self, host: Surveyed, fleet: Fleet, claimed: Claim, platform: Platform | None, stack: ExitStack
-    ) -> None:
+        self, host: Surveyed, log: OperationLog, vmms: VmmProcesses, claimed: Claim, platform: Platform | None,
+        stack: ExitStack,
+    ) -> None:  # fmt: skip
         """The run between its two fillings and its two observations."""
         group = claimed.cgroup
-        firmware = Failpoints(self.outside, self.order.seed, platform)
+        firmware = RunFailpoints(self.outside, self.order.seed, platform)
         # On a shared host its count is of everybody's guests, and tells nothing of ours.
         asked = None if self.order.shared else platform
         observer = Observer(
-            group, asked, lambda lost: self.recorder.lost("guests", lost), lambda: firmware.may_stall, self.paths.proc
-        )
+            self.recorder, group, asked, lambda lost: self.recorder.lost("guests", lost), lambda: firmware.may_stall,
+            self.paths.proc,
+        )  # fmt: skip
         length = len(self.order.experiment.script)
-        stage = Stage(self.order.experiment, fleet, Groups(group, fleet), host.executes_es)
-        scene = Scene(stage, stack, firmware, self.warden, self.order.shared, self.order.seed)
-        require_all(scene, shared=self.order.shared)  # now, not in the middle
-        self._fill("start", host, fleet, group)
+        cgroups = CgroupTree(group, log, vmms)
+        guests = Guests(self.order.experiment, vmms, cgroups, host.executes_es)
+        ctx = RunContext(
+            vmms, guests, cgroups, self.warden, firmware, self.loop, stack, self.order.shared, self.order.seed
+        )
+        require_all(self.order.experiment.script, ctx)  # now, not in the middle
+        self._fill("start", host, vmms, group)
         with self.tracer.recording(self.loop, self.recorder, group.path.name) as untraced:
-            stage.groups.make(self.order.experiment.groups)
-            observer.observe(self.recorder, "start", -1, pins=True)
+            cgroups.make(self.order.experiment.groups)
+            observer.observe("start", -1, pins=True)
             with self._going_on(), ExitStack() as undo:
-                undo.callback(stage.clear)
-                undo.callback(self._tear_down, stage)
+                undo.callback(guests.clear)
+                undo.callback(self._tear_down, guests)
                 try:
                     with self._going_on():
-                        self._perform(scene, observer, undo, untraced)
+                        executor = Executor(
+                            guests=guests,
+                            vmms=vmms,
+                            log=log,
+                            loop=self.loop,
+                            observer=observer,
+                            undo=undo,
+                            ctx=ctx,
+                            handlers=STEPS,
+                            untraced=untraced,
+                            withhold=self.order.withhold,
+                        )
+                        self._perform(executor)
                 finally:
-                    fleet.step = length
+                    log.step = length
         with self._going_on():
             self._settle(group)
-            observer.observe(self.recorder, "end", length, pins=True)
+            observer.observe("end", length, pins=True)
             for below in group.children():
                 below.destroy()
-            self._fill("end", host, fleet, group)
+            self._fill("end", host, vmms, group)
 
-    def _perform(self, scene: Scene, observer: Observer, undo: ExitStack, untraced: Pause) -> None:
-        stage = scene.stage
-        stage.network = Network.lay(between(stage.experiment.handovers))
-        stage.people()
-        perform(Actor(stage, observer, undo, scene, untraced, self.order.withhold))
+    def _perform(self, executor: Executor) -> None:
+        experiment, guests = self.order.experiment, executor.guests
+        guests.network = Network.lay(between(experiment.handovers))
+        guests.start()
+        perform(executor, experiment.script)
 
-    def _fill(self, label: str, host: Surveyed, fleet: Fleet, group: Cgroup) -> None:
+    def _fill(self, label: str, host: Surveyed, vmms: VmmProcesses, group: Cgroup) -> None:
         """Take every context that can be had, from within the run's cgroup, and give all back."""
         helper_group = group.create(HELPER)
         try:
-            helper = fleet.spawn(f"{HELPER}-{label}", helper_group, recorded=False)
+            helper = vmms.spawn(f"{HELPER}-{label}", helper_group, recorded=False)
             count: dict[str, int] = {}
             errno: dict[str, int] = {}
             for key in sorted(key for key, capacity in host.asids.items() if capacity):
-                filled = fleet.ask(helper, Fill(key=key), FILL_WITHIN).filled
+                filled = vmms.ask(helper, Fill(key=key), FILL_WITHIN).filled
                 assert filled is not None
                 count[key], errno[key] = filled.count, filled.errno
-            fleet.end(helper)
+            vmms.end(helper)
         finally:
             helper_group.destroy()
             self._settle(group)
@@ -244,24 +263,24 @@ class Run:
         with contextlib.suppress(TimedOut):
             self.loop.wait(lambda: not group.dying(), GONE_WITHIN, "a removed cgroup to go", look=LOOK_AGAIN)
 
-    def _tear_down(self, stage: Stage) -> None:
+    def _tear_down(self, guests: Guests) -> None:
         """Close every VM and end every VMM, as far as they are still there."""
-        for pending in stage.under_way.values():
+        for pending in guests.under_way.values():
             if not pending.over:
-                for vm in stage.guests.values():
+                for vm in guests.all:
                     if vm.running:
                         with self._going_on():
-                            stage.leave(vm)  # this is what a held move waits for
+                            guests.leave(vm)  # this is what a held move waits for
                 with self._going_on():
-                    stage.fleet.wait(pending, MOVE_ENDS_WITHIN)
-        for vm in stage.guests.values():
+                    guests.vmms.wait(pending, MOVE_ENDS_WITHIN)
+        for vm in guests.all:
             if vm.created and vm.vmm.alive:
                 with self._going_on():
-                    stage.close(vm)
-        for vmm in list(stage.fleet.vmms.values()):
+                    guests.close(vm)
+        for vmm in list(guests.vmms.named.values()):
             if vmm.recorded:
                 with self._going_on():
-                    stage.fleet.end(vmm)
+                    guests.vmms.end(vmm)
 
 
 def _hierarchy(paths: Paths) -> tuple[Cgroup | None, HostLacks]:

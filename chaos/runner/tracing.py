@@ -35,7 +35,7 @@ from chaos.linux.loop import Loop
 from chaos.linux.tracefs import Instance, NoTracing
 from chaos.runner.recorder import Recorder
 
-Pause = Callable[[], AbstractContextManager[None]]
+Untraced = Callable[[], AbstractContextManager[None]]
 
 MOST = 20_000
 """Of more events than this in a run the rest is left out: whoever tries a move a million times knows what it does."""
@@ -54,7 +54,7 @@ _LOST = re.compile(r"CPU:\d+ \[LOST (?:(?P<count>\d+) )?EVENTS\]")
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class KernelEvent:
     """A function was entered, or left."""
 
     t: int
@@ -73,7 +73,7 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True)
-class Lost:
+class EventsLost:
     """So many events were overwritten; at least so many, where the kernel does not count them."""
 
     count: int
@@ -83,10 +83,10 @@ class Damaged(ValueError):
     """A line that is no event."""
 
 
-def parse(line: str) -> Event | Made | Lost:
+def parse(line: str) -> KernelEvent | Made | EventsLost:
     """A line of trace_pipe. Raises `Damaged`."""
     if lost := _LOST.fullmatch(line):
-        return Lost(int(lost["count"] or 1))
+        return EventsLost(int(lost["count"] or 1))
     event = _LINE.fullmatch(line)
     if event is None:
         raise Damaged(line)
@@ -97,10 +97,10 @@ def parse(line: str) -> Event | Made | Lost:
         raise Damaged(line)
     t = int(event["seconds"]) * 1_000_000_000 + int(event["microseconds"]) * 1_000
     fields = dict(field.split("=", 1) for field in call["fields"].split())
-    return Event(t, int(event["tid"]), call["caller"] is not None, base_name(call["function"]), fields)
+    return KernelEvent(t, int(event["tid"]), call["caller"] is not None, base_name(call["function"]), fields)
 
 
-class Cgroups:
+class TracedCgroups:
     """The cgroups of the run `name` by the address of their part of the misc controller."""
 
     def __init__(self, name: str) -> None:
@@ -129,7 +129,7 @@ class Recording:
         """Begins. Raises OSError."""
         self._instance = instance
         self._recorder = recorder
-        self._cgroups = Cgroups(run)
+        self._cgroups = TracedCgroups(run)
         self._rest = b""
         self._count = self._lost = self._damaged = 0
         self._missed = instance.missed()
@@ -155,16 +155,16 @@ class Recording:
             self._damaged += 1
             return
         match event:
-            case Lost():
+            case EventsLost():
                 self._lost += event.count
             case Made():
                 self._cgroups.made(event.tid, event.path)
-            case Event(function="misc_cg_alloc"):
+            case KernelEvent(function="misc_cg_alloc"):
                 self._cgroups.allocated(event.tid, event.fields.get("css", ""))
-            case Event():
+            case KernelEvent():
                 self._record(event)
 
-    def _record(self, call: Event) -> None:
+    def _record(self, call: KernelEvent) -> None:
         self._count += 1
         if self._count <= MOST:
             event: Literal["enter", "leave"] = "leave" if call.leaving else "enter"
@@ -217,7 +217,7 @@ class Tracer:
             return cls(None, str(error))
 
     @contextlib.contextmanager
-    def recording(self, loop: Loop, recorder: Recorder, run: str) -> Iterator[Pause]:
+    def recording(self, loop: Loop, recorder: Recorder, run: str) -> Iterator[Untraced]:
         """Record what the threads of the run do inside the block. `run` is the name of its cgroup. Gives what makes a
         pause: an event takes longer than a move, and that of the thousandth tells nothing new."""
         recording = self._begin(recorder, run)

@@ -12,7 +12,15 @@ import msgspec
 
 from chaos.errors import InternalError, Unsupported
 from chaos.linux.loop import TimedOut
-from chaos.runner.questions import _ANSWER, Answer, Failed, Question, Refused, _answers, encode
+from chaos.runner.questions import (
+    _ANSWER,
+    CouldNotBreak,
+    NothingToBreak,
+    OutsideAnswer,
+    OutsideQuestion,
+    _answers,
+    encode,
+)
 from chaos.runner.recorder import OutsideGone, Recorder
 
 ANSWER_WITHIN = 20.0
@@ -34,7 +42,7 @@ class Outside:
             if line.strip() and not line.startswith(_ANSWER):  # one that came too late
                 yield line
 
-    def ask(self, question: Question, within: float = ANSWER_WITHIN) -> Answer:
+    def ask(self, question: OutsideQuestion, within: float = ANSWER_WITHIN) -> OutsideAnswer:
         """Ask, and wait for the answer.
 
         Raises `Unsupported` if the host has no such thing, `InternalError` if it could not be done, `TimedOut` if
@@ -55,7 +63,7 @@ class Outside:
             if answer is not None:
                 return answer
 
-    def _answer(self, line: bytes) -> Answer | None:
+    def _answer(self, line: bytes) -> OutsideAnswer | None:
         """The answer to the latest question, None if this is that to an earlier one."""
         try:
             answer = _answers.decode(line)
@@ -63,9 +71,9 @@ class Outside:
             raise InternalError(f"the outside answered {line[:200]!r}: {error}") from error
         if answer.number != self._asked:
             return None
-        if isinstance(answer, Refused):
+        if isinstance(answer, NothingToBreak):
             raise Unsupported(answer.reason)
-        if isinstance(answer, Failed):
+        if isinstance(answer, CouldNotBreak):
             raise InternalError(answer.reason)
         return answer
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The VMMs of a run, and the operations on them as they are recorded.
+"""The VMMs of a run, and the operations that they make.
 
 One thread, one poll loop. An operation is recorded as Invoke before its agent hears of it and as Done when the answer
 arrives, whoever is being waited for then. When a VMM ends, whatever it had still sent is read first; what remains
@@ -10,35 +10,36 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from errno import EIO
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from chaos.cgroup.group import Cgroup
-from chaos.history.records import Done, Exited, Invoke, Value
+from chaos.history.records import Done, Exited, Value
 from chaos.linux.fd import OwnedFd
 from chaos.linux.loop import Loop, TimedOut
 from chaos.linux.seqpacket import Channel, Ended
 from chaos.native import VcpuThread, read_vcpu
 from chaos.netns.space import Namespace
-from chaos.runner.recorder import Recorder
-from chaos.runner.storms import Storm
+from chaos.runner.operations import OperationLog
 from chaos.vmm.messages import (
     FROM_AGENT,
     Begun,
     Exit,
     FromAgent,
     Hello,
+    MayLock,
     Move,
     Operation,
     Question,
     Reply,
     Request,
     Start,
+    name_of,
 )
 from chaos.vmm.server import ForkServer
 
@@ -56,7 +57,7 @@ class StepFailed(Exception):
 
 
 @dataclass(slots=True)
-class Pending:
+class PendingOperation:
     """An operation without an answer. Thread `tid` of the process `pid`, the VMM `agent`, makes its system call; `tid`
     is 0 before that, and of an operation that is not made aside. `args` are the operation's, as recorded. `then` is
     called when it is over."""
@@ -79,22 +80,24 @@ class Pending:
 
 
 @dataclass(slots=True, eq=False)
-class Vmm:
+class VmmProcess:
     """A VMM process as the runner holds it; what a fault is given as its victim.
 
-    `boards` are the memory files of vCPUs that are in the guest, by VM, and `storms` those that are under way.
+    `boards` are the memory files of vCPUs that are in the guest, by VM. `at_end` is called when it has ended, by VM.
     """
 
     name: str
-    fleet: Fleet
+    vmms: VmmProcesses
+    log: OperationLog
     pid: int
     handle: OwnedFd
     channel: Channel[FromAgent]
     recorded: bool = True
     status: int | None = None
-    pending: dict[int, Pending] = field(default_factory=dict)
+    pending: dict[int, PendingOperation] = field(default_factory=dict)
     boards: dict[str, tuple[OwnedFd, ...]] = field(default_factory=dict)
-    storms: dict[str, Storm] = field(default_factory=dict)
+    at_end: dict[str, Callable[[], None]] = field(default_factory=dict)
+    _memlock: int | None = None
 
     def watch(self, vm: str, vcpus: int) -> tuple[int, ...]:
         """Memory files for a stay of this VM's vCPUs in the guest; what they say last is read if the process ends."""
@@ -121,43 +124,71 @@ class Vmm:
     def wait_end(self, within: float) -> bool:
         """Whether it ended within so many seconds; it is reaped then."""
         with contextlib.suppress(TimedOut):
-            self.fleet.loop.wait(lambda: not self.alive, within, f"VMM {self.name} to end")
+            self.vmms.loop.wait(lambda: not self.alive, within, f"VMM {self.name} to end")
         return not self.alive
 
+    def ask(self, question: Question) -> Mapping[str, Value] | None:
+        """What it answers, None if it ends first. Raises `StepFailed` if it lives and does not answer."""
+        if not self.alive:
+            return None
+        try:
+            return self.vmms.ask(self, question).value
+        except StepFailed:
+            if self.alive:
+                raise
+            return None
 
-class Fleet:
-    """`step` is the place in the script that records are made for: -1 before it, its length after it. `moves` are those
-    that there have been, in order."""
+    def limit_memlock(self, size: int | None) -> None:
+        """Take CAP_IPC_LOCK from it, and set RLIMIT_MEMLOCK to so many bytes; None for both as they were. Raises
+        OSError."""
+        given = "max" if size is None else size
+        self.log.record("memlock", lambda: self._limit_memlock(size), self, bytes=given)
 
-    def __init__(self, server: ForkServer, loop: Loop, recorder: Recorder) -> None:
+    def _limit_memlock(self, size: int | None) -> None:
+        """The soft limit alone: the way back is the process's own."""
+        self.ask(MayLock(allowed=size is None))
+        soft, hard = resource.prlimit(self.pid, resource.RLIMIT_MEMLOCK)
+        if self._memlock is None:
+            self._memlock = soft
+        resource.prlimit(self.pid, resource.RLIMIT_MEMLOCK, (self._memlock if size is None else size, hard))
+
+
+class VmmProcesses:
+    """`named` has the latest of each name, also if it has ended. `moves` are those that there have been, in order."""
+
+    def __init__(self, server: ForkServer, loop: Loop, log: OperationLog) -> None:
         self.loop = loop
-        self.recorder = recorder
-        self.step = -1
-        self.vmms: dict[str, Vmm] = {}
-        self.moves: list[Pending] = []
-        self._all: list[Vmm] = []  # also those whose name another one has now
+        self.named: dict[str, VmmProcess] = {}
+        self.moves: list[PendingOperation] = []
+        self._all: list[VmmProcess] = []  # also those whose name another one has now
         self._server = server
-        self._next = 0
+        self._log = log
+
+    def __getitem__(self, name: str) -> VmmProcess:
+        return self.named[name]
+
+    @property
+    def living(self) -> tuple[VmmProcess, ...]:
+        """The experiment's own that live."""
+        return tuple(vmm for vmm in self.named.values() if vmm.recorded and vmm.alive)
 
     # -- processes ----------------------------------------------------------------------------------------
 
     def spawn(
         self, name: str, cgroup: Cgroup, *, network: Namespace | None = None, label: str = "", recorded: bool = True
-    ) -> Vmm:
+    ) -> VmmProcess:
         """Fork a VMM into `cgroup`, which the history knows as `label`, and into `network`. Raises `StepFailed`."""
-        pending = Pending(self._number(), "spawn", recorded, name, began=self.recorder.now())
+        pending = PendingOperation(self._log.number(), "spawn", recorded, name, began=self._log.now())
         if recorded:
             args: dict[str, Value] = {"cgroup": label}
-            self.recorder.write(
-                Invoke(t=pending.began, op=pending.op, f="spawn", agent=name, pid=0, step=self.step, args=args)
-            )
+            self._log.invoke(pending.op, "spawn", args, agent=name, pid=0, t=pending.began)
         with OwnedFd(cgroup.open_procs()) as procs:
             pid, pidfd, connection = self._server.spawn(name, procs.number, network.fd if network else None)
-        vmm = Vmm(name, self, pid, pidfd, Channel.adopt(connection, FROM_AGENT), recorded=recorded)
+        vmm = VmmProcess(name, self, self._log, pid, pidfd, Channel.adopt(connection, FROM_AGENT), recorded=recorded)
         vmm.pending[pending.op] = pending
         self.loop.watch(vmm.channel.fileno(), lambda: self._hear(vmm))
         self.loop.watch(vmm.pidfd, lambda: self._bury(vmm))
-        self.vmms[name] = vmm
+        self.named[name] = vmm
         self._all.append(vmm)
         done = self._await_done(pending, ANSWER_WITHIN)
         if done.outcome != "ok":
@@ -165,7 +196,7 @@ class Fleet:
             raise StepFailed(f"VMM {name} could not be put into its cgroup and its network: {why}")
         return vmm
 
-    def end(self, vmm: Vmm) -> None:
+    def end(self, vmm: VmmProcess) -> None:
         """End a VMM in good order, or if it will not, by force. Raises `StepFailed` in the second case."""
         if not vmm.alive:
             return
@@ -190,9 +221,9 @@ class Fleet:
     # -- operations ---------------------------------------------------------------------------------------
 
     def invoke(
-        self, vmm: Vmm, operation: Operation, *, fds: Sequence[int] = (), phase: str = "", aside: bool = False,
+        self, vmm: VmmProcess, operation: Operation, *, fds: Sequence[int] = (), phase: str = "", aside: bool = False,
         start: Start | None = None,
-    ) -> Pending:  # fmt: skip
+    ) -> PendingOperation:  # fmt: skip
         """Hand an operation to its agent and go on. Raises `StepFailed` if there is no such process any more.
 
         One that is made `aside` does not keep the agent from answering, should it be held in the kernel. A move always
@@ -201,51 +232,26 @@ class Fleet:
         self._expect_alive(vmm)
         args: dict[str, Any] = msgspec.to_builtins(operation)
         f = str(args.pop("f"))
-        pending = Pending(self._number(), f, vmm.recorded, vmm.name, vmm.pid, args)
+        pending = PendingOperation(self._log.number(), f, vmm.recorded, vmm.name, vmm.pid, args)
         if pending.recorded:
-            self.recorder.write(
-                Invoke(
-                    t=self.recorder.now(), op=pending.op, f=f, agent=vmm.name, pid=vmm.pid, step=self.step,
-                    phase=phase, args=args,
-                )
-            )  # fmt: skip
+            self._log.invoke(pending.op, f, args, agent=vmm.name, pid=vmm.pid, phase=phase)
         aside = aside or start is not None or isinstance(operation, Move)
         if isinstance(operation, Move):
             self.moves.append(pending)
         self._send(vmm, pending, Request(id=pending.op, do=operation, aside=aside, start=start), fds)
         return pending
 
-    def made(self, vmm: Vmm, f: str, args: dict[str, Value], *, began: int, ended: int) -> None:
-        """Write down an operation that succeeded in the course of another."""
-        op, now = self._number(), self.recorder.now()
-        self.recorder.write(Invoke(t=began, op=op, f=f, agent=vmm.name, pid=vmm.pid, step=self.step, args=args))
-        self.recorder.write(Done(t=now, op=op, outcome="ok", began=began, ended=ended))
-
     def do(
-        self, vmm: Vmm, operation: Operation, *, fds: Sequence[int] = (), phase: str = "", within: float = ANSWER_WITHIN
-    ) -> Done:
+        self, vmm: VmmProcess, operation: Operation, *, fds: Sequence[int] = (), phase: str = "",
+        within: float = ANSWER_WITHIN,
+    ) -> Done:  # fmt: skip
         """Hand an operation to its agent and wait for the answer. Raises `StepFailed` if none comes."""
         return self._await_done(self.invoke(vmm, operation, fds=fds, phase=phase), within)
 
-    def record(self, f: str, act: Callable[[], None], vmm: Vmm | None = None, **args: Value) -> None:
-        """Carry out and record an operation that no agent makes, done to `vmm` if to any. Raises OSError."""
-        agent, pid = ("", 0) if vmm is None else (vmm.name, vmm.pid)
-        op, began, failed = self._number(), self.recorder.now(), None
-        self.recorder.write(Invoke(t=began, op=op, f=f, agent=agent, pid=pid, step=self.step, args=args))
-        try:
-            act()
-        except OSError as error:
-            failed = error
-        now, number = self.recorder.now(), 0 if failed is None else failed.errno or EIO
-        outcome: Literal["ok", "fail"] = "ok" if failed is None else "fail"
-        self.recorder.write(Done(t=now, op=op, outcome=outcome, errno=number, began=began, ended=now))
-        if failed is not None:
-            raise failed
-
-    def ask(self, vmm: Vmm, question: Question, within: float = ANSWER_WITHIN) -> Reply:
+    def ask(self, vmm: VmmProcess, question: Question, within: float = ANSWER_WITHIN) -> Reply:
         """Ask something that is no operation and not recorded as one. Raises `StepFailed` if there is no answer."""
         self._expect_alive(vmm)
-        pending = Pending(self._number(), type(question).__name__.lower(), False, vmm.name, vmm.pid)
+        pending = PendingOperation(self._log.number(), name_of(question), False, vmm.name, vmm.pid)
         self._send(vmm, pending, Request(id=pending.op, do=question), ())
         self._await(lambda: pending.over, within, f"{vmm.name} to answer {pending.f}")
         if pending.reply is None:
@@ -254,13 +260,13 @@ class Fleet:
             raise StepFailed(f"{pending.f} in {vmm.name}: {pending.reply.call}: {os.strerror(pending.reply.errno)}")
         return pending.reply
 
-    def wait(self, pending: Pending, within: float) -> Done:
+    def wait(self, pending: PendingOperation, within: float) -> Done:
         """Wait for an operation that was handed over before. Raises `TimedOut`."""
         self.loop.wait(lambda: pending.over, within, f"{pending.f} to end")
         assert pending.done is not None
         return pending.done
 
-    def _await_done(self, pending: Pending, within: float) -> Done:
+    def _await_done(self, pending: PendingOperation, within: float) -> Done:
         self._await(lambda: pending.over, within, f"{pending.f} to be answered")
         assert pending.done is not None
         return pending.done
@@ -271,22 +277,18 @@ class Fleet:
         except TimedOut as late:
             raise StepFailed(str(late)) from late
 
-    def _expect_alive(self, vmm: Vmm) -> None:
+    def _expect_alive(self, vmm: VmmProcess) -> None:
         if not vmm.alive:
             raise StepFailed(f"VMM {vmm.name} is gone (status {vmm.status}) and can do nothing")
 
-    def _number(self) -> int:
-        self._next += 1
-        return self._next - 1
-
-    def _send(self, vmm: Vmm, pending: Pending, request: Request, fds: Sequence[int]) -> None:
+    def _send(self, vmm: VmmProcess, pending: PendingOperation, request: Request, fds: Sequence[int]) -> None:
         vmm.pending[pending.op] = pending
         with contextlib.suppress(Ended):  # its death is on its way to us and will be the answer
             vmm.channel.send(request, fds)
 
     # -- what is heard ------------------------------------------------------------------------------------
 
-    def _hear(self, vmm: Vmm) -> bool:
+    def _hear(self, vmm: VmmProcess) -> bool:
         """Take in one message, if there is one. The end of the stream is left to the pidfd, which knows for certain."""
         try:
             message, fds = vmm.channel.receive(0.0)
@@ -308,18 +310,18 @@ class Fleet:
                     self._close(pending, message)
         return True
 
-    def _spawned(self, vmm: Vmm, hello: Hello) -> None:
+    def _spawned(self, vmm: VmmProcess, hello: Hello) -> None:
         (pending,) = vmm.pending.values()
         vmm.pending.clear()
         value: dict[str, Value] = {} if hello.errno else {"pid": hello.pid}
         if hello.network:
             value["network"] = hello.network
-        reply = Reply(id=pending.op, errno=hello.errno, began=pending.began, ended=self.recorder.now(), value=value)
+        reply = Reply(id=pending.op, errno=hello.errno, began=pending.began, ended=self._log.now(), value=value)
         self._close(pending, reply)
 
-    def _close(self, pending: Pending, reply: Reply | None) -> None:
+    def _close(self, pending: PendingOperation, reply: Reply | None) -> None:
         pending.reply = reply
-        now = self.recorder.now()
+        now = self._log.now()
         if reply is None:
             done = Done(t=now, op=pending.op, outcome="info", tid=pending.tid)
         else:
@@ -332,13 +334,13 @@ class Fleet:
             )  # fmt: skip
         pending.done = done
         if pending.recorded:
-            self.recorder.write(done)
+            self._log.write(done)
         if reply is not None and reply.bug:
             raise StepFailed(f"a bug of ours in {pending.f}: {reply.bug}")
         if pending.then is not None:
             pending.then()
 
-    def _bury(self, vmm: Vmm) -> None:
+    def _bury(self, vmm: VmmProcess) -> None:
         """The process is gone. What it said before that still counts."""
         self.loop.forget(vmm.pidfd)
         while self._hear(vmm):
@@ -353,13 +355,6 @@ class Fleet:
         for vm in last:
             vmm.unwatch(vm)
         if vmm.recorded:
-            self.recorder.write(
-                Exited(t=self.recorder.now(), agent=vmm.name, pid=vmm.pid, status=vmm.status, last_ticks=last)
-            )
-        for vm in tuple(vmm.storms):
-            self.storm_over(vmm, vm)
-
-    def storm_over(self, vmm: Vmm, vm: str) -> None:
-        """Record what came of a storm whose threads have ended."""
-        storm = vmm.storms.pop(vm)
-        self.recorder.write(storm.over(t=self.recorder.now(), agent=vmm.name, step=self.step))
+            self._log.write(Exited(t=self._log.now(), agent=vmm.name, pid=vmm.pid, status=vmm.status, last_ticks=last))
+        for last_word in tuple(vmm.at_end.values()):
+            last_word()

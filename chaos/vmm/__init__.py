@@ -3,8 +3,8 @@
 
     runner ──── Spawn, Reap ───▶ server.ForkServer ──── fork ───▶ agent.Agent
        │                                                             ▲   │
-       └──── client.Vmm: Request, Begun, Reply over `wire` ──────────┘   ├── drive.Driver   a vCPU, on a native thread
-                                                                         ├── storm.Storm    native threads of ioctls
+       └──── Request, Begun, Reply over `seqpacket` ─────────────────┘   ├── vcpus.Team     a vCPU, on a native thread
+                                                                         ├── storm          native threads of ioctls
                                                                          └── peer.Peer      the other end of a migration
                                                                              (state and the VM's descriptor)
 
@@ -16,6 +16,6 @@ the end of their sockets.
 What native threads see stands in memory files, which the runner makes and keeps a copy of: the last tick of a guest and
 the answers of a storm are known also of a VMM that was killed.
 
-Descriptors travel with SCM_RIGHTS and have one owner at a time (`wire.FdSet`). A VM's descriptor goes straight from
-one agent to the other: if the runner stood between, its copy would keep a VM alive that both VMMs had given up.
+Descriptors travel with SCM_RIGHTS and have one owner at a time (`seqpacket.FdSet`). A VM's descriptor goes straight
+from one agent to the other: if the runner stood between, its copy would keep a VM alive that both had given up.
 """

@@ -29,10 +29,10 @@ from chaos.kvm.call import Around, KernelError, mark, outside, timed
 from chaos.kvm.sev import Sev
 from chaos.kvm.system import System
 from chaos.linux.seqpacket import Channel, Ended, FdSet
-from chaos.vmm import harm
+from chaos.vmm import harm, storm
 from chaos.vmm import messages as m
 from chaos.vmm.ask import ask
-from chaos.vmm.machine import Host, Machine
+from chaos.vmm.machine import Machine, OpenDevices
 from chaos.vmm.messages import Operation, Question, Reply, Request
 from chaos.vmm.race import At
 
@@ -51,9 +51,9 @@ class Agent:
         self.name = name
         self.channel = channel
         self.machines: dict[str, Machine] = {}
-        self._host: Host | None = None
+        self._host: OpenDevices | None = None
         self._turn = threading.Lock()
-        self._press: harm.Press | None = None
+        self._press: harm.MemoryPress | None = None
 
     def serve(self) -> int:
         while True:
@@ -112,9 +112,9 @@ class Agent:
             self.channel.send(self._reply(request, fds, around))
 
     @property
-    def host(self) -> Host:
+    def host(self) -> OpenDevices:
         if self._host is None:
-            self._host = Host(System.open())
+            self._host = OpenDevices(System.open())
         return self._host
 
     def _machine(self, vm: str) -> Machine:
@@ -132,16 +132,16 @@ class Agent:
                 self._create(do, fds)
             case m.Close():
                 self._close(do.vm)
-            case m.LoseFd():
+            case m.LoseDescriptor():
                 fd = self._fd(do)
                 _wrapped(lambda: harm.lose(fd))
-            case m.Run():
+            case m.RunVcpus():
                 team = self._machine(do.vm).runnable
                 _wrapped(lambda: team.resume(do.every, fds.numbers))
-            case m.Storm():
+            case m.StartStorm():
                 machine = self._machine(do.vm)
                 with fds.steal() as memory:
-                    _wrapped(lambda: machine.storm(do.threads, do.calls, memory.number))
+                    _wrapped(lambda: storm.begin(machine, do.threads, do.calls, memory.number))
             case m.Mirror():
                 mirror = self._machine(do.vm)
                 with mirror.given(do) as owner:
@@ -239,7 +239,7 @@ class Agent:
                 self._machine(do.vm).memory.give_up(do.offset, do.length)
         return {}
 
-    def _fd(self, do: m.LoseFd | m.Inside) -> int:
+    def _fd(self, do: m.LoseDescriptor | m.Inside) -> int:
         """A descriptor by its name: "vm", "vcpu 0", "sev"."""
         machine = self._machine(do.vm)
         match do.fd.split():
@@ -249,7 +249,7 @@ class Agent:
                 return machine.vcpus[int(number)].fd.number
         return machine.vm.fd.number
 
-    def _fill(self, key: str) -> m.Filled:
+    def _fill(self, key: str) -> m.FilledContexts:
         """Take contexts until the next one is refused. All are given back before the answer, side by side: each waits
         for grace periods of RCU, and a host may have a thousand."""
         with ThreadPoolExecutor(CLOSERS) as closers, ExitStack() as stack:
@@ -263,14 +263,14 @@ class Agent:
                     else:
                         sev.init()
                 except KernelError as error:
-                    return m.Filled(count=count, errno=error.number, call=error.call)
+                    return m.FilledContexts(count=count, errno=error.number, call=error.call)
         raise InternalError("there is no end to the contexts")
 
 
 OnMachine = (
-    m.Init | m.CreateVcpu | m.Command | m.RegisterRegion | m.UnregisterRegion | m.LaunchStart | m.LaunchUpdateData
+    m.Init | m.AddVcpu | m.Command | m.RegisterRegion | m.UnregisterRegion | m.LaunchStart | m.LaunchUpdateData
     | m.LaunchUpdateVmsa | m.LaunchMeasure | m.LaunchFinish | m.Status
-    | m.Pause | m.Calm | m.SetMemory
+    | m.Pause | m.EndStorm | m.SetMemory
 )  # fmt: skip
 
 
@@ -278,7 +278,7 @@ def _on_machine(machine: Machine, do: OnMachine) -> dict[str, Value]:  # noqa: P
     match do:
         case m.Init():
             machine.init(do.key, do.command, flags=do.flags, features=do.features, ghcb=do.ghcb)
-        case m.CreateVcpu():
+        case m.AddVcpu():
             machine.add_vcpu(do.id, bare=do.bare)
         case m.Command():
             machine.sev.command(do.id)
@@ -300,8 +300,8 @@ def _on_machine(machine: Machine, do: OnMachine) -> dict[str, Value]:  # noqa: P
             return machine.guest_status()
         case m.Pause():
             return _wrapped(machine.pause)
-        case m.Calm():
-            _wrapped(machine.calm)
+        case m.EndStorm():
+            _wrapped(lambda: storm.end(machine))
         case m.SetMemory():
             machine.set_memory(there=do.there)
     return {}

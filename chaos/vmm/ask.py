@@ -21,12 +21,12 @@ from chaos.history.records import Answer
 from chaos.kvm.call import attempt
 from chaos.kvm.numbers import Cap, Ioctl, SevCommand
 from chaos.kvm.structs import (
-    Clock,
+    ClockData,
     DebugRegs,
     DirtyLog,
     EnableCap,
     Fpu,
-    GuestStatus,
+    GuestStatusData,
     MemoryRegion,
     MpState,
     Regs,
@@ -35,15 +35,15 @@ from chaos.kvm.structs import (
     VcpuEvents,
 )  # fmt: skip
 from chaos.kvm.system import System
-from chaos.kvm.vcpu import Vcpu
-from chaos.kvm.vm import Vm
+from chaos.kvm.vcpu import KvmVcpu
+from chaos.kvm.vm import KvmVm
 
 ABSENT_SLOT = 77
 ABSURD_ID = 0x7FFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class AskedIoctl:
     """An ioctl. `argument` makes it anew each time: the kernel writes into it."""
 
     number: Ioctl
@@ -59,36 +59,36 @@ class Question:
 
 
 # Kept beyond the call: the kernel writes the status to the address in the command.
-_status = GuestStatus()
+_status = GuestStatusData()
 
-VM_QUESTIONS: Sequence[Question] = (
-    Question(Ioctl.KVM_CHECK_EXTENSION, lambda: Cap.MOVE_ENC_CONTEXT_FROM),
-    Question(Ioctl.KVM_GET_CLOCK, Clock),
-    Question(
+VM_QUESTIONS: Sequence[AskedIoctl] = (
+    AskedIoctl(Ioctl.KVM_CHECK_EXTENSION, lambda: Cap.MOVE_ENC_CONTEXT_FROM),
+    AskedIoctl(Ioctl.KVM_GET_CLOCK, ClockData),
+    AskedIoctl(
         Ioctl.KVM_MEMORY_ENCRYPT_OP,
         lambda: SevCmd(id=SevCommand.GUEST_STATUS, data=ctypes.addressof(_status)),
         "KVM_MEMORY_ENCRYPT_OP GUEST_STATUS",
     ),
-    Question(Ioctl.KVM_CREATE_VCPU, lambda: ABSURD_ID),
-    Question(Ioctl.KVM_SET_USER_MEMORY_REGION, lambda: MemoryRegion(slot=ABSENT_SLOT)),
-    Question(Ioctl.KVM_GET_DIRTY_LOG, lambda: DirtyLog(slot=ABSENT_SLOT)),
-    Question(Ioctl.KVM_ENABLE_CAP, lambda: EnableCap(flags=1)),
-    Question(Ioctl.KVM_UNKNOWN, lambda: 0),
+    AskedIoctl(Ioctl.KVM_CREATE_VCPU, lambda: ABSURD_ID),
+    AskedIoctl(Ioctl.KVM_SET_USER_MEMORY_REGION, lambda: MemoryRegion(slot=ABSENT_SLOT)),
+    AskedIoctl(Ioctl.KVM_GET_DIRTY_LOG, lambda: DirtyLog(slot=ABSENT_SLOT)),
+    AskedIoctl(Ioctl.KVM_ENABLE_CAP, lambda: EnableCap(flags=1)),
+    AskedIoctl(Ioctl.KVM_UNKNOWN, lambda: 0),
 )
 
-VCPU_QUESTIONS: Sequence[Question] = (
-    Question(Ioctl.KVM_GET_REGS, Regs),
-    Question(Ioctl.KVM_GET_SREGS, Sregs),
-    Question(Ioctl.KVM_GET_FPU, Fpu),
-    Question(Ioctl.KVM_GET_MP_STATE, MpState),
-    Question(Ioctl.KVM_GET_VCPU_EVENTS, VcpuEvents),
-    Question(Ioctl.KVM_GET_DEBUGREGS, DebugRegs),
-    Question(Ioctl.KVM_GET_TSC_KHZ, lambda: 0),
-    Question(Ioctl.KVM_UNKNOWN, lambda: 0),
+VCPU_QUESTIONS: Sequence[AskedIoctl] = (
+    AskedIoctl(Ioctl.KVM_GET_REGS, Regs),
+    AskedIoctl(Ioctl.KVM_GET_SREGS, Sregs),
+    AskedIoctl(Ioctl.KVM_GET_FPU, Fpu),
+    AskedIoctl(Ioctl.KVM_GET_MP_STATE, MpState),
+    AskedIoctl(Ioctl.KVM_GET_VCPU_EVENTS, VcpuEvents),
+    AskedIoctl(Ioctl.KVM_GET_DEBUGREGS, DebugRegs),
+    AskedIoctl(Ioctl.KVM_GET_TSC_KHZ, lambda: 0),
+    AskedIoctl(Ioctl.KVM_UNKNOWN, lambda: 0),
 )
 
 
-def ask(system: System, vm: Vm, vcpus: Sequence[Vcpu]) -> tuple[Answer, ...]:
+def ask(system: System, vm: KvmVm, vcpus: Sequence[KvmVcpu]) -> tuple[Answer, ...]:
     """Put every question to the VM and its vCPUs. Raises `KernelError` if the VM beside it cannot be made."""
     with ExitStack() as stack:
         control = system.create_vm()
@@ -98,7 +98,7 @@ def ask(system: System, vm: Vm, vcpus: Sequence[Vcpu]) -> tuple[Answer, ...]:
         return (*_ask_vm(vm, control), *(a for i, vcpu in enumerate(vcpus) for a in _ask_vcpu(i, vcpu, control_vcpu)))
 
 
-def _ask_vm(vm: Vm, control: Vm) -> Iterator[Answer]:
+def _ask_vm(vm: KvmVm, control: KvmVm) -> Iterator[Answer]:
     for question in VM_QUESTIONS:
         name = question.name or question.number.name
         errno, firmware = question.put(vm.fd.number)
@@ -106,7 +106,7 @@ def _ask_vm(vm: Vm, control: Vm) -> Iterator[Answer]:
         yield Answer(fd="vm", ioctl=name, errno=errno, control=control_errno, firmware=firmware)
 
 
-def _ask_vcpu(index: int, vcpu: Vcpu, control: Vcpu) -> Iterator[Answer]:
+def _ask_vcpu(index: int, vcpu: KvmVcpu, control: KvmVcpu) -> Iterator[Answer]:
     fd = f"vcpu {index}"
     yield Answer(fd=fd, ioctl="KVM_RUN", errno=_run(vcpu), control=_run(control))
     for question in VCPU_QUESTIONS:
@@ -114,7 +114,7 @@ def _ask_vcpu(index: int, vcpu: Vcpu, control: Vcpu) -> Iterator[Answer]:
         yield Answer(fd=fd, ioctl=question.number.name, errno=errno, control=expected)
 
 
-def _run(vcpu: Vcpu) -> int:
+def _run(vcpu: KvmVcpu) -> int:
     before = vcpu.shared.immediate_exit  # a storm may have set it
     vcpu.shared.immediate_exit = 1
     try:

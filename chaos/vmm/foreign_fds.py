@@ -22,7 +22,7 @@ NEVER_OPEN = 1 << 30  # above every limit of open files
 
 @contextmanager
 def descriptor(sort: str, system: System, sev: int) -> Iterator[int]:
-    """A number of this sort (`chaos.experiment.steps.WrongFd`). `sev` is /dev/sev. Raises OSError, `KernelError`."""
+    """A number of this sort (`chaos.experiment.steps.ForeignFd`). `sev` is /dev/sev. Raises OSError, `KernelError`."""
     with ExitStack() as stack:
         with timed():
             number = _opened(sort, system, sev, stack)
@@ -42,7 +42,7 @@ def _opened(sort: str, system: System, sev: int, stack: ExitStack) -> int:
             ends = [stack.enter_context(OwnedFd(number)) for number in os.pipe2(os.O_CLOEXEC)]
             return ends[0].number
         case "memory":
-            return stack.enter_context(memory_file("wrong", os.sysconf("SC_PAGESIZE"))).number
+            return stack.enter_context(memory_file("foreign", os.sysconf("SC_PAGESIZE"))).number
         case "socket":
             return stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)).fileno()
     raise InternalError(f"there is no descriptor of the sort {sort!r}")

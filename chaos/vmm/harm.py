@@ -79,7 +79,7 @@ def _caps(name: str, header: _CapHeader, data: ctypes.Array[_CapData]) -> None:
         raise OSError(number, f"{name}: {os.strerror(number)}")
 
 
-class Press:
+class MemoryPress:
     """Memory that is used until this is ended. Whoever asks for it may be made to wait, so that is a thread."""
 
     def __init__(self, mebibytes: int) -> None:
@@ -102,11 +102,11 @@ class Press:
         self._kept.clear()
 
 
-def press(mebibytes: int, before: Press | None) -> Press | None:
+def press(mebibytes: int, before: MemoryPress | None) -> MemoryPress | None:
     """Give back what was used before, and use so much."""
     if before is not None:
         before.end()
-    return Press(mebibytes) if mebibytes else None
+    return MemoryPress(mebibytes) if mebibytes else None
 
 
 def handled() -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from errno import EEXIST, EINVAL, errorcode
@@ -24,15 +24,14 @@ from chaos.kvm.sev import Platform, Sev
 from chaos.kvm.structs import MpState
 from chaos.kvm.system import System
 from chaos.kvm.userfault import ArgumentPage
-from chaos.kvm.vcpu import Vcpu
-from chaos.kvm.vm import Vm
+from chaos.kvm.vcpu import KvmVcpu
+from chaos.kvm.vm import KvmVm
 from chaos.linux.fd import Mapping, OwnedFd
 from chaos.native.edge import tally
 from chaos.vmm import foreign_fds, guest, race, state
 from chaos.vmm.messages import Mirror, Move, Moves, Sampled, VcpuStates
 from chaos.vmm.peer import Peer
 from chaos.vmm.race import At
-from chaos.vmm.storm import Storm
 from chaos.vmm.vcpus import Team
 
 SLOT, PROBE = 0, 1
@@ -40,7 +39,7 @@ RUNNABLE = 0  # KVM_MP_STATE_RUNNABLE
 
 
 @dataclass(slots=True)
-class Host:
+class OpenDevices:
     """The devices a VMM process has open. /dev/sev is opened when first needed: a plain VM needs none."""
 
     system: System
@@ -64,24 +63,32 @@ class Host:
 
 @dataclass(slots=True)
 class Machine:
-    host: Host
+    host: OpenDevices
     kind: Kind
     count: int
-    vm: Vm
+    vm: KvmVm
     memory: Mapping
     type: int = 0
     lane: int = 0
-    vcpus: list[Vcpu] = field(default_factory=list)
-    bare: list[Vcpu] = field(default_factory=list)
+    vcpus: list[KvmVcpu] = field(default_factory=list)
+    bare: list[KvmVcpu] = field(default_factory=list)
     team: Team | None = None
     peer: Peer = field(default_factory=Peer)
     received: dict[str, OwnedFd] = field(default_factory=dict)  # descriptors of other VMs, until they are used
-    current_storm: Storm | None = None
+    before_close: Callable[[], None] | None = None  # ends what uses its descriptors
     page: ArgumentPage | None = None
 
     @classmethod
     def create(
-        cls, host: Host, kind: Kind, count: int, memory_fd: int, *, vm_type: int = 0, lane: int = 0, lanes: int = 0
+        cls,
+        host: OpenDevices,
+        kind: Kind,
+        count: int,
+        memory_fd: int,
+        *,
+        vm_type: int = 0,
+        lane: int = 0,
+        lanes: int = 0,
     ) -> Machine:
         """A VM with its memory, and with its vCPUs too unless it is to be encrypted: INIT wants none."""
         memory = Mapping(memory_fd, guest.MEMORY)
@@ -138,13 +145,13 @@ class Machine:
         return self.team
 
     @property
-    def every_vcpu(self) -> tuple[Vcpu, ...]:
+    def every_vcpu(self) -> tuple[KvmVcpu, ...]:
         """Also those that the guest has nothing of."""
         return (*self.vcpus, *self.bare)
 
     @property
     def threads(self) -> tuple[int, ...]:
-        """The threads that drive its vCPUs, by number."""
+        """The threads of its vCPUs, by number."""
         return self.team.threads if self.team is not None else ()
 
     # -- launch -------------------------------------------------------------------------------------------
@@ -264,16 +271,6 @@ class Machine:
         lanes = range(self.lane, self.lane + self.count)
         return [self.memory.read(guest.LANES_AT + guest.segment(lane), guest.LANE) for lane in lanes]
 
-    def storm(self, threads: int, calls: Sequence[str], memory: int) -> None:
-        if self.current_storm is not None:
-            raise InternalError("there is a storm on this VM already")
-        self.current_storm = Storm(self.vm, self.vcpus[: self.count], threads=threads, calls=calls, memory=memory)
-
-    def calm(self) -> None:
-        if self.current_storm is not None:
-            self.current_storm.calm()
-            self.current_storm = None
-
     # -- the hand-over ------------------------------------------------------------------------------------
 
     def get_state(self, *, within: float) -> dict[str, Value]:
@@ -352,8 +349,9 @@ class Machine:
     # -- the end ------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Every descriptor of the VM, taken from the threads that use them: a storm ends, vCPUs leave the guest."""
-        self.calm()
+        """Every descriptor of the VM, taken from the threads that use them; vCPUs leave the guest."""
+        if self.before_close is not None:
+            self.before_close()
         if self.team is not None:
             for _ in self.vcpus:
                 with contextlib.suppress(OSError):  # a dead vCPU says EIO; it is out all the same

@@ -46,8 +46,8 @@ class Init(_OnVm, frozen=True, kw_only=True, tag="init", omit_defaults=True):
     ghcb: int = 0
 
 
-class CreateVcpu(_OnVm, frozen=True, kw_only=True, tag="create_vcpu", omit_defaults=True):
-    """A `bare` one is created and nothing more: nobody drives it, and the guest has nothing of it."""
+class AddVcpu(_OnVm, frozen=True, kw_only=True, tag="create_vcpu", omit_defaults=True):
+    """A `bare` one is created and nothing more: it never runs, and the guest has nothing of it."""
 
     id: int
     bare: bool = False
@@ -93,7 +93,7 @@ class Status(_OnVm, frozen=True, kw_only=True, tag="guest_status"):
     pass
 
 
-class Run(_OnVm, frozen=True, kw_only=True, tag="run"):
+class RunVcpus(_OnVm, frozen=True, kw_only=True, tag="run"):
     """May bring a memory file for each vCPU (`chaos.native`), so that what the guest says can be read elsewhere."""
 
     every: int
@@ -103,14 +103,14 @@ class Pause(_OnVm, frozen=True, kw_only=True, tag="pause"):
     pass
 
 
-class Storm(_OnVm, frozen=True, kw_only=True, tag="storm"):
+class StartStorm(_OnVm, frozen=True, kw_only=True, tag="storm"):
     """Brings the memory file in which what each thread was answered stands (`chaos.vmm.storm`)."""
 
     threads: int
     calls: tuple[str, ...]
 
 
-class Calm(_OnVm, frozen=True, kw_only=True, tag="calm"):
+class EndStorm(_OnVm, frozen=True, kw_only=True, tag="calm"):
     pass
 
 
@@ -201,7 +201,7 @@ class Close(_OnVm, frozen=True, kw_only=True, tag="close"):
     pass
 
 
-class LoseFd(_OnVm, frozen=True, kw_only=True, tag="lose_fd"):
+class LoseDescriptor(_OnVm, frozen=True, kw_only=True, tag="lose_fd"):
     """A descriptor is closed behind the VMM's back: the VM's ("vm"), that of a vCPU ("vcpu 0") or /dev/sev ("sev")."""
 
     fd: str
@@ -219,10 +219,10 @@ class Exit(_Operation, frozen=True, kw_only=True, tag="exit"):
 
 
 Operation = (
-    Create | Init | CreateVcpu | Command | RegisterRegion | UnregisterRegion | LaunchStart | LaunchUpdateData
+    Create | Init | AddVcpu | Command | RegisterRegion | UnregisterRegion | LaunchStart | LaunchUpdateData
     | LaunchUpdateVmsa | LaunchMeasure | LaunchFinish | Status
-    | Run | Pause | Storm | Calm | Listen | Connect | Accept | GetState | ReceiveState | SetState | SendFd
-    | ReceiveFd | Move | Moves | Mirror | Commit | Disconnect | Close | LoseFd | SetMemory | Exit
+    | RunVcpus | Pause | StartStorm | EndStorm | Listen | Connect | Accept | GetState | ReceiveState | SetState | SendFd
+    | ReceiveFd | Move | Moves | Mirror | Commit | Disconnect | Close | LoseDescriptor | SetMemory | Exit
 )  # fmt: skip
 
 
@@ -249,13 +249,13 @@ class PutPage(_OnVm, frozen=True, kw_only=True, tag="put_page"):
 
 
 class Inside(_OnVm, frozen=True, kw_only=True, tag="inside"):
-    """Say which descriptor of the VM is lost (`LoseFd`), and the threads that drive its vCPUs, ended or not."""
+    """Say which descriptor of the VM is lost (`LoseDescriptor`), and the threads of its vCPUs, ended or not."""
 
     fd: str = "vm"
 
 
 class EndThread(_Operation, frozen=True, kw_only=True, tag="end_thread"):
-    """End the threads that drive the vCPUs of the VM, or without one the process's first thread."""
+    """End the threads of the VM's vCPUs, or without one the process's first thread."""
 
     vm: str = ""
 
@@ -298,6 +298,11 @@ class Handled(_Operation, frozen=True, kw_only=True, tag="handled"):
 
 Harm = Inside | Shown | Handled | EndThread | Eat | Press | MayLock | PunchOut
 Question = Sample | Ask | Fill | ArmPage | PutPage | Harm
+
+
+def name_of(message: Operation | Question) -> str:
+    """What it is called in the history, or where it is in none, in a sentence."""
+    return str(message.__struct_config__.tag)
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True):
@@ -353,7 +358,7 @@ class Sampled(msgspec.Struct, frozen=True, kw_only=True):
     sound: tuple[int, ...] = ()
 
 
-class Filled(msgspec.Struct, frozen=True, kw_only=True):
+class FilledContexts(msgspec.Struct, frozen=True, kw_only=True):
     count: int
     errno: int
     call: str
@@ -373,7 +378,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, tag="reply"):
     value: dict[str, Value] = {}
     sampled: Sampled | None = None
     answers: tuple[Answer, ...] = ()
-    filled: Filled | None = None
+    filled: FilledContexts | None = None
 
 
 FromAgent = Hello | Begun | Reply
@@ -442,7 +447,7 @@ class Greeting(msgspec.Struct, frozen=True, kw_only=True, tag="greeting"):
     peer: str
 
 
-class State(msgspec.Struct, frozen=True, kw_only=True, tag="state"):
+class SentState(msgspec.Struct, frozen=True, kw_only=True, tag="state"):
     """From the source: its vCPUs."""
 
     vcpus: VcpuStates
@@ -460,5 +465,5 @@ class LetGo(msgspec.Struct, frozen=True, kw_only=True, tag="let-go"):
     """From the source: I know."""
 
 
-Said = Greeting | State | Received | Taken | LetGo
+Said = Greeting | SentState | Received | Taken | LetGo
 SAID: msgspec.msgpack.Decoder[Said] = msgspec.msgpack.Decoder(Said)

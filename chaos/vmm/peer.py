@@ -37,7 +37,7 @@ from chaos.vmm.messages import (
     LetGo,
     Received,
     Said,
-    State,
+    SentState,
     Taken,
     VcpuStates,
 )
@@ -46,7 +46,7 @@ from chaos.vmm.stream import Stream
 # How long the destination waits for a descriptor that the source was told to send before. No network is in between.
 DESCRIPTOR_WITHIN = 20.0
 
-T = TypeVar("T", Greeting, State, Received, Taken, LetGo)
+T = TypeVar("T", Greeting, SentState, Received, Taken, LetGo)
 
 
 class Peer:
@@ -104,16 +104,16 @@ class Peer:
 
     def send_state(self, states: VcpuStates, *, within: float) -> None:
         """It is with the other end when this returns. Raises OSError."""
-        self._say(State(vcpus=states), "send the state of the vCPUs", within)
+        self._say(SentState(vcpus=states), "send the state of the vCPUs", within)
         self._hear(Received, "hear that the state of the vCPUs arrived", within)
 
     def receive_state(self, extent: state.Extent, *, within: float) -> VcpuStates:
         """Kept for `take_state`. Raises OSError."""
-        states = self._hear(State, "receive the state of the vCPUs", within).vcpus
+        states = self._hear(SentState, "receive the state of the vCPUs", within).vcpus
         for number, parts in enumerate(states):
-            wrong = state.wrong(parts, extent)
-            if wrong:
-                raise OSError(EBADMSG, f"what arrived is no state of vCPU {number}: {wrong}")
+            problem = state.problem_with(parts, extent)
+            if problem:
+                raise OSError(EBADMSG, f"what arrived is no state of vCPU {number}: {problem}")
         self._state = states
         self._say(Received(), "say that the state of the vCPUs arrived", within)
         return states
@@ -180,7 +180,7 @@ class Peer:
     def _hear(self, kind: type[T], what: str, within: float) -> T:
         message = self._connected.receive(what, within=within)
         if not isinstance(message, kind):
-            raise OSError(EPROTO, f"could not {what}: the other end said {type(message).__name__.lower()} instead")
+            raise OSError(EPROTO, f"could not {what}: the other end said {message.__struct_config__.tag} instead")
         return message
 
     @property

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 from chaos.kvm.call import KernelError, mark, outside
 from chaos.kvm.numbers import Cap, Ioctl
-from chaos.kvm.vm import Vm, enabling
+from chaos.kvm.vm import KvmVm, enabling
 from chaos.linux.fd import OwnedFd
-from chaos.native import Loop, Outcome, Program, RunningLoop, Step
+from chaos.native import LoopOutcome, LoopProgram, LoopStep, NativeLoop, RunningLoop
 from chaos.native.board import new_memory
 
 # Whoever waits for the answer gives up long before, and says what of.
@@ -34,23 +34,23 @@ class At:
     others: int
 
 
-def once(vm: Vm, cap: Cap, source: int, *, flags: int, at: At) -> None:
+def once(vm: KvmVm, cap: Cap, source: int, *, flags: int, at: At) -> None:
     """KVM_ENABLE_CAP of the move or the mirror, when the gate opens. Raises `KernelError`."""
-    program = Program((_step(vm, cap, source, flags),), cpu=_cpu(at))
-    outcome = _joined(Loop((program,), ring=1).start(gate=at.gate))
+    program = LoopProgram((_step(vm, cap, source, flags),), cpu=_cpu(at))
+    outcome = _joined(NativeLoop((program,), ring=1).start(gate=at.gate))
     (call,) = outcome.calls()
     mark(call.began, call.ended)
     if call.errno:
         raise KernelError(call.errno, f"KVM_ENABLE_CAP {cap.name}")
 
 
-def moves(vm: Vm, sources: Sequence[int], *, rounds: int, threads: int, memory: int, at: At) -> Outcome:
+def moves(vm: KvmVm, sources: Sequence[int], *, rounds: int, threads: int, memory: int, at: At) -> LoopOutcome:
     """Threads of moves into `vm`, each from all sources in turn; all that is answered is taken. `memory` comes from
     `memory_of`."""
     steps = tuple(_step(vm, Cap.MOVE_ENC_CONTEXT_FROM, source, 0) for source in sources)
-    program = Program(steps, rounds=rounds, nice=NICE, cpu=_cpu(at) if threads == 1 else None)
+    program = LoopProgram(steps, rounds=rounds, nice=NICE, cpu=_cpu(at) if threads == 1 else None)
     programs = (program,) * threads
-    loop = Loop(programs, ring=ring_of(rounds * len(steps)))
+    loop = NativeLoop(programs, ring=ring_of(rounds * len(steps)))
     outcome = _joined(loop.start(memory=memory, gate=at.gate))
     mark(min(thread.began for thread in outcome.threads), outcome.ended)
     return outcome
@@ -66,8 +66,8 @@ def ring_of(calls: int) -> int:
     return 1 << (calls - 1).bit_length()
 
 
-def _step(vm: Vm, cap: Cap, source: int, flags: int) -> Step:
-    return Step(vm.fd.number, Ioctl.KVM_ENABLE_CAP, bytes(enabling(cap, source, flags)))
+def _step(vm: KvmVm, cap: Cap, source: int, flags: int) -> LoopStep:
+    return LoopStep(vm.fd.number, Ioctl.KVM_ENABLE_CAP, bytes(enabling(cap, source, flags)))
 
 
 def _cpu(at: At) -> int | None:
@@ -76,6 +76,6 @@ def _cpu(at: At) -> int | None:
     return cpus[at.place] if at.others < len(cpus) else None
 
 
-def _joined(running: RunningLoop) -> Outcome:
+def _joined(running: RunningLoop) -> LoopOutcome:
     with outside(running.tids[0]):
         return running.join(JOIN_WITHIN)

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from chaos.kvm.structs import DebugRegs, Fpu, Lapic, MpState, Regs, Sregs, VcpuEvents, Xcrs, Xsave, from_bytes
-from chaos.kvm.vcpu import Vcpu
+from chaos.kvm.vcpu import KvmVcpu
 
 TSC = 0x10
 TSC_DEADLINE = 0x6E0
@@ -58,7 +58,7 @@ class Extent:
 LITTLE = Extent()  # of a VM without a local APIC, and no MSRs: what a guest like ours can notice
 
 
-def take(vcpu: Vcpu, extent: Extent = LITTLE) -> dict[str, bytes]:
+def take(vcpu: KvmVcpu, extent: Extent = LITTLE) -> dict[str, bytes]:
     """Raises `KernelError`."""
     state = {
         "sregs": bytes(vcpu.sregs()),
@@ -78,7 +78,7 @@ def take(vcpu: Vcpu, extent: Extent = LITTLE) -> dict[str, bytes]:
     return state
 
 
-def give(vcpu: Vcpu, state: dict[str, bytes]) -> None:
+def give(vcpu: KvmVcpu, state: dict[str, bytes]) -> None:
     """Raises `KernelError`; KeyError or ValueError if the state is not one that `take` made.
 
     An MSR that cannot be set is no error here: if it has another value than it should, `differences` names it.
@@ -100,7 +100,7 @@ def give(vcpu: Vcpu, state: dict[str, bytes]) -> None:
     vcpu.set_mp_state(from_bytes(MpState, state["mp_state"]))
 
 
-def wrong(state: dict[str, bytes], extent: Extent) -> str:
+def problem_with(state: dict[str, bytes], extent: Extent) -> str:
     """Why this cannot be what `take` gives on this host, "" if it can."""
     sizes = {part: ctypes.sizeof(structure) for part, structure in _STRUCTURES.items()}
     sizes |= {"xsave": max(extent.xsave, ctypes.sizeof(Xsave)), "tsc_offset": 8}

@@ -17,12 +17,13 @@ from collections.abc import Callable, Sequence
 from chaos.errors import InternalError
 from chaos.kvm.numbers import Ioctl
 from chaos.kvm.structs import Interrupt, Lapic, MsrEntry, Msrs, Xcrs
-from chaos.kvm.vcpu import Vcpu
-from chaos.kvm.vm import Vm
+from chaos.kvm.vcpu import KvmVcpu
+from chaos.kvm.vm import KvmVm
 from chaos.linux.fd import OwnedFd
-from chaos.native import Loop, Program, Step
+from chaos.native import LoopProgram, LoopStep, NativeLoop
 from chaos.native.board import new_memory
-from chaos.vmm.ask import VCPU_QUESTIONS, VM_QUESTIONS, Question
+from chaos.vmm.ask import VCPU_QUESTIONS, VM_QUESTIONS, AskedIoctl
+from chaos.vmm.machine import Machine
 
 # A call takes microseconds, unless something holds its VM.
 CALM_WITHIN = 20.0
@@ -39,7 +40,7 @@ STILL = frozenset({"KVM_RUN", "KVM_SET_REGS"})
 """Calls that want the vCPUs out of the guest for as long as the storm lasts."""
 
 
-def _asked(questions: Sequence[Question], *names: str) -> dict[str, Question]:
+def _asked(questions: Sequence[AskedIoctl], *names: str) -> dict[str, AskedIoctl]:
     """Those of `ask` that a VM answers by itself: what asks the firmware may be told EIO by that."""
     return {question.number.name: question for question in questions if question.number.name in names}
 
@@ -59,21 +60,21 @@ VCPU_CALLS = _asked(
 ) | {
     question.number.name: question
     for question in (
-        Question(Ioctl.KVM_RUN, lambda: 0),
-        Question(Ioctl.KVM_GET_MSRS, _msrs),
-        Question(Ioctl.KVM_GET_LAPIC, Lapic),
-        Question(Ioctl.KVM_GET_XCRS, Xcrs),
-        Question(Ioctl.KVM_INTERRUPT, Interrupt),  # refused: the interrupt controllers are the kernel's
+        AskedIoctl(Ioctl.KVM_RUN, lambda: 0),
+        AskedIoctl(Ioctl.KVM_GET_MSRS, _msrs),
+        AskedIoctl(Ioctl.KVM_GET_LAPIC, Lapic),
+        AskedIoctl(Ioctl.KVM_GET_XCRS, Xcrs),
+        AskedIoctl(Ioctl.KVM_INTERRUPT, Interrupt),  # refused: the interrupt controllers are the kernel's
     )
 }  # fmt: skip
-OF_THE_VCPU: dict[str, Callable[[Vcpu], bytes]] = {"KVM_SET_REGS": lambda vcpu: bytes(vcpu.regs())}
+OF_THE_VCPU: dict[str, Callable[[KvmVcpu], bytes]] = {"KVM_SET_REGS": lambda vcpu: bytes(vcpu.regs())}
 CALLS = frozenset({*VM_CALLS, *VCPU_CALLS, *OF_THE_VCPU})
 
 
-class Storm:
+class CallStorm:
     """Under way from when it is made until it is `calm`, and so long the descriptors stay open."""
 
-    def __init__(self, vm: Vm, vcpus: Sequence[Vcpu], *, threads: int, calls: Sequence[str], memory: int) -> None:
+    def __init__(self, vm: KvmVm, vcpus: Sequence[KvmVcpu], *, threads: int, calls: Sequence[str], memory: int) -> None:
         """Thread n is at vCPU n modulo their number, and begins with call n. `memory` comes from `memory_of`.
 
         Raises OSError, `HostLacks`, `KernelError`, and TimeoutError if not all threads begin.
@@ -84,7 +85,7 @@ class Storm:
         self._still = tuple(vcpus) if STILL & set(calls) else ()
         self._set_immediate_exit(1)
         try:
-            self._running = Loop(programs, ring=RING).start(memory=memory)
+            self._running = NativeLoop(programs, ring=RING).start(memory=memory)
         except BaseException:
             self._set_immediate_exit(0)
             raise
@@ -109,15 +110,34 @@ class Storm:
             vcpu.shared.immediate_exit = value
 
 
+def begin(machine: Machine, threads: int, calls: Sequence[str], memory: int) -> None:
+    """Let one begin on the VM, which is not closed before it has ended. Raises what `CallStorm` does."""
+    if machine.before_close is not None:
+        raise InternalError("there is a storm on this VM already")
+    storm = CallStorm(machine.vm, machine.vcpus[: machine.count], threads=threads, calls=calls, memory=memory)
+
+    def over() -> None:
+        storm.calm()
+        machine.before_close = None
+
+    machine.before_close = over
+
+
+def end(machine: Machine) -> None:
+    """End the one on the VM, if there is one. Raises TimeoutError."""
+    if machine.before_close is not None:
+        machine.before_close()
+
+
 def memory_of(threads: int) -> OwnedFd:
     """A memory file for one storm of so many threads. Raises OSError."""
     return new_memory((RING,) * threads)
 
 
-def _program(vm: Vm, vcpu: Vcpu, calls: Sequence[str], number: int) -> Program:
+def _program(vm: KvmVm, vcpu: KvmVcpu, calls: Sequence[str], number: int) -> LoopProgram:
     first = number % len(calls)
     steps = tuple(_step(vm, vcpu, name) for name in (*calls[first:], *calls[:first]))
-    return Program(steps, rounds=None, ends_at=frozenset({errno.EIO}), more=MORE, nice=NICE)
+    return LoopProgram(steps, rounds=None, ends_at=frozenset({errno.EIO}), more=MORE, nice=NICE)
 
 
 def call_of(calls: Sequence[str], thread: int, index: int) -> str:
@@ -125,12 +145,12 @@ def call_of(calls: Sequence[str], thread: int, index: int) -> str:
     return calls[(thread + index) % len(calls)]
 
 
-def _step(vm: Vm, vcpu: Vcpu, name: str) -> Step:
+def _step(vm: KvmVm, vcpu: KvmVcpu, name: str) -> LoopStep:
     if name in OF_THE_VCPU:
-        return Step(vcpu.fd.number, Ioctl[name], OF_THE_VCPU[name](vcpu))
+        return LoopStep(vcpu.fd.number, Ioctl[name], OF_THE_VCPU[name](vcpu))
     question = VM_CALLS.get(name) or VCPU_CALLS[name]
     argument = question.argument()
-    return Step(
+    return LoopStep(
         vm.fd.number if name in VM_CALLS else vcpu.fd.number,
         question.number,
         argument if isinstance(argument, int) else bytes(argument),

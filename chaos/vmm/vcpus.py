@@ -15,7 +15,7 @@ from itertools import zip_longest
 from chaos.errors import InternalError
 from chaos.kvm.call import KernelError
 from chaos.kvm.structs import GENERAL, Regs
-from chaos.kvm.vcpu import Vcpu
+from chaos.kvm.vcpu import KvmVcpu
 from chaos.native import Left, RunningVcpu, Seen, VcpuThread, Why
 from chaos.vmm import guest
 
@@ -27,10 +27,10 @@ _HALF = 1 << 32
 _NOTHING = Seen(ticks=0, stale=0, first_tick=0, last_tick=0, sound=0, exits=0)
 
 
-class Driver:
-    """Drives one vCPU. One thread at a time calls its methods."""
+class VcpuPacer:
+    """Lets one vCPU run, and takes it out. One thread at a time calls its methods."""
 
-    def __init__(self, vcpu: Vcpu) -> None:
+    def __init__(self, vcpu: KvmVcpu) -> None:
         self._vcpu = vcpu
         self._running: RunningVcpu | None = None
         self._seen = _NOTHING
@@ -147,30 +147,30 @@ class Driver:
 class Team:
     """All vCPUs of a VM, in and out of the guest together."""
 
-    def __init__(self, vcpus: Sequence[Vcpu]) -> None:
-        self._drivers = [Driver(vcpu) for vcpu in vcpus]
+    def __init__(self, vcpus: Sequence[KvmVcpu]) -> None:
+        self._vcpus = [VcpuPacer(vcpu) for vcpu in vcpus]
 
     @property
     def running(self) -> bool:
-        return any(driver.running for driver in self._drivers)
+        return any(vcpu.running for vcpu in self._vcpus)
 
     @property
     def stale(self) -> int:
-        return sum(driver.stale for driver in self._drivers)
+        return sum(vcpu.stale for vcpu in self._vcpus)
 
     @property
     def sound(self) -> tuple[int, ...]:
-        return tuple(driver.sound for driver in self._drivers)
+        return tuple(vcpu.sound for vcpu in self._vcpus)
 
     @property
     def ended(self) -> str:
         """Why the first of those that stopped by themselves did."""
-        return next(filter(None, (driver.ended for driver in self._drivers)), "")
+        return next(filter(None, (vcpu.ended for vcpu in self._vcpus)), "")
 
     @property
     def seen(self) -> tuple[Seen, ...]:
         """What each vCPU's guest has said in this stay, or in the last one."""
-        return tuple(driver.seen for driver in self._drivers)
+        return tuple(vcpu.seen for vcpu in self._vcpus)
 
     @property
     def last_ticks(self) -> tuple[int, ...]:
@@ -179,8 +179,8 @@ class Team:
     def resume(self, every: int | None = None, memories: Sequence[int] = ()) -> None:
         """Let all run, each with its memory file if there are any. Raises `KernelError`; then none does."""
         try:
-            for driver, memory in zip_longest(self._drivers, memories[: len(self._drivers)]):
-                driver.resume(every, memory)
+            for vcpu, memory in zip_longest(self._vcpus, memories[: len(self._vcpus)]):
+                vcpu.resume(every, memory)
         except KernelError:
             self.pause()
             raise
@@ -188,43 +188,43 @@ class Team:
     @property
     def threads(self) -> tuple[int, ...]:
         """The threads of those that were not joined, by number."""
-        return tuple(driver.tid for driver in self._drivers if driver.running)
+        return tuple(vcpu.tid for vcpu in self._vcpus if vcpu.running)
 
     def stop(self) -> None:
         """Ask all out of the guest: their threads end."""
-        for driver in self._drivers:
-            driver.stop()
+        for vcpu in self._vcpus:
+            vcpu.stop()
 
     def pause(self) -> None:
         """Bring all out of the guest. Raises TimeoutError."""
         self.stop()
-        for driver in self._drivers:
-            driver.pause()
+        for vcpu in self._vcpus:
+            vcpu.pause()
 
     def astray(self) -> tuple[int, ...]:
         """The vCPUs, all out of the guest, that have left its program, by number."""
-        return tuple(number for number, driver in enumerate(self._drivers) if driver.astray())
+        return tuple(number for number, vcpu in enumerate(self._vcpus) if vcpu.astray())
 
     def torn(self, pages: Sequence[bytes]) -> tuple[int, ...]:
         """Those whose memory is not what their registers say, by number. No `pages` where they cannot be read."""
-        drivers = enumerate(zip_longest(self._drivers, pages))
-        return tuple(number for number, (driver, page) in drivers if driver.torn(page))
+        vcpus = enumerate(zip_longest(self._vcpus, pages))
+        return tuple(number for number, (vcpu, page) in vcpus if vcpu.torn(page))
 
     @property
     def stopped(self) -> tuple[int, ...]:
         """Those whose last stay ended by itself, by number."""
-        return tuple(number for number, driver in enumerate(self._drivers) if driver.ended)
+        return tuple(number for number, vcpu in enumerate(self._vcpus) if vcpu.ended)
 
     def registers(self, number: int) -> str:
-        return self._drivers[number].registers()
+        return self._vcpus[number].registers()
 
     def sample(self) -> tuple[tuple[int, ...], str]:
         """The counter of each vCPU and where they were read. Those of a guest that never leaves are taken out."""
-        if self.running and all(driver.every for driver in self._drivers):
+        if self.running and all(vcpu.every for vcpu in self._vcpus):
             return tuple(seen.ticks for seen in self.seen), "exit"
         again = self.running
         self.pause()
-        ticks = tuple(driver.ticks() for driver in self._drivers)
+        ticks = tuple(vcpu.ticks() for vcpu in self._vcpus)
         if again and not self.ended:
             self.resume()
         return ticks, "registers"

@@ -155,7 +155,7 @@ def test_a_dead_process_cannot_be_asked(told: Told) -> None:
     assert charges(told.history(name), "after") == {".": {"sev": 1}, "source": {}, "destination": {"sev": 1}}
 
 
-def test_planned_faults_struck(told: Told) -> None:
+def test_planned_faults_took_effect(told: Told) -> None:
     for name in ("kill-destination-in-move", "kill-source-in-move"):
         events = [r for r in told.history(name).records if isinstance(r, Fault)]
         assert [r.event for r in events] == ["apply", "evidence", "undo"]

@@ -45,7 +45,7 @@ def both(
     return kept[kernel]
 
 
-def struck(told: Told, fault: str) -> list[bool | None]:
+def evidence_of(told: Told, fault: str) -> list[bool | None]:
     records = told.history(EXPERIMENTS[fault]).records
     return [r.struck for r in records if isinstance(r, Fault) and (r.fault, r.event) == (fault, "evidence")]
 
@@ -53,6 +53,6 @@ def struck(told: Told, fault: str) -> list[bool | None]:
 @pytest.mark.parametrize("fault", EXPERIMENTS)
 def test_a_fault_strikes_and_leaves_no_evidence_if_it_was_withheld(both: tuple[Told, Told], fault: str) -> None:
     given, withheld = both
-    assert struck(given, fault) and all(struck(given, fault))
-    assert not any(struck(withheld, fault))
+    assert evidence_of(given, fault) and all(evidence_of(given, fault))
+    assert not any(evidence_of(withheld, fault))
     assert "kept" not in withheld.outcomes(EXPERIMENTS[fault]).values()

@@ -107,8 +107,8 @@ def test_what_was_broken_in_one_run_is_whole_in_the_next(kernel: str) -> None:
 
         assert answers(failed, "guest_status") == [(0, 0), (EIO, HWERROR_PLATFORM), (0, 0)]
         assert faults(failed) == [("GUEST_STATUS", "fail:HWERROR_PLATFORM")]
-        ((struck, detail),) = evidence(failed)
-        assert struck is False, "one of its failpoints did not"
+        ((took_effect, detail),) = evidence(failed)
+        assert took_effect is False, "one of its failpoints did not"
         assert (
             "GUEST_STATUS#2=fail:HWERROR_PLATFORM struck at " in detail and "SEND_START=skip did not strike" in detail
         )

@@ -11,7 +11,7 @@ import pytest
 from chaos.cache import entries
 from chaos.errors import HostLacks, InternalError
 from chaos.lab.kernel import build
-from chaos.lab.kernel.find import Kernel, build_module, module_warnings
+from chaos.lab.kernel.find import LabKernel, build_module, module_warnings
 
 MAKEFILE = """
 modules:
@@ -39,19 +39,19 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def kernel(tmp_path: Path) -> Kernel:
+def kernel(tmp_path: Path) -> LabKernel:
     headers = tmp_path / "headers"
     headers.mkdir()
     (headers / "Makefile").write_text(MAKEFILE)
     (headers / ".config").write_text("CONFIG_MODULES=y\n")
-    return Kernel("debian:6.1", "6.1.0", "6.1.0", tmp_path, tmp_path, headers, "0123456789abcdef")
+    return LabKernel("debian:6.1", "6.1.0", "6.1.0", tmp_path, tmp_path, headers, "0123456789abcdef")
 
 
 def log(module: Path) -> str:
     return module.with_suffix(".log").read_text()
 
 
-def test_a_module_is_built_once(sources: Path, kernel: Kernel) -> None:
+def test_a_module_is_built_once(sources: Path, kernel: LabKernel) -> None:
     said: list[str] = []
     module = build_module(kernel, "shim", say=said.append)
     assert module.read_text() == "int shim;\n"
@@ -61,18 +61,20 @@ def test_a_module_is_built_once(sources: Path, kernel: Kernel) -> None:
 
 
 @pytest.mark.parametrize("changed", ["shim.c", "shim.h", "Kbuild"])
-def test_changed_sources_are_built_again(sources: Path, kernel: Kernel, changed: str) -> None:
+def test_changed_sources_are_built_again(sources: Path, kernel: LabKernel, changed: str) -> None:
     before = build_module(kernel, "shim")
     (sources / changed).write_text("obj-m := shim.o #other\n")
     assert build_module(kernel, "shim") != before
 
 
-def test_another_kernel_gets_its_own(sources: Path, kernel: Kernel, tmp_path: Path) -> None:
-    other = Kernel("debian:6.1", "6.1.0", "6.1.0", tmp_path, tmp_path, kernel.build, "fedcba9876543210")
+def test_another_kernel_gets_its_own(sources: Path, kernel: LabKernel, tmp_path: Path) -> None:
+    other = LabKernel("debian:6.1", "6.1.0", "6.1.0", tmp_path, tmp_path, kernel.build, "fedcba9876543210")
     assert build_module(kernel, "shim") != build_module(other, "shim")
 
 
-def test_a_failed_build_shows_the_compilers_words_and_leaves_nothing_to_be_used(sources: Path, kernel: Kernel) -> None:
+def test_a_failed_build_shows_the_compilers_words_and_leaves_nothing_to_be_used(
+    sources: Path, kernel: LabKernel
+) -> None:
     (sources / "shim.c").write_text("error: here\n")
     with pytest.raises(HostLacks, match="error: here"):
         build_module(kernel, "shim")
@@ -80,25 +82,25 @@ def test_a_failed_build_shows_the_compilers_words_and_leaves_nothing_to_be_used(
         build_module(kernel, "shim")
 
 
-def test_what_a_killed_build_has_left_is_not_used(sources: Path, kernel: Kernel) -> None:
+def test_what_a_killed_build_has_left_is_not_used(sources: Path, kernel: LabKernel) -> None:
     rest = entries.staging("modules", "6.1.0_0123456789ab")
     (rest / "shim.o").write_text("half")
     assert build_module(kernel, "shim").read_text() == "int shim;\n"
 
 
-def test_warnings_are_found_but_for_the_compilers_difference(sources: Path, kernel: Kernel) -> None:
+def test_warnings_are_found_but_for_the_compilers_difference(sources: Path, kernel: LabKernel) -> None:
     assert module_warnings(kernel, "shim") == []
     (sources / "shim.c").write_text("#warning unused\n")
     assert module_warnings(kernel, "shim") == ["shim.c:1: warning: unused"]
 
 
-def test_an_unknown_module_is_a_bug_of_ours(sources: Path, kernel: Kernel) -> None:
+def test_an_unknown_module_is_a_bug_of_ours(sources: Path, kernel: LabKernel) -> None:
     with pytest.raises(InternalError, match="nosuch"):
         build_module(kernel, "nosuch")
 
 
 def test_without_make_the_package_is_named(
-    sources: Path, kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sources: Path, kernel: LabKernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(HostLacks, match="make is not installed") as caught:
@@ -141,7 +143,7 @@ def test_a_kernel_that_clang_built_wants_clang(tmp_path: Path, monkeypatch: pyte
     assert build._compiler(tmp_path, {"CC_IS_CLANG": "y"}) == ["LLVM=1"]
 
 
-def test_the_callers_make_does_not_reach_in(sources: Path, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_callers_make_does_not_reach_in(sources: Path, kernel: LabKernel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAKEFLAGS", "n -- CONFIG_DEBUG_INFO_BTF_MODULES=y")  # -n would build nothing
     assert build_module(kernel, "shim").is_file()
     assert os.environ["MAKEFLAGS"].startswith("n")

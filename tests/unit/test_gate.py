@@ -11,7 +11,7 @@ from errno import EBADF, ENOTTY
 import pytest
 
 from chaos.linux.fd import OwnedFd
-from chaos.native import Loop, Program, RunningLoop, Step, gate
+from chaos.native import LoopProgram, LoopStep, NativeLoop, RunningLoop, gate
 from chaos.native.edge import answered, tally
 
 WITHIN = 30.0
@@ -31,7 +31,9 @@ def null() -> Iterator[int]:
 
 
 def waiting(fd: int, shut: OwnedFd, rounds: int | None = 1) -> RunningLoop:
-    return Loop((Program((Step(fd, TCGETS), Step(-1, TCGETS)), rounds=rounds),), ring=1 << 10).start(gate=shut.number)
+    return NativeLoop((LoopProgram((LoopStep(fd, TCGETS), LoopStep(-1, TCGETS)), rounds=rounds),), ring=1 << 10).start(
+        gate=shut.number
+    )
 
 
 def test_nobody_begins_before_the_gate_opens_and_all_do_then(null: int) -> None:
@@ -47,7 +49,7 @@ def test_nobody_begins_before_the_gate_opens_and_all_do_then(null: int) -> None:
 
 def test_a_single_call_is_made_when_the_loop_beside_it_is_under_way(null: int) -> None:
     with gate.new(2) as shut:
-        alone = Loop((Program((Step(null, TCGETS),)),), ring=1).start(gate=shut.number)
+        alone = NativeLoop((LoopProgram((LoopStep(null, TCGETS),)),), ring=1).start(gate=shut.number)
         gate.open_at(shut.number, time.monotonic_ns())
         before = time.monotonic_ns()
         loop = waiting(null, shut, rounds=50)

@@ -11,7 +11,7 @@ from typing import cast
 import pytest
 
 from chaos.lab import image
-from chaos.lab.kernel.find import Kernel
+from chaos.lab.kernel.find import LabKernel
 
 LAB = Path(image.__file__).parent
 
@@ -28,7 +28,7 @@ def test_a_changed_source_makes_a_new_system_layer(
     shutil.copytree(LAB / "modules", copy / "modules")
     shutil.copytree(LAB / "guest", copy / "guest")
     monkeypatch.setattr(image, "_own", lambda path: copy / path)
-    kernel = cast("Kernel", SimpleNamespace(identity="6.12.0_0123456789ab"))
+    kernel = cast(LabKernel, SimpleNamespace(identity="6.12.0_0123456789ab"))
     before = image._system_key(kernel)
     assert image._system_key(kernel) == before
     with (copy / changed).open("a") as source:

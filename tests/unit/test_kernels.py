@@ -14,7 +14,7 @@ from chaos.cache import entries
 from chaos.errors import HostLacks, NoKernel, NoSpace, UsageError
 from chaos.lab.kernel import fetched
 from chaos.lab.kernel.debian import unpack
-from chaos.lab.kernel.find import Kernel, find_busybox, find_kernel
+from chaos.lab.kernel.find import LabKernel, find_busybox, find_kernel
 from tests.unit.fake_debian import CONFIG, FakeDebian, static_elf, use
 
 pytestmark = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="there is no dpkg-deb here")
@@ -377,6 +377,6 @@ def test_a_busybox_that_needs_libraries_will_not_do(
 
 def test_a_kernel_is_a_value(debian: FakeDebian, said: Said) -> None:
     kernel = find_kernel("debian:6.1", say=said)
-    assert isinstance(kernel, Kernel)
+    assert isinstance(kernel, LabKernel)
     with pytest.raises(AttributeError):
         kernel.release = "other"  # type: ignore[misc]

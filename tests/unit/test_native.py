@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from chaos.errors import InternalError
-from chaos.native import Call, Loop, Program, Ran, Step, Why, loops, read
+from chaos.native import LoopProgram, LoopStep, NativeCall, NativeLoop, Ran, Why, loops, read
 from chaos.native.board import Board, ran
 from chaos.native.layout import RECORD
 
@@ -39,17 +39,17 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 
 @pytest.fixture
-def refused(pipe: tuple[int, int]) -> Step:
-    return Step(pipe[0], NO_IOCTL)
+def refused(pipe: tuple[int, int]) -> LoopStep:
+    return LoopStep(pipe[0], NO_IOCTL)
 
 
 @pytest.fixture
-def asked(pipe: tuple[int, int]) -> Step:
-    return Step(pipe[0], FIONREAD, bytes(4))
+def asked(pipe: tuple[int, int]) -> LoopStep:
+    return LoopStep(pipe[0], FIONREAD, bytes(4))
 
 
-def run(*programs: Program, ring: int = 1 << 10) -> tuple[Ran, ...]:
-    return Loop(programs, ring=ring).start().join(WITHIN).threads
+def run(*programs: LoopProgram, ring: int = 1 << 10) -> tuple[Ran, ...]:
+    return NativeLoop(programs, ring=ring).start().join(WITHIN).threads
 
 
 # Blocking without privileges: who listens for a seccomp filter's notifications waits until there is one. The filter
@@ -68,7 +68,7 @@ def _install_filter() -> int:
 
 
 @pytest.fixture
-def blocking() -> Iterator[Step]:
+def blocking() -> Iterator[LoopStep]:
     found: list[int] = []
     installed, over = threading.Event(), threading.Event()
 
@@ -83,7 +83,7 @@ def blocking() -> Iterator[Step]:
     try:
         if found[0] < 0:
             pytest.skip("seccomp filters are not allowed here")
-        yield Step(found[0], _NOTIF_RECV, bytes(80), reset=True)
+        yield LoopStep(found[0], _NOTIF_RECV, bytes(80), reset=True)
     finally:
         over.set()
         thread.join()
@@ -94,9 +94,9 @@ def blocking() -> Iterator[Step]:
 # What is recorded
 
 
-def test_each_call_is_counted_and_recorded(asked: Step, refused: Step) -> None:
-    nowhere = Step(-1, NO_IOCTL)
-    (thread,) = run(Program((asked, refused, nowhere), rounds=50))
+def test_each_call_is_counted_and_recorded(asked: LoopStep, refused: LoopStep) -> None:
+    nowhere = LoopStep(-1, NO_IOCTL)
+    (thread,) = run(LoopProgram((asked, refused, nowhere), rounds=50))
     assert (thread.calls, thread.why, thread.overwritten) == (150, Why.ROUNDS, 0)
     assert thread.errnos == {0: 50, errno.ENOTTY: 50, errno.EBADF: 50}
     expected = [(0, 0), (1, errno.ENOTTY), (2, errno.EBADF)] * 50
@@ -106,12 +106,12 @@ def test_each_call_is_counted_and_recorded(asked: Step, refused: Step) -> None:
 
 @pytest.mark.parametrize("counter", [True, False])
 def test_times_are_the_clocks_and_never_go_back(
-    refused: Step, counter: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    refused: LoopStep, counter: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     if not counter:
         monkeypatch.setattr(loops, "_CLOCK_SOURCE", tmp_path / "none")
     before = time.monotonic_ns()
-    (thread,) = run(Program((refused,), rounds=20_000), ring=1 << 15)
+    (thread,) = run(LoopProgram((refused,), rounds=20_000), ring=1 << 15)
     after = time.monotonic_ns()
     calls = list(thread)
     assert len(calls) == 20_000
@@ -124,8 +124,8 @@ def test_times_are_the_clocks_and_never_go_back(
         assert thread.clock_error == 0
 
 
-def test_a_ring_keeps_the_latest_calls(asked: Step, refused: Step) -> None:
-    program = Program((asked, refused, asked), rounds=37)
+def test_a_ring_keeps_the_latest_calls(asked: LoopStep, refused: LoopStep) -> None:
+    program = LoopProgram((asked, refused, asked), rounds=37)
     (thread,) = run(program, ring=64)
     assert (thread.calls, thread.overwritten) == (111, 47)
     assert [call.index for call in thread] == [number % 3 for number in range(47, 111)]
@@ -134,14 +134,14 @@ def test_a_ring_keeps_the_latest_calls(asked: Step, refused: Step) -> None:
 
 
 @pytest.mark.parametrize(("rounds", "overwritten"), [(63, 0), (64, 0), (65, 1), (128, 64)])
-def test_a_ring_that_is_just_full(refused: Step, rounds: int, overwritten: int) -> None:
-    (thread,) = run(Program((refused,), rounds=rounds), ring=64)
+def test_a_ring_that_is_just_full(refused: LoopStep, rounds: int, overwritten: int) -> None:
+    (thread,) = run(LoopProgram((refused,), rounds=rounds), ring=64)
     assert thread.overwritten == overwritten
     assert len(list(thread)) == rounds - overwritten
 
 
-def test_a_thread_can_be_nice(refused: Step) -> None:
-    running = Loop((Program((refused,), rounds=None, nice=7), Program((refused,), rounds=None))).start()
+def test_a_thread_can_be_nice(refused: LoopStep) -> None:
+    running = NativeLoop((LoopProgram((refused,), rounds=None, nice=7), LoopProgram((refused,), rounds=None))).start()
     while not running.begun:
         running.wait(0.001)
     ours = os.getpriority(os.PRIO_PROCESS, 0)
@@ -150,15 +150,15 @@ def test_a_thread_can_be_nice(refused: Step) -> None:
     running.join(WITHIN)
 
 
-def test_without_a_ring_calls_are_counted_only(refused: Step) -> None:
-    (thread,) = run(Program((refused,), rounds=100), ring=0)
+def test_without_a_ring_calls_are_counted_only(refused: LoopStep) -> None:
+    (thread,) = run(LoopProgram((refused,), rounds=100), ring=0)
     assert (thread.calls, thread.errnos, thread.overwritten) == (100, {errno.ENOTTY: 100}, 100)
     assert list(thread) == []
 
 
-def test_an_outcome_merges_its_threads_by_time(refused: Step) -> None:
-    program = Program((refused,), rounds=500)
-    outcome = Loop((program, program, program)).start().join(WITHIN)
+def test_an_outcome_merges_its_threads_by_time(refused: LoopStep) -> None:
+    program = LoopProgram((refused,), rounds=500)
+    outcome = NativeLoop((program, program, program)).start().join(WITHIN)
     calls = list(outcome.calls())
     assert [len([call for call in calls if call.thread == index]) for index in range(3)] == [500] * 3
     assert all(one.began <= other.began for one, other in pairwise(calls))
@@ -169,23 +169,23 @@ def test_an_outcome_merges_its_threads_by_time(refused: Step) -> None:
 def test_the_callers_bytes_are_not_written_to(pipe: tuple[int, int]) -> None:
     os.write(pipe[1], b"four")
     argument = bytes(4)
-    run(Program((Step(pipe[0], FIONREAD, argument),), rounds=3))
+    run(LoopProgram((LoopStep(pipe[0], FIONREAD, argument),), rounds=3))
     assert argument == bytes(4)
 
 
 def test_a_number_is_passed_as_it_is(pipe: tuple[int, int]) -> None:
     os.write(pipe[1], b"four")
     answer = ctypes.c_int32()
-    run(Program((Step(pipe[0], FIONREAD, ctypes.addressof(answer)),)))
+    run(LoopProgram((LoopStep(pipe[0], FIONREAD, ctypes.addressof(answer)),)))
     assert answer.value == 4
 
 
 # Beginning together
 
 
-def test_no_thread_begins_before_its_moment(refused: Step) -> None:
+def test_no_thread_begins_before_its_moment(refused: LoopStep) -> None:
     offsets = (0, 300_000, 700_000)
-    running = Loop(tuple(Program((refused,), offset=offset) for offset in offsets)).start()
+    running = NativeLoop(tuple(LoopProgram((refused,), offset=offset) for offset in offsets)).start()
     outcome = running.join(WITHIN)
     assert len(set(running.tids)) == 3
     for thread, offset in zip(outcome.threads, offsets, strict=True):
@@ -193,36 +193,36 @@ def test_no_thread_begins_before_its_moment(refused: Step) -> None:
         assert outcome.begin + offset <= thread.began <= call.began
 
 
-def test_a_moment_can_be_given(refused: Step) -> None:
+def test_a_moment_can_be_given(refused: LoopStep) -> None:
     at = time.monotonic_ns() + 30_000_000
-    running = Loop((Program((refused,)),)).start(at=at)
+    running = NativeLoop((LoopProgram((refused,)),)).start(at=at)
     assert running.begin == at
     assert not running.wait(0)
     assert running.join(WITHIN).threads[0].began >= at
 
 
-def test_a_moment_that_has_passed_is_now(refused: Step) -> None:
-    assert run(Program((refused,)))[0].calls == 1
-    assert Loop((Program((refused,)),)).start(at=1).join(WITHIN).threads[0].calls == 1
+def test_a_moment_that_has_passed_is_now(refused: LoopStep) -> None:
+    assert run(LoopProgram((refused,)))[0].calls == 1
+    assert NativeLoop((LoopProgram((refused,)),)).start(at=1).join(WITHIN).threads[0].calls == 1
 
 
-def test_a_thread_can_be_pinned(refused: Step) -> None:
+def test_a_thread_can_be_pinned(refused: LoopStep) -> None:
     cpu = max(os.sched_getaffinity(0))
-    with Loop((Program((refused,), rounds=None, cpu=cpu),)).start() as running:
+    with NativeLoop((LoopProgram((refused,), rounds=None, cpu=cpu),)).start() as running:
         assert os.sched_getaffinity(running.tids[0]) == {cpu}
 
 
-def test_a_cpu_that_is_not_there(refused: Step) -> None:
+def test_a_cpu_that_is_not_there(refused: LoopStep) -> None:
     with pytest.raises(OSError, match="starting native threads") as caught:
-        Loop((Program((refused,)), Program((refused,), cpu=1023))).start()
+        NativeLoop((LoopProgram((refused,)), LoopProgram((refused,), cpu=1023))).start()
     assert caught.value.errno == errno.EINVAL
 
 
 # Ending
 
 
-def test_a_loop_without_end_ends_when_stopped(refused: Step) -> None:
-    running = Loop((Program((refused,), rounds=None),) * 2).start()
+def test_a_loop_without_end_ends_when_stopped(refused: LoopStep) -> None:
+    running = NativeLoop((LoopProgram((refused,), rounds=None),) * 2).start()
     while min(running.calls()) < 100:
         assert not running.wait(0.001)
     running.stop()
@@ -231,15 +231,15 @@ def test_a_loop_without_end_ends_when_stopped(refused: Step) -> None:
         assert thread.calls >= 100
 
 
-def test_stopped_before_the_beginning_nothing_is_called(refused: Step) -> None:
-    running = Loop((Program((refused,)),)).start(at=time.monotonic_ns() + 3600_000_000_000)
+def test_stopped_before_the_beginning_nothing_is_called(refused: LoopStep) -> None:
+    running = NativeLoop((LoopProgram((refused,)),)).start(at=time.monotonic_ns() + 3600_000_000_000)
     running.stop()
     (thread,) = running.join(WITHIN).threads
     assert (thread.calls, thread.why, list(thread)) == (0, Why.STOPPED, [])
 
 
-def test_an_errno_can_end_a_thread(asked: Step, refused: Step) -> None:
-    ends = Program((asked, refused), rounds=None, ends_at=frozenset({errno.ENOTTY}))
+def test_an_errno_can_end_a_thread(asked: LoopStep, refused: LoopStep) -> None:
+    ends = LoopProgram((asked, refused), rounds=None, ends_at=frozenset({errno.ENOTTY}))
     (thread,) = run(ends)
     assert (thread.calls, thread.why, thread.detail) == (2, Why.MET, errno.ENOTTY)
     (thread,) = run(replace(ends, ends_at=frozenset({0, errno.EIO})))
@@ -247,21 +247,23 @@ def test_an_errno_can_end_a_thread(asked: Step, refused: Step) -> None:
 
 
 @pytest.mark.parametrize(("more", "calls"), [(0, 2), (1, 3), (2, 4), (7, 9)])
-def test_a_thread_can_go_on_for_a_while_after_an_errno(asked: Step, refused: Step, more: int, calls: int) -> None:
-    ends = Program((asked, refused), rounds=None, ends_at=frozenset({errno.ENOTTY}), more=more)
+def test_a_thread_can_go_on_for_a_while_after_an_errno(
+    asked: LoopStep, refused: LoopStep, more: int, calls: int
+) -> None:
+    ends = LoopProgram((asked, refused), rounds=None, ends_at=frozenset({errno.ENOTTY}), more=more)
     (thread,) = run(ends)
     assert (thread.calls, thread.why, thread.detail) == (calls, Why.MET, errno.ENOTTY)
 
 
-def test_one_thread_can_end_all(asked: Step, refused: Step) -> None:
-    endless = Program((refused,), rounds=None)
-    first = Program((asked,), rounds=None, offset=100_000, ends_at=frozenset({0}), ends_all=True)
+def test_one_thread_can_end_all(asked: LoopStep, refused: LoopStep) -> None:
+    endless = LoopProgram((refused,), rounds=None)
+    first = LoopProgram((asked,), rounds=None, offset=100_000, ends_at=frozenset({0}), ends_all=True)
     threads = run(endless, first, endless)
     assert [thread.why for thread in threads] == [Why.STOPPED, Why.MET, Why.STOPPED]
 
 
-def test_a_join_has_a_deadline_and_says_what_it_waited_for(blocking: Step, refused: Step) -> None:
-    running = Loop((Program((refused,)), Program((refused, blocking)))).start()
+def test_a_join_has_a_deadline_and_says_what_it_waited_for(blocking: LoopStep, refused: LoopStep) -> None:
+    running = NativeLoop((LoopProgram((refused,)), LoopProgram((refused, blocking)))).start()
     with pytest.raises(TimeoutError, match=rf"thread {running.tids[1]} is in step 1 after 1 calls"):
         running.join(0.05)
     running.stop()
@@ -272,11 +274,11 @@ def test_a_join_has_a_deadline_and_says_what_it_waited_for(blocking: Step, refus
     assert [call.errno for call in interrupted] == [errno.ENOTTY, errno.EINTR]
 
 
-def test_python_keeps_its_signals(blocking: Step) -> None:
+def test_python_keeps_its_signals(blocking: LoopStep) -> None:
     came = threading.Event()
     before = signal.signal(signal.SIGUSR1, lambda number, frame: came.set())
     try:
-        running = Loop((Program((blocking,), rounds=None),)).start()
+        running = NativeLoop((LoopProgram((blocking,), rounds=None),)).start()
         while not running._crew.boards[0].report().since:  # until it has made its call
             running.wait(0.001)
         for _ in range(20):
@@ -292,26 +294,26 @@ def test_python_keeps_its_signals(blocking: Step) -> None:
         signal.signal(signal.SIGUSR1, before)
 
 
-def test_nothing_is_freed_under_a_running_thread(refused: Step) -> None:
-    with Loop((Program((refused,), rounds=None),)).start() as running:
+def test_nothing_is_freed_under_a_running_thread(refused: LoopStep) -> None:
+    with NativeLoop((LoopProgram((refused,), rounds=None),)).start() as running:
         with pytest.raises(InternalError, match="while they ran"):
             running._crew._free()
         with pytest.raises(TimeoutError):
             running.join(0)
 
 
-def test_nothing_is_left_open(refused: Step) -> None:
+def test_nothing_is_left_open(refused: LoopStep) -> None:
     before = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208 - names
-    running = Loop((Program((refused,), rounds=10),)).start()
+    running = NativeLoop((LoopProgram((refused,), rounds=10),)).start()
     outcome = running.join(WITHIN)
     assert sorted(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
     assert running.calls() == (10,)
     assert running.join(0) == outcome
 
 
-def test_many_at_once_and_one_after_another(refused: Step) -> None:
+def test_many_at_once_and_one_after_another(refused: LoopStep) -> None:
     for _ in range(20):
-        programs = tuple(Program((refused,), rounds=20, offset=1000 * number) for number in range(16))
+        programs = tuple(LoopProgram((refused,), rounds=20, offset=1000 * number) for number in range(16))
         assert [thread.calls for thread in run(*programs, ring=16)] == [20] * 16
 
 
@@ -330,9 +332,9 @@ CHILD = """
 """
 
 
-def kill_in_loop(step: Step, calls: int) -> tuple[list[int], tuple[Ran, ...]]:
+def kill_in_loop(step: LoopStep, calls: int) -> tuple[list[int], tuple[Ran, ...]]:
     """Kill a process in which two threads have made so many calls; what can be read afterwards."""
-    shape = Loop((Program((Step(0, 0),)),) * 2, ring=256)
+    shape = NativeLoop((LoopProgram((LoopStep(0, 0),)),) * 2, ring=256)
     with shape.memory() as memory:
         size = len(step.argument) if isinstance(step.argument, bytes) else 0
         arguments = (step.fd, memory.number, step.request, size)
@@ -348,7 +350,7 @@ def kill_in_loop(step: Step, calls: int) -> tuple[list[int], tuple[Ran, ...]]:
         return tids, read(memory.number)
 
 
-def test_the_calls_of_a_killed_process_can_be_read(refused: Step) -> None:
+def test_the_calls_of_a_killed_process_can_be_read(refused: LoopStep) -> None:
     tids, threads = kill_in_loop(refused, 1000)
     assert [thread.tid for thread in threads] == tids
     for thread in threads:
@@ -361,7 +363,7 @@ def test_the_calls_of_a_killed_process_can_be_read(refused: Step) -> None:
         assert all({one.index, other.index} == {0, 1} for one, other in pairwise(calls))
 
 
-def test_the_call_that_a_killed_process_was_in_is_told(blocking: Step) -> None:
+def test_the_call_that_a_killed_process_was_in_is_told(blocking: LoopStep) -> None:
     _, threads = kill_in_loop(blocking, 1)
     for number, thread in enumerate(threads):
         (call,) = thread
@@ -370,8 +372,8 @@ def test_the_call_that_a_killed_process_was_in_is_told(blocking: Step) -> None:
         assert call.ended <= thread.under_way.began
 
 
-def test_a_memory_file_is_for_one_start(refused: Step) -> None:
-    loop = Loop((Program((refused,)),), ring=64)
+def test_a_memory_file_is_for_one_start(refused: LoopStep) -> None:
+    loop = NativeLoop((LoopProgram((refused,)),), ring=64)
     with loop.memory() as memory:
         (joined,) = loop.start(memory=memory.number).join(WITHIN).threads
         (again,) = read(memory.number)
@@ -388,13 +390,13 @@ def test_a_memory_file_is_for_one_start(refused: Step) -> None:
 def board_of(calls: int, ring: int, since: int, ended: list[int]) -> Ran:
     import mmap
 
-    from chaos.native.layout import Head, Record, Report
+    from chaos.native.layout import CallRecord, Head, Report
 
-    memory = mmap.mmap(-1, ctypes.sizeof(Head) + ring * ctypes.sizeof(Record))
+    memory = mmap.mmap(-1, ctypes.sizeof(Head) + ring * ctypes.sizeof(CallRecord))
     Report.from_buffer(memory).__init__(began=5, calls=calls, since=since, ring=ring, call=3)  # type: ignore[misc]
-    records = (Record * ring).from_buffer(memory, ctypes.sizeof(Head))
+    records = (CallRecord * ring).from_buffer(memory, ctypes.sizeof(Head))
     for place, time_ended in enumerate(ended):
-        records[place] = Record(began=time_ended - 10, ended=time_ended, call=place)
+        records[place] = CallRecord(began=time_ended - 10, ended=time_ended, call=place)
     return ran(0, Board(memory, 0))
 
 
@@ -436,31 +438,31 @@ def test_whether_a_call_was_under_way(calls: int, since: int, ended: list[int], 
     ],
 )
 def test_a_program_is_checked(arguments: dict[str, object]) -> None:
-    sound: dict[str, object] = {"steps": (Step(0, 0),)}
+    sound: dict[str, object] = {"steps": (LoopStep(0, 0),)}
     with pytest.raises(InternalError):
-        Program(**(sound | arguments))  # type: ignore[arg-type]
+        LoopProgram(**(sound | arguments))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("ring", [-1, 3, 100, 1 << 25])
 def test_a_ring_is_a_power_of_two(ring: int) -> None:
     with pytest.raises(InternalError, match="power of two"):
-        Loop((Program((Step(0, 0),)),), ring=ring)
+        NativeLoop((LoopProgram((LoopStep(0, 0),)),), ring=ring)
 
 
 def test_a_loop_has_programs() -> None:
     with pytest.raises(InternalError):
-        Loop(())
+        NativeLoop(())
 
 
 @pytest.mark.parametrize("arguments", [{"argument": b""}, {"argument": 7, "reset": True}])
 def test_a_step_has_bytes_to_restore(arguments: dict[str, object]) -> None:
     with pytest.raises(InternalError):
-        Step(0, 0, **arguments)  # type: ignore[arg-type]
+        LoopStep(0, 0, **arguments)  # type: ignore[arg-type]
 
 
 def test_a_call_is_a_value() -> None:
-    call = Call(thread=0, index=1, began=2, ended=3, errno=0)
-    assert call == Call(0, 1, 2, 3, 0)
+    call = NativeCall(thread=0, index=1, began=2, ended=3, errno=0)
+    assert call == NativeCall(0, 1, 2, 3, 0)
     assert len({call, replace(call, errno=5)}) == 2
 
 

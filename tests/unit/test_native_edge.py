@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chaos.native import Call, Edge, Ran, Why, edge
+from chaos.native import Edge, NativeCall, Ran, Why, edge
 from chaos.native.layout import RECORD
 
 EIO = 5
@@ -19,8 +19,10 @@ ODD = 0x500  # its bytes, moved by one, are those of EIO
 ANSWERS = st.lists(st.sampled_from([0, EIO, 4, ODD]), max_size=40)
 
 
-def calls_of(answers: list[int]) -> list[Call]:
-    return [Call(3, place % 7, 100 + place * 10, 110 + place * 10, number) for place, number in enumerate(answers)]
+def calls_of(answers: list[int]) -> list[NativeCall]:
+    return [
+        NativeCall(3, place % 7, 100 + place * 10, 110 + place * 10, number) for place, number in enumerate(answers)
+    ]
 
 
 def ran(answers: list[int], kept: int, cut: int = 0) -> Ran:
@@ -36,7 +38,7 @@ def ran(answers: list[int], kept: int, cut: int = 0) -> Ran:
     )  # fmt: skip
 
 
-def truth(answers: list[int]) -> tuple[Call | None, Call | None]:
+def truth(answers: list[int]) -> tuple[NativeCall | None, NativeCall | None]:
     calls = calls_of(answers)
     other = [call for call in calls if call.errno != EIO]
     first = [call for call in calls if call.errno == EIO]

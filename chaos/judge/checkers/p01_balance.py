@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from chaos.experiment.model import Experiment
-from chaos.experiment.steps import Migrate, Move, Moves, walk
+from chaos.experiment.steps import MigrateStep, MovesStep, MoveStep, walk
 from chaos.history.reading import charged
 from chaos.history.records import History, Observation, Traced
-from chaos.judge.evidence import Evidence
+from chaos.judge.evidence import RunEvidence
 from chaos.judge.finding_counters import explained
 from chaos.judge.ledger.replay import Entry, Mismatch
 from chaos.judge.ledger.world import GONE
@@ -27,14 +27,14 @@ _BY_ES_MOVE = "under-wrong-key-after-es-move"
 
 
 def check(experiment: Experiment, history: History) -> Verdict:
-    evidence = Evidence(history)
+    evidence = RunEvidence(history)
     wrong = evidence.ledger.mismatches("charge", "answer")
     if wrong:
         return _deviated(evidence, wrong)
     if evidence.ledger.lost:
         return unknown(PROMISE, f"what must be charged cannot be told: {evidence.ledger.lost}")
     charged = [entry for entry in evidence.observations if shows_charge(entry)]
-    if any(isinstance(step, Move | Moves | Migrate) for _, step in walk(experiment.script)):
+    if any(isinstance(step, MoveStep | MovesStep | MigrateStep) for _, step in walk(experiment.script)):
         if not evidence.moves:
             return unknown(PROMISE, f"{evidence.untried}, so no charge had to follow one")
         if evidence.settled is None:
@@ -65,7 +65,7 @@ def shows_charge(entry: Entry) -> bool:
     )
 
 
-def _nobody_left(evidence: Evidence, over: int) -> list[Entry]:
+def _nobody_left(evidence: RunEvidence, over: int) -> list[Entry]:
     """The observations after record `over` by when every process that the moves were between had been killed."""
     agents = {evidence.agent(vm) for move in evidence.moves for vm in (move.source, move.destination)}
     ends = [evidence.exited(agent) for agent in agents]
@@ -88,7 +88,7 @@ def paid(entry: Entry) -> str:
     return ", ".join(charges) or "nothing"
 
 
-def _deviated(evidence: Evidence, wrong: tuple[Mismatch, ...]) -> Verdict:
+def _deviated(evidence: RunEvidence, wrong: tuple[Mismatch, ...]) -> Verdict:
     by_seq = {entry.record.seq: entry.record for entry in evidence.ledger.entries}
     told = [_told(evidence, mismatch) for mismatch in wrong]
     more = f", and {len(told) - 3} more" if len(told) > 3 else ""
@@ -102,7 +102,7 @@ def _deviated(evidence: Evidence, wrong: tuple[Mismatch, ...]) -> Verdict:
     )
 
 
-def _charges(evidence: Evidence, wrong: tuple[Mismatch, ...]) -> Iterator[Traced]:
+def _charges(evidence: RunEvidence, wrong: tuple[Mismatch, ...]) -> Iterator[Traced]:
     """What the kernel was seen to charge to the cgroups that are wrong, and to give back, up to then. They show who did
     it; that it is wrong rests on the counters."""
     records = evidence.history.records
@@ -115,7 +115,7 @@ def _charges(evidence: Evidence, wrong: tuple[Mismatch, ...]) -> Iterator[Traced
                 yield answer
 
 
-def _told(evidence: Evidence, mismatch: Mismatch) -> tuple[str, str]:
+def _told(evidence: RunEvidence, mismatch: Mismatch) -> tuple[str, str]:
     """What is wrong, in words and as a signature."""
     if mismatch.kind == "answer":
         text = f"{mismatch.key} of {mismatch.where} failed, but its charge had been taken over"
@@ -151,7 +151,7 @@ def _values(mismatch: Mismatch) -> str:
     return " or ".join(str(value) for value in sorted(mismatch.expected))
 
 
-def _when(evidence: Evidence, mismatch: Mismatch) -> str:
+def _when(evidence: RunEvidence, mismatch: Mismatch) -> str:
     record = mismatch.record
     if not evidence.moves or record < evidence.moves[0].invoke.seq:
         return "before-move"
@@ -167,6 +167,6 @@ def _when(evidence: Evidence, mismatch: Mismatch) -> str:
     return "after-mirror-move" if by else "after-move"
 
 
-def _label(evidence: Evidence, record: int) -> str:
+def _label(evidence: RunEvidence, record: int) -> str:
     records = (entry.record for entry in evidence.observations if entry.record.seq == record)
     return next((r.label for r in records if isinstance(r, Observation)), "")

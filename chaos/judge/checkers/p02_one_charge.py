@@ -11,7 +11,7 @@ from chaos.experiment.model import Experiment
 from chaos.history.reading import argument, levels
 from chaos.history.records import Done, History, Invoke
 from chaos.judge.checkers.p01_balance import paid, shows_charge
-from chaos.judge.evidence import Evidence
+from chaos.judge.evidence import RunEvidence
 from chaos.judge.finding_counters import explained
 from chaos.judge.ledger.replay import Entry
 from chaos.judge.parts import broken, combine, kept, unknown
@@ -21,7 +21,7 @@ PROMISE = "P2"
 
 
 def check(experiment: Experiment, history: History) -> Verdict:
-    evidence = Evidence(history)
+    evidence = RunEvidence(history)
     made = _made(evidence)
     if not made:
         return unknown(PROMISE, "no mirror was made, so none could be charged")
@@ -42,7 +42,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
     return combine(PROMISE, parts)
 
 
-def _made(evidence: Evidence) -> dict[str, tuple[Invoke, Done]]:
+def _made(evidence: RunEvidence) -> dict[str, tuple[Invoke, Done]]:
     """The mirrors, by name."""
     return {
         argument(invoke, "vm"): (invoke, done)
@@ -51,7 +51,7 @@ def _made(evidence: Evidence) -> dict[str, tuple[Invoke, Done]]:
     }
 
 
-def _is_mirror(evidence: Evidence, made: dict[str, tuple[Invoke, Done]], vm: str) -> list[str]:
+def _is_mirror(evidence: RunEvidence, made: dict[str, tuple[Invoke, Done]], vm: str) -> list[str]:
     """The mirrors that the VM is, or has become by moves."""
     return [name for name in made if vm in evidence.lineage(name)]
 
@@ -61,7 +61,7 @@ def _with_mirror(entry: Entry) -> bool:
     return shows_charge(entry) and all(world.mirrors for world in entry.fits)
 
 
-def _entry(evidence: Evidence, made: dict[str, tuple[Invoke, Done]], entry: Entry) -> list[Verdict]:
+def _entry(evidence: RunEvidence, made: dict[str, tuple[Invoke, Done]], entry: Entry) -> list[Verdict]:
     """A charge too many, in a cgroup where a mirror was made or moved to before."""
     parts: list[Verdict] = []
     for mismatch in entry.mismatches:
@@ -87,7 +87,7 @@ def _entry(evidence: Evidence, made: dict[str, tuple[Invoke, Done]], entry: Entr
 
 
 def _since(
-    evidence: Evidence, made: dict[str, tuple[Invoke, Done]], cgroup: str, seq: int
+    evidence: RunEvidence, made: dict[str, tuple[Invoke, Done]], cgroup: str, seq: int
 ) -> tuple[str, tuple[Invoke | Done, ...]]:
     """What a mirror last did in the cgroup, or one below it, before that record: "moved-mirror" or "mirror"."""
     found: tuple[str, tuple[Invoke | Done, ...]] = ("", ())

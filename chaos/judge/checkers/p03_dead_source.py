@@ -21,8 +21,8 @@ import msgspec
 from chaos.experiment.model import Experiment
 from chaos.history.reading import answers_of_open, errname, ioctl_answered, refused_as_dead, says_dead
 from chaos.history.records import Answer, Asked, Done, History, Invoke, Stormed
-from chaos.judge.evidence import IOCTLS, Evidence, Move
-from chaos.judge.instant_of_death import Call, Death, Kind, instant_of_death
+from chaos.judge.evidence import IOCTLS, RunEvidence, TriedMove
+from chaos.judge.instant_of_death import ContradictionKind, Death, TimedCall, instant_of_death
 from chaos.judge.parts import broken, combine, kept, unknown
 from chaos.judge.verdict import Verdict
 
@@ -30,7 +30,7 @@ PROMISE = "P3"
 
 
 def check(experiment: Experiment, history: History) -> Verdict:
-    evidence = Evidence(history)
+    evidence = RunEvidence(history)
     parts = [part for move in evidence.moves for part in _move(experiment, evidence, move)]
     if not evidence.moves:
         parts.append(unknown(PROMISE, f"{evidence.untried}, so no source could die"))
@@ -38,7 +38,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
     return combine(PROMISE, parts)
 
 
-def _move(experiment: Experiment, evidence: Evidence, move: Move) -> Iterator[Verdict]:
+def _move(experiment: Experiment, evidence: RunEvidence, move: TriedMove) -> Iterator[Verdict]:
     """The questions put to the source of one move: for ever if it happened, else until another takes effect on it."""
     if move.happened is None or move.over is None:
         yield unknown(PROMISE, f"{move}, and nobody can say whether it took effect", move.records)
@@ -61,7 +61,7 @@ def _move(experiment: Experiment, evidence: Evidence, move: Move) -> Iterator[Ve
     yield from _operations(evidence, move, done)
 
 
-def _not_asked(evidence: Evidence, move: Move) -> Verdict:
+def _not_asked(evidence: RunEvidence, move: TriedMove) -> Verdict:
     exited = evidence.died(move.source, at=move.invoke.seq)
     if exited is not None:
         reason = "the source process is dead, and only it could ask its file descriptors"
@@ -70,7 +70,7 @@ def _not_asked(evidence: Evidence, move: Move) -> Verdict:
 
 
 def judge_asked(
-    experiment: Experiment, evidence: Evidence, move: Move, asked: Asked, promise: str = PROMISE
+    experiment: Experiment, evidence: RunEvidence, move: TriedMove, asked: Asked, promise: str = PROMISE
 ) -> Verdict:
     """What the answers of the source say after the move, as a verdict on `promise`."""
     every, asked = asked, msgspec.structs.replace(asked, answers=answers_of_open(asked))
@@ -92,7 +92,7 @@ def judge_asked(
     return kept(promise, f"{move}; {said}, asked in {asked.agent} beside a live VM", (*move.records, asked))
 
 
-def _worthless(experiment: Experiment, evidence: Evidence, asked: Asked, closed: AbstractSet[str]) -> str:
+def _worthless(experiment: Experiment, evidence: RunEvidence, asked: Asked, closed: AbstractSet[str]) -> str:
     """Why the answers prove nothing, "" if they do. Of the `closed` descriptors there is nothing to ask any more."""
     if not asked.answers:
         return f"{asked.vm} was asked nothing"
@@ -110,15 +110,15 @@ def _worthless(experiment: Experiment, evidence: Evidence, asked: Asked, closed:
     return f"of {asked.vm} only some descriptors were asked, not {', '.join(sorted(missing))}" if missing else ""
 
 
-def _instant(evidence: Evidence, move: Move, end: int) -> Iterator[Verdict]:
+def _instant(evidence: RunEvidence, move: TriedMove, end: int) -> Iterator[Verdict]:
     """Before, during and after the move, the source's own ioctls leave room for one instant of its death."""
     if not move.happened or move.done is None or move.done.began == 0 or not move.other:
         return
     agent, records = evidence.agent(move.source), {}
     for invoke, done in evidence.done(move.source):
         if invoke.f in IOCTLS and invoke.agent == agent and invoke.seq < end and done.began and ioctl_answered(done):
-            records[Call(done.began, done.ended, EIO if says_dead(done) else 0)] = done
-    for found in instant_of_death(records, Call(move.done.began, move.done.ended, 0)).contradictions:
+            records[TimedCall(done.began, done.ended, EIO if says_dead(done) else 0)] = done
+    for found in instant_of_death(records, TimedCall(move.done.began, move.done.ended, 0)).contradictions:
         if found.second is not None and found.second.began > move.done.ended:
             continue  # answered after the move: told below, with its operation
         calls = [records[call] for call in (found.first, found.second) if call is not None]
@@ -132,7 +132,7 @@ def _instant(evidence: Evidence, move: Move, end: int) -> Iterator[Verdict]:
         )
 
 
-def _storm(evidence: Evidence, stormed: Stormed) -> Iterator[Verdict]:
+def _storm(evidence: RunEvidence, stormed: Stormed) -> Iterator[Verdict]:
     """Whether the VM on which the storm was died at one instant, if a move killed it, and else did not die."""
     moves = [move for move in evidence.moves if move.source == stormed.vm]
     unsure = next((move for move in moves if move.happened is None or (move.happened and move.over is None)), None)
@@ -149,9 +149,9 @@ def _storm(evidence: Evidence, stormed: Stormed) -> Iterator[Verdict]:
     yield from found
 
 
-def _impossible(evidence: Evidence, stormed: Stormed, death: Move | None, *, failed: bool) -> Iterator[Verdict]:
+def _impossible(evidence: RunEvidence, stormed: Stormed, death: TriedMove | None, *, failed: bool) -> Iterator[Verdict]:
     """What in the storm cannot be: a deviation for each contradiction."""
-    kinds: list[Kind] = []
+    kinds: list[ContradictionKind] = []
     if death is not None:
         kinds = [found.kind for found in _instant_in(evidence, stormed, death).contradictions]
     elif any(thread.refused for thread in stormed.threads):
@@ -168,20 +168,20 @@ def _impossible(evidence: Evidence, stormed: Stormed, death: Move | None, *, fai
         )
 
 
-def _instant_in(evidence: Evidence, stormed: Stormed, death: Move) -> Death:
+def _instant_in(evidence: RunEvidence, stormed: Stormed, death: TriedMove) -> Death:
     """The calls of the storm that say most of the instant, against the move. Their times may be off a little."""
     calls = [
-        Call(call.began - thread.clock_error, call.ended + thread.clock_error, call.errno)
+        TimedCall(call.began - thread.clock_error, call.ended + thread.clock_error, call.errno)
         for thread in stormed.threads
         for call in (thread.answered, thread.refused)
         if call is not None
     ]
     done, over = death.done, evidence.history.records[death.over or 0]
     began, ended = (done.began, done.ended) if done is not None and done.ended else (death.invoke.t, over.t)
-    return instant_of_death(calls, Call(began, ended, 0))
+    return instant_of_death(calls, TimedCall(began, ended, 0))
 
 
-def _unsaid(stormed: Stormed, death: Move | None) -> str:
+def _unsaid(stormed: Stormed, death: TriedMove | None) -> str:
     """Why the storm does not say when the VM died, "" if it does, or was over before that."""
     if not any(thread.calls for thread in stormed.threads):
         return "it made no call"
@@ -194,7 +194,7 @@ def _unsaid(stormed: Stormed, death: Move | None) -> str:
     return ""
 
 
-def _lived_or_died(evidence: Evidence, stormed: Stormed, death: Move | None) -> str:
+def _lived_or_died(evidence: RunEvidence, stormed: Stormed, death: TriedMove | None) -> str:
     calls = sum(thread.calls for thread in stormed.threads)
     refused = sum(thread.errnos.get("EIO", 0) for thread in stormed.threads)
     told = f"in a storm of {calls} calls by {len(stormed.threads)} threads on {stormed.vm}"
@@ -207,7 +207,7 @@ def _lived_or_died(evidence: Evidence, stormed: Stormed, death: Move | None) -> 
     return f"{death}; {told} {calls - refused} were answered before and {refused} failed with EIO after {within}"
 
 
-def _operations(evidence: Evidence, move: Move, done: Iterable[tuple[Invoke, Done]]) -> Iterator[Verdict]:
+def _operations(evidence: RunEvidence, move: TriedMove, done: Iterable[tuple[Invoke, Done]]) -> Iterator[Verdict]:
     """Ordinary operations on the source afterwards are witnesses too, though nobody meant to ask."""
     for invoke, answer in done:
         if says_dead(answer) == move.happened or not ioctl_answered(answer) or evidence.lost(invoke):
@@ -223,12 +223,14 @@ def _operations(evidence: Evidence, move: Move, done: Iterable[tuple[Invoke, Don
         )
 
 
-def _deviated(promise: str, move: Move, asked: Asked, reason: str, how: str, *, expected: str, seen: str) -> Verdict:
+def _deviated(
+    promise: str, move: TriedMove, asked: Asked, reason: str, how: str, *, expected: str, seen: str
+) -> Verdict:
     signature = f"{_which(move)}:{how}"
     return broken(promise, reason, (*move.records, asked), signature=signature, expected=expected, seen=seen)
 
 
-def _which(move: Move) -> str:
+def _which(move: TriedMove) -> str:
     return "source-after-move" if move.happened else "source-after-failed-move"
 
 

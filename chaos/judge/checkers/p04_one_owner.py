@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from chaos.experiment.model import Experiment
 from chaos.history.reading import errname, owns, said_dead
 from chaos.history.records import Done, Exited, History, Observation
-from chaos.judge.evidence import Evidence, Move
+from chaos.judge.evidence import RunEvidence, TriedMove
 from chaos.judge.ledger.firmware_contexts import GONE, told
 from chaos.judge.ledger.replay import Entry, Mismatch
 from chaos.judge.parts import broken, combine, kept, skipped, unknown
@@ -23,7 +23,7 @@ PROMISE = "P4"
 
 
 def check(experiment: Experiment, history: History) -> Verdict:
-    evidence = Evidence(history)
+    evidence = RunEvidence(history)
     parts = [_mismatch(evidence, mismatch) for mismatch in evidence.ledger.mismatches("owner", "guests")]
     if evidence.ledger.lost:
         parts.append(unknown(PROMISE, f"who owns what cannot be told: {evidence.ledger.lost}"))
@@ -42,13 +42,13 @@ def check(experiment: Experiment, history: History) -> Verdict:
     return combine(PROMISE, parts)
 
 
-def _asked(evidence: Evidence, entry: Entry) -> int:
+def _asked(evidence: RunEvidence, entry: Entry) -> int:
     """From which record on it was asked: what was answered after a move may have been asked before it."""
     asked = (invoke.seq for invoke, done in evidence.operations if done is entry.record)
     return next(asked, entry.record.seq)
 
 
-def _mismatch(evidence: Evidence, mismatch: Mismatch) -> Verdict:
+def _mismatch(evidence: RunEvidence, mismatch: Mismatch) -> Verdict:
     entry = next(entry for entry in evidence.ledger.entries if entry.record.seq == mismatch.record)
     record = entry.record
     expected = " or ".join(str(value) for value in sorted(mismatch.expected))
@@ -67,7 +67,7 @@ def _mismatch(evidence: Evidence, mismatch: Mismatch) -> Verdict:
     return broken(PROMISE, reason, (record,), signature=signature, expected=expected, seen=str(mismatch.seen))
 
 
-def _owner(evidence: Evidence, after: list[Entry], vms: frozenset[str]) -> Verdict:
+def _owner(evidence: RunEvidence, after: list[Entry], vms: frozenset[str]) -> Verdict:
     """Of the VMs that a context went through, the one that must own it now was asked."""
     answered = {
         vm: done
@@ -82,7 +82,7 @@ def _owner(evidence: Evidence, after: list[Entry], vms: frozenset[str]) -> Verdi
     return kept(PROMISE, said, answered.values())
 
 
-def _other(evidence: Evidence, move: Move) -> Verdict:
+def _other(evidence: RunEvidence, move: TriedMove) -> Verdict:
     """Whoever must not own the context does not, by its own answer or because it is gone."""
     if move.happened is None or move.over is None:
         return unknown(PROMISE, f"{move}, and nobody can say whether it took effect", move.records)
@@ -95,7 +95,7 @@ def _other(evidence: Evidence, move: Move) -> Verdict:
     return _without(evidence, move, vm, over)
 
 
-def _without(evidence: Evidence, move: Move, vm: str, over: int) -> Verdict:
+def _without(evidence: RunEvidence, move: TriedMove, vm: str, over: int) -> Verdict:
     """The VM has no context after record `over`."""
     for invoke, done in evidence.done(vm, "guest_status"):
         if invoke.seq > over and owns(done) is False:
@@ -117,7 +117,7 @@ def _without(evidence: Evidence, move: Move, vm: str, over: int) -> Verdict:
     return unknown(PROMISE, text, move.records, signature="descriptor-lost" if lost else "")
 
 
-def _outlived(evidence: Evidence, move: Move, exited: Exited) -> Verdict:
+def _outlived(evidence: RunEvidence, move: TriedMove, exited: Exited) -> Verdict:
     """A process that was not asked before it died later took no context along, if the firmware still has the guest:
     of a VM that goes and owns one, KVM has it decommissioned."""
     answers = (d for i, d in evidence.statuses(move.survivor) if i.seq > exited.seq and d.outcome == "ok")
@@ -130,7 +130,7 @@ def _outlived(evidence: Evidence, move: Move, exited: Exited) -> Verdict:
     return unknown(PROMISE, text, (*move.records, exited), signature="other-process-dead")
 
 
-def _its_own(evidence: Evidence, move: Move) -> Verdict:
+def _its_own(evidence: RunEvidence, move: TriedMove) -> Verdict:
     """The destination of a move that failed had a context already, and has that one and no other. Where the firmware
     is not reached before and after, it says of both times that there is one."""
     vm, over = move.destination, move.over or 0
@@ -156,7 +156,7 @@ def _said(done: Done) -> str:
     return "ok" if done.outcome == "ok" else errname(done.errno)
 
 
-def _firmware(evidence: Evidence, after: list[Entry]) -> Verdict:
+def _firmware(evidence: RunEvidence, after: list[Entry]) -> Verdict:
     """The firmware counted its guests while one must have lived."""
     if evidence.shared:
         return skipped(PROMISE, "the firmware counts guests of others too, so it is no witness of ours")
@@ -173,7 +173,7 @@ def _firmware(evidence: Evidence, after: list[Entry]) -> Verdict:
     return kept(PROMISE, f"the firmware counted as many guests as contexts must live{more}", counts)
 
 
-def _counted(evidence: Evidence, entries: Iterable[Entry]) -> Iterator[Entry]:
+def _counted(evidence: RunEvidence, entries: Iterable[Entry]) -> Iterator[Entry]:
     """The observations at which the firmware counted its guests while one must have lived."""
     for entry in entries:
         record, ours = entry.record, not evidence.shared and _lives(entry)

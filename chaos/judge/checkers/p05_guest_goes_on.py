@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from chaos.experiment.model import Experiment
 from chaos.history.reading import errname, ioctl_answered
 from chaos.history.records import Counted, Done, History
-from chaos.judge.evidence import Evidence, Move
+from chaos.judge.evidence import RunEvidence, TriedMove
 from chaos.judge.ledger.firmware_contexts import GONE
 from chaos.judge.parts import broken, combine, kept, skipped, unknown
 from chaos.judge.verdict import Verdict
@@ -30,13 +30,13 @@ STATUS = ("handle", "policy", "state")
 
 
 def check(experiment: Experiment, history: History) -> Verdict:
-    evidence = Evidence(history)
+    evidence = RunEvidence(history)
     if not evidence.moves:
         return unknown(PROMISE, f"{evidence.untried}, so nothing interrupted the guest")
     return combine(PROMISE, [part for move in evidence.moves for part in _move(evidence, move)])
 
 
-def _move(evidence: Evidence, move: Move) -> Iterator[Verdict]:
+def _move(evidence: RunEvidence, move: TriedMove) -> Iterator[Verdict]:
     if move.happened is None or move.over is None:
         yield unknown(PROMISE, f"{move}, and nobody can say whether it took effect", move.records)
         return
@@ -51,14 +51,14 @@ def _move(evidence: Evidence, move: Move) -> Iterator[Verdict]:
     yield goes_on(evidence, move, PROMISE)
 
 
-def _broken(evidence: Evidence, move: Move) -> Done | None:
+def _broken(evidence: RunEvidence, move: TriedMove) -> Done | None:
     """The pause before the move at which the guest had already left its program or stopped, or its memory was not what
     its registers said. What goes wrong after that, at either side, the move has not done."""
     paused = [done for invoke, done in evidence.done(move.source, "pause") if invoke.seq < move.invoke.seq]
     return paused[-1] if paused and any(paused[-1].value.get(how) for how in ("astray", "torn", "ended")) else None
 
 
-def statuses(evidence: Evidence, move: Move) -> tuple[Done | None, Done | None]:
+def statuses(evidence: RunEvidence, move: TriedMove) -> tuple[Done | None, Done | None]:
     """The last GUEST_STATUS of the source before the move, and the survivor's first after it.
 
     Where an earlier move of the same context has cost the source its answer, a move that happened is measured against
@@ -73,7 +73,7 @@ def statuses(evidence: Evidence, move: Move) -> tuple[Done | None, Done | None]:
     return (before[-1] if before else None), (after[0] if after else None)
 
 
-def _answers_before(evidence: Evidence, move: Move) -> list[Done]:
+def _answers_before(evidence: RunEvidence, move: TriedMove) -> list[Done]:
     """Every GUEST_STATUS of the context before the move, at the VMs that have owned it, in order."""
     owners, vm = [move.source], move.source
     for earlier in reversed([m for m in evidence.moves if m.happened and m.invoke.seq < move.invoke.seq]):
@@ -84,7 +84,7 @@ def _answers_before(evidence: Evidence, move: Move) -> list[Done]:
     return [done for invoke, done in sorted(answers, key=lambda a: a[0].seq) if invoke.seq < move.invoke.seq]
 
 
-def _unheard(evidence: Evidence, move: Move) -> Verdict:
+def _unheard(evidence: RunEvidence, move: TriedMove) -> Verdict:
     """The survivor was not asked for its status, or no firmware was there to say anything."""
     over, contexts = move.over or 0, evidence.contexts
     _, end = evidence.changed(move.survivor, move)
@@ -94,7 +94,7 @@ def _unheard(evidence: Evidence, move: Move) -> Verdict:
     return unknown(PROMISE, f"{move}, and {move.survivor} was not asked for its status afterwards", move.records)
 
 
-def _context(move: Move, before: Done | None, after: Done) -> Verdict:
+def _context(move: TriedMove, before: Done | None, after: Done) -> Verdict:
     if not move.happened and before and before.outcome == "fail" and before.errno == after.errno:
         text = f"{move}; GUEST_STATUS of {move.source} fails with {errname(after.errno)} as before"
         return kept(PROMISE, text, (before, after))
@@ -129,7 +129,7 @@ def _context(move: Move, before: Done | None, after: Done) -> Verdict:
     return kept(PROMISE, f"{move}; GUEST_STATUS of {move.survivor} gives {told} as before", records)
 
 
-def _given(evidence: Evidence, move: Move) -> Done | None:
+def _given(evidence: RunEvidence, move: TriedMove) -> Done | None:
     """The destination's answer when it was given the registers, before the context left it again."""
     if not move.happened or move.over is None:
         return None
@@ -138,7 +138,7 @@ def _given(evidence: Evidence, move: Move) -> Done | None:
     return next(answers, None)
 
 
-def _registers(move: Move, given: Done) -> Verdict:
+def _registers(move: TriedMove, given: Done) -> Verdict:
     records = (*move.records, given)
     if given.outcome != "ok" and not ioctl_answered(given):
         return unknown(PROMISE, f"{move}; its registers did not arrive: {given.value.get('call')}", records)
@@ -168,7 +168,7 @@ def _registers(move: Move, given: Done) -> Verdict:
     return kept(PROMISE, f"{move}; the registers of {given.value.get('vcpus')} vCPUs are as they were given", records)
 
 
-def goes_on(evidence: Evidence, move: Move, promise: str) -> Verdict:
+def goes_on(evidence: RunEvidence, move: TriedMove, promise: str) -> Verdict:
     """Whether the guest's counter went on after the move, wherever it had to, as a verdict on `promise`."""
     unasked = _unasked(evidence, move, promise)
     if unasked is not None:
@@ -201,7 +201,7 @@ def goes_on(evidence: Evidence, move: Move, promise: str) -> Verdict:
     return _compared(evidence, promise, before[-1], seen, move)
 
 
-def _worst(evidence: Evidence, after: Sequence[Counted], move: Move) -> Counted:
+def _worst(evidence: RunEvidence, after: Sequence[Counted], move: TriedMove) -> Counted:
     """Of the readings after the move the first that shows a broken guest, until the context moves on; else the first
     of all."""
     _, end = evidence.changed(move.survivor, move)
@@ -209,7 +209,7 @@ def _worst(evidence: Evidence, after: Sequence[Counted], move: Move) -> Counted:
     return next(broken, after[0])
 
 
-def _unasked(evidence: Evidence, move: Move, promise: str) -> Verdict | None:
+def _unasked(evidence: RunEvidence, move: TriedMove, promise: str) -> Verdict | None:
     """Why the guest is no witness of this move, None if it is one."""
     header = evidence.history.header
     if evidence.key(move.source) == "sev_es" and header is not None and not header.executes_es:
@@ -229,7 +229,7 @@ def _unasked(evidence: Evidence, move: Move, promise: str) -> Verdict | None:
     return unknown(promise, text, (broken,), signature=how)
 
 
-def _not_entered(evidence: Evidence, move: Move, promise: str, over: int) -> Verdict | None:
+def _not_entered(evidence: RunEvidence, move: TriedMove, promise: str, over: int) -> Verdict | None:
     """That the survivor's vCPUs could not be let into the guest, None if nobody tried or they could."""
     _, end = evidence.changed(move.survivor, move)
     first = next((done for invoke, done in evidence.done(move.survivor, "run") if over < invoke.seq < end), None)
@@ -246,7 +246,7 @@ def _not_entered(evidence: Evidence, move: Move, promise: str, over: int) -> Ver
     )
 
 
-def _compared(evidence: Evidence, promise: str, last: Counted, first: Counted, move: Move) -> Verdict:
+def _compared(evidence: RunEvidence, promise: str, last: Counted, first: Counted, move: TriedMove) -> Verdict:
     """The last reading before the move and the one after it that says most."""
     records = (last, first)
     if last.stale or last.ended:

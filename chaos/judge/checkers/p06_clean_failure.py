@@ -16,7 +16,7 @@ from chaos.history.records import History
 from chaos.judge.checkers.p01_balance import paid, shows_charge
 from chaos.judge.checkers.p03_dead_source import judge_asked
 from chaos.judge.checkers.p05_guest_goes_on import goes_on, statuses
-from chaos.judge.evidence import Evidence, Move
+from chaos.judge.evidence import RunEvidence, TriedMove
 from chaos.judge.parts import broken, combine, kept, unknown
 from chaos.judge.verdict import Verdict
 
@@ -24,7 +24,7 @@ PROMISE = "P6"
 
 
 def check(experiment: Experiment, history: History) -> Verdict:
-    evidence = Evidence(history)
+    evidence = RunEvidence(history)
     unclear = [move for move in evidence.tried if move.happened is None or move.over is None]
     failed = [move for move in evidence.tried if move.happened is False and move.over is not None]
     parts = [unknown(PROMISE, f"{move}, and nobody can say whether it took effect", move.records) for move in unclear]
@@ -35,7 +35,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
     return combine(PROMISE, parts)
 
 
-def _failed(experiment: Experiment, evidence: Evidence, move: Move) -> Iterator[Verdict]:
+def _failed(experiment: Experiment, evidence: RunEvidence, move: TriedMove) -> Iterator[Verdict]:
     assert move.over is not None
     yield _charges(evidence, move)
     yield _destination(evidence, move)
@@ -55,7 +55,7 @@ def _failed(experiment: Experiment, evidence: Evidence, move: Move) -> Iterator[
         yield kept(PROMISE, f"{move}; then {again}", (*move.records, *again.records))
 
 
-def _answers(evidence: Evidence, move: Move, again: Move | None) -> Verdict:
+def _answers(evidence: RunEvidence, move: TriedMove, again: TriedMove | None) -> Verdict:
     """The source's context can be asked for its status."""
     before, after = statuses(evidence, move)
     if after is None:
@@ -76,7 +76,7 @@ def _answers(evidence: Evidence, move: Move, again: Move | None) -> Verdict:
     )
 
 
-def _charges(evidence: Evidence, move: Move) -> Verdict:
+def _charges(evidence: RunEvidence, move: TriedMove) -> Verdict:
     """What was charged before the move is charged after it, and nothing else."""
     over = move.over or 0
     found = evidence.ledger.mismatches("charge", "guests", "answer")
@@ -117,7 +117,7 @@ def _charges(evidence: Evidence, move: Move) -> Verdict:
     return kept(PROMISE, f"charged as before: {paid(after[0])}", records)
 
 
-def _destination(evidence: Evidence, move: Move) -> Verdict:
+def _destination(evidence: RunEvidence, move: TriedMove) -> Verdict:
     """The destination still answers: an operation on it succeeds, or is refused because it owns no context.
 
     One that a context was moved away from before is dead, and has to stay it.
@@ -132,7 +132,7 @@ def _destination(evidence: Evidence, move: Move) -> Verdict:
     return _usable(evidence, move)
 
 
-def _usable(evidence: Evidence, move: Move) -> Verdict:
+def _usable(evidence: RunEvidence, move: TriedMove) -> Verdict:
     vm, over = move.destination, move.over or 0
     given, end = evidence.changed(vm, move)
     later = [(invoke, done) for invoke, done in evidence.done(vm) if over < invoke.seq < end and invoke.f != "close"]

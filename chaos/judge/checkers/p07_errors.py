@@ -14,9 +14,9 @@ from chaos.experiment.model import Experiment
 from chaos.history.reading import argument, errname
 from chaos.history.records import History, Kernel
 from chaos.judge.against_oracle import Contract, Judged
-from chaos.judge.evidence import Evidence
+from chaos.judge.evidence import RunEvidence
 from chaos.judge.ledger.firmware_contexts import TIMED_OUT
-from chaos.judge.oracle import Answer
+from chaos.judge.oracle import OracleAnswer
 from chaos.judge.parts import broken, combine, kept, unknown
 from chaos.judge.verdict import Verdict
 
@@ -25,7 +25,7 @@ _ASKS_FIRMWARE = frozenset({"init", "command", "guest_status"})  # and what begi
 
 
 def check(experiment: Experiment, history: History) -> Verdict:
-    evidence = Evidence(history)
+    evidence = RunEvidence(history)
     contract = Contract(evidence)
     if contract.gap:
         return unknown(PROMISE, contract.gap)
@@ -52,13 +52,13 @@ def _as_allowed(each: Judged, *, silent: int | None) -> bool:
     return each.fits or (late and asks and each.answer.errno in (EBUSY, ETIMEDOUT))
 
 
-def _is_left_to_p5(evidence: Evidence, each: Judged) -> bool:
+def _is_left_to_p5(evidence: RunEvidence, each: Judged) -> bool:
     vm, given = argument(each.invoke, "vm"), (move for move in evidence.moves if move.happened is not False)
     moved_to = (move.destination == vm and move.invoke.seq < each.invoke.seq for move in given)
     return each.invoke.f == "guest_status" and any(moved_to)
 
 
-def _judged(evidence: Evidence, each: Judged) -> Verdict:
+def _judged(evidence: RunEvidence, each: Judged) -> Verdict:
     records = (each.invoke, each.done)
     if each.gap:
         return unknown(PROMISE, f"{_named(each)} answered {errname(each.answer.errno)}: {each.gap}", records)
@@ -75,7 +75,7 @@ def _judged(evidence: Evidence, each: Judged) -> Verdict:
     )
 
 
-def _kind(evidence: Evidence, each: Judged) -> str:
+def _kind(evidence: RunEvidence, each: Judged) -> str:
     """The operation, for a signature. A move that went by the wrong key, or into a VM that died while it was under way,
     is one that a finding is about, and none other is."""
     if each.as_sev is not None and each.as_sev.errno == each.answer.errno:
@@ -84,7 +84,7 @@ def _kind(evidence: Evidence, each: Judged) -> str:
     return "move-into-the-dying" if any(map(evidence.died_meanwhile, mine)) else evidence.kind(each.invoke)
 
 
-def _though(evidence: Evidence, each: Judged) -> str:
+def _though(evidence: RunEvidence, each: Judged) -> str:
     """Of an EBUSY where a charge would have been in order: that there was room for it."""
     if each.answer.errno != EBUSY or each.invoke.f not in ("init", "move"):
         return ""
@@ -94,7 +94,7 @@ def _though(evidence: Evidence, each: Judged) -> str:
     return f", and cgroup {' or '.join(map(repr, payers))} had room for a charge of {key}"
 
 
-def _said(answer: Answer) -> str:
+def _said(answer: OracleAnswer) -> str:
     return f"{errname(answer.errno)} of the firmware" if answer.firmware else errname(answer.errno)
 
 

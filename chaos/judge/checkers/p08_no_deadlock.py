@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from chaos.experiment.model import Experiment
 from chaos.history.records import Done, Exited, Fault, Held, History, Invoke, Overdue, Record, Traced
-from chaos.judge.evidence import Evidence
+from chaos.judge.evidence import RunEvidence
 from chaos.judge.parts import broken, combine, kept, unknown
 from chaos.judge.timeline import named, told
 from chaos.judge.verdict import Verdict
@@ -23,7 +23,7 @@ MOVES = ("move", "mirror", "moves")
 
 
 def check(experiment: Experiment, history: History) -> Verdict:
-    evidence = Evidence(history)
+    evidence = RunEvidence(history)
     whole = not history.damage and history.end is not None and history.end.complete
     parts = [
         _left(evidence, invoke, done, whole=whole)
@@ -49,7 +49,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
     return combine(PROMISE, parts)
 
 
-def _left(evidence: Evidence, invoke: Invoke, done: Done | None, *, whole: bool) -> Verdict:
+def _left(evidence: RunEvidence, invoke: Invoke, done: Done | None, *, whole: bool) -> Verdict:
     """An operation that gave no answer: whether its process had a reason to go, and went."""
     exited = evidence.exited(invoke.agent, after=invoke.seq)
     struck = _struck(evidence, invoke)
@@ -73,7 +73,7 @@ def _left(evidence: Evidence, invoke: Invoke, done: Done | None, *, whole: bool)
     )  # fmt: skip
 
 
-def _overdue(evidence: Evidence, invoke: Invoke) -> Overdue | None:
+def _overdue(evidence: RunEvidence, invoke: Invoke) -> Overdue | None:
     """That the operation was waited for in vain, and slept in the kernel although nothing of ours stopped it."""
     late = (r for r in evidence.history.records if isinstance(r, Overdue) and r.op == invoke.op)
     return next((record for record in late if record.free and record.state == ASLEEP and record.call), None)
@@ -85,7 +85,7 @@ def _seen(late: Overdue | None, last: Traced | None) -> str:
     return f"it slept in {late.sleeping or late.call}" if late is not None else ""
 
 
-def _struck(evidence: Evidence, invoke: Invoke) -> Fault | None:
+def _struck(evidence: RunEvidence, invoke: Invoke) -> Fault | None:
     """The fault that was applied after the operation had begun, and may be its process's end."""
     return next(
         (

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from chaos.experiment.model import Experiment
 from chaos.history.reading import KEYS, charged, errname
 from chaos.history.records import Filled, History, Observation
-from chaos.judge.evidence import Evidence
+from chaos.judge.evidence import RunEvidence
 from chaos.judge.finding_counters import all_explained, by_mirrors
 from chaos.judge.ledger.firmware_contexts import GONE, told
 from chaos.judge.parts import broken, combine, kept, skipped, unknown
@@ -26,7 +26,7 @@ START, END = "start", "end"
 
 
 def check(experiment: Experiment, history: History) -> Verdict:
-    evidence = Evidence(history)
+    evidence = RunEvidence(history)
     observed = {r.label: r for r in history.records if isinstance(r, Observation)}
     filled = {r.label: r for r in history.records if isinstance(r, Filled)}
     parts: list[Verdict] = []
@@ -48,7 +48,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
     return combine(PROMISE, parts)
 
 
-def _alive(evidence: Evidence, end: Observation) -> list[str]:
+def _alive(evidence: RunEvidence, end: Observation) -> list[str]:
     """VMM processes that were started and not reaped before the observation."""
     spawned = {
         invoke.agent: invoke.seq
@@ -59,7 +59,7 @@ def _alive(evidence: Evidence, end: Observation) -> list[str]:
     return [agent for agent, exited in ends.items() if exited is None or exited.seq > end.seq]
 
 
-def _charges(evidence: Evidence, end: Observation) -> Iterator[Verdict]:
+def _charges(evidence: RunEvidence, end: Observation) -> Iterator[Verdict]:
     """Every counter reads zero again; the run's own cgroup sums them up, dying ones included."""
     if "current" not in end.misc.get(".", {}):
         yield unknown(PROMISE, "the counters of the run's cgroup were not read at its end", (end,))
@@ -80,7 +80,7 @@ def _charges(evidence: Evidence, end: Observation) -> Iterator[Verdict]:
     yield broken(PROMISE, f"charges were left: {seen}", (end,), signature=signature, expected="0 everywhere", seen=seen)
 
 
-def _guests(evidence: Evidence, start: Observation, end: Observation) -> Verdict:
+def _guests(evidence: RunEvidence, start: Observation, end: Observation) -> Verdict:
     contexts = evidence.contexts
     if evidence.shared:
         return skipped(PROMISE, "the firmware counts guests of others too, which come and go", (start, end))
@@ -122,7 +122,7 @@ def _dying(start: Observation, end: Observation) -> Verdict:
     )
 
 
-def _pinned(evidence: Evidence, start: Observation, end: Observation) -> Verdict:
+def _pinned(evidence: RunEvidence, start: Observation, end: Observation) -> Verdict:
     header, both = evidence.history.header, (start, end)
     if start.pinned is None or end.pinned is None:
         return unknown(PROMISE, "the pinned pages of the host were not counted", both)
@@ -136,7 +136,7 @@ def _pinned(evidence: Evidence, start: Observation, end: Observation) -> Verdict
     return broken(PROMISE, text, both, signature=f"{way}-pages-pinned", expected=expected, seen=seen)
 
 
-def _filled(evidence: Evidence, start: Filled, end: Filled) -> Iterator[Verdict]:
+def _filled(evidence: RunEvidence, start: Filled, end: Filled) -> Iterator[Verdict]:
     """A freed ASID can be had again once the firmware has done a DF_FLUSH."""
     for key in sorted({*start.count, *end.count}):
         before, after = start.count.get(key, 0), end.count.get(key, 0)
@@ -165,7 +165,7 @@ def _filled(evidence: Evidence, start: Filled, end: Filled) -> Iterator[Verdict]
         yield unknown(PROMISE, "no key was filled to capacity", (start, end))
 
 
-def _way(evidence: Evidence, key: str, missing: int, end: Filled) -> str:
+def _way(evidence: RunEvidence, key: str, missing: int, end: Filled) -> str:
     """Which contexts cannot be had any more may be just those that a finding about mirrors is about."""
     if missing > 0 and missing == by_mirrors(evidence, end.seq)[".", key]:
         return "fewer-contexts-after-mirror-move"

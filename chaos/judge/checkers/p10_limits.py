@@ -16,7 +16,7 @@ from chaos.experiment.model import Experiment
 from chaos.history.reading import KEYS, argument, errname, levels
 from chaos.history.records import History, Invoke, Observation
 from chaos.judge.against_oracle import Contract, Judged, events_of, renews
-from chaos.judge.evidence import Evidence
+from chaos.judge.evidence import RunEvidence
 from chaos.judge.oracle import OK
 from chaos.judge.parts import broken, combine, kept, unknown
 from chaos.judge.verdict import Verdict
@@ -26,7 +26,7 @@ CHARGING = ("init", "move")
 
 
 def check(experiment: Experiment, history: History) -> Verdict:
-    evidence = Evidence(history)
+    evidence = RunEvidence(history)
     contract = Contract(evidence)
     if contract.gap:
         return unknown(PROMISE, contract.gap)
@@ -45,7 +45,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
     return combine(PROMISE, parts)
 
 
-def _stopped(evidence: Evidence, each: Judged) -> Iterator[Verdict]:
+def _stopped(evidence: RunEvidence, each: Judged) -> Iterator[Verdict]:
     """A charge over a limit was refused."""
     records = (each.invoke, each.done)
     vm = argument(each.invoke, "vm")
@@ -111,7 +111,7 @@ def _between(begun: int, over: int, before: Observation, after: Observation) -> 
 
 
 def _due(
-    evidence: Evidence,
+    evidence: RunEvidence,
     judged: Sequence[Judged],
     before: Observation,
     after: Observation,
@@ -137,5 +137,5 @@ def _due(
     return low, high
 
 
-def _key(evidence: Evidence, invoke: Invoke) -> str:
+def _key(evidence: RunEvidence, invoke: Invoke) -> str:
     return argument(invoke, "key") or evidence.key(argument(invoke, "source"))

@@ -13,7 +13,7 @@ from chaos.experiment.model import Experiment
 from chaos.history.reading import argument
 from chaos.history.records import Done, History, Invoke
 from chaos.judge.checkers.p01_balance import paid, shows_charge
-from chaos.judge.evidence import Evidence
+from chaos.judge.evidence import RunEvidence
 from chaos.judge.ledger.replay import Entry, Mismatch
 from chaos.judge.ledger.world import World
 from chaos.judge.parts import broken, combine, kept, unknown
@@ -23,7 +23,7 @@ PROMISE = "P11"
 
 
 def check(experiment: Experiment, history: History) -> Verdict:
-    evidence = Evidence(history)
+    evidence = RunEvidence(history)
     went = [
         (invoke, done)
         for invoke, done in evidence.operations
@@ -36,7 +36,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
     return combine(PROMISE, [part for invoke, done in went for part in _went(evidence, invoke, done)])
 
 
-def _went(evidence: Evidence, invoke: Invoke, done: Done) -> Iterator[Verdict]:
+def _went(evidence: RunEvidence, invoke: Invoke, done: Done) -> Iterator[Verdict]:
     """The first observation after a process went that can tell, until it goes again."""
     into = argument(invoke, "cgroup")
     later = (i.seq for i, _ in evidence.operations if i.f == "enter" and i.agent == invoke.agent and i.seq > done.seq)
@@ -68,14 +68,14 @@ def _went(evidence: Evidence, invoke: Invoke, done: Done) -> Iterator[Verdict]:
     )
 
 
-def _left_behind(evidence: Evidence, entry: Entry, agent: str, into: str) -> bool:
+def _left_behind(evidence: RunEvidence, entry: Entry, agent: str, into: str) -> bool:
     """A context lives that a VM of the process was charged for elsewhere, and every counter was read."""
     return shows_charge(entry) and all(
         _paid_by(evidence, world, agent) - {world.payer(into)} for world in entry.fits
     )  # fmt: skip
 
 
-def _paid_by(evidence: Evidence, world: World, agent: str) -> frozenset[str]:
+def _paid_by(evidence: RunEvidence, world: World, agent: str) -> frozenset[str]:
     """The cgroups that pay for the contexts of the process's VMs."""
     return frozenset(context.payer for context in world.contexts if evidence.agent(context.owner) == agent)
 

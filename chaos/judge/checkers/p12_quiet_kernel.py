@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from chaos.experiment.model import Experiment
 from chaos.history.records import Console, History, Invoke, Kernel
-from chaos.judge.evidence import Evidence
+from chaos.judge.evidence import RunEvidence
 from chaos.judge.finding_counters import below_zero
 from chaos.judge.parts import broken, combine, kept, unknown
 from chaos.judge.timeline import named
@@ -72,7 +72,7 @@ PATTERNS: tuple[tuple[str, re.Pattern[str], str], ...] = (
 
 def check(experiment: Experiment, history: History) -> Verdict:
     lines = [record for record in history.records if isinstance(record, Kernel | Console)]
-    evidence = Evidence(history)
+    evidence = RunEvidence(history)
     parts = [unknown(PROMISE, f"a witness was lost: {note.text}", (note,)) for note in evidence.lost_of("log")]
     if history.header is None or history.header.log_ahead is None:
         parts.append(unknown(PROMISE, "nothing shows that the kernel's log was read"))
@@ -96,7 +96,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
     return combine(PROMISE, parts)
 
 
-def _signature(evidence: Evidence, name: str, under_way: Sequence[Invoke]) -> str:
+def _signature(evidence: RunEvidence, name: str, under_way: Sequence[Invoke]) -> str:
     """A warning comes out of the very call that met its condition, and the same one may be given for many reasons: a
     counter below zero, for one. So it is of another kind in another operation, and in a move that makes one so by a
     finding. The other reports may come late."""

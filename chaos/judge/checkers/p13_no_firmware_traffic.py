@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 from chaos.experiment.model import Experiment
 from chaos.history.records import Done, Exited, Firmware, History, Invoke, Observation
-from chaos.judge.evidence import Evidence, Move
+from chaos.judge.evidence import RunEvidence, TriedMove
 from chaos.judge.ledger.commands import LOOKS
 from chaos.judge.ledger.firmware_contexts import GONE, told
 from chaos.judge.parts import broken, combine, kept, skipped, unknown
@@ -26,7 +26,7 @@ SENDS = ("init", "launch_", "guest_status", "close", "exit", "kill")
 
 
 def check(experiment: Experiment, history: History) -> Verdict:
-    evidence = Evidence(history)
+    evidence = RunEvidence(history)
     seen = [record for record in history.records if isinstance(record, Firmware)]
     if not seen and history.header is not None and history.header.host == "local":
         return skipped(PROMISE, "on a real host nobody stands between the driver and the firmware")
@@ -44,7 +44,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
     return combine(PROMISE, parts)
 
 
-def _move(evidence: Evidence, seen: Sequence[Firmware], move: Move) -> Verdict:
+def _move(evidence: RunEvidence, seen: Sequence[Firmware], move: TriedMove) -> Verdict:
     during = [record for record in seen if record.move == move.invoke.op]
     over = move.over
     if over is None:
@@ -79,7 +79,7 @@ def _move(evidence: Evidence, seen: Sequence[Firmware], move: Move) -> Verdict:
     return kept(PROMISE, f"{move}, and the firmware was sent nothing", move.records)
 
 
-def _looks(evidence: Evidence, begun: int, over: int) -> int:
+def _looks(evidence: RunEvidence, begun: int, over: int) -> int:
     """How often the guest count was observed between the two records: each sends one command."""
     observations = (r for r in evidence.history.records[begun + 1 : over] if isinstance(r, Observation))
     return sum(observation.guests is not None for observation in observations)
@@ -91,7 +91,7 @@ def _sends(invoke: Invoke, done: Done | None, move: Invoke, over: int) -> bool:
     return overlaps and invoke.op != move.op and invoke.f.startswith(SENDS)
 
 
-def _once(evidence: Evidence) -> Iterator[Verdict]:
+def _once(evidence: RunEvidence) -> Iterator[Verdict]:
     """Each guest that was started is decommissioned once. A handle may be given anew after that. What a fault has kept
     in the firmware was asked for once as well."""
     contexts = evidence.contexts
@@ -113,7 +113,7 @@ def _once(evidence: Evidence) -> Iterator[Verdict]:
         yield kept(PROMISE, f"{contexts.ended} contexts were decommissioned, each once")
 
 
-def _all_gone(evidence: Evidence) -> bool:
+def _all_gone(evidence: RunEvidence) -> bool:
     """Every process that was started has been reaped, and the firmware was watched after that."""
     spawned = {i.agent: i.seq for i, done in evidence.operations if i.f == "spawn" and done and done.outcome == "ok"}
     ends = [evidence.exited(agent, after=seq) for agent, seq in spawned.items()]

@@ -22,9 +22,9 @@ from chaos.judge.ledger.world import (
     ON_ITS_WAY,
     Context,
     Extra,
-    Mirror,
+    LedgerMirror,
+    LedgerVm,
     Reference,
-    Vm,
     World,
     give_back,
     gone,
@@ -141,7 +141,7 @@ def _create(world: World, invoke: Invoke) -> World | None:
     """An encrypted VM gets its vCPUs later: INIT and the mirror want none."""
     name, planned = argument(invoke, "vm"), number(invoke, "vcpus")
     created = planned if argument(invoke, "kind") == "plain" else 0
-    vm = Vm(name, invoke.agent, planned, created, number(invoke, "type"))
+    vm = LedgerVm(name, invoke.agent, planned, created, number(invoke, "type"))
     return replace(
         world,
         references=world.references | {Reference(name, invoke.agent)},
@@ -150,7 +150,7 @@ def _create(world: World, invoke: Invoke) -> World | None:
     )
 
 
-def _with_vcpus(world: World, name: str) -> frozenset[Vm]:
+def _with_vcpus(world: World, name: str) -> frozenset[LedgerVm]:
     """The VMs, once this one has got its vCPUs."""
     vm = world.vm(name)
     return world.vms if vm is None else world.vms - {vm} | {replace(vm, created=vm.planned)}
@@ -207,7 +207,7 @@ def _mirror(world: World, invoke: Invoke) -> World | None:
         return None
     if number(invoke, "flags"):
         return None
-    return replace(world, mirrors=world.mirrors | {Mirror(vm, source)}, vms=_with_vcpus(world, vm))
+    return replace(world, mirrors=world.mirrors | {LedgerMirror(vm, source)}, vms=_with_vcpus(world, vm))
 
 
 def _launch_start(world: World, invoke: Invoke) -> World | None:

@@ -41,7 +41,7 @@ from chaos.judge.ledger.effects import EFFECTS, attempts, begin, effect, halfway
 from chaos.judge.ledger.firmware_contexts import Contexts
 from chaos.judge.ledger.world import STILL, Reach, Reference, World, die, drop, forget, give_back
 
-Kind = Literal["charge", "guests", "owner", "answer"]
+WitnessKind = Literal["charge", "guests", "owner", "answer"]
 Rule = Callable[[World, Invoke], World | None]
 # Operations whose answer is judged by what was possible while they were under way.
 WATCHED = frozenset(
@@ -73,7 +73,7 @@ class Mismatch:
     context, 0 or 1. answer: the operation `key` on VM `where` failed (0), and had been seen to take effect (1).
     """
 
-    kind: Kind
+    kind: WitnessKind
     record: int
     where: str
     key: str
@@ -104,7 +104,7 @@ class Ledger:
     lost_at: int | None = None
     during: Mapping[int, frozenset[World]] = field(default_factory=dict)
 
-    def mismatches(self, *kinds: Kind) -> tuple[Mismatch, ...]:
+    def mismatches(self, *kinds: WitnessKind) -> tuple[Mismatch, ...]:
         return tuple(m for entry in self.entries for m in entry.mismatches if m.kind in kinds)
 
     def happened(self, invoke: Invoke, done: Done | None) -> bool | None:

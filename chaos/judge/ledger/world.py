@@ -62,7 +62,7 @@ class Context:
 
 
 @dataclass(frozen=True, slots=True)
-class Mirror:
+class LedgerMirror:
     """`vm` runs in the context of the VM `owner`. `sealed` says of its own vCPUs what it says of a context's owner."""
 
     vm: str
@@ -71,7 +71,7 @@ class Mirror:
 
 
 @dataclass(frozen=True, slots=True)
-class Vm:
+class LedgerVm:
     """A VM that somebody has open, or that is dead. `agent` created it and is the only one that may ask it anything.
     It is to have `planned` vCPUs and has `created`; operation `creating` is making one more. KVM_CREATE_VM was given
     `type`."""
@@ -119,8 +119,8 @@ class World:
     homes: frozenset[tuple[str, str]] = frozenset()
     references: frozenset[Reference] = frozenset()
     contexts: frozenset[Context] = frozenset()
-    mirrors: frozenset[Mirror] = frozenset()
-    vms: frozenset[Vm] = frozenset()
+    mirrors: frozenset[LedgerMirror] = frozenset()
+    vms: frozenset[LedgerVm] = frozenset()
     dead: frozenset[str] = frozenset()
     extras: frozenset[Extra] = frozenset()
     happened: frozenset[int] = frozenset()
@@ -138,7 +138,7 @@ class World:
     def context(self, vm: str) -> Context | None:
         return next((context for context in self.contexts if context.owner == vm), None)
 
-    def mirror(self, vm: str) -> Mirror | None:
+    def mirror(self, vm: str) -> LedgerMirror | None:
         return next((mirror for mirror in self.mirrors if mirror.vm == vm), None)
 
     def shared(self, vm: str) -> Context | None:
@@ -146,7 +146,7 @@ class World:
         mirror = self.mirror(vm)
         return self.context(vm if mirror is None else mirror.owner)
 
-    def vm(self, name: str) -> Vm | None:
+    def vm(self, name: str) -> LedgerVm | None:
         return next((vm for vm in self.vms if vm.name == name), None)
 
     @property

@@ -27,12 +27,24 @@ from chaos.history.records import Invoke
 from chaos.judge.ledger.effects import begin, effect, halfway
 from chaos.judge.ledger.world import ON_CGROUPS, ON_ITS_WAY, World, die, forget, gone
 from chaos.judge.oracle.rules import CHECKS
-from chaos.judge.oracle.state import OK, Answer, State, charge, charges, events
+from chaos.judge.oracle.state import OK, OracleAnswer, State, charge, charges, events
 from chaos.judge.oracle.versions import DIFFERENCES, Difference, Rules, rules
 
 __all__ = [
-    "DIFFERENCES", "OK", "Answer", "Difference", "Rules", "State", "after", "allowed", "charge", "charges", "events",
-    "new", "rules", "under_way",
+    "DIFFERENCES",
+    "OK",
+    "Difference",
+    "OracleAnswer",
+    "Rules",
+    "State",
+    "after",
+    "allowed",
+    "charge",
+    "charges",
+    "events",
+    "new",
+    "rules",
+    "under_way",
 ]  # fmt: skip
 
 # Those that nobody living has to make: a process to be, and what is done from outside.
@@ -48,7 +60,7 @@ def new(kernel: str, capacity: Mapping[str, int], foreign: Mapping[str, int] | N
     )
 
 
-def allowed(state: State, operation: Invoke) -> frozenset[Answer]:
+def allowed(state: State, operation: Invoke) -> frozenset[OracleAnswer]:
     """What the operation may answer. Nothing if it cannot be made: its process does not live, or its name is taken.
 
     Raises KeyError for an operation that the oracle does not know.
@@ -56,7 +68,7 @@ def allowed(state: State, operation: Invoke) -> frozenset[Answer]:
     checks = CHECKS[operation.f]
     if not _can_be_made(state.world, operation):
         return frozenset()
-    answers: list[Answer] = []
+    answers: list[OracleAnswer] = []
     for check in checks:
         refusal = check(state, operation)
         if refusal is None:
@@ -67,7 +79,7 @@ def allowed(state: State, operation: Invoke) -> frozenset[Answer]:
     return frozenset((OK, *answers))
 
 
-def after(state: State, operation: Invoke, answer: Answer) -> State:
+def after(state: State, operation: Invoke, answer: OracleAnswer) -> State:
     """The state once the operation has answered so. Raises ValueError if it must not."""
     if answer not in allowed(state, operation):
         raise ValueError(f"{operation.f} must not answer {answer}")
@@ -82,7 +94,7 @@ def after(state: State, operation: Invoke, answer: Answer) -> State:
     return replace(state, world=forget(world, operation.op))
 
 
-def _refused(state: State, operation: Invoke, answer: Answer) -> State:
+def _refused(state: State, operation: Invoke, answer: OracleAnswer) -> State:
     """Nothing has changed but what a refusal leaves behind."""
     context = state.world.context(argument(operation, "source"))
     key = argument(operation, "key") if context is None else context.key

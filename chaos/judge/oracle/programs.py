@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from chaos.history.reading import argument
 from chaos.history.records import Invoke, Value
 from chaos.judge.ledger.world import ON_CGROUPS
-from chaos.judge.oracle import Answer, State, after, allowed, under_way
+from chaos.judge.oracle import OracleAnswer, State, after, allowed, under_way
 
 AGENTS = ("p0", "p1", "p2")
 VMS = ("v0", "v1", "v2", "v3", "v4")
@@ -44,16 +44,16 @@ _PROLOGUE: tuple[tuple[str, str, dict[str, Value]], ...] = (
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class ProgramStep:
     """An operation that was made, with its answer; None if it was left under way."""
 
     before: State
     operation: Invoke
-    answer: Answer | None
+    answer: OracleAnswer | None
     state: State
 
 
-def run(state: State, program: bytes) -> Iterator[Step]:
+def run(state: State, program: bytes) -> Iterator[ProgramStep]:
     """Carry the program out. Operations that cannot be made where they come are passed over."""
     pending: list[Invoke] = []
     for number, (f, agent, args) in enumerate(_PROLOGUE):
@@ -76,10 +76,10 @@ def run(state: State, program: bytes) -> Iterator[Step]:
             for step in _sent(state, operation, how):
                 state = step.state
                 yield step
-            if f in _CAN_BE_UNDER_WAY and how % _LEFT_UNDER_WAY == 0 and Answer() in allowed(state, operation):
+            if f in _CAN_BE_UNDER_WAY and how % _LEFT_UNDER_WAY == 0 and OracleAnswer() in allowed(state, operation):
                 pending.append(operation)
                 begun = under_way(state, operation)
-                yield Step(state, operation, None, begun)
+                yield ProgramStep(state, operation, None, begun)
                 state = begun
                 continue
         step = _made(state, operation, how)
@@ -88,7 +88,7 @@ def run(state: State, program: bytes) -> Iterator[Step]:
             yield step
 
 
-def _sent(state: State, operation: Invoke, how: int) -> Iterator[Step]:
+def _sent(state: State, operation: Invoke, how: int) -> Iterator[ProgramStep]:
     """Mostly whoever is to take a context is sent the descriptor of the VM that has it, as in a migration."""
     source = state.world.vm(argument(operation, "source"))
     if source is None or source.agent == operation.agent or how <= _RARELY:
@@ -99,12 +99,12 @@ def _sent(state: State, operation: Invoke, how: int) -> Iterator[Step]:
         yield step
 
 
-def _made(state: State, operation: Invoke, how: int) -> Step | None:
+def _made(state: State, operation: Invoke, how: int) -> ProgramStep | None:
     answers = sorted(allowed(state, operation), key=lambda answer: (answer.errno != 0, -answer.errno, answer))
     if not answers:
         return None
     answer = answers[how // 3 % len(answers) if how % 3 == 0 else 0]  # mostly success, where that is allowed
-    return Step(state, operation, answer, after(state, operation, answer))
+    return ProgramStep(state, operation, answer, after(state, operation, answer))
 
 
 def _operation(state: State, op: int, f: str, on: int, with_: int) -> Invoke:
@@ -140,7 +140,7 @@ def _invoke(op: int, f: str, agent: str, args: dict[str, Value]) -> Invoke:
     return Invoke(t=op, op=op, f=f, agent=agent, pid=0, step=-1, args=args)
 
 
-def violations(step: Step) -> Iterator[str]:
+def violations(step: ProgramStep) -> Iterator[str]:
     """What of part 0 does not hold of the state after the step; nothing if all does."""
     state, world = step.state, step.state.world
     charged = world.charges
@@ -166,7 +166,7 @@ def violations(step: Step) -> Iterator[str]:
     yield from _changed(step)
 
 
-def _changed(step: Step) -> Iterator[str]:
+def _changed(step: ProgramStep) -> Iterator[str]:
     """What the step may not have changed."""
     f, before, now = step.operation.f, step.before.world, step.state.world
     if step.answer is not None and step.answer.errno:

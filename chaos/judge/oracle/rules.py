@@ -15,7 +15,7 @@ from errno import EBADF, EBUSY, EEXIST, EFAULT, EINVAL, EIO, ENOENT, ENOMEM, ENO
 from chaos.history.reading import argument, levels, number
 from chaos.history.records import Invoke
 from chaos.judge.ledger.world import ON_ITS_WAY, Reference
-from chaos.judge.oracle.state import Answer, Refusal, State, charge
+from chaos.judge.oracle.state import OracleAnswer, Refusal, State, charge
 
 Check = Callable[[State, Invoke], Refusal | None]
 ES = "sev_es"
@@ -33,11 +33,11 @@ OF_MIRRORS = (4, 16, 17, 18)  # LAUNCH_UPDATE_VMSA, GUEST_STATUS, DBG_DECRYPT, D
 
 
 def _sure(errno: int, *, when: bool) -> Refusal | None:
-    return Refusal(Answer(errno)) if when else None
+    return Refusal(OracleAnswer(errno)) if when else None
 
 
 def _maybe(errno: int, *, when: bool, firmware: bool = False) -> Refusal | None:
-    return Refusal(Answer(errno, firmware), sure=False) if when else None
+    return Refusal(OracleAnswer(errno, firmware), sure=False) if when else None
 
 
 # -- every ioctl on a VM ----------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ def _charge_of_init(state: State, op: Invoke) -> Refusal | None:
         return None
     answer = charge(state, payer, argument(op, "key"))
     if answer.errno == EINVAL and not state.rules.init_errors_shown:
-        answer = Answer(EBUSY)
+        answer = OracleAnswer(EBUSY)
     return Refusal(answer) if answer.errno else None
 
 
@@ -297,7 +297,7 @@ def _not_started(state: State, op: Invoke) -> Refusal | None:
     """Without LAUNCH_START there is no handle, and no /dev/sev was remembered to send the command through."""
     context = state.world.shared(argument(op, "vm"))
     started = context is None or context.launched
-    return None if started else Refusal(Answer(EBADF), sure=False)
+    return None if started else Refusal(OracleAnswer(EBADF), sure=False)
 
 
 def _cut_off(state: State, op: Invoke) -> Refusal | None:
@@ -307,13 +307,13 @@ def _cut_off(state: State, op: Invoke) -> Refusal | None:
 
 def _no_guest(state: State, op: Invoke) -> Refusal | None:
     context = state.world.shared(argument(op, "vm"))
-    return None if context is None or context.launched else Refusal(Answer(EIO, firmware=True))
+    return None if context is None or context.launched else Refusal(OracleAnswer(EIO, firmware=True))
 
 
 def _started_twice(state: State, op: Invoke) -> Refusal | None:
     """The ASID is another guest's already: ACTIVATE answers ASID_OWNED."""
     context = state.world.context(argument(op, "vm"))
-    return Refusal(Answer(EIO, firmware=True)) if context is not None and context.launched else None
+    return Refusal(OracleAnswer(EIO, firmware=True)) if context is not None and context.launched else None
 
 
 def _noticed(state: State, op: Invoke) -> Refusal | None:

@@ -21,7 +21,7 @@ from chaos.judge.oracle.versions import Rules
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Answer:
+class OracleAnswer:
     """How an operation ends: `errno`, 0 for success. `firmware` if a status of the firmware's comes with it.
 
     `at` is the cgroup whose limit it was, which counts an event there; "" if it was none of ours. `full` if that limit
@@ -34,14 +34,14 @@ class Answer:
     full: bool = False
 
 
-OK = Answer()
+OK = OracleAnswer()
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """A reason to refuse. One that is not `sure` depends on what nobody recorded: both ways are allowed."""
 
-    answer: Answer
+    answer: OracleAnswer
     sure: bool = True
 
 
@@ -90,7 +90,7 @@ def events(state: State) -> Mapping[tuple[str, str], int]:
     return total
 
 
-def charge(state: State, cgroup: str, key: str) -> Answer:
+def charge(state: State, cgroup: str, key: str) -> OracleAnswer:
     """The answer to one more charge: `OK`, or the first limit from the cgroup upwards that is in the way.
 
     Every level is compared with its own misc.max and with the host's capacity (misc_cg_try_charge()). The host's own
@@ -98,13 +98,13 @@ def charge(state: State, cgroup: str, key: str) -> Answer:
     """
     capacity = state.capacity_of(key)
     if capacity == 0:
-        return Answer(EINVAL)
+        return OracleAnswer(EINVAL)
     used = state.world.charges
     for level in reversed(levels(cgroup)):
         limit = state.limit(level, key)
         if used[level, key] + 1 > min(capacity, capacity if limit is None else limit):
-            return Answer(EBUSY, at=level, full=limit is None or limit >= capacity)
-    return OK if used[".", key] + _of(state.foreign, key) + 1 <= capacity else Answer(EBUSY)
+            return OracleAnswer(EBUSY, at=level, full=limit is None or limit >= capacity)
+    return OK if used[".", key] + _of(state.foreign, key) + 1 <= capacity else OracleAnswer(EBUSY)
 
 
 def _of(pairs: Iterable[tuple[str, int]], key: str) -> int:

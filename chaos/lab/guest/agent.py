@@ -25,7 +25,19 @@ from pathlib import Path
 from typing import NoReturn
 
 from chaos.lab import protocol
-from chaos.lab.protocol import Execute, Exited, Hello, Ping, Pong, Ready, Resize, Signal, Started, StdinEnd, Terminal
+from chaos.lab.protocol import (
+    Execute,
+    LabHello,
+    LabReady,
+    Ping,
+    Pong,
+    ProgramExited,
+    Resize,
+    Signal,
+    Started,
+    StdinEnd,
+    Terminal,
+)
 from chaos.linux import tracefs
 
 CHUNK = 1 << 16
@@ -107,7 +119,7 @@ class Input(Pump):
 
 
 @dataclass(slots=True)
-class Program:
+class RunningProgram:
     """A running child. `pidfd` becomes readable when it has ended."""
 
     pid: int
@@ -126,11 +138,11 @@ class Program:
         self.stdin.sink = -1
 
 
-class Agent:
+class LabAgent:
     def __init__(self) -> None:
         self.ports = {name: open_port(name) for name in protocol.PORTS}
         self.buffer = b""
-        self.program: Program | None = None
+        self.program: RunningProgram | None = None
         self.draining: Input | None = None
 
     def serve(self) -> None:
@@ -171,7 +183,7 @@ class Agent:
         *lines, self.buffer = self.buffer.split(b"\n")
         return lines
 
-    def _say(self, message: protocol.FromAgent) -> None:
+    def _say(self, message: protocol.FromLabAgent) -> None:
         data = protocol.encode(message)
         while data:
             try:
@@ -183,14 +195,14 @@ class Agent:
 
     def _handle(self, message: protocol.ToAgent) -> None:
         match message:
-            case Hello():
+            case LabHello():
                 time.clock_settime_ns(time.CLOCK_REALTIME, message.realtime)
                 Path("/dev/urandom").write_bytes(message.entropy)
                 if message.warm:
                     warm()
                 version = Path("/proc/version").read_text().strip()
                 sev = Path("/dev/sev").exists()
-                self._say(Ready(release=os.uname().release, version=version, sev=sev))
+                self._say(LabReady(release=os.uname().release, version=version, sev=sev))
             case Ping():
                 self._say(Pong(monotonic=time.monotonic_ns()))
             case Execute():
@@ -211,11 +223,11 @@ class Agent:
         except OSError as error:
             code = 127 if isinstance(error, FileNotFoundError) else 126
             self.draining = Input(self.ports["stdin"], -1)
-            self._say(Exited(code=code, stdout=0, stderr=0, reason=f"{order.argv[0]}: {error.strerror}"))
+            self._say(ProgramExited(code=code, stdout=0, stderr=0, reason=f"{order.argv[0]}: {error.strerror}"))
             return
         self._say(Started(pid=self.program.pid))
 
-    def _advance(self, program: Program) -> None:
+    def _advance(self, program: RunningProgram) -> None:
         program.stdin.step()
         for pump in program.outputs:
             pump.step()
@@ -225,7 +237,7 @@ class Agent:
             return
         self._finish(program)
 
-    def _finish(self, program: Program) -> None:
+    def _finish(self, program: RunningProgram) -> None:
         status = os.waitid(os.P_PID, program.pid, os.WEXITED)
         assert status is not None
         code = status.si_status if status.si_code == os.CLD_EXITED else 128 + status.si_status
@@ -238,7 +250,7 @@ class Agent:
         for fd in {program.pidfd, *program.closing}:
             os.close(fd)
         self.program = None
-        self._say(Exited(code=code, stdout=out, stderr=err))
+        self._say(ProgramExited(code=code, stdout=out, stderr=err))
 
 
 def warm() -> None:
@@ -264,7 +276,7 @@ def resize(terminal: int, size: Terminal) -> None:
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", size.rows, size.columns, 0, 0))
 
 
-def start(order: Execute, ports: dict[str, int]) -> Program:
+def start(order: Execute, ports: dict[str, int]) -> RunningProgram:
     """Fork the program. Raises OSError if it cannot be executed."""
     ends = _terminal_ends(order.terminal) if order.terminal else _pipe_ends()
     report_read, report_write = os.pipe()  # closes on exec; carries the errno if there is none
@@ -288,7 +300,7 @@ def start(order: Execute, ports: dict[str, int]) -> Program:
     outputs = [Pump(ends.ours[1], ports["stdout"])]
     if order.terminal is None:
         outputs.append(Pump(ends.ours[2], ports["stderr"]))
-    return Program(
+    return RunningProgram(
         pid=pid, pidfd=os.pidfd_open(pid), stdin=stdin, outputs=tuple(outputs),
         terminal=ends.ours[0] if order.terminal else None, closing=sorted(set(ends.ours)),
     )  # fmt: skip
@@ -366,4 +378,4 @@ def stay_off_the_first_cpu() -> None:
 
 def main() -> None:
     stay_off_the_first_cpu()
-    Agent().serve()
+    LabAgent().serve()

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from chaos.cache import entries
-from chaos.cache.command import Done, must, run, tool
+from chaos.cache.command import CommandResult, must, run, tool
 from chaos.errors import InternalError
 
 SOURCES = Path(__file__).parents[1] / "modules"
@@ -76,7 +76,7 @@ def _place(name: str, label: str) -> tuple[str, str]:
     return label, f"{name}-{digest.hexdigest()[:12]}"
 
 
-def _make(name: str, work: Path, build_dir: Path, config: Mapping[str, str], lock: entries.Lock) -> Done:
+def _make(name: str, work: Path, build_dir: Path, config: Mapping[str, str], lock: entries.Lock) -> CommandResult:
     for path in (SOURCES / name).iterdir():
         shutil.copy(path, work)
     make = tool("make", package="make", purpose=_PURPOSE)

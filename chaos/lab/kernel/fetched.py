@@ -35,7 +35,7 @@ _ABI = re.compile(r"\d+\.\d+\.\d+[A-Za-z0-9.+~-]*-amd64")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a source knows of its kernel; `chaos.lab.kernel.find.Kernel` without the user's words."""
+    """What a source knows of its kernel; `chaos.lab.kernel.find.LabKernel` without the user's words."""
 
     release: str
     version: str
@@ -61,7 +61,7 @@ class Manifest(msgspec.Struct, frozen=True):
     identity: str
 
 
-class _Answer(msgspec.Struct, frozen=True):
+class _FoundBefore(msgspec.Struct, frozen=True):
     stamp: int  # when apt's lists changed last, ns
     abi: str
     version: str
@@ -121,7 +121,7 @@ def _newest(series: str, say: Say) -> tuple[str, str]:
         abi, _, version = here.partition("_")
         say(f"{error.message.split(';')[0]}; using {abi} from the cache")
         return abi, version
-    known[series] = _Answer(stamp=stamp, abi=abi, version=version)
+    known[series] = _FoundBefore(stamp=stamp, abi=abi, version=version)
     temporary = record.with_name(f".{record.name}.{os.getpid()}")
     with entries.space_guard("a note on kernel versions", 4096):
         temporary.write_bytes(msgspec.json.encode(known))
@@ -129,9 +129,9 @@ def _newest(series: str, say: Say) -> tuple[str, str]:
     return abi, version
 
 
-def _known_answers(record: Path) -> dict[str, _Answer]:
+def _known_answers(record: Path) -> dict[str, _FoundBefore]:
     try:
-        return msgspec.json.decode(record.read_bytes(), type=dict[str, _Answer])
+        return msgspec.json.decode(record.read_bytes(), type=dict[str, _FoundBefore])
     except (FileNotFoundError, msgspec.DecodeError):
         return {}
 

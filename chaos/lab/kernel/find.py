@@ -13,15 +13,13 @@ A kernel that cannot carry the lab is refused here, with every option it lacks, 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from chaos.cache.entries import Say
 from chaos.errors import HostLacks, UsageError
 from chaos.lab.kernel import build, fetched, local
 from chaos.lab.kernel.kconfig import read_config
-
-Say = Callable[[str], None]
 
 ALLOWED = (
     "debian:SERIES (debian:6.1), debian:ABI (debian:6.1.0-47-amd64), running, installed:RELEASE,"
@@ -30,7 +28,7 @@ ALLOWED = (
 
 
 @dataclass(frozen=True, slots=True)
-class Kernel:
+class LabKernel:
     """A kernel that is there and fits. Directories are absolute."""
 
     source: str  # as the user asked: "debian:6.12"
@@ -51,7 +49,7 @@ def default_kernels() -> tuple[str, str]:
     return ("debian:6.1", "debian:6.12")
 
 
-def find_kernel(source: str, *, say: Say = silent, system: Path = Path("/")) -> Kernel:
+def find_kernel(source: str, *, say: Say = silent, system: Path = Path("/")) -> LabKernel:
     """The kernel that `source` names, fetched when it is not there yet. `system` is where `/boot` is.
 
     Raises UsageError for a source that cannot be one, NoKernel for a kernel that cannot be had or does not
@@ -69,7 +67,7 @@ def find_kernel(source: str, *, say: Say = silent, system: Path = Path("/")) -> 
         found = local.find_tree(Path(source).expanduser().absolute(), say=say)
     else:
         raise UsageError(f"{source!r} names no kernel", remedy=f"allowed are: {ALLOWED}")
-    return Kernel(
+    return LabKernel(
         source=source,
         release=found.release,
         version=found.version,
@@ -85,7 +83,7 @@ def find_busybox(*, say: Say = silent) -> Path:
     return fetched.find_busybox(say=say)
 
 
-def build_module(kernel: Kernel, name: str, *, say: Say = silent) -> Path:
+def build_module(kernel: LabKernel, name: str, *, say: Say = silent) -> Path:
     """The module of the folder `modules/NAME`, built for this kernel: the path of the .ko. Raises HostLacks."""
     return build.build(
         name,
@@ -96,6 +94,6 @@ def build_module(kernel: Kernel, name: str, *, say: Say = silent) -> Path:
     )
 
 
-def module_warnings(kernel: Kernel, name: str) -> list[str]:
+def module_warnings(kernel: LabKernel, name: str) -> list[str]:
     """What was warned of when `name` was built for this kernel; the tests want none."""
     return build.warnings(build_module(kernel, name))

@@ -19,13 +19,13 @@ from pathlib import Path
 
 from chaos.cache import entries
 from chaos.cache.wholefile import whole_file
-from chaos.lab.kernel.find import Kernel
+from chaos.lab.kernel.find import LabKernel
 
 _NOTE_TYPE_PVH = 18  # XEN_ELFNOTE_PHYS32_ENTRY
 _DECOMPRESS_DEADLINE = 60.0
 
 
-def bootable(kernel: Kernel) -> Path:
+def bootable(kernel: LabKernel) -> Path:
     """What to give QEMU as the kernel: the unpacked one if it can be had, else the image as it is."""
     path = entries.entry_path("images", f"vmlinux-{kernel.identity[:16]}")
     if path.exists():

@@ -34,7 +34,7 @@ class Buffer(msgspec.Struct, frozen=True):
         return self.LAYOUT.pack(*msgspec.structs.astuple(self))
 
 
-class Init(Buffer, frozen=True):
+class InitBuffer(Buffer, frozen=True):
     LAYOUT: ClassVar[Struct] = Struct("<IIQI")
     flags: int
     reserved: int
@@ -53,7 +53,7 @@ class InitEx(Buffer, frozen=True):
     nv_len: int
 
 
-class PlatformStatus(Buffer, frozen=True):
+class PlatformStatusBuffer(Buffer, frozen=True):
     """`owner` is bit 0 of byte 3 and `config` bits 15:0 from byte 4, which the kernel reads as one 32-bit `flags`."""
 
     LAYOUT: ClassVar[Struct] = Struct("<BBBBHxBI")
@@ -97,7 +97,7 @@ class Activate(Buffer, frozen=True):
     asid: int
 
 
-class GuestStatus(Buffer, frozen=True):
+class GuestStatusBuffer(Buffer, frozen=True):
     LAYOUT: ClassVar[Struct] = Struct("<IIIB")
     handle: int
     policy: int
@@ -105,7 +105,7 @@ class GuestStatus(Buffer, frozen=True):
     state: int
 
 
-class Start(Buffer, frozen=True):
+class StartBuffer(Buffer, frozen=True):
     """LAUNCH_START and RECEIVE_START. `handle` goes in as the guest to share a key with (0: none)."""
 
     LAYOUT: ClassVar[Struct] = Struct("<IIQI4xQI")
@@ -172,15 +172,15 @@ class Attestation(Buffer, frozen=True):
 
 
 _SIZES: Final[dict[type[Buffer], int]] = {
-    Init: 20,
+    InitBuffer: 20,
     InitEx: 36,
-    PlatformStatus: 12,
+    PlatformStatusBuffer: 12,
     Blob: 12,
     TwoBlobs: 28,
     Handle: 4,
     Activate: 8,
-    GuestStatus: 13,
-    Start: 36,
+    GuestStatusBuffer: 13,
+    StartBuffer: 36,
     Region: 20,
     Packet: 52,
     SendStart: 68,

@@ -22,8 +22,8 @@ from typing import Final, Self
 import msgspec
 
 from chaos.lab.psp import curve
-from chaos.lab.psp.numbers import API_MAJOR, API_MINOR, CERT_SIZE, Status
-from chaos.lab.psp.state import Identity, Refused, Rng
+from chaos.lab.psp.numbers import API_MAJOR, API_MINOR, CERT_SIZE, FirmwareStatus
+from chaos.lab.psp.state import CommandRefused, Identity, Rng
 
 VERSION: Final = 1
 CURVE_P384: Final = 2
@@ -84,7 +84,7 @@ class Certificate(msgspec.Struct, frozen=True):
     usage: int
     algorithm: int
     curve_id: int
-    point: curve.Point
+    point: curve.CurvePoint
     version: int
     signatures: tuple[Signature, Signature]
 
@@ -141,31 +141,31 @@ def make(usage: Usage, key: bytes, *signers: tuple[Usage, bytes]) -> Certificate
 def validate(certificate: Certificate, signer: Certificate) -> None:
     """Refuse unless `certificate` is well formed and bears a good signature of `signer`, who may sign such."""
     if not signer.has_key:
-        raise Refused(Status.INVALID_CERTIFICATE)
+        raise CommandRefused(FirmwareStatus.INVALID_CERTIFICATE)
     _check_signature(certificate, signer)
     if certificate.version != VERSION or not certificate.has_key:
-        raise Refused(Status.INVALID_CERTIFICATE)
+        raise CommandRefused(FirmwareStatus.INVALID_CERTIFICATE)
     if signer.usage not in _SIGNERS[Usage(certificate.usage)]:
-        raise Refused(Status.INVALID_CERTIFICATE)
+        raise CommandRefused(FirmwareStatus.INVALID_CERTIFICATE)
 
 
 def _check_signature(certificate: Certificate, signer: Certificate) -> None:
     if any(signature.malformed for signature in certificate.signatures):
-        raise Refused(Status.BAD_SIGNATURE)
+        raise CommandRefused(FirmwareStatus.BAD_SIGNATURE)
     mine = [
         signature
         for signature in certificate.signatures
         if (signature.usage, signature.algorithm) == (signer.usage, signer.algorithm)
     ]
     if not mine:
-        raise Refused(Status.INVALID_CERTIFICATE)
+        raise CommandRefused(FirmwareStatus.INVALID_CERTIFICATE)
     if signer.algorithm not in (Algorithm.ECDSA_SHA256, Algorithm.ECDSA_SHA384):
-        raise Refused(Status.UNSUPPORTED)
+        raise CommandRefused(FirmwareStatus.UNSUPPORTED)
     sha384 = signer.algorithm == Algorithm.ECDSA_SHA384
     if not any(
         curve.verify(signer.point, certificate.body, (signature.r, signature.s), sha384=sha384) for signature in mine
     ):
-        raise Refused(Status.BAD_SIGNATURE)
+        raise CommandRefused(FirmwareStatus.BAD_SIGNATURE)
 
 
 # -- the platform's own
@@ -225,13 +225,13 @@ def imported(identity: Identity, chip: bytes, pek: Certificate, oca: Certificate
     validate(pek, oca)
     current = pek_certificate(identity, chip)
     if pek.body != current.body:
-        raise Refused(Status.INVALID_CERTIFICATE)
+        raise CommandRefused(FirmwareStatus.INVALID_CERTIFICATE)
     endorsement = next(signature for signature in current.signatures if signature.usage == Usage.CEK)
     places = list(pek.signatures)
     try:
         places[places.index(Signature())] = endorsement
     except ValueError:
-        raise Refused(Status.INVALID_CERTIFICATE) from None
+        raise CommandRefused(FirmwareStatus.INVALID_CERTIFICATE) from None
     full = Certificate(pek.body, pek.usage, pek.algorithm, pek.curve_id, pek.point, pek.version, (places[0], places[1]))
     return Identity(
         oca=b"",

@@ -27,8 +27,8 @@ import msgspec
 
 from chaos.errors import InternalError, LabHung, PspDied
 from chaos.lab.psp import wire
-from chaos.lab.psp.mailbox import Record
-from chaos.lab.psp.plan import Firing, Plan
+from chaos.lab.psp.mailbox import CommandRecord
+from chaos.lab.psp.plan import FailpointPlan, Firing
 
 DEADLINE_S: Final = 10.0
 _LINE_LIMIT: Final = 1 << 30  # a snapshot holds the launch data of guests that are being launched
@@ -44,10 +44,10 @@ class PspControl:
         self._writer = writer
         self._next = 1
         self._waiting: dict[int, asyncio.Future[wire.AnyReply]] = {}
-        self._ready: asyncio.Future[wire.Ready] = asyncio.get_running_loop().create_future()
+        self._ready: asyncio.Future[wire.PspReady] = asyncio.get_running_loop().create_future()
         self._firings: asyncio.Queue[Firing | None] = asyncio.Queue()
         self._dead: str | None = None
-        self.records: list[Record] = []
+        self.records: list[CommandRecord] = []
         self.lost = 0
         self._task = asyncio.create_task(self._receive(), name="psp control")
 
@@ -73,31 +73,31 @@ class PspControl:
         message = await self._within(asyncio.shield(self._ready), deadline, "to be ready")
         return message.pid
 
-    async def save(self, deadline: float = DEADLINE_S) -> wire.Snapshot:
+    async def save(self, deadline: float = DEADLINE_S) -> wire.PspSnapshot:
         """Firmware and registers. Stop the machine first: commands that come later are not in it."""
         reply = await self._ask(wire.Save(self._number()), deadline)
         assert isinstance(reply, wire.SavedReply)
         return reply.snapshot
 
-    async def load(self, snapshot: wire.Snapshot, deadline: float = DEADLINE_S) -> None:
+    async def load(self, snapshot: wire.PspSnapshot, deadline: float = DEADLINE_S) -> None:
         """Give a process started with --restore its state; it is ready after that."""
         await self._ask(wire.Load(self._number(), snapshot), deadline)
 
-    async def plan(self, plan: Plan, deadline: float = DEADLINE_S) -> None:
-        """Follow `plan` alone from the next command on; `Plan()` ends all faults but a stall that is on."""
+    async def plan(self, plan: FailpointPlan, deadline: float = DEADLINE_S) -> None:
+        """Follow `plan` alone from the next command on; `FailpointPlan()` ends all faults but a stall that is on."""
         await self._ask(wire.SetPlan(self._number(), plan), deadline)
 
-    async def add(self, plan: Plan, deadline: float = DEADLINE_S) -> None:
+    async def add(self, plan: FailpointPlan, deadline: float = DEADLINE_S) -> None:
         """Follow `plan` as well, after the rules there are."""
         await self._ask(wire.AddPlan(self._number(), plan), deadline)
 
     async def withdraw(self, name: str, deadline: float = DEADLINE_S) -> None:
         """End the faults of this name, and a stall of one of them."""
-        await self._ask(wire.Withdraw(self._number(), name), deadline)
+        await self._ask(wire.WithdrawPlan(self._number(), name), deadline)
 
     async def release(self, deadline: float = DEADLINE_S) -> None:
         """Let the stalled command go on. InternalError if there is none."""
-        await self._ask(wire.Release(self._number()), deadline)
+        await self._ask(wire.ReleaseStalled(self._number()), deadline)
 
     async def status(self, deadline: float = DEADLINE_S) -> wire.StatusReply:
         """How things stand; see StatusReply."""
@@ -135,14 +135,14 @@ class PspControl:
             raise self._death()
         future: asyncio.Future[wire.AnyReply] = asyncio.get_running_loop().create_future()
         self._waiting[request.id] = future
-        what = f"to answer {type(request).__name__.lower()}"
+        what = f"to answer {request.__struct_config__.tag}"
         try:
             self._writer.write(wire.encode(request))
             reply = await self._within(future, deadline, what)
         finally:
             self._waiting.pop(request.id, None)
-        if isinstance(reply, wire.Failed):
-            raise InternalError(f"the software PSP refused {type(request).__name__.lower()}: {reply.message}")
+        if isinstance(reply, wire.PspFailed):
+            raise InternalError(f"the software PSP refused {request.__struct_config__.tag}: {reply.message}")
         return reply
 
     async def _within(self, awaitable: Awaitable[_T], deadline: float, what: str) -> _T:
@@ -166,11 +166,11 @@ class PspControl:
 
     def _take(self, message: wire.AnyReply | wire.AnyEvent) -> None:
         match message:
-            case wire.Ready():
+            case wire.PspReady():
                 self._ready.set_result(message)
             case wire.Fired():
                 self._firings.put_nowait(message.firing)
-            case wire.Traced():
+            case wire.PspTraced():
                 self.records.extend(message.records)
                 self.lost += message.lost
             case _:

@@ -19,7 +19,7 @@ SCALAR_SIZE: Final = 48
 SEED_SIZE: Final = SCALAR_SIZE + 8  # FIPS 186-4 B.4.1: 64 bits more than the order, so that the rest is unbiased
 _ORDER: Final = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973
 
-Point = tuple[int, int]
+CurvePoint = tuple[int, int]
 
 
 def scalar(seed: bytes) -> bytes:
@@ -34,20 +34,20 @@ def _private(key: bytes) -> EllipticCurvePrivateKey:
     return ec.derive_private_key(int.from_bytes(key, "big"), ec.SECP384R1())
 
 
-def _public(point: Point) -> EllipticCurvePublicKey:
+def _public(point: CurvePoint) -> EllipticCurvePublicKey:
     """ValueError if `point` is not on the curve."""
     from cryptography.hazmat.primitives.asymmetric import ec
 
     return ec.EllipticCurvePublicNumbers(*point, ec.SECP384R1()).public_key()
 
 
-def public(key: bytes) -> Point:
+def public(key: bytes) -> CurvePoint:
     """The public half of a private key."""
     numbers = _private(key).public_key().public_numbers()
     return numbers.x, numbers.y
 
 
-def valid(point: Point) -> bool:
+def valid(point: CurvePoint) -> bool:
     """Whether `point` is on the curve."""
     try:
         _public(point)
@@ -65,7 +65,7 @@ def sign(key: bytes, message: bytes) -> tuple[int, int]:
     return utils.decode_dss_signature(signature)
 
 
-def verify(point: Point, message: bytes, signature: tuple[int, int], *, sha384: bool = False) -> bool:
+def verify(point: CurvePoint, message: bytes, signature: tuple[int, int], *, sha384: bool = False) -> bool:
     """Whether `signature` over `message` is that of the owner of `point`, a valid point."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import hashes
@@ -79,7 +79,7 @@ def verify(point: Point, message: bytes, signature: tuple[int, int], *, sha384: 
     return True
 
 
-def agree(key: bytes, point: Point) -> bytes:
+def agree(key: bytes, point: CurvePoint) -> bytes:
     """ECDH: the x coordinate of the shared point, 48 bytes big-endian. `point` is a valid one."""
     from cryptography.hazmat.primitives.asymmetric import ec
 

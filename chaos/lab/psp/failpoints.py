@@ -21,15 +21,27 @@ from typing import Any, Final
 
 import msgspec
 
-from chaos.lab.psp.numbers import Command, Status
-from chaos.lab.psp.plan import UNITS, Action, Corrupt, Delay, Die, Fail, Reset, Rule, Stall, named_status, status_of
+from chaos.lab.psp.numbers import FirmwareCommand, FirmwareStatus
+from chaos.lab.psp.plan import (
+    UNITS,
+    Corrupt,
+    DelayAnswer,
+    Die,
+    Fail,
+    FailpointAction,
+    FailpointRule,
+    Reset,
+    Stall,
+    named_status,
+    status_of,
+)
 
 LENGTH_MAX: Final = 4096
 LATEST_NS: Final = 600 * UNITS["s"]  # later than any run waits
 _SIGNS: Final = {"#": "nth", "/": "every", "%": "percent", "*": "times"}
 _WHEN: Final = re.compile(r"([#/%*])(\d{1,9}(?:\.\d{1,9})?)", re.ASCII)
 _TIME: Final = re.compile(r"(\d{1,12})(ns|us|ms|s)", re.ASCII)
-_PLAIN: Final[dict[str, Action]] = {
+_PLAIN: Final[dict[str, FailpointAction]] = {
     "skip": Fail("SUCCESS"),
     "stall": Stall(),
     "withhold": Stall(carried_out=True),
@@ -39,19 +51,19 @@ _PLAIN: Final[dict[str, Action]] = {
 }
 
 
-def parse(text: str) -> tuple[Rule, ...]:
+def parse(text: str) -> tuple[FailpointRule, ...]:
     """The rules of a plan, at least one. ValueError."""
     if len(text) > LENGTH_MAX:
         raise ValueError(f"a plan is at most {LENGTH_MAX} characters long, this has {len(text)}")
     return tuple(_failpoint(part.strip()) for part in text.split(";"))
 
 
-def write(rules: tuple[Rule, ...]) -> str:
+def write(rules: tuple[FailpointRule, ...]) -> str:
     """What `parse` reads. The rules' names are not part of it."""
     return "; ".join(map(str, rules))
 
 
-def _failpoint(text: str) -> Rule:
+def _failpoint(text: str) -> FailpointRule:
     place, equals, action = text.partition("=")
     if not equals:
         raise ValueError(
@@ -63,12 +75,14 @@ def _failpoint(text: str) -> Rule:
         raise ValueError(f"{text[:80]!r}: {error}") from error
 
 
-def _rule(place: str, action: Action) -> Rule:
+def _rule(place: str, action: FailpointAction) -> FailpointRule:
     named = re.match(r"\*|\w*", place, re.ASCII)
     assert named is not None  # it matches nothing as well
     command, when = named[0], place[named.end() :]
-    if command not in ("*", *Command.__members__):
-        raise ValueError(f"there is no command {command!r}: give one of {', '.join(Command.__members__)}, or * for any")
+    if command not in ("*", *FirmwareCommand.__members__):
+        raise ValueError(
+            f"there is no command {command!r}: give one of {', '.join(FirmwareCommand.__members__)}, or * for any"
+        )
     conditions: dict[str, Any] = {}
     while when:
         found = _WHEN.match(when)
@@ -81,10 +95,10 @@ def _rule(place: str, action: Action) -> Rule:
             raise ValueError(f"{found[0]} is no whole number")
         conditions[key] = float(number) if key == "percent" else int(number)
         when = when[found.end() :]
-    return Rule(action, command=None if command == "*" else command, **conditions)
+    return FailpointRule(action, command=None if command == "*" else command, **conditions)
 
 
-def _action(text: str) -> Action:
+def _action(text: str) -> FailpointAction:
     word, colon, rest = text.partition(":")
     if not colon and word in _PLAIN:
         return _PLAIN[word]
@@ -97,7 +111,7 @@ def _action(text: str) -> Action:
 def _fail(text: str, *, carried_out: bool = False) -> Fail:
     """Statuses that have a name are known by it."""
     code = status_of(text)
-    if code == Status.SUCCESS:
+    if code == FirmwareStatus.SUCCESS:
         raise ValueError("SUCCESS is no failure; `skip` answers it without doing anything")
     return Fail(named_status(code), carried_out=carried_out)
 
@@ -106,19 +120,19 @@ def _lie(text: str) -> Fail:
     return _fail(text, carried_out=True)
 
 
-def _delay(text: str) -> Delay:
+def _delay(text: str) -> DelayAnswer:
     found = _TIME.fullmatch(text)
     if found is None:
         raise ValueError(f"{text!r} is no time: give a number and a unit of {', '.join(UNITS)}, as in 50ms")
     ns = int(found[1]) * UNITS[found[2]]
     if ns > LATEST_NS:
         raise ValueError(f"{text} is too long: at most {LATEST_NS // UNITS['s']}s")
-    return Delay(ns)
+    return DelayAnswer(ns)
 
 
-_WITH_VALUE: Final[dict[str, Callable[[str], Action]]] = {"fail": _fail, "lie": _lie, "delay": _delay}
+_WITH_VALUE: Final[dict[str, Callable[[str], FailpointAction]]] = {"fail": _fail, "lie": _lie, "delay": _delay}
 
 
-def named(rules: tuple[Rule, ...], name: str) -> tuple[Rule, ...]:
+def named(rules: tuple[FailpointRule, ...], name: str) -> tuple[FailpointRule, ...]:
     """The same, to be known by this name."""
     return tuple(msgspec.structs.replace(rule, name=name) for rule in rules)

@@ -20,11 +20,11 @@ import hmac
 import msgspec
 
 from chaos.lab.psp.memory import BadAddress, Memory
-from chaos.lab.psp.numbers import GuestState, PlatformState, Policy, Status
-from chaos.lab.psp.state import Config, Guest, Identity, Refused, Rng, Saved
+from chaos.lab.psp.numbers import FirmwareStatus, GuestPolicy, GuestState, PlatformState
+from chaos.lab.psp.state import CommandRefused, Config, FirmwareGuest, Identity, Rng, Saved
 
 
-class Firmware:
+class SoftwareFirmware:
     """One PSP. Attributes are its state; the methods are the questions that more than one command asks."""
 
     def __init__(self, memory: Memory, config: Config) -> None:
@@ -32,7 +32,7 @@ class Firmware:
         self.config = config
         self.platform = PlatformState.UNINIT
         self.es_enabled = False
-        self.guests: dict[int, Guest] = {}
+        self.guests: dict[int, FirmwareGuest] = {}
         self.dirty: set[int] = set(range(1, config.max_asid + 1))
         self.wbinvd_done = False
         self.identity: Identity | None = None
@@ -59,7 +59,7 @@ class Firmware:
         )
 
     @classmethod
-    def load(cls, memory: Memory, saved: Saved) -> Firmware:
+    def load(cls, memory: Memory, saved: Saved) -> SoftwareFirmware:
         """The firmware that was saved, over `memory`."""
         firmware = cls(memory, saved.config)
         firmware.platform = saved.platform
@@ -109,18 +109,18 @@ class Firmware:
     def need(self, *states: PlatformState) -> None:
         """Refuse unless the platform is in one of `states`."""
         if self.platform not in states:
-            raise Refused(Status.INVALID_PLATFORM_STATE)
+            raise CommandRefused(FirmwareStatus.INVALID_PLATFORM_STATE)
 
-    def guest(self, handle: int, *states: GuestState) -> Guest:
+    def guest(self, handle: int, *states: GuestState) -> FirmwareGuest:
         """The guest of `handle`, refused if there is none or it is in none of `states` (none given: any will do)."""
         guest = self.guests.get(handle)
         if guest is None:
-            raise Refused(Status.INVALID_GUEST)
+            raise CommandRefused(FirmwareStatus.INVALID_GUEST)
         if states and guest.state not in states:
-            raise Refused(Status.INVALID_GUEST_STATE)
+            raise CommandRefused(FirmwareStatus.INVALID_GUEST_STATE)
         return guest
 
-    def owner(self, asid: int) -> Guest | None:
+    def owner(self, asid: int) -> FirmwareGuest | None:
         """The guest that has `asid`, or None."""
         return next((guest for guest in self.guests.values() if guest.asid == asid), None)
 
@@ -129,17 +129,17 @@ class Firmware:
         for handle in range(1, self.config.max_guests + 1):
             if handle not in self.guests:
                 return handle
-        raise Refused(Status.RESOURCE_LIMIT)
+        raise CommandRefused(FirmwareStatus.RESOURCE_LIMIT)
 
-    def admit(self, guest: Guest, shared_handle: int) -> int:
+    def admit(self, guest: FirmwareGuest, shared_handle: int) -> int:
         """Check a new guest against the platform and the guest whose key it wants, take it in, return its handle."""
         if shared_handle:
             shared = self.guest(shared_handle)
-            if guest.policy != shared.policy or guest.policy & Policy.NOKS:
-                raise Refused(Status.POLICY_FAILURE)
+            if guest.policy != shared.policy or guest.policy & GuestPolicy.NOKS:
+                raise CommandRefused(FirmwareStatus.POLICY_FAILURE)
         handle = self._free_handle()
-        if guest.policy & Policy.ES and not self.es_enabled:
-            raise Refused(Status.UNSUPPORTED)
+        if guest.policy & GuestPolicy.ES and not self.es_enabled:
+            raise CommandRefused(FirmwareStatus.UNSUPPORTED)
         self.guests[handle] = msgspec.structs.replace(guest, handle=handle)
         self.platform = PlatformState.WORKING
         return handle
@@ -149,14 +149,14 @@ class Firmware:
         assert self.identity is not None
         return self.identity
 
-    def deactivate(self, guest: Guest) -> Guest:
+    def deactivate(self, guest: FirmwareGuest) -> FirmwareGuest:
         """`guest` without its ASID, which is dirty from now on."""
         self._soil(guest)
         released = msgspec.structs.replace(guest, asid=0)
         self.guests[guest.handle] = released
         return released
 
-    def _soil(self, guest: Guest) -> None:
+    def _soil(self, guest: FirmwareGuest) -> None:
         unrun = guest.state in (GuestState.LAUNCH_UPDATE, GuestState.LAUNCH_SECRET, GuestState.RECEIVE_UPDATE)
         if guest.asid and not (unrun and self.config.forgive_unrun):
             self.dirty.add(guest.asid)

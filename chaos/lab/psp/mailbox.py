@@ -23,7 +23,7 @@ from collections.abc import Callable
 import msgspec
 
 from chaos.lab.psp import model
-from chaos.lab.psp.firmware import Firmware
+from chaos.lab.psp.firmware import SoftwareFirmware
 from chaos.lab.psp.memory import BadAddress
 from chaos.lab.psp.numbers import (
     CMDBUFF_HI,
@@ -38,10 +38,10 @@ from chaos.lab.psp.numbers import (
     INTSTS,
     RESPONSE_BIT,
 )
-from chaos.lab.psp.plan import Corrupt, Delay, Die, Fail, Firing, Plan, Planner, Reset, Stall
+from chaos.lab.psp.plan import Corrupt, DelayAnswer, Die, Fail, FailpointPlan, Firing, Planner, Reset, Stall
 
 
-class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class CommandRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One command. Times are CLOCK_MONOTONIC nanoseconds, from seeing the command to having answered it.
 
     `status` is None for a command that was never answered: a dead firmware's, or one the host gave up on while it was
@@ -73,7 +73,7 @@ class _Pending(msgspec.Struct):
     name: str = ""
     fault: str = ""
     due_ns: int | None = None
-    outcome: model.Outcome | None = None
+    outcome: model.CommandOutcome | None = None
 
     @property
     def id(self) -> int:
@@ -92,11 +92,11 @@ class Mailbox:
     def __init__(
         self,
         registers: mmap.mmap | bytearray,
-        firmware: Firmware,
+        firmware: SoftwareFirmware,
         *,
         interrupt: Callable[[], None],
         clock: Callable[[], int],
-        on_record: Callable[[Record], None] = lambda _record: None,
+        on_record: Callable[[CommandRecord], None] = lambda _record: None,
         on_firing: Callable[[Firing], None] = lambda _firing: None,
     ) -> None:
         self.firmware = firmware
@@ -108,7 +108,7 @@ class Mailbox:
         self._clock = clock
         self._on_record = on_record
         self._on_firing = on_firing
-        self._planner = Planner(Plan())
+        self._planner = Planner(FailpointPlan())
         self._pending: _Pending | None = None
         self.dead = False
         self._words[FEATURE // 4] = FEATURE_SEV
@@ -132,11 +132,11 @@ class Mailbox:
             raise ValueError(f"saved registers are {len(data)} bytes or more, not {size}")
         self._bytes[:] = data
 
-    def plan(self, plan: Plan) -> None:
+    def plan(self, plan: FailpointPlan) -> None:
         """Follow `plan`, and it alone, from the next command on. Its counters start from nothing."""
         self._planner = Planner(plan)
 
-    def add(self, plan: Plan) -> None:
+    def add(self, plan: FailpointPlan) -> None:
         """Follow `plan` as well."""
         self._planner.add(plan)
 
@@ -201,8 +201,8 @@ class Mailbox:
             case Fail() as action:
                 handle = self._execute(command).handle if action.carried_out else self._subject(command)
                 self._fire(command)
-                self._answer(command, model.Outcome(action.code, handle))
-            case Delay() as action:
+                self._answer(command, model.CommandOutcome(action.code, handle))
+            case DelayAnswer() as action:
                 command.due_ns = command.start_ns + action.ns
                 self._hold(command)
             case Stall() as action:
@@ -237,7 +237,7 @@ class Mailbox:
     def _address(self) -> int:
         return int(self._words[CMDBUFF_HI // 4]) << 32 | int(self._words[CMDBUFF_LO // 4])
 
-    def _execute(self, command: _Pending) -> model.Outcome:
+    def _execute(self, command: _Pending) -> model.CommandOutcome:
         self.executed[model.name(command.id)] += 1
         return model.execute(self.firmware, command.id, self._address())
 
@@ -254,7 +254,7 @@ class Mailbox:
             return False
         return True
 
-    def _answer(self, command: _Pending, outcome: model.Outcome) -> None:
+    def _answer(self, command: _Pending, outcome: model.CommandOutcome) -> None:
         self._words[CMDRESP // 4] = RESPONSE_BIT | outcome.status
         if command.word & INTERRUPT_ON_COMPLETION:
             self._words[INTSTS // 4] = COMMAND_COMPLETE
@@ -263,7 +263,7 @@ class Mailbox:
 
     def _record(self, command: _Pending, status: int | None, handle: int | None) -> None:
         self._on_record(
-            Record(
+            CommandRecord(
                 sequence=command.sequence,
                 command=model.name(command.id),
                 handle=handle,

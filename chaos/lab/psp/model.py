@@ -22,21 +22,21 @@ from chaos.lab.psp.buffers import (
     Blob,
     Buffer,
     Debug,
-    GuestStatus,
+    GuestStatusBuffer,
     Handle,
-    Init,
+    InitBuffer,
     InitEx,
     Packet,
-    PlatformStatus,
+    PlatformStatusBuffer,
     Region,
     SendStart,
-    Start,
+    StartBuffer,
     TwoBlobs,
 )
-from chaos.lab.psp.firmware import Firmware
+from chaos.lab.psp.firmware import SoftwareFirmware
 from chaos.lab.psp.memory import BadAddress
-from chaos.lab.psp.numbers import Command, Status
-from chaos.lab.psp.state import Refused
+from chaos.lab.psp.numbers import FirmwareCommand, FirmwareStatus
+from chaos.lab.psp.state import CommandRefused
 
 
 class Use(Enum):
@@ -48,71 +48,77 @@ class Use(Enum):
     LENGTHS = auto()  # read, and written on success and with INVALID_LEN, to tell the length that would do
 
 
-class Entry(msgspec.Struct, frozen=True):
+class CommandEntry(msgspec.Struct, frozen=True):
     """A command's function, the type of its buffer (None: it has none), and how the buffer is used.
 
     The function takes the firmware and the buffer (None for Use.OUT and without buffer), and returns the buffer to
     write back or None to write back what was read. It raises Refused or BadAddress, and then has changed nothing.
     """
 
-    run: Callable[[Firmware, Any], Buffer | None]
+    run: Callable[[SoftwareFirmware, Any], Buffer | None]
     buffer: type[Buffer] | None = None
     use: Use = Use.IN
 
 
-class Outcome(msgspec.Struct, frozen=True):
-    """How a command went. `handle` is the guest it was about, where it was about one. `status` is one of `Status`,
-    unless it was made up."""
+class CommandOutcome(msgspec.Struct, frozen=True):
+    """How a command went. `handle` is the guest it was about, where it was about one. `status` is one of
+    `FirmwareStatus`, unless it was made up."""
 
     status: int
     handle: int | None = None
 
 
-TABLE: Final[dict[int, Entry]] = {
-    Command.INIT: Entry(platform.init, Init),
-    Command.SHUTDOWN: Entry(platform.shutdown),
-    Command.FACTORY_RESET: Entry(platform.factory_reset),
-    Command.PLATFORM_STATUS: Entry(platform.platform_status, PlatformStatus, Use.OUT),
-    Command.PEK_GEN: Entry(platform.pek_gen),
-    Command.PEK_CSR: Entry(platform.pek_csr, Blob, Use.LENGTHS),
-    Command.PEK_CERT_IMPORT: Entry(platform.pek_cert_import, TwoBlobs),
-    Command.PDH_CERT_EXPORT: Entry(platform.pdh_cert_export, TwoBlobs, Use.LENGTHS),
-    Command.PDH_GEN: Entry(platform.pdh_gen),
-    Command.DF_FLUSH: Entry(platform.df_flush),
-    Command.DOWNLOAD_FIRMWARE: Entry(platform.download_firmware, Blob),
-    Command.GET_ID: Entry(platform.get_id, Blob, Use.LENGTHS),
-    Command.INIT_EX: Entry(platform.init_ex, InitEx),
-    Command.NOP: Entry(platform.nop),
-    Command.DECOMMISSION: Entry(guest.decommission, Handle),
-    Command.ACTIVATE: Entry(guest.activate, Activate),
-    Command.DEACTIVATE: Entry(guest.deactivate, Handle),
-    Command.GUEST_STATUS: Entry(guest.guest_status, GuestStatus, Use.IN_OUT),
-    Command.LAUNCH_START: Entry(guest.launch_start, Start, Use.IN_OUT),
-    Command.LAUNCH_UPDATE_DATA: Entry(guest.launch_update_data, Region),
-    Command.LAUNCH_UPDATE_VMSA: Entry(guest.launch_update_vmsa, Region),
-    Command.LAUNCH_MEASURE: Entry(guest.launch_measure, Region, Use.LENGTHS),
-    Command.LAUNCH_UPDATE_SECRET: Entry(transport.launch_secret, Packet),
-    Command.LAUNCH_FINISH: Entry(guest.launch_finish, Handle),
-    Command.ATTESTATION_REPORT: Entry(guest.attestation_report, Attestation, Use.LENGTHS),
-    Command.SEND_START: Entry(transport.send_start, SendStart, Use.LENGTHS),
-    Command.SEND_UPDATE_DATA: Entry(transport.send_update_data, Packet, Use.LENGTHS),
-    Command.SEND_UPDATE_VMSA: Entry(transport.send_update_vmsa, Packet, Use.LENGTHS),
-    Command.SEND_FINISH: Entry(transport.send_finish, Handle),
-    Command.SEND_CANCEL: Entry(transport.send_cancel, Handle),
-    Command.RECEIVE_START: Entry(transport.receive_start, Start, Use.IN_OUT),
-    Command.RECEIVE_UPDATE_DATA: Entry(transport.receive_update_data, Packet),
-    Command.RECEIVE_UPDATE_VMSA: Entry(transport.receive_update_vmsa, Packet),
-    Command.RECEIVE_FINISH: Entry(transport.receive_finish, Handle),
-    Command.DBG_DECRYPT: Entry(guest.debug_copy, Debug),
-    Command.DBG_ENCRYPT: Entry(guest.debug_copy, Debug),
+TABLE: Final[dict[int, CommandEntry]] = {
+    FirmwareCommand.INIT: CommandEntry(platform.init, InitBuffer),
+    FirmwareCommand.SHUTDOWN: CommandEntry(platform.shutdown),
+    FirmwareCommand.FACTORY_RESET: CommandEntry(platform.factory_reset),
+    FirmwareCommand.PLATFORM_STATUS: CommandEntry(platform.platform_status, PlatformStatusBuffer, Use.OUT),
+    FirmwareCommand.PEK_GEN: CommandEntry(platform.pek_gen),
+    FirmwareCommand.PEK_CSR: CommandEntry(platform.pek_csr, Blob, Use.LENGTHS),
+    FirmwareCommand.PEK_CERT_IMPORT: CommandEntry(platform.pek_cert_import, TwoBlobs),
+    FirmwareCommand.PDH_CERT_EXPORT: CommandEntry(platform.pdh_cert_export, TwoBlobs, Use.LENGTHS),
+    FirmwareCommand.PDH_GEN: CommandEntry(platform.pdh_gen),
+    FirmwareCommand.DF_FLUSH: CommandEntry(platform.df_flush),
+    FirmwareCommand.DOWNLOAD_FIRMWARE: CommandEntry(platform.download_firmware, Blob),
+    FirmwareCommand.GET_ID: CommandEntry(platform.get_id, Blob, Use.LENGTHS),
+    FirmwareCommand.INIT_EX: CommandEntry(platform.init_ex, InitEx),
+    FirmwareCommand.NOP: CommandEntry(platform.nop),
+    FirmwareCommand.DECOMMISSION: CommandEntry(guest.decommission, Handle),
+    FirmwareCommand.ACTIVATE: CommandEntry(guest.activate, Activate),
+    FirmwareCommand.DEACTIVATE: CommandEntry(guest.deactivate, Handle),
+    FirmwareCommand.GUEST_STATUS: CommandEntry(guest.guest_status, GuestStatusBuffer, Use.IN_OUT),
+    FirmwareCommand.LAUNCH_START: CommandEntry(guest.launch_start, StartBuffer, Use.IN_OUT),
+    FirmwareCommand.LAUNCH_UPDATE_DATA: CommandEntry(guest.launch_update_data, Region),
+    FirmwareCommand.LAUNCH_UPDATE_VMSA: CommandEntry(guest.launch_update_vmsa, Region),
+    FirmwareCommand.LAUNCH_MEASURE: CommandEntry(guest.launch_measure, Region, Use.LENGTHS),
+    FirmwareCommand.LAUNCH_UPDATE_SECRET: CommandEntry(transport.launch_secret, Packet),
+    FirmwareCommand.LAUNCH_FINISH: CommandEntry(guest.launch_finish, Handle),
+    FirmwareCommand.ATTESTATION_REPORT: CommandEntry(guest.attestation_report, Attestation, Use.LENGTHS),
+    FirmwareCommand.SEND_START: CommandEntry(transport.send_start, SendStart, Use.LENGTHS),
+    FirmwareCommand.SEND_UPDATE_DATA: CommandEntry(transport.send_update_data, Packet, Use.LENGTHS),
+    FirmwareCommand.SEND_UPDATE_VMSA: CommandEntry(transport.send_update_vmsa, Packet, Use.LENGTHS),
+    FirmwareCommand.SEND_FINISH: CommandEntry(transport.send_finish, Handle),
+    FirmwareCommand.SEND_CANCEL: CommandEntry(transport.send_cancel, Handle),
+    FirmwareCommand.RECEIVE_START: CommandEntry(transport.receive_start, StartBuffer, Use.IN_OUT),
+    FirmwareCommand.RECEIVE_UPDATE_DATA: CommandEntry(transport.receive_update_data, Packet),
+    FirmwareCommand.RECEIVE_UPDATE_VMSA: CommandEntry(transport.receive_update_vmsa, Packet),
+    FirmwareCommand.RECEIVE_FINISH: CommandEntry(transport.receive_finish, Handle),
+    FirmwareCommand.DBG_DECRYPT: CommandEntry(guest.debug_copy, Debug),
+    FirmwareCommand.DBG_ENCRYPT: CommandEntry(guest.debug_copy, Debug),
 }
 
 UNSUPPORTED: Final = frozenset(
-    {Command.RING_BUFFER, Command.COPY, Command.ACTIVATE_EX, Command.SWAP_OUT, Command.SWAP_IN}
+    {
+        FirmwareCommand.RING_BUFFER,
+        FirmwareCommand.COPY,
+        FirmwareCommand.ACTIVATE_EX,
+        FirmwareCommand.SWAP_OUT,
+        FirmwareCommand.SWAP_IN,
+    }
 )
 
 
-_NAMES: Final[dict[int, str]] = {command: command.name for command in Command}
+_NAMES: Final[dict[int, str]] = {command: command.name for command in FirmwareCommand}
 
 
 def name(command: int) -> str:
@@ -126,11 +132,11 @@ def buffer_size(command: int) -> int:
     return entry.buffer.size() if entry and entry.buffer else 0
 
 
-def execute(firmware: Firmware, command: int, address: int) -> Outcome:
+def execute(firmware: SoftwareFirmware, command: int, address: int) -> CommandOutcome:
     """Carry out `command`, its buffer at `address`. Whatever the guest wrote there, this returns a status."""
     entry = TABLE.get(command)
     if entry is None:
-        return Outcome(Status.UNSUPPORTED if command in UNSUPPORTED else Status.INVALID_COMMAND)
+        return CommandOutcome(FirmwareStatus.UNSUPPORTED if command in UNSUPPORTED else FirmwareStatus.INVALID_COMMAND)
     request: Buffer | None = None
     try:
         if entry.buffer and entry.use is not Use.OUT:
@@ -139,15 +145,15 @@ def execute(firmware: Firmware, command: int, address: int) -> Outcome:
         if entry.use is not Use.IN and reply is not None:
             firmware.write(address, reply.pack())
     except BadAddress:
-        return Outcome(Status.INVALID_ADDRESS, _handle(request))
-    except Refused as refusal:
+        return CommandOutcome(FirmwareStatus.INVALID_ADDRESS, _handle(request))
+    except CommandRefused as refusal:
         if entry.use is Use.LENGTHS and refusal.reply is not None:
             firmware.write(address, refusal.reply.pack())
-        return Outcome(refusal.status, _handle(request))
-    return Outcome(Status.SUCCESS, _handle(reply))
+        return CommandOutcome(refusal.status, _handle(request))
+    return CommandOutcome(FirmwareStatus.SUCCESS, _handle(reply))
 
 
-def subject(firmware: Firmware, command: int, address: int) -> int | None:
+def subject(firmware: SoftwareFirmware, command: int, address: int) -> int | None:
     """The guest that the command's buffer names as it came, None if it names none."""
     entry = TABLE.get(command)
     if entry is None or entry.buffer is None or entry.use is Use.OUT:

@@ -15,7 +15,7 @@ from enum import IntEnum, IntFlag
 from typing import Final
 
 
-class Command(IntEnum):
+class FirmwareCommand(IntEnum):
     """What bits 26:16 of the command register may hold."""
 
     INIT = 0x001
@@ -97,7 +97,7 @@ class Command(IntEnum):
     SNP_FEATURE_INFO = 0x0CE
 
 
-class Status(IntEnum):
+class FirmwareStatus(IntEnum):
     """What bits 15:0 of the command register hold after a command. Names are the kernel's, spelt right."""
 
     SUCCESS = 0
@@ -161,7 +161,7 @@ class GuestState(IntEnum):
     SENT = 6
 
 
-class Policy(IntFlag):
+class GuestPolicy(IntFlag):
     """Guest policy. Bits 23:16 and 31:24 are the lowest API major and minor the owner accepts."""
 
     NODBG = 1 << 0

@@ -18,22 +18,24 @@ from typing import Final
 
 import msgspec
 
-from chaos.lab.psp.numbers import Command, Status
+from chaos.lab.psp.numbers import FirmwareCommand, FirmwareStatus
 from chaos.lab.psp.state import Rng
 
 _CHANCE_BYTES: Final = 7  # 56 bits: more than a float's mantissa
-_STATUS_NAMES: Final[dict[int, str]] = {status: status.name for status in Status}
+_STATUS_NAMES: Final[dict[int, str]] = {status: status.name for status in FirmwareStatus}
 STATUS_MAX: Final = 0xFFFF
 UNITS: Final = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
 
 
 def status_of(text: str) -> int:
     """The status of this name or number. ValueError if there is none."""
-    if text in Status.__members__:
-        return Status[text]
+    if text in FirmwareStatus.__members__:
+        return FirmwareStatus[text]
     if text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= STATUS_MAX:
         return int(text)
-    raise ValueError(f"status {text!r} is no number up to {STATUS_MAX} and none of {', '.join(Status.__members__)}")
+    raise ValueError(
+        f"status {text!r} is no number up to {STATUS_MAX} and none of {', '.join(FirmwareStatus.__members__)}"
+    )
 
 
 def named_status(code: int) -> str:
@@ -42,14 +44,14 @@ def named_status(code: int) -> str:
 
 
 class Fail(msgspec.Struct, frozen=True, tag="fail", forbid_unknown_fields=True):
-    """Answer with `status`: a name of `Status`, or the number of one that has no name. `carried_out`: do the command
-    first, and lie about it. SUCCESS without doing anything is a lie as well."""
+    """Answer with `status`: a name of `FirmwareStatus`, or the number of one that has no name. `carried_out`: do the
+    command first, and lie about it. SUCCESS without doing anything is a lie as well."""
 
     status: str
     carried_out: bool = False
 
     def __post_init__(self) -> None:
-        if self.code == Status.SUCCESS and self.carried_out:
+        if self.code == FirmwareStatus.SUCCESS and self.carried_out:
             raise ValueError("a command that is carried out and answered with SUCCESS does not fail")
         if self.status != named_status(self.code):
             raise ValueError(f"status {self.status!r} is written {named_status(self.code)!r}")
@@ -59,12 +61,12 @@ class Fail(msgspec.Struct, frozen=True, tag="fail", forbid_unknown_fields=True):
         return status_of(self.status)
 
     def __str__(self) -> str:
-        if self.code == Status.SUCCESS:
+        if self.code == FirmwareStatus.SUCCESS:
             return "skip"
         return f"{'lie' if self.carried_out else 'fail'}:{self.status}"
 
 
-class Delay(msgspec.Struct, frozen=True, tag="delay", forbid_unknown_fields=True):
+class DelayAnswer(msgspec.Struct, frozen=True, tag="delay", forbid_unknown_fields=True):
     """Carry the command out `ns` nanoseconds late."""
 
     ns: int
@@ -108,13 +110,13 @@ class Reset(msgspec.Struct, frozen=True, tag="reset", forbid_unknown_fields=True
         return "reset"
 
 
-Action = Fail | Delay | Stall | Corrupt | Die | Reset
+FailpointAction = Fail | DelayAnswer | Stall | Corrupt | Die | Reset
 
 
-class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class FailpointRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """When to do what. Without `nth`, `every` and `percent` every match is due; with more than one, all must be.
 
-    command:  a name of `Command`, None for any
+    command:  a name of `FirmwareCommand`, None for any
     nth:      the nth match only, from 1
     every:    the every'th match, and each every'th after it
     percent:  of the matches, by chance
@@ -122,7 +124,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name:     for the record, and to take the rule back by
     """
 
-    action: Action
+    action: FailpointAction
     command: str | None = None
     nth: int | None = None
     every: int | None = None
@@ -131,8 +133,8 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str = ""
 
     def __post_init__(self) -> None:
-        if self.command is not None and self.command not in Command.__members__:
-            raise ValueError(f"command {self.command!r} is none of {', '.join(Command.__members__)}")
+        if self.command is not None and self.command not in FirmwareCommand.__members__:
+            raise ValueError(f"command {self.command!r} is none of {', '.join(FirmwareCommand.__members__)}")
         for key in ("nth", "every", "times"):
             value = getattr(self, key)
             if value is not None and value < 1:
@@ -151,8 +153,8 @@ def _plain(number: float) -> str:
     return str(int(number)) if number == int(number) else format(Decimal(repr(number)), "f")
 
 
-class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    rules: tuple[Rule, ...] = ()
+class FailpointPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    rules: tuple[FailpointRule, ...] = ()
     seed: int = 0
 
 
@@ -175,7 +177,7 @@ class Firing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class _Entry(msgspec.Struct):
     """A rule being followed: its counters and its chance."""
 
-    rule: Rule
+    rule: FailpointRule
     chance: Rng
     matched: int = 0
     fired: int = 0
@@ -185,11 +187,11 @@ class _Entry(msgspec.Struct):
 class Planner:
     """Plans being followed."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: FailpointPlan) -> None:
         self._entries: list[_Entry] = []
         self.add(plan)
 
-    def add(self, plan: Plan) -> None:
+    def add(self, plan: FailpointPlan) -> None:
         """Follow these rules as well, from the next command on, after those there are."""
         for index, rule in enumerate(plan.rules):
             key = hmac.digest(b"sevchaos plan", f"{plan.seed}/{index}".encode(), hashlib.sha256)
@@ -200,7 +202,7 @@ class Planner:
         for entry in self._entries:
             entry.over |= entry.rule.name == name
 
-    def rule(self, index: int) -> Rule:
+    def rule(self, index: int) -> FailpointRule:
         return self._entries[index].rule
 
     def choose(self, command: str) -> int | None:

@@ -21,8 +21,8 @@ import msgspec
 from msgspec.structs import replace
 
 from chaos.lab.psp import certs
-from chaos.lab.psp.buffers import Blob, Init, InitEx, PlatformStatus, TwoBlobs
-from chaos.lab.psp.firmware import Firmware
+from chaos.lab.psp.buffers import Blob, InitBuffer, InitEx, PlatformStatusBuffer, TwoBlobs
+from chaos.lab.psp.firmware import SoftwareFirmware
 from chaos.lab.psp.numbers import (
     API_MAJOR,
     API_MINOR,
@@ -35,52 +35,52 @@ from chaos.lab.psp.numbers import (
     NV_SIZE,
     PAGE_SIZE,
     TMR_SIZE,
+    FirmwareStatus,
     PlatformState,
-    Status,
 )
-from chaos.lab.psp.state import Identity, Refused
+from chaos.lab.psp.state import CommandRefused, Identity
 
 _NV_MAGIC: Final = b"SVCH"
 _NV_EMPTY: Final = b"\xff\xff\xff\xff"
 _IMAGE_HEADER: Final = 0x100
 
 
-def init(firmware: Firmware, request: Init) -> None:
+def init(firmware: SoftwareFirmware, request: InitBuffer) -> None:
     firmware.need(PlatformState.UNINIT)
     if request.flags & ~CONFIG_ES or request.reserved:
-        raise Refused(Status.INVALID_CONFIG)
+        raise CommandRefused(FirmwareStatus.INVALID_CONFIG)
     _start(firmware, request, firmware.flash or _fresh(firmware, 0), nv_address=0)
 
 
-def init_ex(firmware: Firmware, request: InitEx) -> None:
+def init_ex(firmware: SoftwareFirmware, request: InitEx) -> None:
     firmware.need(PlatformState.UNINIT)
     if request.flags & ~CONFIG_ES or request.reserved:
-        raise Refused(Status.INVALID_CONFIG)
+        raise CommandRefused(FirmwareStatus.INVALID_CONFIG)
     if request.length != INIT_EX_LENGTH:
-        raise Refused(Status.INVALID_LEN)
+        raise CommandRefused(FirmwareStatus.INVALID_LEN)
     if not request.nv_address:  # 0 means the flash
         _start(firmware, request, firmware.flash or _fresh(firmware, 0), nv_address=0)
         return
     if request.nv_address % PAGE_SIZE:
-        raise Refused(Status.INVALID_ADDRESS)
+        raise CommandRefused(FirmwareStatus.INVALID_ADDRESS)
     firmware.read(request.nv_address, request.nv_len)  # raises BadAddress
     if request.nv_len != NV_SIZE:
-        raise Refused(Status.INVALID_LEN)
+        raise CommandRefused(FirmwareStatus.INVALID_LEN)
     nv, tmr = firmware.physical(request.nv_address), firmware.physical(request.tmr_address)
     apart = nv + NV_SIZE <= tmr or nv >= tmr + TMR_SIZE
     if request.flags & CONFIG_ES and not apart:
-        raise Refused(Status.INVALID_ADDRESS)
+        raise CommandRefused(FirmwareStatus.INVALID_ADDRESS)
     stored = _retrieve(firmware, request.nv_address)
     _start(firmware, request, stored or _fresh(firmware, request.nv_address), nv_address=request.nv_address)
 
 
-def _start(firmware: Firmware, request: Init | InitEx, identity: Identity, *, nv_address: int) -> None:
+def _start(firmware: SoftwareFirmware, request: InitBuffer | InitEx, identity: Identity, *, nv_address: int) -> None:
     """The common end of INIT and INIT_EX: take the TMR, make every ASID dirty, be initialised."""
     if request.flags & CONFIG_ES:
         if request.tmr_address % TMR_SIZE:
-            raise Refused(Status.INVALID_ADDRESS)
+            raise CommandRefused(FirmwareStatus.INVALID_ADDRESS)
         if request.tmr_len != TMR_SIZE:
-            raise Refused(Status.INVALID_LEN)
+            raise CommandRefused(FirmwareStatus.INVALID_LEN)
         start = firmware.physical(request.tmr_address)
         firmware.read(start, TMR_SIZE)  # raises BadAddress
         firmware.tmr = range(start, start + TMR_SIZE)
@@ -92,13 +92,13 @@ def _start(firmware: Firmware, request: Init | InitEx, identity: Identity, *, nv
     firmware.platform = PlatformState.INIT
 
 
-def _fresh(firmware: Firmware, nv_address: int) -> Identity:
+def _fresh(firmware: SoftwareFirmware, nv_address: int) -> Identity:
     identity = certs.generate(firmware.rng)
     _store(firmware, identity, nv_address)
     return identity
 
 
-def _store(firmware: Firmware, identity: Identity, nv_address: int) -> None:
+def _store(firmware: SoftwareFirmware, identity: Identity, nv_address: int) -> None:
     if not nv_address:
         firmware.flash = identity
         return
@@ -107,7 +107,7 @@ def _store(firmware: Firmware, identity: Identity, nv_address: int) -> None:
     firmware.write(nv_address, packed.ljust(NV_SIZE, b"\xff"))
 
 
-def _retrieve(firmware: Firmware, nv_address: int) -> Identity | None:
+def _retrieve(firmware: SoftwareFirmware, nv_address: int) -> Identity | None:
     """The identity kept at `nv_address`, None if it is empty."""
     data = firmware.read(nv_address, NV_SIZE)
     if data.startswith(_NV_EMPTY):
@@ -117,30 +117,30 @@ def _retrieve(firmware: Firmware, nv_address: int) -> Identity | None:
     good = hmac.compare_digest(seal, hmac.digest(firmware.config.chip, body, hashlib.sha256))
     if not data.startswith(_NV_MAGIC) or not good:
         firmware.write(nv_address, b"\xff" * NV_SIZE)
-        raise Refused(Status.SECURE_DATA_INVALID)
+        raise CommandRefused(FirmwareStatus.SECURE_DATA_INVALID)
     return msgspec.json.decode(body, type=Identity)
 
 
-def _become(firmware: Firmware, identity: Identity) -> None:
+def _become(firmware: SoftwareFirmware, identity: Identity) -> None:
     _store(firmware, identity, firmware.nv_address)
     firmware.identity = identity
 
 
-def shutdown(firmware: Firmware, _request: None) -> None:
+def shutdown(firmware: SoftwareFirmware, _request: None) -> None:
     """Allowed in every state. All guests go."""
     firmware.reset()
 
 
-def factory_reset(firmware: Firmware, _request: None) -> None:
+def factory_reset(firmware: SoftwareFirmware, _request: None) -> None:
     """Empties the flash; what INIT_EX keeps in memory is for the host to delete."""
     firmware.need(PlatformState.UNINIT)
     firmware.flash = None
 
 
-def platform_status(firmware: Firmware, _request: None) -> PlatformStatus:
+def platform_status(firmware: SoftwareFirmware, _request: None) -> PlatformStatusBuffer:
     """Allowed in every state."""
     identity = firmware.identity
-    return PlatformStatus(
+    return PlatformStatusBuffer(
         api_major=API_MAJOR,
         api_minor=API_MINOR,
         state=firmware.platform,
@@ -151,46 +151,46 @@ def platform_status(firmware: Firmware, _request: None) -> PlatformStatus:
     )
 
 
-def pek_gen(firmware: Firmware, _request: None) -> None:
+def pek_gen(firmware: SoftwareFirmware, _request: None) -> None:
     """A new OCA, PEK and PDH; an owner from outside is forgotten."""
     firmware.need(PlatformState.INIT)
     _become(firmware, certs.generate(firmware.rng))
 
 
-def pdh_gen(firmware: Firmware, _request: None) -> None:
+def pdh_gen(firmware: SoftwareFirmware, _request: None) -> None:
     firmware.need(PlatformState.INIT, PlatformState.WORKING)
     fresh = certs.generate(firmware.rng).pdh
     _become(firmware, replace(firmware.known_identity(), pdh=fresh))
 
 
-def pek_csr(firmware: Firmware, request: Blob) -> Blob:
+def pek_csr(firmware: SoftwareFirmware, request: Blob) -> Blob:
     """The PEK's certificate without signatures, for an owner to sign."""
     firmware.need(PlatformState.INIT, PlatformState.WORKING)
     if request.length < CERT_SIZE:
-        raise Refused(Status.INVALID_LEN, replace(request, length=CERT_SIZE))
+        raise CommandRefused(FirmwareStatus.INVALID_LEN, replace(request, length=CERT_SIZE))
     pek = certs.pek_certificate(firmware.known_identity(), firmware.config.chip)
     unsigned = replace(pek, signatures=(certs.Signature(), certs.Signature()))
     firmware.write(request.address, unsigned.pack())
     return replace(request, length=CERT_SIZE)
 
 
-def pek_cert_import(firmware: Firmware, request: TwoBlobs) -> None:
+def pek_cert_import(firmware: SoftwareFirmware, request: TwoBlobs) -> None:
     firmware.need(PlatformState.INIT)
     identity = firmware.known_identity()
     if identity.externally_owned:
-        raise Refused(Status.ALREADY_OWNED)
+        raise CommandRefused(FirmwareStatus.ALREADY_OWNED)
     if request.first_length != CERT_SIZE or request.second_length != CERT_SIZE:
-        raise Refused(Status.INVALID_LEN)
+        raise CommandRefused(FirmwareStatus.INVALID_LEN)
     pek = certs.Certificate.unpack(firmware.read(request.first_address, CERT_SIZE))
     oca = certs.Certificate.unpack(firmware.read(request.second_address, CERT_SIZE))
     _become(firmware, certs.imported(identity, firmware.config.chip, pek, oca, firmware.rng))
 
 
-def pdh_cert_export(firmware: Firmware, request: TwoBlobs) -> TwoBlobs:
+def pdh_cert_export(firmware: SoftwareFirmware, request: TwoBlobs) -> TwoBlobs:
     firmware.need(PlatformState.INIT, PlatformState.WORKING)
     lengths = replace(request, first_length=CERT_SIZE, second_length=CHAIN_SIZE)
     if request.first_length < CERT_SIZE or request.second_length < CHAIN_SIZE:
-        raise Refused(Status.INVALID_LEN, lengths)
+        raise CommandRefused(FirmwareStatus.INVALID_LEN, lengths)
     identity = firmware.known_identity()
     chain = certs.chain(identity, firmware.config.chip)
     firmware.read(request.second_address, CHAIN_SIZE)  # so that nothing is written if either is bad
@@ -199,31 +199,31 @@ def pdh_cert_export(firmware: Firmware, request: TwoBlobs) -> TwoBlobs:
     return lengths
 
 
-def get_id(firmware: Firmware, request: Blob) -> Blob:
+def get_id(firmware: SoftwareFirmware, request: Blob) -> Blob:
     """64 bytes that tell this chip from others, in every state. A real one gives a point of secp256k1."""
     if request.length < ID_SIZE:
-        raise Refused(Status.INVALID_LEN, replace(request, length=ID_SIZE))
+        raise CommandRefused(FirmwareStatus.INVALID_LEN, replace(request, length=ID_SIZE))
     firmware.write(request.address, hashlib.sha512(b"id" + firmware.config.chip).digest())
     return replace(request, length=ID_SIZE)
 
 
-def download_firmware(firmware: Firmware, request: Blob) -> None:
+def download_firmware(firmware: SoftwareFirmware, request: Blob) -> None:
     """Every image is refused: none is signed for this firmware. The driver then goes on with what there is."""
     firmware.need(PlatformState.UNINIT)
     if request.address % 32:
-        raise Refused(Status.INVALID_ADDRESS)
+        raise CommandRefused(FirmwareStatus.INVALID_ADDRESS)
     firmware.read(request.address, _IMAGE_HEADER)
-    raise Refused(Status.BAD_SIGNATURE)
+    raise CommandRefused(FirmwareStatus.BAD_SIGNATURE)
 
 
-def df_flush(firmware: Firmware, _request: None) -> None:
+def df_flush(firmware: SoftwareFirmware, _request: None) -> None:
     """Every dirty ASID is clean again, if the caches were written back since it became dirty. In every state."""
     if not firmware.config.sees_wbinvd:
         firmware.wbinvd_done = True
     if not firmware.wbinvd_done:
-        raise Refused(Status.WBINVD_REQUIRED)
+        raise CommandRefused(FirmwareStatus.WBINVD_REQUIRED)
     firmware.dirty.clear()
 
 
-def nop(_firmware: Firmware, _request: None) -> None:
+def nop(_firmware: SoftwareFirmware, _request: None) -> None:
     """Does nothing, in every state."""

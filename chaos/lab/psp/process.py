@@ -26,8 +26,8 @@ from typing import Final, NoReturn
 import msgspec
 
 from chaos.lab.psp import ivshmem, wire
-from chaos.lab.psp.firmware import Firmware
-from chaos.lab.psp.mailbox import Mailbox, Record
+from chaos.lab.psp.firmware import SoftwareFirmware
+from chaos.lab.psp.mailbox import CommandRecord, Mailbox
 from chaos.lab.psp.memory import Ram
 from chaos.lab.psp.numbers import MAILBOX_SIZE, MAX_GUESTS
 from chaos.lab.psp.plan import Firing
@@ -55,7 +55,7 @@ class Server:
         self._out = bytearray()
         self._done = False
         self._tracing = False
-        self._trace: list[Record] = []
+        self._trace: list[CommandRecord] = []
         self._lost = 0
         self._fired: list[Firing] = []
         self._loadable: bool = options.restore
@@ -77,7 +77,7 @@ class Server:
         )
         self._mailbox = Mailbox(
             mmap.mmap(self._memory_fd, MAILBOX_SIZE),
-            Firmware(self._ram, config),
+            SoftwareFirmware(self._ram, config),
             interrupt=self._raise_interrupt,
             clock=time.monotonic_ns,
             on_record=self._on_record,
@@ -107,7 +107,7 @@ class Server:
 
     def _start(self) -> None:
         self._interrupt_fd = ivshmem.greet(self._qemu, self._memory_fd)[0]
-        self._send(wire.Ready(pid=os.getpid()))
+        self._send(wire.PspReady(pid=os.getpid()))
 
     def _raise_interrupt(self) -> None:
         if self._interrupt_fd is not None:
@@ -143,12 +143,12 @@ class Server:
         try:
             reply = self._reply(request)
         except ValueError as error:
-            reply = wire.Failed(request.id, str(error))
+            reply = wire.PspFailed(request.id, str(error))
         self._send(reply)
         if isinstance(request, wire.Quit):
             self._done = True
 
-    def _reply(self, request: wire.AnyRequest) -> wire.Message:
+    def _reply(self, request: wire.AnyRequest) -> wire.PspMessage:
         """Do what is asked. ValueError with the reason if it cannot be done."""
         match request:
             case wire.Save():
@@ -160,9 +160,9 @@ class Server:
                 self._mailbox.plan(request.plan)
             case wire.AddPlan():
                 self._mailbox.add(request.plan)
-            case wire.Withdraw():
+            case wire.WithdrawPlan():
                 self._mailbox.withdraw(request.name)
-            case wire.Release():
+            case wire.ReleaseStalled():
                 if not self._mailbox.release():
                     raise ValueError("no command is stalled")
             case wire.AskStatus():
@@ -173,10 +173,10 @@ class Server:
                 self._mailbox.firmware.wbinvd_done = True
             case wire.Quit():
                 pass
-        return wire.Done(request.id)
+        return wire.PspDone(request.id)
 
-    def _save(self) -> wire.Snapshot:
-        return wire.Snapshot(
+    def _save(self) -> wire.PspSnapshot:
+        return wire.PspSnapshot(
             version=1,
             registers=self._mailbox.contents(),
             firmware=self._mailbox.firmware.save(),
@@ -184,10 +184,10 @@ class Server:
             executed=dict(self._mailbox.executed),
         )
 
-    def _load(self, snapshot: wire.Snapshot) -> None:
+    def _load(self, snapshot: wire.PspSnapshot) -> None:
         if not self._loadable:
             raise ValueError("a snapshot is taken once, and only by a process started with --restore")
-        firmware = Firmware.load(self._ram, snapshot.firmware)
+        firmware = SoftwareFirmware.load(self._ram, snapshot.firmware)
         here = self._mailbox.firmware.config
         if (firmware.config.es_asids, firmware.config.sev_asids) != (here.es_asids, here.sev_asids):
             raise ValueError("the snapshot has other numbers of ASIDs than the command line")
@@ -218,7 +218,7 @@ class Server:
 
     # -- events
 
-    def _on_record(self, record: Record) -> None:
+    def _on_record(self, record: CommandRecord) -> None:
         if not self._tracing:
             return
         if len(self._trace) < TRACE_BACKLOG:
@@ -229,7 +229,7 @@ class Server:
     def _flush_trace(self) -> None:
         """Send what was traced, unless what was sent before still waits to be read: then it may wait too."""
         if (self._trace or self._lost) and not self._out:
-            self._send(wire.Traced(tuple(self._trace), self._lost))
+            self._send(wire.PspTraced(tuple(self._trace), self._lost))
             self._trace.clear()
             self._lost = 0
 
@@ -237,7 +237,7 @@ class Server:
         self._fired.append(firing)
         self._send(wire.Fired(firing))
 
-    def _send(self, message: wire.Message) -> None:
+    def _send(self, message: wire.PspMessage) -> None:
         self._out += wire.encode(message)
         self._write()
 

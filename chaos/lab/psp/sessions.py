@@ -28,9 +28,9 @@ from chaos.lab.psp.numbers import (
     PACKET_HEADER_SIZE,
     POLICY_RESERVED,
     SESSION_SIZE,
-    Status,
+    FirmwareStatus,
 )
-from chaos.lab.psp.state import Refused, Rng
+from chaos.lab.psp.state import CommandRefused, Rng
 
 SECRET: Final = 0x01
 DATA: Final = 0x02  # VMSAs are sent under the same, although the API lists 0x03 for them
@@ -43,14 +43,14 @@ assert _SESSION.size == SESSION_SIZE
 assert _HEADER.size == PACKET_HEADER_SIZE
 
 
-class Channel(msgspec.Struct, frozen=True):
+class SessionKeys(msgspec.Struct, frozen=True):
     """Transport keys, 16 bytes each."""
 
     tek: bytes
     tik: bytes
 
 
-class Header(msgspec.Struct, frozen=True):
+class PacketHeader(msgspec.Struct, frozen=True):
     """What goes before a packet: flags, IV of the encryption, and the MAC over it all."""
 
     flags: int
@@ -58,7 +58,7 @@ class Header(msgspec.Struct, frozen=True):
     mac: bytes
 
     @classmethod
-    def unpack(cls, data: bytes) -> Header:
+    def unpack(cls, data: bytes) -> PacketHeader:
         return cls(*_HEADER.unpack(data))
 
     def pack(self) -> bytes:
@@ -77,7 +77,7 @@ def kdf(key: bytes, label: bytes, context: bytes = b"", length: int = 16) -> byt
 def _master(private: bytes, peer: Certificate, nonce: bytes) -> bytes:
     known = peer.version == VERSION and peer.usage == Usage.PDH and peer.algorithm == Algorithm.ECDH_SHA256
     if not known or not peer.has_key:
-        raise Refused(Status.INVALID_CERTIFICATE)
+        raise CommandRefused(FirmwareStatus.INVALID_CERTIFICATE)
     return kdf(curve.agree(private, peer.point), b"sev-master-secret", nonce)
 
 
@@ -88,26 +88,26 @@ def mac(key: bytes, message: bytes) -> bytes:
 
 def _check_mac(key: bytes, message: bytes, expected: bytes) -> None:
     if not hmac.compare_digest(mac(key, message), expected):
-        raise Refused(Status.BAD_MEASUREMENT)
+        raise CommandRefused(FirmwareStatus.BAD_MEASUREMENT)
 
 
-def accept(private: bytes, peer: Certificate, session: bytes, policy: int) -> Channel:
+def accept(private: bytes, peer: Certificate, session: bytes, policy: int) -> SessionKeys:
     """The channel that `session` opens between us (`private`, the PDH) and `peer`, for a guest with `policy`."""
     nonce, wrapped, iv, wrap_mac, policy_mac = _SESSION.unpack(session)
     master = _master(private, peer, nonce)
     _check_mac(kdf(master, b"sev-kik"), wrapped, wrap_mac)
     keys = curve.aes_ctr(kdf(master, b"sev-kek"), iv, wrapped)
-    channel = Channel(tek=keys[:16], tik=keys[16:])
+    channel = SessionKeys(tek=keys[:16], tik=keys[16:])
     _check_mac(channel.tik, pack("<I", policy), policy_mac)
     major, minor = policy >> 16 & 0xFF, policy >> 24 & 0xFF
     if (major, minor) > (API_MAJOR, API_MINOR) or policy & POLICY_RESERVED:
-        raise Refused(Status.POLICY_FAILURE)
+        raise CommandRefused(FirmwareStatus.POLICY_FAILURE)
     return channel
 
 
-def initiate(private: bytes, peer: Certificate, policy: int, rng: Rng) -> tuple[Channel, bytes]:
+def initiate(private: bytes, peer: Certificate, policy: int, rng: Rng) -> tuple[SessionKeys, bytes]:
     """A new channel from us to `peer`, and the session that lets it in."""
-    channel = Channel(tek=rng.take(16), tik=rng.take(16))
+    channel = SessionKeys(tek=rng.take(16), tik=rng.take(16))
     nonce, iv = rng.take(16), rng.take(16)
     master = _master(private, peer, nonce)
     wrapped = curve.aes_ctr(kdf(master, b"sev-kek"), iv, channel.tek + channel.tik)
@@ -131,16 +131,16 @@ def packet_message(context: int, flags: int, iv: bytes, data: bytes, measurement
     return pack("<BI16sII", context, flags, iv, len(data), len(data)) + data + measurement
 
 
-def seal(channel: Channel, data: bytes, rng: Rng) -> tuple[Header, bytes]:
+def seal(channel: SessionKeys, data: bytes, rng: Rng) -> tuple[PacketHeader, bytes]:
     """`data` as a packet: header and ciphertext."""
     iv = rng.take(16)
     ciphertext = curve.aes_ctr(channel.tek, iv, data)
-    return Header(0, iv, mac(channel.tik, packet_message(DATA, 0, iv, ciphertext))), ciphertext
+    return PacketHeader(0, iv, mac(channel.tik, packet_message(DATA, 0, iv, ciphertext))), ciphertext
 
 
-def unseal(channel: Channel, header: Header, data: bytes, *, context: int, measurement: bytes = b"") -> bytes:
+def unseal(channel: SessionKeys, header: PacketHeader, data: bytes, *, context: int, measurement: bytes = b"") -> bytes:
     """The plaintext of a packet, refused if its MAC is wrong or it is compressed."""
     _check_mac(channel.tik, packet_message(context, header.flags, header.iv, data, measurement), header.mac)
     if header.flags & COMPRESSED:
-        raise Refused(Status.UNSUPPORTED)
+        raise CommandRefused(FirmwareStatus.UNSUPPORTED)
     return curve.aes_ctr(channel.tek, header.iv, data)

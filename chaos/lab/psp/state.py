@@ -14,15 +14,15 @@ from typing import Final, Literal
 import msgspec
 
 from chaos.lab.psp.buffers import Buffer
-from chaos.lab.psp.numbers import MAX_GUESTS, GuestState, PlatformState, Status
+from chaos.lab.psp.numbers import MAX_GUESTS, FirmwareStatus, GuestState, PlatformState
 
 ZERO_KEY: Final = bytes(16)
 
 
-class Refused(Exception):
+class CommandRefused(Exception):
     """The firmware says no. `reply` is written back over the command buffer: that is how lengths are asked for."""
 
-    def __init__(self, status: Status, reply: Buffer | None = None) -> None:
+    def __init__(self, status: FirmwareStatus, reply: Buffer | None = None) -> None:
         super().__init__(status.name)
         self.status = status
         self.reply = reply
@@ -100,7 +100,7 @@ class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return bool(self.oca_cert)
 
 
-class Guest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class FirmwareGuest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A guest context. `asid` 0: not active.
 
     The data of LAUNCH_UPDATE_* is kept until LAUNCH_MEASURE and hashed then, because a half-done SHA-256 of hashlib
@@ -128,7 +128,7 @@ class Saved(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     config: Config
     platform: PlatformState
     es_enabled: bool
-    guests: tuple[Guest, ...]
+    guests: tuple[FirmwareGuest, ...]
     dirty: tuple[int, ...]
     wbinvd_done: bool
     identity: Identity | None

@@ -12,12 +12,12 @@ from typing import Final, Literal
 
 import msgspec
 
-from chaos.lab.psp.mailbox import Record
-from chaos.lab.psp.plan import Firing, Plan
+from chaos.lab.psp.mailbox import CommandRecord
+from chaos.lab.psp.plan import FailpointPlan, Firing
 from chaos.lab.psp.state import Saved
 
 
-class Snapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class PspSnapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A software PSP at rest, as plain JSON. `registers` is zlib-compressed. A plan is not part of it.
 
     One of another version does not decode (msgspec.ValidationError, which is a DecodeError).
@@ -30,84 +30,84 @@ class Snapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     executed: dict[str, int]
 
 
-class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type"):
+class PspMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type"):
     """Base of all; the class decides `type`."""
 
 
-class Request(Message, frozen=True, forbid_unknown_fields=True):
+class PspRequest(PspMessage, frozen=True, forbid_unknown_fields=True):
     id: int
 
 
-class Save(Request, frozen=True, forbid_unknown_fields=True, tag="save"):
+class Save(PspRequest, frozen=True, forbid_unknown_fields=True, tag="save"):
     """Answered with `saved`."""
 
 
-class Load(Request, frozen=True, forbid_unknown_fields=True, tag="load"):
+class Load(PspRequest, frozen=True, forbid_unknown_fields=True, tag="load"):
     """Only to a process started with --restore, once, before anything else."""
 
-    snapshot: Snapshot
+    snapshot: PspSnapshot
 
 
-class SetPlan(Request, frozen=True, forbid_unknown_fields=True, tag="plan"):
+class SetPlan(PspRequest, frozen=True, forbid_unknown_fields=True, tag="plan"):
     """Replaces the plan there was, counters and all. An empty plan heals everything but a stall."""
 
-    plan: Plan
+    plan: FailpointPlan
 
 
-class AddPlan(Request, frozen=True, forbid_unknown_fields=True, tag="add"):
+class AddPlan(PspRequest, frozen=True, forbid_unknown_fields=True, tag="add"):
     """Follow this plan as well as those there are, whose counters go on."""
 
-    plan: Plan
+    plan: FailpointPlan
 
 
-class Withdraw(Request, frozen=True, forbid_unknown_fields=True, tag="withdraw"):
+class WithdrawPlan(PspRequest, frozen=True, forbid_unknown_fields=True, tag="withdraw"):
     """The rules of this name fire no more, and what one of them stalls goes on."""
 
     name: str
 
 
-class Release(Request, frozen=True, forbid_unknown_fields=True, tag="release"):
+class ReleaseStalled(PspRequest, frozen=True, forbid_unknown_fields=True, tag="release"):
     """Lets a stalled command go on. Fails if none is."""
 
 
-class AskStatus(Request, frozen=True, forbid_unknown_fields=True, tag="status"):
+class AskStatus(PspRequest, frozen=True, forbid_unknown_fields=True, tag="status"):
     """Answered with `status`."""
 
 
-class Trace(Request, frozen=True, forbid_unknown_fields=True, tag="trace"):
+class Trace(PspRequest, frozen=True, forbid_unknown_fields=True, tag="trace"):
     """Turns `traced` events on or off."""
 
     on: bool
 
 
-class Wbinvd(Request, frozen=True, forbid_unknown_fields=True, tag="wbinvd"):
+class Wbinvd(PspRequest, frozen=True, forbid_unknown_fields=True, tag="wbinvd"):
     """Tells the firmware that all caches were written back; only of use with --watch-wbinvd."""
 
 
-class Quit(Request, frozen=True, forbid_unknown_fields=True, tag="quit"):
+class Quit(PspRequest, frozen=True, forbid_unknown_fields=True, tag="quit"):
     """Ends the process with exit code 0, after the reply."""
 
 
-AnyRequest = Save | Load | SetPlan | AddPlan | Withdraw | Release | AskStatus | Trace | Wbinvd | Quit
+AnyRequest = Save | Load | SetPlan | AddPlan | WithdrawPlan | ReleaseStalled | AskStatus | Trace | Wbinvd | Quit
 
 
-class Reply(Message, frozen=True, forbid_unknown_fields=True):
+class PspReply(PspMessage, frozen=True, forbid_unknown_fields=True):
     id: int
 
 
-class Done(Reply, frozen=True, forbid_unknown_fields=True, tag="done"):
+class PspDone(PspReply, frozen=True, forbid_unknown_fields=True, tag="done"):
     pass
 
 
-class Failed(Reply, frozen=True, forbid_unknown_fields=True, tag="failed"):
+class PspFailed(PspReply, frozen=True, forbid_unknown_fields=True, tag="failed"):
     message: str
 
 
-class SavedReply(Reply, frozen=True, forbid_unknown_fields=True, tag="saved"):
-    snapshot: Snapshot
+class SavedReply(PspReply, frozen=True, forbid_unknown_fields=True, tag="saved"):
+    snapshot: PspSnapshot
 
 
-class StatusReply(Reply, frozen=True, forbid_unknown_fields=True, tag="status"):
+class StatusReply(PspReply, frozen=True, forbid_unknown_fields=True, tag="status"):
     """How things stand.
 
     platform:     state of the platform, as its name
@@ -136,31 +136,31 @@ class StatusReply(Reply, frozen=True, forbid_unknown_fields=True, tag="status"):
     fired: tuple[Firing, ...]
 
 
-class Ready(Message, frozen=True, forbid_unknown_fields=True, tag="ready"):
+class PspReady(PspMessage, frozen=True, forbid_unknown_fields=True, tag="ready"):
     """The device is offered and commands are answered from now on."""
 
     pid: int
 
 
-class Fired(Message, frozen=True, forbid_unknown_fields=True, tag="fired"):
+class Fired(PspMessage, frozen=True, forbid_unknown_fields=True, tag="fired"):
     firing: Firing
 
 
-class Traced(Message, frozen=True, forbid_unknown_fields=True, tag="traced"):
+class PspTraced(PspMessage, frozen=True, forbid_unknown_fields=True, tag="traced"):
     """Commands, in order. `lost` counts those dropped before these because nobody read the channel."""
 
-    records: tuple[Record, ...]
+    records: tuple[CommandRecord, ...]
     lost: int = 0
 
 
-AnyReply = Done | Failed | SavedReply | StatusReply
-AnyEvent = Ready | Fired | Traced
+AnyReply = PspDone | PspFailed | SavedReply | StatusReply
+AnyEvent = PspReady | Fired | PspTraced
 
 decode_request: Final = msgspec.json.Decoder(AnyRequest).decode
 decode_answer: Final = msgspec.json.Decoder(AnyReply | AnyEvent).decode
 _encode: Final = msgspec.json.Encoder().encode
 
 
-def encode(message: Message) -> bytes:
+def encode(message: PspMessage) -> bytes:
     """One line."""
     return _encode(message) + b"\n"

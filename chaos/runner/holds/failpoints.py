@@ -22,8 +22,8 @@ from chaos.kvm.sev import Platform
 from chaos.lab.psp.failpoints import parse
 from chaos.lab.psp.plan import Stall
 from chaos.linux.task import SYS_IOCTL, Sleeper
-from chaos.runner.holds.places import Kind
-from chaos.runner.questions import Arm, Look, Looked, Withdraw
+from chaos.runner.holds.places import PlaceKind
+from chaos.runner.questions import ArmFailpoints, LookAtFailpoints, Looked, WithdrawFailpoints
 from chaos.runner.uplink import Outside
 from chaos.seed import split
 
@@ -33,7 +33,7 @@ PATIENCE = Path("/sys/module/ccp/parameters/psp_cmd_timeout")
 PLACES = frozenset({"sev_wait_cmd_ioc", "__sev_do_cmd_locked"})
 
 
-class Failpoints:
+class RunFailpoints:
     """Those that a run has the firmware follow. `seed` is the run's. `platform` is /dev/sev, None if it cannot be
     opened."""
 
@@ -63,7 +63,7 @@ class Failpoints:
         self._count += 1
         name = f"plan-{self._count}"
         # Of the run's seed and a number, so that two plans of one run have luck of their own.
-        self._outside.ask(Arm(name=name, failpoints=failpoints, seed=split(self._seed, name)))
+        self._outside.ask(ArmFailpoints(name=name, failpoints=failpoints, seed=split(self._seed, name)))
         if any(isinstance(rule.action, Stall) for rule in rules):
             self._stalling.add(name)
         return Armed(self, name)
@@ -74,11 +74,11 @@ class Failpoints:
         return bool(self._stalling or self.kept)
 
     def withdraw(self, name: str) -> None:
-        self._outside.ask(Withdraw(name=name))
+        self._outside.ask(WithdrawFailpoints(name=name))
         self._stalling.discard(name)
 
     def look(self, name: str) -> Looked:
-        answer = self._outside.ask(Look(name=name))
+        answer = self._outside.ask(LookAtFailpoints(name=name))
         if not isinstance(answer, Looked):
             raise InternalError(f"the outside answered {answer!r} to look")
         return answer
@@ -103,7 +103,7 @@ class Failpoints:
 class Armed:
     """Failpoints that are followed."""
 
-    firmware: Failpoints
+    firmware: RunFailpoints
     name: str
 
     def look(self) -> Looked:
@@ -121,11 +121,11 @@ class FirmwareStall:
 
     armed: Armed
     command: str
-    kind: Kind = "firmware"
+    kind: PlaceKind = "firmware"
     function: str = ""
 
     @classmethod
-    def arm(cls, firmware: Failpoints, command: str, *, nth: int) -> FirmwareStall:
+    def arm(cls, firmware: RunFailpoints, command: str, *, nth: int) -> FirmwareStall:
         return cls(firmware.arm(f"{command}#{nth}=stall"), command)
 
     def stops(self, sleeper: Sleeper, tid: int) -> bool:

@@ -16,14 +16,14 @@ from chaos.linux.kallsyms import base_name
 from chaos.linux.kfault import Happening, Kfault, Slot
 from chaos.linux.task import Sleeper
 
-Kind = Literal["vcpu", "lock", "kernel", "page", "firmware"]
+PlaceKind = Literal["vcpu", "lock", "kernel", "page", "firmware"]
 
 
 class Place(Protocol):
     """`kind`, `function` and `command` are what `chaos.history.records.Held` says of it."""
 
     @property
-    def kind(self) -> Kind: ...
+    def kind(self) -> PlaceKind: ...
 
     @property
     def function(self) -> str: ...
@@ -47,7 +47,7 @@ class Unarmed:
     command: str = ""
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> PlaceKind:
         return "vcpu" if self.at == VCPU_RUNNING else "lock"
 
     def stops(self, sleeper: Sleeper, tid: int) -> bool:
@@ -64,7 +64,7 @@ class KernelEntry:
     kfault: Kfault
     slot: Slot
     _reached: set[int]
-    kind: Kind = "kernel"
+    kind: PlaceKind = "kernel"
     command: str = ""
 
     @classmethod
@@ -87,12 +87,12 @@ class KernelEntry:
 
 
 @dataclass(slots=True)
-class MissingPage:
+class MissingPageHold:
     """The page from which a SEV command reads its arguments. `place` puts it there, which only its process can do; one
     that has died needs it no more."""
 
     place: Callable[[], None]
-    kind: Kind = "page"
+    kind: PlaceKind = "page"
     function: str = ""
     command: str = ""
 

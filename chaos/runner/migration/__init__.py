@@ -12,8 +12,8 @@
     commit      commit    ◀─────────▶ commit           the guest is mine and runs; I know
     abort       run                                    instead, when a phase up to the move has failed
 
-The runner conducts, as a management layer does, and each operation is recorded by itself; so "before phase X" is a
-place in the history. The two VMMs talk to each other (`chaos.vmm.peer`), and each wait has a deadline.
+The runner gives the orders, as a management layer does, and each operation is recorded by itself; so "before phase X"
+is a place in the history. The two VMMs talk to each other (`chaos.vmm.peer`), and each wait has a deadline.
 
 The state is received and checked before the move is made, because of where a failure leaves the guest:
 

@@ -2,7 +2,7 @@
 """One attempt to hand a guest over, phase by phase; `chaos.runner.migration` has the table.
 
 Whoever fails says so in an answer, which is recorded like any other, and ends the attempt. What is left of it then is
-an `Ended`: who has the guest, by what the two VMMs have answered and not by what should be.
+an `AttemptEnded`: who has the guest, by what the two VMMs have answered and not by what should be.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from chaos.history.reading import explained, owns
 from chaos.history.records import Done
 from chaos.linux import seqpacket
 from chaos.linux.loop import LOOK_AGAIN, TimedOut
-from chaos.runner.guests import Guest, Stage, operation_name
+from chaos.runner.guests import Guest, Guests
 from chaos.runner.vmms import ANSWER_WITHIN, StepFailed
 from chaos.vmm.messages import (
     Accept,
@@ -32,20 +32,21 @@ from chaos.vmm.messages import (
     SendFd,
     SetState,
     Status,
+    name_of,
 )
 
 # A guest that is back counts at once; this is for a machine in trouble. No time is measured with it.
 TICK_WITHIN = 10.0
 
-Outcome = Literal["committed", "aborted", "refused", "lost"]
+AttemptOutcome = Literal["committed", "aborted", "refused", "lost"]
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class AttemptEnded:
     """How an attempt ended, and in which phase. `guest` is the VM that has the guest, "" if it is lost; `why` what
     failed, "" if nothing did. `stood` is how long each vCPU stood still, in ns, as far as that could be seen."""
 
-    outcome: Outcome
+    outcome: AttemptOutcome
     phase: str
     guest: str
     why: str = ""
@@ -65,7 +66,7 @@ class Attempt:
     """`before` is called with each phase before it begins. `within` bounds, in seconds, whatever one VMM waits for of
     the other. `every` is how often the guest leaves to its VMM, None if it does not run."""
 
-    stage: Stage
+    guests: Guests
     source: Guest
     destination: Guest
     within: float
@@ -74,7 +75,7 @@ class Attempt:
     phase: str = ""
     last_ticks: tuple[int, ...] = field(default=())
 
-    def carry_out(self) -> Ended:
+    def carry_out(self) -> AttemptEnded:
         """Raises `StepFailed` if a VMM does not answer at all."""
         self.every = self.source.every
         try:
@@ -85,7 +86,7 @@ class Attempt:
             return self._after_the_move()
         except PhaseFailed as failed:
             self._disconnect()
-            return Ended("lost", self.phase, "", str(failed))
+            return AttemptEnded("lost", self.phase, "", str(failed))
 
     # -- the phases ---------------------------------------------------------------------------------------
 
@@ -108,7 +109,7 @@ class Attempt:
         self._begin("move")
         self._do(destination, Move(vm=destination.name, source=source.name))
 
-    def _after_the_move(self) -> Ended:
+    def _after_the_move(self) -> AttemptEnded:
         """The source is dead, and there is no way back."""
         destination = self.destination
         if self._carries_state:
@@ -120,11 +121,11 @@ class Attempt:
         self._begin("commit")
         why = self._commit()
         if not destination.vmm.alive:
-            return Ended("lost", self.phase, "", why)
-        return Ended("committed", self.phase, destination.name, why, self._stood(destination))
+            return AttemptEnded("lost", self.phase, "", why)
+        return AttemptEnded("committed", self.phase, destination.name, why, self._stood(destination))
 
     def _connect(self) -> None:
-        source, destination, network = self.source, self.destination, self.stage.network
+        source, destination, network = self.source, self.destination, self.guests.network
         address = network.address(destination.vmm.name, source.vmm.name)
         ours, theirs = seqpacket.pair()
         with ours, theirs:
@@ -138,7 +139,7 @@ class Attempt:
 
     def _pause(self) -> None:
         self._expect_alive(self.source)
-        done = self._expect(self.source, "pause", self.stage.leave(self.source, phase=self.phase))
+        done = self._expect(self.source, "pause", self.guests.leave(self.source, phase=self.phase))
         ticks = done.value.get("last_ticks", [])
         assert isinstance(ticks, list)
         self.last_ticks = tuple(int(tick) for tick in ticks)
@@ -146,7 +147,7 @@ class Attempt:
     def _enter(self, guest: Guest) -> None:
         assert self.every is not None
         self._expect_alive(guest)
-        self._expect(guest, "run", self.stage.enter(guest, self.every, phase=self.phase))
+        self._expect(guest, "run", self.guests.enter(guest, self.every, phase=self.phase))
 
     def _commit(self) -> str:
         """Why one of the two does not know that the other does, "" if both know. The guest runs all the same."""
@@ -158,7 +159,7 @@ class Attempt:
             return str(failed)
         return ""
 
-    def _abort(self, failed: PhaseFailed) -> Ended:
+    def _abort(self, failed: PhaseFailed) -> AttemptEnded:
         """Let go of each other, and let the guest go on at the source, if it still can."""
         phase, self.phase = self.phase, "abort"
         self._disconnect()
@@ -170,14 +171,14 @@ class Attempt:
             elif self.every is None and failed.done is not None and failed.done.outcome == "info":
                 self._expect_owner(self.source)
         except PhaseFailed as worse:
-            return Ended("lost", phase, "", f"{why}; {worse}" if str(worse) != why else why)
-        outcome: Outcome = "refused" if phase == "move" and _by_kernel(failed.done) else "aborted"
-        return Ended(outcome, phase, self.source.name, why, self._stood(self.source))
+            return AttemptEnded("lost", phase, "", f"{why}; {worse}" if str(worse) != why else why)
+        outcome: AttemptOutcome = "refused" if phase == "move" and _by_kernel(failed.done) else "aborted"
+        return AttemptEnded(outcome, phase, self.source.name, why, self._stood(self.source))
 
     def _disconnect(self) -> None:
         for guest in (self.destination, self.source):
             if guest.vmm.alive:
-                self.stage.do(guest, Disconnect(vm=guest.name), phase=self.phase)
+                self.guests.do(guest, Disconnect(vm=guest.name), phase=self.phase)
 
     # -- in short -----------------------------------------------------------------------------------------
 
@@ -187,7 +188,7 @@ class Attempt:
 
     @property
     def _carries_state(self) -> bool:
-        return not self.stage.is_es(self.source)
+        return not self.guests.is_es(self.source)
 
     def _begin(self, phase: Phase) -> None:
         self.phase = phase
@@ -195,21 +196,21 @@ class Attempt:
 
     def _do(self, guest: Guest, operation: Operation, *, fds: tuple[int, ...] = ()) -> Done:
         self._expect_alive(guest)
-        done = self.stage.do(guest, operation, phase=self.phase, fds=fds)
-        return self._expect(guest, operation_name(operation), done)
+        done = self.guests.do(guest, operation, phase=self.phase, fds=fds)
+        return self._expect(guest, name_of(operation), done)
 
     def _both(self, *parts: tuple[Guest, Operation, tuple[int, ...]]) -> None:
         """Operations that wait for each other."""
-        fleet, late = self.stage.fleet, self.within + ANSWER_WITHIN
+        vmms, late = self.guests.vmms, self.within + ANSWER_WITHIN
         for guest, _, _ in parts:
             self._expect_alive(guest)
-        pending = [fleet.invoke(guest.vmm, operation, fds=fds, phase=self.phase) for guest, operation, fds in parts]
+        pending = [vmms.invoke(guest.vmm, operation, fds=fds, phase=self.phase) for guest, operation, fds in parts]
         try:
-            answers = [fleet.wait(each, late) for each in pending]
+            answers = [vmms.wait(each, late) for each in pending]
         except TimedOut as error:
             raise StepFailed(str(error)) from error
         for (guest, operation, _), done in zip(parts, answers, strict=True):
-            self._expect(guest, operation_name(operation), done)
+            self._expect(guest, name_of(operation), done)
 
     def _expect(self, guest: Guest, name: str, done: Done) -> Done:
         if done.outcome != "ok":
@@ -222,7 +223,7 @@ class Attempt:
 
     def _expect_owner(self, guest: Guest) -> None:
         """Of a guest that does not run, its context says where it is."""
-        done = self.stage.do(guest, Status(vm=guest.name), phase=self.phase)
+        done = self.guests.do(guest, Status(vm=guest.name), phase=self.phase)
         if not owns(done):
             raise PhaseFailed(f"{guest.name} owns no context any more", done)
 
@@ -230,31 +231,32 @@ class Attempt:
         """From the last tick at the source to the first wherever the guest is now, for each vCPU."""
         if not self.every or not all(self.last_ticks):
             return ()
+        vmms = self.guests.vmms
         first: tuple[int, ...] = ()
 
         def counts() -> bool:
             nonlocal first
-            sampled = self.stage.fleet.ask(guest.vmm, Sample(vm=guest.name)).sampled
+            sampled = vmms.ask(guest.vmm, Sample(vm=guest.name)).sampled
             first = sampled.first_ticks if sampled is not None else ()
             return (bool(first) and all(first)) or (sampled is not None and bool(sampled.ended))
 
         try:
-            self.stage.fleet.loop.wait(counts, TICK_WITHIN, f"{guest.name} to count", look=LOOK_AGAIN)
+            vmms.loop.wait(counts, TICK_WITHIN, f"{guest.name} to count", look=LOOK_AGAIN)
         except (StepFailed, TimedOut):  # how long it stood cannot be said; that it does not count, others will say
             return ()
         return tuple(now - then for now, then in zip(first, self.last_ticks, strict=False)) if all(first) else ()
 
 
-def connect(stage: Stage, source: Guest, destination: Guest) -> None:
+def connect(guests: Guests, source: Guest, destination: Guest) -> None:
     """Give two VMMs a Unix socket to each other, for a descriptor and nothing more. Raises `StepFailed`."""
     ours, theirs = seqpacket.pair()
     with ours, theirs:
-        stage.must(source, Connect(vm=source.name, peer=destination.name), fds=(ours.number,))
-        stage.must(destination, Connect(vm=destination.name, peer=source.name), fds=(theirs.number,))
+        guests.must(source, Connect(vm=source.name, peer=destination.name), fds=(ours.number,))
+        guests.must(destination, Connect(vm=destination.name, peer=source.name), fds=(theirs.number,))
 
 
-def send(stage: Stage, source: Guest, destination: Guest) -> Done:
-    return stage.must(source, SendFd(vm=source.name, to=destination.vmm.name))
+def send(guests: Guests, source: Guest, destination: Guest) -> Done:
+    return guests.must(source, SendFd(vm=source.name, to=destination.vmm.name))
 
 
 def _by_kernel(done: Done | None) -> bool:

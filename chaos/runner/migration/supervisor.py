@@ -13,35 +13,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from chaos.experiment.steps import Migrate, Phase
+from chaos.experiment.steps import MigrateStep, Phase
 from chaos.history.records import Handover
-from chaos.runner.guests import Stage
-from chaos.runner.migration.attempt import Attempt, Ended
+from chaos.runner.guests import Guests
+from chaos.runner.migration.attempt import Attempt, AttemptEnded
+from chaos.runner.operations import OperationLog
 
 
-def supervise(stage: Stage, step: Migrate, before: Callable[[Phase], None]) -> None:
+def supervise(guests: Guests, log: OperationLog, step: MigrateStep, before: Callable[[Phase], None]) -> None:
     """Carry the step out. Raises `StepFailed` for what is no answer: a VMM that does not give any, or cannot be
     started again."""
-    source, destination = stage.guest(step.source), stage.guest(step.destination)
+    source, destination = guests.launched(step.source), guests.launched(step.destination)
     number = 0
     again = True
     while again:
         number += 1
-        ended = Attempt(stage, source, destination, step.within, before).carry_out()
-        recorder = stage.fleet.recorder
-        recorder.write(
+        ended = Attempt(guests, source, destination, step.within, before).carry_out()
+        log.write(
             Handover(
-                t=recorder.now(), step=stage.fleet.step, source=source.name, destination=destination.name,
+                t=log.now(), step=log.step, source=source.name, destination=destination.name,
                 attempt=number, outcome=ended.outcome, phase=ended.phase, guest=ended.guest, why=ended.why,
                 stood=ended.stood,
             )
         )  # fmt: skip
         again = tries_again(step, number, ended)
         if again and not destination.vmm.alive:
-            stage.restart(destination.vmm.name)
-            stage.create(destination)
+            guests.restart(destination.vmm.name)
+            guests.create(destination)
 
 
-def tries_again(step: Migrate, attempt: int, ended: Ended) -> bool:
+def tries_again(step: MigrateStep, attempt: int, ended: AttemptEnded) -> bool:
     """After the attempt of that number, from 1, has ended."""
     return step.supervise == "retry" and ended.outcome in ("aborted", "refused") and attempt < step.attempts

@@ -1,82 +1,79 @@
 # SPDX-License-Identifier: Apache-2.0
 """Carrying out a script, step by step.
 
-A step is a function of the actor; the table below says which is whose. Operations that the kernel refuses are answers,
-and the script goes on: what they mean is for the checkers. What makes the rest of a script meaningless (a launch that
-fails, a guest that does not count, a hold that is not reached) raises `StepFailed`.
+A step is a function of the executor; the table below says which is whose. Operations that the kernel refuses are
+answers, and the script goes on: what they mean is for the checkers. What makes the rest of a script meaningless (a
+launch that fails, a guest that does not count, a hold that is not reached) raises `StepFailed`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from chaos.errors import Unsupported
 from chaos.experiment import steps as s
-from chaos.fault import find
-from chaos.runner.fault_context import Scene
-from chaos.runner.script import concurrent, faults, holds, moves, observe, running, vms
-from chaos.runner.script.executor import Actor
+from chaos.fault import FaultContext, find, naming_successors
+from chaos.runner.script import concurrent, faults, holds, moves, observe, running, storms, vms
+from chaos.runner.script.executor import Executor, Handlers
 from chaos.runner.vmms import StepFailed
 
-_STEPS: dict[type, Callable[[Actor, Any], None]] = {
-    s.Launch: vms.launch,
-    s.Create: vms.create,
-    s.Call: vms.call,
-    s.Init: vms.init,
-    s.Vcpu: vms.vcpu,
-    s.Command: vms.command,
-    s.Finish: vms.finish,
-    s.Mirror: vms.mirror,
-    s.Close: vms.close,
-    s.Run: running.run,
-    s.Count: running.count,
-    s.Pause: running.pause,
-    s.Storm: running.storm,
-    s.Calm: running.calm,
-    s.Migrate: lambda actor, step: moves.migrate(actor, step, carry_out),
-    s.Move: moves.move,
-    s.Together: lambda actor, step: concurrent.together(actor, step, carry_out),
-    s.Join: moves.join,
-    s.Arm: holds.arm,
-    s.Hold: holds.hold,
-    s.Release: holds.release,
-    s.Ask: observe.ask,
-    s.Status: observe.status,
-    s.Observe: observe.observe,
-    s.Strike: faults.strike,
-    s.Undo: faults.undo,
+STEPS: Handlers = {
+    s.LaunchStep: vms.launch,
+    s.CreateStep: vms.create,
+    s.CallStep: vms.call,
+    s.InitStep: vms.init,
+    s.VcpuStep: vms.vcpu,
+    s.CommandStep: vms.command,
+    s.FinishStep: vms.finish,
+    s.MirrorStep: vms.mirror,
+    s.CloseStep: vms.close,
+    s.RunStep: running.run,
+    s.CountStep: running.count,
+    s.PauseStep: running.pause,
+    s.StormStep: storms.storm,
+    s.CalmStep: storms.calm,
+    s.MigrateStep: moves.migrate,
+    s.MoveStep: moves.move,
+    s.TogetherStep: concurrent.together,
+    s.JoinStep: moves.join,
+    s.ArmStep: holds.arm,
+    s.HoldStep: holds.hold,
+    s.ReleaseStep: holds.release,
+    s.AskStep: observe.ask,
+    s.StatusStep: observe.status,
+    s.ObserveStep: observe.observe,
+    s.FaultStep: faults.apply,
+    s.UndoStep: faults.undo,
 }
 
 
-def perform(actor: Actor) -> None:
-    """Carry the experiment's script out. Raises `StepFailed`, having said which step it was."""
-    script = actor.stage.experiment.script
+def perform(executor: Executor, script: tuple[s.Step, ...]) -> None:
+    """Carry a script out. Raises `StepFailed`, having said which step it was."""
     for number, step in enumerate(script):
-        actor.stage.fleet.step = number
+        executor.log.step = number
         try:
-            carry_out(actor, step)
+            executor.carry_out(step)
         except StepFailed as failed:
             name = step.__struct_config__.tag
             raise StepFailed(f"step {number} ({name}): {failed}", step=number) from failed
-    actor.stage.fleet.step = len(script)
+    executor.log.step = len(script)
 
 
-def require_all(scene: Scene, *, shared: bool) -> None:
-    """Whether the host can do what the script's faults and holds want, and may have it done to it: on a `shared` one
+def require_all(script: tuple[s.Step, ...], ctx: FaultContext) -> None:
+    """Whether the host can do what the script's faults and holds want, and may have it done to it: on a shared one
     nothing is touched that others need. Raises `Unsupported`, `UsageError`."""
-    if shared and (mirror := moved_mirror(scene.stage.experiment.script)):
+    shared = ctx.shared
+    if shared and (mirror := moved_mirror(script)):
         raise _theirs_too(f"a move of the mirror {mirror} may cost the host an ASID until its next boot (finding 0004)")
-    for _, step in s.walk(scene.stage.experiment.script):
-        if isinstance(step, s.Strike):
+    for _, step in s.walk(script):
+        if isinstance(step, s.FaultStep):
             fault = find(step.fault, step.options)
             if shared and not step.target:
                 raise _theirs_too(f"the fault {step.fault} strikes the whole host")
-            fault.require(scene, step.target)
-        elif isinstance(step, s.Arm):
+            with naming_successors(ctx):
+                fault.require(ctx, step.target)
+        elif isinstance(step, s.ArmStep):
             if shared and step.kernel is not None and step.kernel.vmm is None:
                 raise _theirs_too(f"the hold {step.hold} stops whoever calls {step.kernel.function}")
-            holds.require(scene, step)
+            holds.require(ctx, step)
 
 
 def moved_mirror(script: tuple[s.Step, ...]) -> str:
@@ -84,19 +81,14 @@ def moved_mirror(script: tuple[s.Step, ...]) -> str:
     mirrors: set[str] = set()
     for _, step in s.walk(script):
         match step:
-            case s.Mirror(vm=vm):
+            case s.MirrorStep(vm=vm):
                 mirrors.add(vm)
-            case s.Move(source=str(source)) | s.Migrate(source=source) if source in mirrors:
+            case s.MoveStep(source=str(source)) | s.MigrateStep(source=source) if source in mirrors:
                 return source
-            case s.Moves(sources=sources) if mirrors & set(sources):
+            case s.MovesStep(sources=sources) if mirrors & set(sources):
                 return min(mirrors & set(sources))
     return ""
 
 
 def _theirs_too(what: str) -> Unsupported:
     return Unsupported(f"{what}, and this one is shared with others", remedy="use a host of its own, or the lab")
-
-
-def carry_out(actor: Actor, step: s.Step) -> None:
-    """One step, also one inside another. Raises `StepFailed`, and what a fault or a hold cannot do here."""
-    _STEPS[type(step)](actor, step)

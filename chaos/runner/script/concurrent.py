@@ -18,14 +18,13 @@ from chaos.linux.loop import LOOK_AGAIN, TimedOut
 from chaos.native import gate, read
 from chaos.native.edge import answered
 from chaos.runner.guests import Guest
-from chaos.runner.script.executor import Actor
-from chaos.runner.vmms import Pending, StepFailed
+from chaos.runner.script.executor import Executor
+from chaos.runner.vmms import PendingOperation, StepFailed
 from chaos.vmm import messages as m
 from chaos.vmm import race
 
 # Nothing but threads has to be made ready; this is for a machine in trouble.
 READY_WITHIN = 60.0
-CarryOut = Callable[[Actor, s.Step], None]
 
 
 @dataclass(slots=True)
@@ -35,7 +34,7 @@ class _Member:
     vm: Guest
     operation: m.Move | m.Mirror | m.Moves
     memory: OwnedFd | None = None
-    pending: Pending | None = None
+    pending: PendingOperation | None = None
 
     @property
     def threads(self) -> int:
@@ -52,75 +51,73 @@ class _Found:
     ended: int
 
 
-def together(actor: Actor, step: s.Together, carry_out: CarryOut) -> None:
+def together(executor: Executor, step: s.TogetherStep) -> None:
     with ExitStack() as stack:
-        members = [_prepared(actor, inner, stack) for inner in step.steps]
+        members = [_prepared(executor, inner, stack) for inner in step.steps]
         if any(member.memory is not None for member in members):
-            stack.enter_context(actor.untraced())
+            stack.enter_context(executor.untraced())
         shut = stack.enter_context(gate.new(sum(member.threads for member in members)))
         pendings = [
-            _begin(actor, member, shut.number, m.Start(place=place, others=len(members) - 1))
+            _begin(executor, member, shut.number, m.Start(place=place, others=len(members) - 1))
             for place, member in enumerate(members)
         ]
-        _await(actor, lambda: all(pending.tid or pending.over for pending in pendings), "all operations to be ready")
+        _await(executor, lambda: all(pending.tid or pending.over for pending in pendings), "all operations to be ready")
         moment = gate.open_at(shut.number)
-        _await(actor, lambda: actor.now() >= moment, "the moment at which they begin")
+        _await(executor, lambda: executor.now() >= moment, "the moment at which they begin")
         for inner in step.meanwhile:
-            carry_out(actor, inner)
-        _join(actor, members, step.within)
+            executor.carry_out(inner)
+        _join(executor, members, step.within)
         for found in in_order(found for member in members for found in _found(member)):
-            _write(actor, found)
+            _write(executor, found)
 
 
-def _prepared(actor: Actor, step: s.Move | s.Mirror | s.Moves, stack: ExitStack) -> _Member:
+def _prepared(executor: Executor, step: s.MoveStep | s.MirrorStep | s.MovesStep, stack: ExitStack) -> _Member:
     """The descriptors of the sources are with whoever takes them, so that nobody waits for one at the moment itself."""
-    stage = actor.stage
-    if isinstance(step, s.Moves):
-        vm = stage.guest(step.destination)
-        actor.free(vm)
+    guests = executor.guests
+    if isinstance(step, s.MovesStep):
+        vm = guests.launched(step.destination)
+        executor.free(vm)
         for source in dict.fromkeys(step.sources):
-            actor.provide(vm, source, keep=True)
+            executor.provide(vm, source, keep=True)
         memory = stack.enter_context(race.memory_of(step.rounds * len(step.sources), step.threads))
         loop = m.Moves(vm=vm.name, sources=step.sources, rounds=step.rounds, threads=step.threads)
         return _Member(vm, loop, memory)
-    vm = stage.guests[step.vm] if isinstance(step, s.Mirror) else stage.guest(step.destination)
+    vm = guests[step.vm] if isinstance(step, s.MirrorStep) else guests.launched(step.destination)
     if not vm.created:
-        stage.create(vm)
-    actor.free(vm)
-    actor.provide(vm, step.source, keep=True)
-    kind = m.Mirror if isinstance(step, s.Mirror) else m.Move
+        guests.create(vm)
+    executor.free(vm)
+    executor.provide(vm, step.source, keep=True)
+    kind = m.Mirror if isinstance(step, s.MirrorStep) else m.Move
     return _Member(vm, kind(vm=vm.name, source=step.source or "", fd=step.fd or "", flags=step.flags))
 
 
-def _begin(actor: Actor, member: _Member, shut: int, start: m.Start) -> Pending:
+def _begin(executor: Executor, member: _Member, shut: int, start: m.Start) -> PendingOperation:
     fds = (shut,) if member.memory is None else (member.memory.number, shut)
-    member.pending = actor.stage.fleet.invoke(member.vm.vmm, member.operation, fds=fds, start=start)
-    actor.stage.under_way[member.vm.name] = member.pending
+    member.pending = executor.vmms.invoke(member.vm.vmm, member.operation, fds=fds, start=start)
+    executor.guests.under_way[member.vm.name] = member.pending
     return member.pending
 
 
-def _await(actor: Actor, there: Callable[[], bool], what: str) -> None:
+def _await(executor: Executor, there: Callable[[], bool], what: str) -> None:
     try:
-        actor.stage.fleet.loop.wait(there, READY_WITHIN, what, look=LOOK_AGAIN)
+        executor.loop.wait(there, READY_WITHIN, what, look=LOOK_AGAIN)
     except TimedOut as late:
         raise StepFailed(str(late)) from late
 
 
-def _join(actor: Actor, members: Iterable[_Member], within: float) -> None:
+def _join(executor: Executor, members: Iterable[_Member], within: float) -> None:
     """What never ends is not for the script to judge: it goes on, and the operation stays under way."""
     under_way = {member.vm.name: member.pending for member in members if member.pending is not None}
     try:
-        actor.stage.fleet.loop.wait(
-            lambda: all(pending.over for pending in under_way.values()), within, "all operations to end"
-        )
+        executor.loop.wait(lambda: all(pending.over for pending in under_way.values()), within, "all operations to end")
     except TimedOut as late:
         for name, pending in under_way.items():
             if not pending.over:
-                where = actor.overdue(pending)
-                actor.note("progress", f"{late}: {pending.f} of {name} is under way, its thread: {where}")
+                where = executor.overdue(pending)
+                executor.note("progress", f"{late}: {pending.f} of {name} is under way, its thread: {where}")
     for name, pending in under_way.items():
         if pending.over:
-            del actor.stage.under_way[name]
+            del executor.guests.under_way[name]
 
 
 def _found(member: _Member) -> Iterator[_Found]:
@@ -145,7 +142,7 @@ def in_order(found: Iterable[_Found]) -> list[_Found]:
     return ordered
 
 
-def _write(actor: Actor, found: _Found) -> None:
+def _write(executor: Executor, found: _Found) -> None:
     assert found.member.pending is not None
     args: dict[str, Value] = {"vm": found.member.vm.name, "source": found.source, "of": found.member.pending.op}
-    actor.stage.fleet.made(found.member.vm.vmm, "move", args, began=found.began, ended=found.ended)
+    executor.log.made(found.member.vm.vmm, "move", args, began=found.began, ended=found.ended)

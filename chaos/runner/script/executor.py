@@ -3,61 +3,75 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+from chaos.experiment.steps import Step
 from chaos.history.records import Asked, Counted, Fault, Held, Overdue, Released
 from chaos.kvm.numbers import IOCTL_NAMES
 from chaos.linux import task
-from chaos.linux.loop import TimedOut
-from chaos.runner.fault_context import Scene
-from chaos.runner.guests import Guest, Stage
+from chaos.linux.loop import Loop, TimedOut
+from chaos.runner.fault_context import RunContext
+from chaos.runner.guests import Guest, Guests
 from chaos.runner.holds.places import Place
 from chaos.runner.migration import attempt
 from chaos.runner.observer import Observer
-from chaos.runner.script.applied import Struck
-from chaos.runner.tracing import Pause
-from chaos.runner.vmms import ANSWER_WITHIN, Pending, StepFailed
+from chaos.runner.operations import OperationLog
+from chaos.runner.script.applied import AppliedFault
+from chaos.runner.tracing import Untraced
+from chaos.runner.vmms import ANSWER_WITHIN, PendingOperation, StepFailed, VmmProcesses
 from chaos.vmm.messages import Operation, ReceiveFd
+
+Handlers = Mapping[type, Callable[["Executor", Any], None]]
+"""What carries a step of each class out."""
 
 
 @dataclass(slots=True)
-class Actor:
-    """What has to be undone afterwards is put on `undo`. `armed` are the holds by name, `struck` the faults that were
+class Executor:
+    """What has to be undone afterwards is put on `undo`. `armed` are the holds by name, `applied` the faults that were
     applied, the latest last. Those of the names in `withhold` are not. Nothing that is done `untraced` is among the
     kernel's events."""
 
-    stage: Stage
+    guests: Guests
+    vmms: VmmProcesses
+    log: OperationLog
+    loop: Loop
     observer: Observer
     undo: ExitStack
-    scene: Scene
-    untraced: Pause
+    ctx: RunContext
+    handlers: Handlers
+    untraced: Untraced
     withhold: frozenset[str] = frozenset()
     armed: dict[str, Place] = field(default_factory=dict)
-    struck: list[Struck] = field(default_factory=list)
+    applied: list[AppliedFault] = field(default_factory=list)
+
+    def carry_out(self, step: Step) -> None:
+        """One step, also one inside another. Raises `StepFailed`, and what a fault or a hold cannot do here."""
+        self.handlers[type(step)](self, step)
 
     def provide(self, vm: Guest, source: str | None, *, keep: bool = False) -> None:
         """Send `vm` the descriptor that it is to take, to `keep` until then, or to find in its socket. It needs none of
         its own, and gets a wrong one by itself."""
         if source is not None and source != vm.name:
-            giver = self.stage.guest(source)
-            attempt.connect(self.stage, giver, vm)
-            attempt.send(self.stage, giver, vm)
+            giver = self.guests.launched(source)
+            attempt.connect(self.guests, giver, vm)
+            attempt.send(self.guests, giver, vm)
             if keep:
-                self.stage.must(vm, ReceiveFd(vm=vm.name, source=source))
+                self.guests.must(vm, ReceiveFd(vm=vm.name, source=source))
 
     # -- operations that may be left under way ------------------------------------------------------------
 
     def begin(self, vm: Guest, operation: Operation, *, wait: bool, within: float = ANSWER_WITHIN) -> None:
         """Hand an operation over in a thread of its own, and wait for it, or leave it under way."""
         self.free(vm)
-        self.stage.under_way[vm.name] = self.stage.fleet.invoke(vm.vmm, operation, aside=True)
+        self.guests.under_way[vm.name] = self.vmms.invoke(vm.vmm, operation, aside=True)
         if wait:
             self.join(vm, within)
 
     def free(self, vm: Guest) -> None:
-        pending = self.stage.under_way.get(vm.name)
+        pending = self.guests.under_way.get(vm.name)
         if pending is not None:
             raise StepFailed(f"{pending.f} of {vm.name} is under way")
 
@@ -65,16 +79,16 @@ class Actor:
         """Wait for the operation on `vm`. Raises `StepFailed`, and says where it is instead."""
         pending = self.under_way(vm.name)
         try:
-            self.stage.fleet.wait(pending, within)
+            self.vmms.wait(pending, within)
         except TimedOut as late:
             raise StepFailed(f"{late}; its thread: {self.overdue(pending)}") from late
-        del self.stage.under_way[vm.name]
+        del self.guests.under_way[vm.name]
 
-    def overdue(self, pending: Pending) -> str:
+    def overdue(self, pending: PendingOperation) -> str:
         """Write down where an operation is that should have ended by now; in words, too."""
         sleeper = task.look(pending.pid, pending.tid, ioctls=IOCTL_NAMES) if pending.tid else None
-        in_guest = any(vm.running and vm.every == 0 for vm in self.stage.guests.values())
-        free = not self.armed and not in_guest and all(struck.undone for struck in self.struck)
+        in_guest = any(vm.running and vm.every == 0 for vm in self.guests.all)
+        free = not self.armed and not in_guest and all(applied.undone for applied in self.applied)
         self.write(
             Overdue(
                 t=self.now(), op=pending.op, step=self.step, free=free, state=sleeper.state if sleeper else "",
@@ -84,17 +98,17 @@ class Actor:
         )  # fmt: skip
         return str(sleeper or "gone")
 
-    def under_way(self, vm: str) -> Pending:
+    def under_way(self, vm: str) -> PendingOperation:
         """The script's own, or else the oldest that a fault has made. Raises `StepFailed` if there is none."""
-        left = self.stage.guests[vm].vmm.pending.values()
+        left = self.guests[vm].vmm.pending.values()
         others = (pending for pending in left if pending.recorded and pending.args.get("vm") == vm)
-        pending = self.stage.under_way.get(vm) or next(others, None)
+        pending = self.guests.under_way.get(vm) or next(others, None)
         if pending is None:
             raise StepFailed(f"no operation on {vm} is under way")
         return pending
 
     def none_under_way(self, why: str) -> None:
-        names = [name for name, pending in self.stage.under_way.items() if not pending.over]
+        names = [name for name, pending in self.guests.under_way.items() if not pending.over]
         if names:
             raise StepFailed(f"an operation on {', '.join(names)} is under way: {why}")
 
@@ -102,13 +116,13 @@ class Actor:
 
     @property
     def step(self) -> int:
-        return self.stage.fleet.step
+        return self.log.step
 
     def now(self) -> int:
-        return self.stage.fleet.recorder.now()
+        return self.log.now()
 
     def write(self, record: Counted | Held | Released | Overdue | Asked | Fault) -> None:
-        self.stage.fleet.recorder.write(record)
+        self.log.write(record)
 
-    def note(self, topic: Any, text: str) -> None:
-        self.stage.fleet.recorder.note(topic, text, self.step)
+    def note(self, topic: Literal["skipped", "progress"], text: str) -> None:
+        self.log.note(topic, text)

@@ -5,27 +5,27 @@ from __future__ import annotations
 
 from chaos import fault as faults
 from chaos.experiment import steps as s
-from chaos.runner.script.applied import Struck
-from chaos.runner.script.executor import Actor
+from chaos.runner.script.applied import AppliedFault
+from chaos.runner.script.executor import Executor
 from chaos.runner.vmms import StepFailed
 
 
-def strike(actor: Actor, step: s.Strike) -> None:
+def apply(executor: Executor, step: s.FaultStep) -> None:
     """The undo is registered first: what was half applied is undone as well."""
     fault = faults.find(step.fault, step.options)
-    recorder, withheld = actor.stage.fleet.recorder, step.fault in actor.withhold
-    struck = Struck(step.fault, fault, step.target, actor.step, actor.scene, recorder, withheld=withheld)
-    actor.struck.append(struck)
-    actor.undo.callback(struck.undo)
+    log, withheld = executor.log, step.fault in executor.withhold
+    applied = AppliedFault(step.fault, fault, step.target, log.step, executor.ctx, log, withheld=withheld)
+    executor.applied.append(applied)
+    executor.undo.callback(applied.undo)
     try:
-        struck.apply()
+        applied.apply()
     except OSError as error:
         raise StepFailed(f"{step.fault} could not be applied to {step.target or 'the host'}: {error}") from error
 
 
-def undo(actor: Actor, step: s.Undo) -> None:
-    for struck in reversed(actor.struck):
-        if (struck.name, struck.target) == (step.fault, step.target) and not struck.undone:
-            struck.undo()
+def undo(executor: Executor, step: s.UndoStep) -> None:
+    for applied in reversed(executor.applied):
+        if (applied.name, applied.target) == (step.fault, step.target) and not applied.undone:
+            applied.undo()
             return
     raise StepFailed(f"{step.fault} is not applied to {step.target or 'the host'}")

@@ -7,26 +7,26 @@ from errno import EIO
 
 from chaos.experiment import steps as s
 from chaos.history.records import Asked
-from chaos.runner.script.executor import Actor
+from chaos.runner.script.executor import Executor
 from chaos.vmm import messages as m
 
 
-def ask(actor: Actor, step: s.Ask) -> None:
-    vm = actor.stage.guest(step.vm)
-    actor.none_under_way("its answer would wait for that")
+def ask(executor: Executor, step: s.AskStep) -> None:
+    vm = executor.guests.launched(step.vm)
+    executor.none_under_way("its answer would wait for that")
     every = vm.every
     if every is not None:
-        actor.stage.leave(vm)
-    answers = actor.stage.fleet.ask(vm.vmm, m.Ask(vm=vm.name)).answers
-    actor.write(Asked(t=actor.now(), agent=vm.vmm.name, vm=vm.name, step=actor.step, answers=answers))
+        executor.guests.leave(vm)
+    answers = executor.vmms.ask(vm.vmm, m.Ask(vm=vm.name)).answers
+    executor.write(Asked(t=executor.now(), agent=vm.vmm.name, vm=vm.name, step=executor.step, answers=answers))
     if every is not None and not all(answer.errno == EIO for answer in answers):
-        actor.stage.enter(vm, every)  # the dead have nowhere to go back to
+        executor.guests.enter(vm, every)  # the dead have nowhere to go back to
 
 
-def status(actor: Actor, step: s.Status) -> None:
-    vm = actor.stage.guest(step.vm)
-    actor.stage.do(vm, m.Status(vm=vm.name))
+def status(executor: Executor, step: s.StatusStep) -> None:
+    vm = executor.guests.launched(step.vm)
+    executor.guests.do(vm, m.Status(vm=vm.name))
 
 
-def observe(actor: Actor, step: s.Observe) -> None:
-    actor.observer.observe(actor.stage.fleet.recorder, step.label, actor.step)
+def observe(executor: Executor, step: s.ObserveStep) -> None:
+    executor.observer.observe(step.label, executor.log.step)

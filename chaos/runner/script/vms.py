@@ -9,84 +9,84 @@ from chaos.experiment import steps as s
 from chaos.experiment.model import default_command, key_of_init
 from chaos.kinds import Kind
 from chaos.kvm.numbers import Policy
-from chaos.runner.guests import Guest, Stage
-from chaos.runner.script.executor import Actor
+from chaos.runner.guests import Guest, Guests
+from chaos.runner.script.executor import Executor
 from chaos.vmm import messages as m
 
 _LAUNCH = ("launch_start", "launch_update_data")
 
 
-def launch(actor: Actor, step: s.Launch) -> None:
-    stage, vm = actor.stage, actor.stage.guests[step.vm]
-    stage.create(vm)
+def launch(executor: Executor, step: s.LaunchStep) -> None:
+    guests, vm = executor.guests, executor.guests[step.vm]
+    guests.create(vm)
     if vm.spec.kind is Kind.PLAIN:
         return
-    stage.must(vm, _init(vm, s.Init(vm=step.vm)))
+    guests.must(vm, _init(vm, s.InitStep(vm=step.vm)))
     for name in (*_LAUNCH, "launch_update_vmsa") if vm.spec.kind is Kind.SEV_ES else _LAUNCH:
-        stage.must(vm, _operation(stage, vm, name))
+        guests.must(vm, _operation(guests, vm, name))
     if step.finish:
-        _finish(stage, vm)
+        _finish(guests, vm)
 
 
-def create(actor: Actor, step: s.Create) -> None:
-    actor.stage.create(actor.stage.guests[step.vm])
+def create(executor: Executor, step: s.CreateStep) -> None:
+    executor.guests.create(executor.guests[step.vm])
 
 
-def call(actor: Actor, step: s.Call) -> None:
-    vm = actor.stage.guest(step.vm)
-    actor.begin(vm, _operation(actor.stage, vm, step.operation), wait=step.wait)
+def call(executor: Executor, step: s.CallStep) -> None:
+    vm = executor.guests.launched(step.vm)
+    executor.begin(vm, _operation(executor.guests, vm, step.operation), wait=step.wait)
 
 
-def init(actor: Actor, step: s.Init) -> None:
-    vm = actor.stage.guest(step.vm)
+def init(executor: Executor, step: s.InitStep) -> None:
+    vm = executor.guests.launched(step.vm)
     if step.each is None:
-        actor.begin(vm, _init(vm, step), wait=step.wait)
+        executor.begin(vm, _init(vm, step), wait=step.wait)
         return
     for bit in range(32 if step.each == "flags" else 64):
-        actor.begin(vm, msgspec.structs.replace(_init(vm, step), **{step.each: 1 << bit}), wait=True)
+        executor.begin(vm, msgspec.structs.replace(_init(vm, step), **{step.each: 1 << bit}), wait=True)
 
 
-def vcpu(actor: Actor, step: s.Vcpu) -> None:
-    vm = actor.stage.guest(step.vm)
-    actor.begin(vm, m.CreateVcpu(vm=vm.name, id=step.id), wait=step.wait)
+def vcpu(executor: Executor, step: s.VcpuStep) -> None:
+    vm = executor.guests.launched(step.vm)
+    executor.begin(vm, m.AddVcpu(vm=vm.name, id=step.id), wait=step.wait)
 
 
-def command(actor: Actor, step: s.Command) -> None:
-    vm = actor.stage.guest(step.vm)
+def command(executor: Executor, step: s.CommandStep) -> None:
+    vm = executor.guests.launched(step.vm)
     for number in step.numbers:
-        actor.begin(vm, m.Command(vm=vm.name, id=number), wait=True)
+        executor.begin(vm, m.Command(vm=vm.name, id=number), wait=True)
 
 
-def finish(actor: Actor, step: s.Finish) -> None:
-    _finish(actor.stage, actor.stage.guest(step.vm))
+def finish(executor: Executor, step: s.FinishStep) -> None:
+    _finish(executor.guests, executor.guests.launched(step.vm))
 
 
-def mirror(actor: Actor, step: s.Mirror) -> None:
+def mirror(executor: Executor, step: s.MirrorStep) -> None:
     """What the kernel refuses is an answer, also where the mirror's registers cannot be encrypted any more."""
-    stage, vm = actor.stage, actor.stage.guests[step.vm]
+    guests, vm = executor.guests, executor.guests[step.vm]
     if not vm.created:
-        stage.create(vm)
-    actor.provide(vm, step.source)
-    done = stage.do(vm, m.Mirror(vm=vm.name, source=step.source or "", fd=step.fd or "", flags=step.flags))
-    if done.outcome == "ok" and vm.spec.vcpus and stage.is_es(vm):
-        stage.do(vm, m.LaunchUpdateVmsa(vm=vm.name))
+        guests.create(vm)
+    executor.provide(vm, step.source)
+    done = guests.do(vm, m.Mirror(vm=vm.name, source=step.source or "", fd=step.fd or "", flags=step.flags))
+    if done.outcome == "ok" and vm.spec.vcpus and guests.is_es(vm):
+        guests.do(vm, m.LaunchUpdateVmsa(vm=vm.name))
 
 
-def close(actor: Actor, step: s.Close) -> None:
-    vm = actor.stage.guest(step.vm)
-    actor.free(vm)
+def close(executor: Executor, step: s.CloseStep) -> None:
+    vm = executor.guests.launched(step.vm)
+    executor.free(vm)
     if step.wait:
-        actor.stage.close(vm)
+        executor.guests.close(vm)
     else:
-        actor.stage.close_aside(vm)
+        executor.guests.close_aside(vm)
 
 
-def _finish(stage: Stage, vm: Guest) -> None:
-    stage.must(vm, m.LaunchMeasure(vm=vm.name))
-    stage.must(vm, m.LaunchFinish(vm=vm.name))
+def _finish(guests: Guests, vm: Guest) -> None:
+    guests.must(vm, m.LaunchMeasure(vm=vm.name))
+    guests.must(vm, m.LaunchFinish(vm=vm.name))
 
 
-def _init(vm: Guest, step: s.Init) -> m.Init:
+def _init(vm: Guest, step: s.InitStep) -> m.Init:
     command = step.command or default_command(vm.spec)
     return m.Init(
         vm=vm.name, key=key_of_init(vm.spec, command), command=command, flags=step.flags, features=step.features,
@@ -94,12 +94,12 @@ def _init(vm: Guest, step: s.Init) -> m.Init:
     )  # fmt: skip
 
 
-def _operation(stage: Stage, vm: Guest, name: str) -> m.Operation:  # noqa: PLR0911 - a table
+def _operation(guests: Guests, vm: Guest, name: str) -> m.Operation:  # noqa: PLR0911 - a table
     match name:
         case "launch_start":
             return m.LaunchStart(vm=vm.name, policy=Policy.ES if vm.spec.kind is Kind.SEV_ES else 0)
         case "launch_update_data":
-            return m.LaunchUpdateData(vm=vm.name, lanes=stage.lanes[vm.spec.memory])
+            return m.LaunchUpdateData(vm=vm.name, lanes=guests.lanes[vm.spec.memory])
         case "launch_update_vmsa":
             return m.LaunchUpdateVmsa(vm=vm.name)
         case "launch_measure":

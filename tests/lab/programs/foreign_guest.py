@@ -21,7 +21,7 @@ from chaos.kinds import Kind
 from chaos.kvm.system import System
 from chaos.linux.seqpacket import memory_file
 from chaos.vmm import guest
-from chaos.vmm.machine import Host, Machine
+from chaos.vmm.machine import Machine, OpenDevices
 
 CGROUP = Path("/sys/fs/cgroup/somebody")
 TICKS = 20
@@ -40,7 +40,7 @@ def main(command: list[str]) -> int:
 
 
 def launched() -> Machine:
-    machine = Machine.create(Host(System.open()), Kind.SEV, 1, memory_file("somebody", guest.MEMORY).steal())
+    machine = Machine.create(OpenDevices(System.open()), Kind.SEV, 1, memory_file("somebody", guest.MEMORY).steal())
     machine.init("sev", "", flags=0, features=0, ghcb=0)
     machine.launch_start(0)
     machine.launch_update_data(1)

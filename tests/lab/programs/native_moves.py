@@ -18,10 +18,10 @@ from chaos.kvm.numbers import Cap, Ioctl
 from chaos.kvm.sev import Platform, Sev
 from chaos.kvm.structs import EnableCap
 from chaos.kvm.system import System
-from chaos.kvm.vcpu import Vcpu
-from chaos.kvm.vm import Vm
+from chaos.kvm.vcpu import KvmVcpu
+from chaos.kvm.vm import KvmVm
 from chaos.linux.fd import Mapping, OwnedFd
-from chaos.native import Loop, Program, RunningVcpu, Step, VcpuThread, read_vcpu
+from chaos.native import LoopProgram, LoopStep, NativeLoop, RunningVcpu, VcpuThread, read_vcpu
 from chaos.vmm import guest, state
 
 THREADS = 3
@@ -41,10 +41,10 @@ class Host:
         self.platform = Platform.open()
         stack.callback(self.platform.close)
 
-    def sev(self, vm: Vm) -> Sev:
+    def sev(self, vm: KvmVm) -> Sev:
         return Sev(vm.fd.number, self.platform.fd.number)
 
-    def vm(self, vcpus: int, *, encrypted: bool) -> Vm:
+    def vm(self, vcpus: int, *, encrypted: bool) -> KvmVm:
         vm = self.system.create_vm()
         self.stack.callback(vm.close)
         if encrypted:
@@ -78,7 +78,7 @@ class Guest:
             sev.launch_measure()
             sev.launch_finish()
 
-    def _vcpu(self, host: Host) -> Vcpu:
+    def _vcpu(self, host: Host) -> KvmVcpu:
         vcpu = self.vm.create_vcpu(0)
         host.stack.callback(vcpu.close)
         vcpu.set_cpuid(host.system.supported_cpuid())
@@ -109,10 +109,10 @@ class Guest:
         ).start(memory=memory)
 
 
-def move(destination: Vm, source: Vm) -> Step:
+def move(destination: KvmVm, source: KvmVm) -> LoopStep:
     request = EnableCap(cap=Cap.MOVE_ENC_CONTEXT_FROM)
     request.args[0] = source.fd.number
-    return Step(destination.fd.number, Ioctl.KVM_ENABLE_CAP, bytes(request))
+    return LoopStep(destination.fd.number, Ioctl.KVM_ENABLE_CAP, bytes(request))
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
@@ -135,10 +135,10 @@ def storm(host: Host) -> Found:
     On a busy machine they may hardly ever run at the same time, so it is tried until two have met.
     """
     vms = [host.vm(4, encrypted=True) for _ in range(THREADS)]
-    programs = tuple(Program(tuple(move(vm, source) for source in vms), rounds=2000) for vm in vms)
-    alone = Loop(programs[:1]).start().join(WITHIN).threads[0]
+    programs = tuple(LoopProgram(tuple(move(vm, source) for source in vms), rounds=2000) for vm in vms)
+    alone = NativeLoop(programs[:1]).start().join(WITHIN).threads[0]
     for _ in range(20):
-        outcome = Loop(programs, ring=1 << 13).start().join(WITHIN)
+        outcome = NativeLoop(programs, ring=1 << 13).start().join(WITHIN)
         if any(errno.EBUSY in thread.errnos for thread in outcome.threads):
             break
     return {
@@ -156,10 +156,10 @@ def race(host: Host) -> Found:
     for number in range(60):
         rivals = [host.vm(1, encrypted=False) for _ in range(2)]
         programs = tuple(
-            Program((move(rival, source),), rounds=None, offset=offset, ends_at=frozenset({0}), ends_all=True)
+            LoopProgram((move(rival, source),), rounds=None, offset=offset, ends_at=frozenset({0}), ends_all=True)
             for rival, offset in zip(rivals, (10_000, number * 500), strict=True)
         )
-        threads = Loop(programs, ring=1 << 12).start().join(WITHIN).threads
+        threads = NativeLoop(programs, ring=1 << 12).start().join(WITHIN).threads
         rounds.append([thread.errnos for thread in threads])
         source = rivals[0] if 0 in threads[0].errnos else rivals[1]
     return {"rounds": rounds}
@@ -170,8 +170,8 @@ def arguments(host: Host) -> Found:
     fd, empty = host.system.fd.number, bytes(4096)
     found = {}
     for name, reset in (("kept", False), ("reset", True)):
-        program = Program((Step(fd, KVM_GET_MSR_INDEX_LIST, empty, reset=reset),), rounds=4)
-        found[name] = [call.errno for call in Loop((program,)).start().join(WITHIN).threads[0]]
+        program = LoopProgram((LoopStep(fd, KVM_GET_MSR_INDEX_LIST, empty, reset=reset),), rounds=4)
+        found[name] = [call.errno for call in NativeLoop((program,)).start().join(WITHIN).threads[0]]
     return found
 
 
@@ -195,7 +195,7 @@ def hand_over(host: Host) -> Found:
         found["stops"].append({"every": every, "counts": counts, "why": left.why.name, "stale": left.seen.stale})
     given = state.take(source.vcpu)
     last = left.seen.last_tick
-    moved = Loop((Program((move(destination.vm, source.vm),)),)).start().join(WITHIN).threads[0]
+    moved = NativeLoop((LoopProgram((move(destination.vm, source.vm),)),)).start().join(WITHIN).threads[0]
     state.give(destination.vcpu, given)
     before = destination.counter()
     running = destination.run(4)
@@ -220,7 +220,7 @@ def held(host: Host) -> Found:
     destination = host.vm(1, encrypted=False)
     running = source.run(0)
     source_left = running.wait(0.1)
-    moving = Loop((Program((move(destination, source.vm),)),)).start()
+    moving = NativeLoop((LoopProgram((move(destination, source.vm),)),)).start()
     found: Found = {"early": source_left, "said": ""}
     moving.interrupt()
     try:

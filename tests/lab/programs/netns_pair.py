@@ -129,7 +129,12 @@ def stream_through(pair: Pair, impairment: Impairment) -> dict[str, Any]:
         netem.undo(pair.left)
     assert after is not None
     numbers = within(pair.left.space, lambda: came(address))
-    return {"numbers": numbers, "struck": netem.struck(before, after), "seed": after.impairment.seed, **told(after)}
+    return {
+        "numbers": numbers,
+        "struck": netem.took_effect(before, after),
+        "seed": after.impairment.seed,
+        **told(after),
+    }
 
 
 def relayed(pair: Pair, impairment: Impairment) -> dict[str, Any]:
@@ -169,7 +174,7 @@ def main() -> None:
         seen["delayed"] = within(pair.left.space, lambda: rounds(address, 5))
         after = netem.read(pair.left)
         assert after is not None
-        seen["delay struck"] = netem.struck(before, after)
+        seen["delay struck"] = netem.took_effect(before, after)
         seen["qdisc"] = link.look(pair.left).qdisc
         seen["changed"] = str(netem.change(pair.left, Impairment(loss=12.5, corruption=3, rate=8_000_000)).impairment)
         seen["cleared"] = str(netem.change(pair.left, Impairment(seed=5)).impairment)

@@ -10,9 +10,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from chaos.controller.carry_out import conduct
+from chaos.controller.carry_out import carry_out
 from chaos.controller.console import Heard, SerialConsole, unsaid
-from chaos.controller.host_description import Host
+from chaos.controller.host_description import HostDescription
 from chaos.errors import KernelPanicked
 from chaos.history import file, records
 from chaos.history.records import End, Header, History, Kernel, Record
@@ -91,16 +91,16 @@ class Panics:
 def broken(tmp_path: Path) -> Path:
     """The directory of a run in which the kernel panicked."""
     console = SerialConsole()
-    conducted = asyncio.run(
-        conduct(
-            Panics(console, moved()), shipped("move-across-cgroups"), seed=7, where=Host(host="lab"), runs=tmp_path,
-            timeout=1.0, known=(), console=console, watch=lambda record: None,
+    result = asyncio.run(
+        carry_out(
+            Panics(console, moved()), shipped("move-across-cgroups"), seed=7, where=HostDescription(host="lab"),
+            runs=tmp_path, timeout=1.0, known=(), console=console, watch=lambda record: None,
         )
     )  # fmt: skip
-    assert isinstance(conducted.broken, KernelPanicked)
-    p12 = next(verdict for verdict in conducted.verdict.verdicts if verdict.promise == "P12")
+    assert isinstance(result.broken, KernelPanicked)
+    p12 = next(verdict for verdict in result.verdict.verdicts if verdict.promise == "P12")
     assert (p12.outcome, p12.signature) == (Outcome.BROKEN, "bug:kernel-NULL-pointer-dereference+panic")
-    return conducted.directory
+    return result.directory
 
 
 def test_a_panics_lines_are_in_the_history_once_and_the_end_comes_after_them(broken: Path) -> None:

@@ -18,7 +18,7 @@ import faults
 from chaos import fault
 from chaos.controller import outcomes
 from chaos.experiment import load
-from chaos.experiment.steps import Strike, walk
+from chaos.experiment.steps import FaultStep, walk
 from chaos.judge.verdict import Outcome
 from tests.lab import test_conformance, test_deeper, test_experiments, test_faults, test_outcomes, test_storms
 
@@ -46,7 +46,7 @@ def applied() -> dict[str, set[str]]:
     for name, path in experiments.catalogue().items():
         if name not in skipped:
             for _, step in walk(load.load(path).script):
-                if isinstance(step, Strike):
+                if isinstance(step, FaultStep):
                     found.setdefault(step.fault, set()).add(name)
     return found
 

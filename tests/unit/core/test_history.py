@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chaos.controller.directory import RunDirectory
-from chaos.controller.host_description import Host
+from chaos.controller.host_description import HostDescription
 from chaos.errors import UsageError
 from chaos.history.file import Writer, read, up_to_damage
 from chaos.history.records import FORMAT, Done, End, Header, History, Invoke, Kernel, Observation, Record, encode
@@ -255,7 +255,7 @@ def test_records_in_disorder_never_break_anything(data: st.DataObject, name: str
 
 
 def test_a_run_directory_with_anything_in_it(tmp_path: Path) -> None:
-    directory = RunDirectory.create(tmp_path, shipped("move-across-cgroups"), 1, Host(host="lab"))
+    directory = RunDirectory.create(tmp_path, shipped("move-across-cgroups"), 1, HostDescription(host="lab"))
     directory.history.write_bytes(b"\xff")
     assert directory.read()[1].damage.startswith("line 1 is damaged")
     for data in (b"\xff", b"{", b'{"name": "\xff"}', b"[" * 100_000):
@@ -266,7 +266,7 @@ def test_a_run_directory_with_anything_in_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["experiment.json", "history.jsonl"])
 def test_a_pipe_in_a_run_directory_is_not_waited_for(tmp_path: Path, name: str) -> None:
-    directory = RunDirectory.create(tmp_path, shipped("move-across-cgroups"), 1, Host(host="lab"))
+    directory = RunDirectory.create(tmp_path, shipped("move-across-cgroups"), 1, HostDescription(host="lab"))
     directory.history.touch()
     (directory.path / name).unlink()
     os.mkfifo(directory.path / name)

@@ -10,7 +10,7 @@ import pytest
 
 from chaos.errors import ExitCode, InternalError
 from chaos.experiment.model import Unaskable
-from chaos.experiment.steps import Migrate, Strike
+from chaos.experiment.steps import FaultStep, MigrateStep
 from chaos.history.records import (
     Answer,
     Asked,
@@ -162,8 +162,8 @@ def test_a_fault_that_did_not_strike_makes_the_run_void() -> None:
 
 def test_each_fault_of_a_step_has_to_strike() -> None:
     """Those inside a migration all have its number."""
-    storms = Strike(fault="storm", target="source"), Strike(fault="storm", target="source")
-    migrate = Migrate(source="old", destination="new", before={"pause": storms[:1], "move": storms[1:]})
+    storms = FaultStep(fault="storm", target="source"), FaultStep(fault="storm", target="source")
+    migrate = MigrateStep(source="old", destination="new", before={"pause": storms[:1], "move": storms[1:]})
     experiment = msgspec.structs.replace(shipped("move-across-cgroups"), script=(migrate,))
     for strikes, lacking in ((2, 0), (1, 1), (0, 2)):
         b = Builder("move-across-cgroups")

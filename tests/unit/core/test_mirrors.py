@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 
 from chaos.judge.ledger.replay import replay
-from chaos.judge.ledger.world import Mirror, World
+from chaos.judge.ledger.world import LedgerMirror, World
 from tests.unit.core.build import Builder
 
 
@@ -34,7 +34,7 @@ def test_a_mirror_pays_nothing_and_answers() -> None:
     b.observe("mirrored", {"source": 1}, guests=1)
     b.status("mirror", "destination")
     world = only(b)
-    assert world.mirrors == {Mirror("mirror", "owner")}
+    assert world.mirrors == {LedgerMirror("mirror", "owner")}
     assert world.holders == {"owner", "mirror"}
     vm = world.vm("mirror")
     assert vm is not None and (vm.agent, vm.created) == ("destination", 2)
@@ -73,7 +73,7 @@ def test_a_moved_owner_takes_its_mirrors_along() -> None:
     b.launch("new", "destination")
     b.move("owner", "new", "destination")
     b.observe("moved", {"destination": 1}, guests=1)
-    assert only(b).mirrors == {Mirror("mirror", "new")}
+    assert only(b).mirrors == {LedgerMirror("mirror", "new")}
     b.exit("source")
     b.do("close", "destination", vm="new")
     b.observe("closed", {"destination": 1}, guests=1)
@@ -91,7 +91,7 @@ def test_a_moved_mirror_still_pays_nothing() -> None:
     b.status("new", "source")
     b.ask("mirror", "destination", dead=True)
     world = only(b)
-    assert world.mirrors == {Mirror("new", "owner")}
+    assert world.mirrors == {LedgerMirror("new", "owner")}
     assert world.dead == {"mirror"}
 
 

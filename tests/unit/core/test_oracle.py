@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from chaos.errors import UsageError
 from chaos.history.records import Invoke, Value
 from chaos.judge import oracle
-from chaos.judge.oracle import OK, Answer, State, after, allowed, charges, events, under_way
-from chaos.judge.oracle.programs import WIDTH, Step, run, violations
+from chaos.judge.oracle import OK, OracleAnswer, State, after, allowed, charges, events, under_way
+from chaos.judge.oracle.programs import WIDTH, ProgramStep, run, violations
 
 OLD, NEW = "6.1.192", "6.12.117"
 _numbers = count(1)
@@ -122,14 +122,14 @@ def test_a_dead_vm_as_source_and_as_destination() -> None:
     assert errnos(state, "move", "s", vm="old", source="third") == {EIO}
     assert errnos(state, "move", "s", vm="third", source="old") == {EINVAL, EBADF}
     state = with_descriptor(state, "new", "s")
-    assert allowed(state, op("move", "s", vm="old", source="new")) == {Answer(EIO)}
+    assert allowed(state, op("move", "s", vm="old", source="new")) == {OracleAnswer(EIO)}
     chained = does(state, "move", "s", vm="third", source="new")
     assert dict(charges(chained)) == {(".", "sev"): 1, ("source", "sev"): 1}
 
 
 def test_types_differ_only_where_there_are_types() -> None:
     typed = op("create", "s", vm="typed", kind="plain", vcpus=1, type=2)
-    assert allowed(launched(host(OLD)), typed) == {Answer(EINVAL)}
+    assert allowed(launched(host(OLD)), typed) == {OracleAnswer(EINVAL)}
     state = after(launched(host(NEW)), typed, OK)
     assert errnos(state, "move", "s", vm="typed", source="old") == {EINVAL}
 
@@ -161,8 +161,8 @@ def test_a_limit_stops_a_move_and_counts_an_event(at: str) -> None:
     state = ready()
     state = does(state, "limit", cgroup=at, key="sev", max=1 if at == "." else 0)
     move = op("move", "d", **MOVE)
-    assert allowed(state, move) == {Answer(EBUSY, at=at)}
-    after_it = after(state, move, Answer(EBUSY, at=at))
+    assert allowed(state, move) == {OracleAnswer(EBUSY, at=at)}
+    after_it = after(state, move, OracleAnswer(EBUSY, at=at))
     assert charges(after_it) == charges(state)
     hit = {"destination/inner": 3, "destination": 2, ".": 1}[at]
     assert sum(events(after_it).values()) == hit
@@ -197,9 +197,12 @@ def test_a_full_host_has_no_room_for_a_move() -> None:
     state = does(does(state, "spawn", "s", cgroup="source"), "spawn", "d", cgroup="destination")
     state = does(launched(state), "create", "d", vm="new", kind="plain", vcpus=1)
     state = with_descriptor(state, "old", "d")
-    assert allowed(state, op("move", "d", **MOVE)) == {Answer(EBUSY)}  # the host's own level counts no event of ours
+    # The host's own level counts no event of ours.
+    assert allowed(state, op("move", "d", **MOVE)) == {
+        OracleAnswer(EBUSY)
+    }  # the host's own level counts no event of ours
     full = replace(state, foreign=frozenset({("sev", 0)}), capacity=frozenset({("sev", 1)}))
-    assert allowed(full, op("move", "d", **MOVE)) == {Answer(EBUSY, at=".", full=True)}
+    assert allowed(full, op("move", "d", **MOVE)) == {OracleAnswer(EBUSY, at=".", full=True)}
     none = replace(state, capacity=frozenset())
     assert errnos(none, "move", "d", **MOVE) == {EINVAL}
 
@@ -315,11 +318,11 @@ def test_init_until_the_host_is_full() -> None:
     state = does(host(sev=2), "limit", cgroup="source", key="sev", max=1)
     state = does(launched(state), "create", "s", vm="second", kind="sev", vcpus=1)
     init = op("init", "s", vm="second", key="sev")
-    assert allowed(state, init) == {Answer(EBUSY, at="source")}
-    state = after(state, init, Answer(EBUSY, at="source"))
+    assert allowed(state, init) == {OracleAnswer(EBUSY, at="source")}
+    state = after(state, init, OracleAnswer(EBUSY, at="source"))
     assert dict(events(state)) == {("source", "sev"): 1, (".", "sev"): 1}
     state = does(launched(state, "third", "d"), "create", "d", vm="fourth", kind="sev", vcpus=1)
-    assert allowed(state, op("init", "d", vm="fourth", key="sev")) == {Answer(EBUSY, at=".", full=True)}
+    assert allowed(state, op("init", "d", vm="fourth", key="sev")) == {OracleAnswer(EBUSY, at=".", full=True)}
     lowered = does(state, "limit", cgroup="destination", key="sev", max=0)
     assert charges(lowered)["destination", "sev"] == 1
 
@@ -327,7 +330,7 @@ def test_init_until_the_host_is_full() -> None:
 def test_the_firmware_may_refuse_and_says_so() -> None:
     state = does(launched(host()), "create", "s", vm="next", kind="sev", vcpus=1)
     state = does(state, "init", "s", vm="next", key="sev")
-    refused = Answer(EIO, firmware=True)
+    refused = OracleAnswer(EIO, firmware=True)
     assert allowed(state, op("launch_start", "s", vm="next")) == {OK, refused}
     assert allowed(state, op("launch_start", "s", vm="old")) == {refused}  # the ASID is its own already
     assert allowed(state, op("launch_finish", "s", vm="old")) == {OK, refused}
@@ -336,9 +339,9 @@ def test_the_firmware_may_refuse_and_says_so() -> None:
 def test_a_firmware_that_stops_answering() -> None:
     state = does(launched(host()), "psp_dies")
     finish = op("launch_finish", "s", vm="old")
-    assert allowed(state, finish) == {Answer(EBUSY), Answer(ETIMEDOUT)}
-    dead = after(state, finish, Answer(ETIMEDOUT))
-    assert allowed(dead, finish) == {Answer(EBUSY)}
+    assert allowed(state, finish) == {OracleAnswer(EBUSY), OracleAnswer(ETIMEDOUT)}
+    dead = after(state, finish, OracleAnswer(ETIMEDOUT))
+    assert allowed(dead, finish) == {OracleAnswer(EBUSY)}
     dead = does(dead, "create", "s", vm="next", kind="sev", vcpus=1)
     assert errnos(dead, "init", "s", vm="next", key="sev") == {0, EBUSY}
     moved = does(dead, "create", "s", vm="new", kind="plain", vcpus=1)
@@ -450,18 +453,18 @@ def test_a_violation_is_found() -> None:
     state = ready()
     move = op("move", "d", **MOVE)
     good = after(state, move, OK)
-    assert list(violations(Step(state, move, OK, good))) == []
+    assert list(violations(ProgramStep(state, move, OK, good))) == []
     world = good.world
     twice = replace(good, world=replace(world, contexts=world.contexts | state.world.contexts))
-    found = "; ".join(violations(Step(state, move, OK, twice)))
+    found = "; ".join(violations(ProgramStep(state, move, OK, twice)))
     assert "one of a dead VM" in found and "made or lost a context" in found
-    assert "lives" in "; ".join(violations(Step(state, move, OK, state)))
-    failed = Answer(EBUSY)
-    assert "P6" in "; ".join(violations(Step(state, move, failed, good)))
-    assert "P10" in "; ".join(violations(Step(state, move, OK, replace(good, capacity=frozenset()))))
+    assert "lives" in "; ".join(violations(ProgramStep(state, move, OK, state)))
+    failed = OracleAnswer(EBUSY)
+    assert "P6" in "; ".join(violations(ProgramStep(state, move, failed, good)))
+    assert "P10" in "; ".join(violations(ProgramStep(state, move, OK, replace(good, capacity=frozenset()))))
     enter = op("enter", "s", cgroup="source")
-    assert "P11" in "; ".join(violations(Step(state, enter, OK, good)))
+    assert "P11" in "; ".join(violations(ProgramStep(state, enter, OK, good)))
     nobody = replace(good, world=replace(world, homes=frozenset()))
-    assert "P9" in "; ".join(violations(Step(state, move, None, nobody)))
+    assert "P9" in "; ".join(violations(ProgramStep(state, move, None, nobody)))
     orphan = replace(mirrored(), world=replace(mirrored().world, contexts=frozenset()))
-    assert "without an owner" in "; ".join(violations(Step(state, enter, None, orphan)))
+    assert "without an owner" in "; ".join(violations(ProgramStep(state, enter, None, orphan)))

@@ -10,7 +10,7 @@ import pytest
 
 from chaos.history.records import History, Invoke, Observation, Record
 from chaos.judge import against_oracle
-from chaos.judge.evidence import Evidence
+from chaos.judge.evidence import RunEvidence
 from tests.unit.core.build import Builder, changed, moved
 from tests.unit.core.doctored import HELD, UNKNOWN, begun, see, verdict_of
 
@@ -154,5 +154,5 @@ def test_limits_go_with_their_files(f: str, cgroup: str, left: set[tuple[str, st
 
 
 def test_a_history_of_an_unknown_kernel_judges_nothing() -> None:
-    judge = against_oracle.Contract(Evidence(Builder(kernel="mine").end()))
+    judge = against_oracle.Contract(RunEvidence(Builder(kernel="mine").end()))
     assert judge.gap and list(judge.judged()) == []

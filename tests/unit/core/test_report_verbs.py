@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from chaos.cli.check_verb import check_
 from chaos.cli.run_verb import run_
 from chaos.controller.directory import RunDirectory
-from chaos.controller.host_description import Host
+from chaos.controller.host_description import HostDescription
 from chaos.errors import UsageError
 from chaos.history.file import Writer
 from tests.unit.core.build import moved, shipped
@@ -23,7 +23,7 @@ from tests.unit.core.build import moved, shipped
 @pytest.fixture
 def stored(tmp_path: Path) -> Path:
     """A run that deviated as finding 0001 says."""
-    directory = RunDirectory.create(tmp_path, shipped("move-across-cgroups"), 7, Host(host="lab"))
+    directory = RunDirectory.create(tmp_path, shipped("move-across-cgroups"), 7, HostDescription(host="lab"))
     writer = Writer(directory.history)
     for record in moved(status_error=errno.EBADF).records:
         writer.write(record)

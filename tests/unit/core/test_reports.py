@@ -16,7 +16,7 @@ import pytest
 import experiments
 from chaos.experiment.load import decode, encode
 from chaos.experiment.model import Experiment
-from chaos.experiment.steps import Migrate, Strike
+from chaos.experiment.steps import FaultStep, MigrateStep
 from chaos.history.records import Asked, Fault, Handover, Held, History, Kernel, Note, Observation, Record
 from chaos.judge import findings
 from chaos.judge.judge import judge
@@ -80,8 +80,8 @@ def test_a_migration_in_words() -> None:
     assert sentences.handed_over(lost) == "lost in resume (the VMM of new is dead)"
     done = msgspec.structs.replace(lost, attempt=2, outcome="committed", why="", stood=(1_000_000, 12_340_000))
     assert sentences.handed_over(done) == "attempt 2: committed, stood still for 12.3 ms"
-    kill = Strike(fault="kill", target="destination")
-    step = Migrate(source="old", destination="new", supervise="retry", before={"send-fd": (kill,)})
+    kill = FaultStep(fault="kill", target="destination")
+    step = MigrateStep(source="old", destination="new", supervise="retry", before={"send-fd": (kill,)})
     experiment = msgspec.structs.replace(shipped("move-across-cgroups"), script=(step,))
     assert sentences.step(experiment, 0) == (
         "hand old over to new: state, descriptor, move, resume, in up to 2 attempts; "

@@ -87,7 +87,7 @@ def test_as_many_labs_are_open_at_a_time_as_there_are_jobs(monkeypatch: pytest.M
     stints = campaign._stints([FakeHost(anew=True)], WANTED, plan)  # type: ignore[list-item, arg-type]
     done: Any = asyncio.run(campaign._all(stints, jobs, plan, lambda run, doing: None))
     assert max(most) == min(jobs, len(WANTED))
-    assert [conducted.name for conducted in done] == ["first", "second", "third"]
+    assert [result.name for result in done] == ["first", "second", "third"]
 
 
 def test_one_lab_that_cannot_be_had_ends_the_others(monkeypatch: pytest.MonkeyPatch) -> None:

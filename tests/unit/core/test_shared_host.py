@@ -70,14 +70,9 @@ def test_a_charge_of_ours_that_stays_is_ours_all_the_same() -> None:
     ],
 )
 def test_what_strikes_the_whole_host_is_not_done_there(step: dict[str, object]) -> None:
-    class Stage:
-        experiment = msgspec.convert({**msgspec.to_builtins(shipped(NAME)), "script": [step]}, type(shipped(NAME)))
-
-    class Scene:
-        stage = Stage()
-
+    experiment = msgspec.convert({**msgspec.to_builtins(shipped(NAME)), "script": [step]}, type(shipped(NAME)))
     with pytest.raises(Unsupported, match="this one is shared with others"):
-        require_all(Scene(), shared=True)  # type: ignore[arg-type]
+        require_all(experiment.script, SimpleNamespace(shared=True))
 
 
 def moving_mirrors(name: str) -> str:
@@ -85,10 +80,10 @@ def moving_mirrors(name: str) -> str:
 
 
 def test_a_mirror_is_not_moved_where_others_need_the_asid_that_it_may_cost() -> None:
-    scene = SimpleNamespace(stage=SimpleNamespace(experiment=shipped("move-a-mirror")))
+    script = shipped("move-a-mirror").script
     with pytest.raises(Unsupported, match="the mirror old may cost the host an ASID until its next boot"):
-        require_all(scene, shared=True)  # type: ignore[arg-type]
-    require_all(scene, shared=False)  # type: ignore[arg-type]
+        require_all(script, SimpleNamespace(shared=True))
+    require_all(script, SimpleNamespace(shared=False))
     assert moving_mirrors("mirror-made-during-moves") == moving_mirrors("move-with-mirror") == ""
 
 
@@ -101,7 +96,7 @@ def test_a_controller_is_not_enabled_for_the_cgroups_of_others(
     run.mkdir(parents=True)
     for path, controllers in ((tmp_path, "misc memory"), (run.parent, ours), (run, "misc")):
         (path / "cgroup.controllers").write_text(controllers)
-    scene = SimpleNamespace(shared=shared, cgroup=lambda name: Cgroup.at(run))
+    ctx = SimpleNamespace(shared=shared, cgroups={".": Cgroup.at(run)})
     expected = pytest.raises(Unsupported, match="enabled for the cgroups of others") if refused else nullcontext()
     with expected:
-        Oom().require(scene, "source")
+        Oom().require(ctx, "source")

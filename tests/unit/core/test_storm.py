@@ -7,14 +7,16 @@ from errno import EINVAL, EIO
 
 import pytest
 
-from chaos.judge.instant_of_death import Call, instant_of_death
+from chaos.judge.instant_of_death import TimedCall, instant_of_death
 
-MOVE = Call(100, 200, 0)
+MOVE = TimedCall(100, 200, 0)
 
 
-def storm(death: int = 150, count: int = 5000) -> list[Call]:
+def storm(death: int = 150, count: int = 5000) -> list[TimedCall]:
     """Calls of 3 ns, one a nanosecond; each looks in its middle."""
-    calls = [Call(at, at + 3, EIO if at + 1 >= death else 0) for at in range(death - count // 2, death + count // 2)]
+    calls = [
+        TimedCall(at, at + 3, EIO if at + 1 >= death else 0) for at in range(death - count // 2, death + count // 2)
+    ]
     return calls[::2] + calls[1::2]
 
 
@@ -27,14 +29,14 @@ def test_a_storm_with_one_instant_of_death() -> None:
 @pytest.mark.parametrize(
     ("call", "kinds"),
     [
-        (Call(160, 163, 0), ["answered-after-eio"]),
-        (Call(210, 213, EINVAL), ["answered-after-eio", "answered-after-move"]),
-        (Call(90, 99, EIO), ["answered-after-eio", "eio-before-move"]),
-        (Call(90, 300, EIO), []),
-        (Call(90, 300, 0), []),
+        (TimedCall(160, 163, 0), ["answered-after-eio"]),
+        (TimedCall(210, 213, EINVAL), ["answered-after-eio", "answered-after-move"]),
+        (TimedCall(90, 99, EIO), ["answered-after-eio", "eio-before-move"]),
+        (TimedCall(90, 300, EIO), []),
+        (TimedCall(90, 300, 0), []),
     ],
 )
-def test_a_doctored_storm(call: Call, kinds: list[str]) -> None:
+def test_a_doctored_storm(call: TimedCall, kinds: list[str]) -> None:
     death = instant_of_death([*storm(), call], MOVE)
     assert [found.kind for found in death.contradictions] == kinds
     assert all(call in (found.first, found.second) for found in death.contradictions)

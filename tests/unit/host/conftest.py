@@ -10,8 +10,9 @@ import pytest
 
 from chaos.cgroup.group import Cgroup
 from chaos.linux.loop import Loop
+from chaos.runner.operations import OperationLog
 from chaos.runner.recorder import Recorder
-from chaos.runner.vmms import Fleet
+from chaos.runner.vmms import VmmProcesses
 from chaos.vmm.server import ForkServer
 
 
@@ -27,9 +28,9 @@ def nowhere() -> Cgroup:
 
 
 @pytest.fixture
-def fleet() -> Iterator[Fleet]:
+def vmms() -> Iterator[VmmProcesses]:
     server = ForkServer()
-    made = Fleet(server, Loop(), Recorder(os.open(os.devnull, os.O_WRONLY)))
+    made = VmmProcesses(server, Loop(), OperationLog(Recorder(os.open(os.devnull, os.O_WRONLY))))
     yield made
     made.close()
     server.close()

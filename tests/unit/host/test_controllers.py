@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from chaos.cgroup.group import Cgroup
-from chaos.runner.cgroups import Groups
-from chaos.runner.fault_context import Scene
-from chaos.runner.guests import Stage
+from chaos.runner.cgroups import CgroupTree
+from chaos.runner.fault_context import RunContext
 
 
 @dataclass
@@ -39,10 +38,10 @@ def run(tmp_path: Path) -> Path:
     return run
 
 
-def scene_of(run: Path, warden: Warden, stack: ExitStack) -> Scene:
-    groups = Groups(Cgroup.at(run), None)  # type: ignore[arg-type]
-    groups._below["source"] = Cgroup.at(run / "source")
-    return Scene(Stage(None, None, groups, True), stack, None, warden)  # type: ignore[arg-type]
+def context_of(run: Path, warden: Warden, stack: ExitStack) -> RunContext:
+    cgroups = CgroupTree(Cgroup.at(run), None, None)  # type: ignore[arg-type]
+    cgroups._below["source"] = Cgroup.at(run / "source")
+    return RunContext(None, None, cgroups, warden, None, None, stack)  # type: ignore[arg-type]
 
 
 def control(group: Path) -> str:
@@ -52,7 +51,7 @@ def control(group: Path) -> str:
 def test_what_is_enabled_is_remembered_first_and_given_back_when_the_run_is_over(run: Path) -> None:
     warden = Warden()
     with ExitStack() as stack:
-        scene_of(run, warden, stack).enable("source", "cpu")
+        context_of(run, warden, stack).enable_controller("source", "cpu")
         assert warden.told == [("remember", "ours", "-cpu"), ("remember", "run", "-cpu")]
         assert (control(run.parent), control(run)) == ("+cpu", "+cpu")
         assert control(run.parents[1]) == "cpu misc\n", "it was enabled there"
@@ -63,7 +62,7 @@ def test_what_is_enabled_is_remembered_first_and_given_back_when_the_run_is_over
 def test_a_cgroup_that_is_gone_by_then_needs_nothing_back(run: Path) -> None:
     warden = Warden()
     with ExitStack() as stack:
-        scene_of(run, warden, stack).enable("source", "cpu")
+        context_of(run, warden, stack).enable_controller("source", "cpu")
         shutil.rmtree(run)
     assert warden.told[2:] == [("forget", "run", "-cpu"), ("forget", "ours", "-cpu")]
     assert control(run.parent) == "-cpu"

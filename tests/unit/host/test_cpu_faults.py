@@ -23,14 +23,19 @@ class Victim:
 
 
 @dataclass
-class Scene:
+class Context:
     """`owed` is what the warden would write."""
 
     victim: Victim = field(default_factory=lambda: Victim(os.getpid()))
     owed: list[tuple[Path, str]] = field(default_factory=list)
 
-    def vmm(self, name: str) -> Victim:
-        return self.victim
+    @property
+    def vmms(self) -> dict[str, Victim]:
+        return {"source": self.victim}
+
+    @property
+    def host(self) -> Context:
+        return self
 
     def remember(self, path: Path, text: str) -> None:
         self.owed.append((path, text))
@@ -50,24 +55,24 @@ def switch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_cpu_is_taken_and_given_back(switch: Path) -> None:
-    scene, fault = Scene(), CpuOffline()
-    fault.require(scene, "")  # type: ignore[arg-type]
-    assert fault.evidence(scene, "").struck is False  # type: ignore[arg-type]
-    fault.apply(scene, "")  # type: ignore[arg-type]
-    assert switch.read_text() == "0" and fault.evidence(scene, "").struck  # type: ignore[arg-type]
-    assert scene.owed == [(switch, "1")], "should the runner be killed now"
-    assert fault.undo(scene, "") == "CPU 1 is online"  # type: ignore[arg-type]
-    assert switch.read_text() == "1" and not scene.owed
+    ctx, fault = Context(), CpuOffline()
+    fault.require(ctx, "")  # type: ignore[arg-type]
+    assert fault.evidence(ctx, "").struck is False  # type: ignore[arg-type]
+    fault.apply(ctx, "")  # type: ignore[arg-type]
+    assert switch.read_text() == "0" and fault.evidence(ctx, "").struck  # type: ignore[arg-type]
+    assert ctx.owed == [(switch, "1")], "should the runner be killed now"
+    assert fault.undo(ctx, "") == "CPU 1 is online"  # type: ignore[arg-type]
+    assert switch.read_text() == "1" and not ctx.owed
 
 
-def test_a_cpu_that_was_offline_before_is_neither_struck_nor_brought_online(switch: Path) -> None:
+def test_a_cpu_that_was_offline_before_is_neither_taken_nor_brought_online(switch: Path) -> None:
     switch.write_text("0\n")
-    scene, fault = Scene(), CpuOffline()
+    ctx, fault = Context(), CpuOffline()
     with pytest.raises(Unsupported, match="offline already"):
-        fault.require(scene, "")  # type: ignore[arg-type]
-    fault.apply(scene, "")  # type: ignore[arg-type]
-    assert fault.evidence(scene, "").struck is False  # type: ignore[arg-type]
-    assert fault.undo(scene, "") == "CPU 1 was not taken" and not scene.owed  # type: ignore[arg-type]
+        fault.require(ctx, "")  # type: ignore[arg-type]
+    fault.apply(ctx, "")  # type: ignore[arg-type]
+    assert fault.evidence(ctx, "").struck is False  # type: ignore[arg-type]
+    assert fault.undo(ctx, "") == "CPU 1 was not taken" and not ctx.owed  # type: ignore[arg-type]
     assert switch.read_text() == "0"
 
 
@@ -75,12 +80,12 @@ def test_a_process_that_ended_is_not_looked_for_by_its_number() -> None:
     """It may be another one's by now, and the VMM of that name another process."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         before, victim = os.sched_getaffinity(child.pid), Victim(child.pid)
-        scene, fault = Scene(victim), Pin(cpu=min(before))
-        fault.apply(scene, "source")  # type: ignore[arg-type]
-        assert fault.evidence(scene, "source").struck and os.sched_getaffinity(child.pid) == {min(before)}  # type: ignore[arg-type]
-        victim.status, scene.victim = -9, Victim(os.getpid())
-        assert fault.undo(scene, "source") == "source has ended"  # type: ignore[arg-type]
+        ctx, fault = Context(victim), Pin(cpu=min(before))
+        fault.apply(ctx, "source")  # type: ignore[arg-type]
+        assert fault.evidence(ctx, "source").struck and os.sched_getaffinity(child.pid) == {min(before)}  # type: ignore[arg-type]
+        victim.status, ctx.victim = -9, Victim(os.getpid())
+        assert fault.undo(ctx, "source") == "source has ended"  # type: ignore[arg-type]
         assert os.sched_getaffinity(child.pid) == {min(before)}
         victim.status = None
-        assert "threads may run where" in fault.undo(scene, "source")  # type: ignore[arg-type]
+        assert "threads may run where" in fault.undo(ctx, "source")  # type: ignore[arg-type]
         assert os.sched_getaffinity(child.pid) == before

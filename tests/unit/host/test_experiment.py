@@ -11,7 +11,7 @@ from chaos.errors import UsageError
 from chaos.experiment import model
 from chaos.experiment.load import load as load_file
 from chaos.experiment.model import Experiment
-from chaos.experiment.steps import Command, walk
+from chaos.experiment.steps import CommandStep, walk
 
 
 def load(where: Path, vms: str, *steps: str) -> Experiment:
@@ -72,7 +72,7 @@ def test_vcpus_that_are_added_count(tmp_path: Path) -> None:
 
 
 def test_a_list_of_commands() -> None:
-    assert Command(vm="v", ids="0-3,5,9-10").numbers == (0, 1, 2, 3, 5, 9, 10)
+    assert CommandStep(vm="v", ids="0-3,5,9-10").numbers == (0, 1, 2, 3, 5, 9, 10)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_an_experiment_like_another_with_other_guests(tmp_path: Path) -> None:
     assert (liked.name, liked.why, liked.promises, liked.unaskable) == ("other", "a test", ("P2",), {})
     given = {name: (vm.kind.value, vm.type, vm.vcpus) for name, vm in liked.vms.items()}
     assert given == {"x": ("sev-es", 3, 2), "m": ("mirror", 3, 1), "y": ("plain", 3, 2)}
-    assert [type(step).__name__ for _, step in walk(liked.script)] == ["Launch", "Mirror", "Migrate", "Observe"]
+    assert [step.__struct_config__.tag for _, step in walk(liked.script)] == ["launch", "mirror", "migrate", "observe"]
     plain = like(tmp_path, "like: liked\nunaskable: {P1: {signature: unheard, why: nobody knows}}")
     assert plain.unaskable == {"P1": model.Unaskable(signature="unheard", why="nobody knows")}
     assert plain.script == load_file(tmp_path / "liked.yaml").script

@@ -13,8 +13,17 @@ import pytest
 from chaos import fault
 from chaos.errors import Unsupported, UsageError
 from chaos.linux.task import Sleeper
-from chaos.runner.holds.failpoints import Failpoints, waits_for_answer
-from chaos.runner.questions import Answer, Arm, Granted, Look, Looked, Point, Question, Withdraw
+from chaos.runner.holds.failpoints import RunFailpoints, waits_for_answer
+from chaos.runner.questions import (
+    ArmFailpoints,
+    FailpointCount,
+    Granted,
+    LookAtFailpoints,
+    Looked,
+    OutsideAnswer,
+    OutsideQuestion,
+    WithdrawFailpoints,
+)
 from faults import firmware as faults
 
 IOCTL = (16, 7, 0xC008AEBA, 0, 0, 0, 0)
@@ -25,12 +34,12 @@ CLOSE = (3, 7, 0, 0, 0, 0, 0)
 class Played:
     """An outside that grants everything and has `points` to tell."""
 
-    points: tuple[Point, ...] = ()
-    asked: list[Question] = field(default_factory=list)
+    points: tuple[FailpointCount, ...] = ()
+    asked: list[OutsideQuestion] = field(default_factory=list)
 
-    def ask(self, question: Question) -> Answer:
+    def ask(self, question: OutsideQuestion) -> OutsideAnswer:
         self.asked.append(question)
-        return Looked(points=self.points, stalled="") if isinstance(question, Look) else Granted()
+        return Looked(points=self.points, stalled="") if isinstance(question, LookAtFailpoints) else Granted()
 
 
 @pytest.fixture
@@ -46,51 +55,58 @@ def patience(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def scene(played: Played, patience: Path) -> Any:
+def ctx(played: Played, patience: Path) -> Any:
     platform = SimpleNamespace(status=lambda: SimpleNamespace(state=int(patience.read_text())))
-    return SimpleNamespace(firmware=Failpoints(played, 1, platform, patience))  # type: ignore[arg-type]
+    return SimpleNamespace(firmware=RunFailpoints(played, 1, platform, patience))  # type: ignore[arg-type]
 
 
-def strike(plan: str, **options: object) -> faults.Firmware:
+def firmware(plan: str, **options: object) -> faults.Firmware:
     found = fault.find("firmware", {"plan": plan, **options})
     assert isinstance(found, faults.Firmware)
     return found
 
 
-def test_a_fault_follows_its_plan_until_it_is_undone(played: Played, scene: Any, patience: Path) -> None:
-    found = strike("NOP=skip; INIT#2=stall")
-    assert found.evidence(scene, "").struck is False, "it was not applied"
-    found.apply(scene, "")
-    played.points = (Point(failpoint="NOP=skip", count=1, first=1_500_000_000, last=1_500_000_000),)
-    played.points += (Point(failpoint="INIT#2=stall", count=0),)
-    seen = found.evidence(scene, "")
+def test_a_fault_follows_its_plan_until_it_is_undone(played: Played, ctx: Any, patience: Path) -> None:
+    found = firmware("NOP=skip; INIT#2=stall")
+    assert found.evidence(ctx, "").struck is False, "it was not applied"
+    found.apply(ctx, "")
+    played.points = (FailpointCount(failpoint="NOP=skip", count=1, first=1_500_000_000, last=1_500_000_000),)
+    played.points += (FailpointCount(failpoint="INIT#2=stall", count=0),)
+    seen = found.evidence(ctx, "")
     assert seen.struck is None, "not yet: each of them must"
     assert seen.detail == "NOP=skip struck at 1.500000; INIT#2=stall did not strike"
-    played.points = (Point(failpoint="NOP=skip", count=3, first=1, last=2_000_000_000),)
-    seen = found.evidence(scene, "")
+    played.points = (FailpointCount(failpoint="NOP=skip", count=3, first=1, last=2_000_000_000),)
+    seen = found.evidence(ctx, "")
     assert seen.struck is True
     assert seen.detail == "NOP=skip struck 3 times, from 0.000000 to 2.000000"
-    assert scene.firmware.may_stall
-    found.undo(scene, "")
-    assert not scene.firmware.may_stall
-    assert [type(question) for question in played.asked] == [Arm, Look, Look, Withdraw]
+    assert ctx.firmware.may_stall
+    found.undo(ctx, "")
+    assert not ctx.firmware.may_stall
+    assert [type(question) for question in played.asked] == [
+        ArmFailpoints,
+        LookAtFailpoints,
+        LookAtFailpoints,
+        WithdrawFailpoints,
+    ]
     assert patience.read_text() == "100\n", "nothing in the plan needs the driver to give up"
 
 
 @pytest.mark.parametrize(("options", "seconds"), [({}, 2), ({"patience": 7}, 7)])
 def test_the_driver_is_made_impatient_with_the_dead(
-    options: dict[str, object], seconds: int, played: Played, scene: Any, patience: Path
+    options: dict[str, object], seconds: int, played: Played, ctx: Any, patience: Path
 ) -> None:
-    found = strike("NOP=dead", **options)
-    found.apply(scene, "")
+    found = firmware("NOP=dead", **options)
+    found.apply(ctx, "")
     assert int(patience.read_text()) == seconds
-    found.undo(scene, "")
+    found.undo(ctx, "")
     assert int(patience.read_text()) == 100
-    assert isinstance(played.asked[0], Arm), "and the driver has looked at the parameter before the plan is in force"
+    assert isinstance(played.asked[0], ArmFailpoints), (
+        "and the driver has looked at the parameter before the plan is in force"
+    )
 
 
 def test_without_the_device_the_driver_cannot_be_told(played: Played, patience: Path) -> None:
-    firmware = Failpoints(played, 1, None, patience)  # type: ignore[arg-type]
+    firmware = RunFailpoints(played, 1, None, patience)  # type: ignore[arg-type]
     with pytest.raises(Unsupported, match="/dev/sev"):
         firmware.set_patience(3)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from chaos.runner.vmms import Fleet
+from chaos.runner.vmms import VmmProcesses
 from chaos.vmm import harm
 from chaos.vmm.messages import Eat, EndThread, Exit, Handled
 from faults.vmm import state
@@ -38,37 +38,37 @@ def test_a_lost_descriptor_answers_as_a_closed_one_and_keeps_its_number() -> Non
     os.close(fd)
 
 
-def test_an_agent_goes_on_without_its_first_thread_and_ends_in_good_order(fleet: Fleet) -> None:
-    vmm = fleet.spawn("source", nowhere())
-    fleet.ask(vmm, EndThread())
-    fleet.loop.wait(lambda: state(vmm.pid, vmm.pid) == "Z", SECONDS, "the first thread to end", look=0.01)
-    assert fleet.ask(vmm, Eat(mebibytes=1)).errno == 0
-    assert fleet.do(vmm, Exit()).outcome == "ok"
+def test_an_agent_goes_on_without_its_first_thread_and_ends_in_good_order(vmms: VmmProcesses) -> None:
+    vmm = vmms.spawn("source", nowhere())
+    vmms.ask(vmm, EndThread())
+    vmms.loop.wait(lambda: state(vmm.pid, vmm.pid) == "Z", SECONDS, "the first thread to end", look=0.01)
+    assert vmms.ask(vmm, Eat(mebibytes=1)).errno == 0
+    assert vmms.do(vmm, Exit()).outcome == "ok"
     assert vmm.wait_end(SECONDS) and vmm.status == 0
 
 
-def test_an_agent_without_its_first_thread_can_be_killed(fleet: Fleet) -> None:
-    vmm = fleet.spawn("source", nowhere())
-    fleet.ask(vmm, EndThread())
+def test_an_agent_without_its_first_thread_can_be_killed(vmms: VmmProcesses) -> None:
+    vmm = vmms.spawn("source", nowhere())
+    vmms.ask(vmm, EndThread())
     signal.pidfd_send_signal(vmm.pidfd, signal.SIGKILL)
     assert vmm.wait_end(SECONDS) and vmm.status == -signal.SIGKILL
 
 
-def test_every_signal_of_a_storm_is_counted_once(fleet: Fleet) -> None:
-    vmm = fleet.spawn("source", nowhere())
-    assert fleet.ask(vmm, Handled()).value == {"handled": 0}
+def test_every_signal_of_a_storm_is_counted_once(vmms: VmmProcesses) -> None:
+    vmm = vmms.spawn("source", nowhere())
+    assert vmms.ask(vmm, Handled()).value == {"handled": 0}
     for _ in range(100):
         os.kill(vmm.pid, harm.STORM_SIGNAL)
     counted = 0
 
     def all_in() -> bool:
         nonlocal counted
-        counted += int(str(fleet.ask(vmm, Handled()).value["handled"]))
+        counted += int(str(vmms.ask(vmm, Handled()).value["handled"]))
         return counted >= 100
 
-    fleet.loop.wait(all_in, SECONDS, "all to be handled", look=0.01)
+    vmms.loop.wait(all_in, SECONDS, "all to be handled", look=0.01)
     assert counted == 100
-    assert fleet.ask(vmm, Handled()).value == {"handled": 0}
+    assert vmms.ask(vmm, Handled()).value == {"handled": 0}
 
 
 def test_the_signal_of_storms_is_nobody_elses() -> None:

@@ -49,14 +49,16 @@ class Module:
         return self.calls
 
 
-def scene(module: Module) -> Any:
-    return SimpleNamespace(kfault=lambda: module, vmm=lambda name: SimpleNamespace(name=name, pid=42))
+def ctx(module: Module) -> Any:
+    return SimpleNamespace(
+        kfault=lambda: module, vmms={name: SimpleNamespace(pid=42) for name in ("source", "destination")}
+    )
 
 
 def test_it_is_applied_seen_and_undone() -> None:
     module = Module()
     planted = Return(function="misc_cg_uncharge", value=0)
-    on = scene(module)
+    on = ctx(module)
     planted.apply(on, "destination")
     assert module.asked == ["return misc_cg_uncharge 0 nth=1 times=1 pid=42"]
     assert planted.evidence(on, "destination").struck is None, "it may come yet"
@@ -70,30 +72,30 @@ def test_it_is_applied_seen_and_undone() -> None:
 
 def test_what_was_never_applied_did_not_strike_and_is_undone_all_the_same() -> None:
     planted = Delay(function="sev_asid_free", microseconds=5)
-    assert planted.evidence(scene(Module()), "").struck is False
-    assert planted.undo(scene(Module()), "") == "nothing was armed"
+    assert planted.evidence(ctx(Module()), "").struck is False
+    assert planted.undo(ctx(Module()), "") == "nothing was armed"
 
 
 def test_without_a_target_everybody_s_calls_count() -> None:
     module = Module()
-    Delay(function="sev_asid_free", microseconds=20_000, nth=2, times=0).apply(scene(module), "")
+    Delay(function="sev_asid_free", microseconds=20_000, nth=2, times=0).apply(ctx(module), "")
     assert module.asked == ["delay sev_asid_free 20000 nth=2 times=0 pid=None"]
 
 
 def test_an_error_by_name() -> None:
     module = Module()
-    Return(function="misc_cg_try_charge", value="-EBUSY").apply(scene(module), "source")
+    Return(function="misc_cg_try_charge", value="-EBUSY").apply(ctx(module), "source")
     assert module.asked == ["return misc_cg_try_charge -16 nth=1 times=1 pid=42"]
 
 
 def test_whether_it_can_be_done_is_asked_without_striking_anybody() -> None:
     module = Module()
-    Return(function="misc_cg_uncharge", value=0, times=0).require(scene(module), "destination")
+    Return(function="misc_cg_uncharge", value=0, times=0).require(ctx(module), "destination")
     assert module.asked == [f"return misc_cg_uncharge 0 nth={1 << 62} times=0 pid=None"]
     assert len(module.cleared) == 1
     for lacking in (Module(there=False), Module(refuses=1)):
         with pytest.raises(Unsupported):
-            Return(function="sev_vm_destroy", value=0).require(scene(lacking), "")
+            Return(function="sev_vm_destroy", value=0).require(ctx(lacking), "")
 
 
 @pytest.mark.parametrize(

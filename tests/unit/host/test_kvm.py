@@ -12,7 +12,7 @@ from typing import cast, get_args
 
 import pytest
 
-from chaos.experiment.steps import WrongFd
+from chaos.experiment.steps import ForeignFd
 from chaos.kinds import Kind
 from chaos.kvm import sev
 from chaos.kvm.call import KernelError, timed
@@ -22,7 +22,7 @@ from chaos.linux.seqpacket import memory_file
 from chaos.native import VcpuThread, read_vcpu
 from chaos.vmm import foreign_fds, guest, state, vcpus
 from chaos.vmm.ask import VCPU_QUESTIONS, VM_QUESTIONS, ask
-from chaos.vmm.machine import Host, Machine
+from chaos.vmm.machine import Machine, OpenDevices
 from tests.unit.host.peers import join, together
 
 SECONDS = 20.0
@@ -33,17 +33,17 @@ Make = Callable[..., Machine]
 
 
 @pytest.fixture
-def host() -> Iterator[Host]:
+def host() -> Iterator[OpenDevices]:
     try:
         system = System.open()
     except OSError as error:
         pytest.skip(f"no KVM here: {error}")
-    yield Host(system)
+    yield OpenDevices(system)
     system.close()
 
 
 @pytest.fixture
-def make(host: Host) -> Iterator[Make]:
+def make(host: OpenDevices) -> Iterator[Make]:
     """Makes plain VMs that share one memory, with the program in it."""
     memory = memory_file("guest", guest.MEMORY)
     made: list[Machine] = []
@@ -72,7 +72,7 @@ def counted(machine: Machine, ticks: int) -> int:
     return latest.ticks
 
 
-def test_the_interface_is_the_one_we_know(host: Host) -> None:
+def test_the_interface_is_the_one_we_know(host: OpenDevices) -> None:
     assert host.system.api_version() == API_VERSION
 
 
@@ -255,7 +255,7 @@ def test_state_and_memory_carried_over_the_guest_goes_on_where_it_stopped(make: 
     together(lambda: new.peer.commit(within=SECONDS), lambda: old.peer.commit(within=SECONDS))
 
 
-def carried(host: Host, old: Machine, new: Machine) -> list[str]:
+def carried(host: OpenDevices, old: Machine, new: Machine) -> list[str]:
     """What differs of the vCPUs after the state of each was carried over."""
     differs: list[str] = []
     for one, other in zip(old.vcpus, new.vcpus, strict=True):
@@ -265,7 +265,7 @@ def carried(host: Host, old: Machine, new: Machine) -> list[str]:
     return differs
 
 
-def test_the_time_stamp_counter_goes_on_as_if_nothing_had_happened(host: Host, make: Make) -> None:
+def test_the_time_stamp_counter_goes_on_as_if_nothing_had_happened(host: OpenDevices, make: Make) -> None:
     """Written as an MSR it would be taken for an attempt to bring the vCPUs into step."""
     old, new = make(3), make(3)
     for number, vcpu in enumerate(old.vcpus):
@@ -276,7 +276,7 @@ def test_the_time_stamp_counter_goes_on_as_if_nothing_had_happened(host: Host, m
     assert [vcpu.tsc_offset() for vcpu in new.vcpus] == [vcpu.tsc_offset() for vcpu in old.vcpus]
 
 
-def test_the_timer_of_a_guest_that_sleeps_is_carried_over(host: Host, make: Make) -> None:
+def test_the_timer_of_a_guest_that_sleeps_is_carried_over(host: OpenDevices, make: Make) -> None:
     """An APIC takes a deadline only once its timer goes by one."""
     old, new = make(), make()
     (vcpu,) = old.vcpus
@@ -320,7 +320,7 @@ def test_a_source_that_went_on_is_noticed_by_the_guest_itself(make: Make) -> Non
 
 
 def test_what_is_asked_of_a_live_vm_is_answered_as_by_the_one_beside_it_and_changes_nothing(
-    host: Host, make: Make
+    host: OpenDevices, make: Make
 ) -> None:
     machine = make(2)
     machine.runnable.resume(1)
@@ -370,7 +370,7 @@ def test_a_guest_that_takes_an_interrupt_or_exception_says_which_and_where(
     assert machine.sample().ended == ended
 
 
-def test_commands_of_a_vm_without_a_context_are_refused(host: Host, make: Make) -> None:
+def test_commands_of_a_vm_without_a_context_are_refused(host: OpenDevices, make: Make) -> None:
     machine = make()
     if sev.enabled(machine.vm.fd.number):
         pytest.skip("this host has SEV")
@@ -402,8 +402,8 @@ def open_now() -> set[str]:
     return {entry.name for entry in Path("/proc/self/fd").iterdir()}
 
 
-@pytest.mark.parametrize("sort", get_args(WrongFd))
-def test_wrong_descriptors_are_refused_and_not_left_behind(host: Host, make: Make, sort: str) -> None:
+@pytest.mark.parametrize("sort", get_args(ForeignFd))
+def test_wrong_descriptors_are_refused_and_not_left_behind(host: OpenDevices, make: Make, sort: str) -> None:
     """Without SEV a move says EINVAL to everything; what is looked at is that each sort can be given at all."""
     machine, before = make(), open_now()
     with timed() as watch, foreign_fds.descriptor(sort, host.system, sev=NO_DEVICE) as number:

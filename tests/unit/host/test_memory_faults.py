@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults of memory and of what a cgroup may have, in a scene that is none."""
+"""Faults of memory and of what a cgroup may have, without a run."""
 
 from __future__ import annotations
 
@@ -30,37 +30,35 @@ def file() -> Iterator[int]:
 
 def test_a_hole_is_where_there_were_pages(file: int) -> None:
     os.pwrite(file, b"\1" * MEMORY, 0)
-    scene, punched = SimpleNamespace(memory=lambda vm: file), HolePunch(page=48, pages=16)
-    assert punched.evidence(scene, "old").struck is False, "withheld"
-    punched.apply(scene, "old")
-    assert punched.evidence(scene, "old").struck is True
+    ctx, punched = SimpleNamespace(vms=SimpleNamespace(memory=lambda vm: file)), HolePunch(page=48, pages=16)
+    assert punched.evidence(ctx, "old").struck is False, "withheld"
+    punched.apply(ctx, "old")
+    assert punched.evidence(ctx, "old").struck is True
     assert os.pread(file, PAGE, 48 * PAGE) == bytes(PAGE) and os.pread(file, PAGE, 47 * PAGE) == b"\1" * PAGE
     assert os.fstat(file).st_size == MEMORY
     os.pwrite(file, b"\2", 50 * PAGE)
-    assert punched.evidence(scene, "old").struck is False, "it was filled again"
+    assert punched.evidence(ctx, "old").struck is False, "it was filled again"
 
 
 def test_where_there_was_no_page_nothing_is_taken(file: int) -> None:
-    scene, punched = SimpleNamespace(memory=lambda vm: file), HolePunch()
+    ctx, punched = SimpleNamespace(vms=SimpleNamespace(memory=lambda vm: file)), HolePunch()
     assert is_hole(file, 48 * PAGE, 16 * PAGE)
-    punched.apply(scene, "old")
-    assert punched.evidence(scene, "old").struck is False
+    punched.apply(ctx, "old")
+    assert punched.evidence(ctx, "old").struck is False
 
 
 def test_a_limit_to_what_is_locked_is_read_from_the_process() -> None:
     told: list[int | None] = []
-    scene = SimpleNamespace(
-        vmm=lambda name: SimpleNamespace(pid=os.getpid(), status=None),
-        memlock=lambda name, size: told.append(size),
-    )
+    victim = SimpleNamespace(pid=os.getpid(), status=None, limit_memlock=told.append)
+    ctx: Any = SimpleNamespace(vmms={"source": victim})
     limited = Memlock(kibibytes=4)
-    limited.apply(scene, "source")
-    evidence = limited.evidence(scene, "source")
+    limited.apply(ctx, "source")
+    evidence = limited.evidence(ctx, "source")
     assert evidence.struck is False, "this process has its own limit"
     assert "may lock" in evidence.detail
-    assert limited.undo(scene, "source").endswith("what it could before")
+    assert limited.undo(ctx, "source").endswith("what it could before")
     assert told == [4096, None]
-    assert Memlock().undo(scene, "source") == "there was no limit"
+    assert Memlock().undo(ctx, "source") == "there was no limit"
 
 
 @dataclass
@@ -70,34 +68,34 @@ class Slot:
     there: bool = True
     errno: int = 0
     status: int | None = None
-    name: str = "source"
 
     def set_memory(self, vm: str, there: bool) -> Done:
         self.there = self.there if self.errno else there
         return Done(t=0, op=0, outcome="fail" if self.errno else "ok", errno=self.errno)
 
-    def scene(self) -> Any:
-        return SimpleNamespace(
-            set_memory=self.set_memory, vmm_of=lambda vm: self, ask=lambda vmm, question: {"there": self.there}
-        )
+    def ctx(self) -> Any:
+        return SimpleNamespace(vms=self)
+
+    def vmm_of(self, vm: str) -> Any:
+        return SimpleNamespace(status=self.status, ask=lambda question: {"there": self.there})
 
 
 def test_a_slot_goes_and_comes_back() -> None:
     vm, gone = Slot(), MemslotGone()
-    assert gone.evidence(vm.scene(), "old").struck is False
-    gone.apply(vm.scene(), "old")
-    assert gone.evidence(vm.scene(), "old").struck is True
-    assert gone.undo(vm.scene(), "old") == "it is there again" and vm.there
-    assert MemslotGone().undo(vm.scene(), "old") == "it was not taken"
+    assert gone.evidence(vm.ctx(), "old").struck is False
+    gone.apply(vm.ctx(), "old")
+    assert gone.evidence(vm.ctx(), "old").struck is True
+    assert gone.undo(vm.ctx(), "old") == "it is there again" and vm.there
+    assert MemslotGone().undo(vm.ctx(), "old") == "it was not taken"
 
 
 def test_a_slot_that_kvm_keeps_is_not_gone_and_one_of_a_dead_vm_stays_away() -> None:
     with pytest.raises(OSError, match="KVM_SET_USER_MEMORY_REGION"):
-        MemslotGone().apply(Slot(errno=5).scene(), "old")
+        MemslotGone().apply(Slot(errno=5).ctx(), "old")
     vm, gone = Slot(), MemslotGone()
-    gone.apply(vm.scene(), "old")
+    gone.apply(vm.ctx(), "old")
     vm.errno = 5
-    assert gone.undo(vm.scene(), "old").startswith("it stays away")
+    assert gone.undo(vm.ctx(), "old").startswith("it stays away")
 
 
 @dataclass
@@ -108,6 +106,12 @@ class Group:
     periods: int = 0
     exists: bool = True
     set: list[object] = field(default_factory=list)
+
+    def home(self, vmm: object) -> str:
+        return "source"
+
+    def __getitem__(self, path: str) -> Group:
+        return self
 
     def has(self, controller: str) -> bool:
         return True
@@ -127,38 +131,39 @@ class Group:
     def limit_cpu(self, quota: int | None, period: int = 100_000) -> None:
         self.set.append((quota, period))
 
-    def scene(self, asked: list[object]) -> Any:
+    def ctx(self, asked: list[object]) -> Any:
         return SimpleNamespace(
-            cgroup=lambda name: self, home=lambda vmm: "source", enable=lambda name, which: asked.append(which),
-            ask=lambda vmm, question: asked.append(question.mebibytes), wait=lambda happened, within, what: happened(),
+            cgroups=self, enable_controller=lambda path, which: asked.append(which),
+            vmms={"source": SimpleNamespace(ask=lambda question: asked.append(question.mebibytes))},
+            wait=lambda happened, within, what: happened(),
         )  # fmt: skip
 
 
 def test_pressure_is_seen_in_the_events_and_taken_away_before_the_memory_is_given_back() -> None:
     group, pressed, asked = Group(), MemoryPressure(mebibytes=32), list[object]()
-    scene = group.scene(asked)
-    assert pressed.evidence(scene, "source").struck is False
-    assert pressed.undo(scene, "source") == "there was no limit"
-    pressed.apply(scene, "source")
+    ctx = group.ctx(asked)
+    assert pressed.evidence(ctx, "source").struck is False
+    assert pressed.undo(ctx, "source") == "there was no limit"
+    pressed.apply(ctx, "source")
     assert group.set == [32 << 20] and asked == ["memory", 32]
-    assert pressed.evidence(scene, "source").struck is False, "nobody was over it"
+    assert pressed.evidence(ctx, "source").struck is False, "nobody was over it"
     group.high = 7
-    assert pressed.evidence(scene, "source").struck is True
-    pressed.undo(scene, "source")
+    assert pressed.evidence(ctx, "source").struck is True
+    pressed.undo(ctx, "source")
     assert group.set[-1] is None and asked[-1] == 0
 
 
 def test_standing_still_is_counted_from_the_beginning() -> None:
     group, slowed, asked = Group(periods=40), CpuThrottle(percent=20, milliseconds=10), list[object]()
-    scene = group.scene(asked)
-    slowed.apply(scene, "source")
+    ctx = group.ctx(asked)
+    slowed.apply(ctx, "source")
     assert group.set == [(2000, 10_000)] and asked == ["cpu"]
-    assert slowed.evidence(scene, "source").struck is None
-    assert slowed.evidence(scene, "source").struck is False
+    assert slowed.evidence(ctx, "source").struck is None
+    assert slowed.evidence(ctx, "source").struck is False
     group.periods = 42
-    evidence = slowed.evidence(scene, "source")
+    evidence = slowed.evidence(ctx, "source")
     assert evidence.struck is True and "in 2 periods, 2 ms in all" in evidence.detail
-    slowed.undo(scene, "source")
+    slowed.undo(ctx, "source")
     assert group.set[-1] == (None, 100_000)
 
 

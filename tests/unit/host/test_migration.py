@@ -19,20 +19,21 @@ import pytest
 
 from chaos.experiment.model import Experiment, Vm
 from chaos.experiment.model import Vmm as VmmSpec
-from chaos.experiment.steps import Migrate, Phase
+from chaos.experiment.steps import MigrateStep, Phase
 from chaos.history import records
 from chaos.history.records import Handover, Invoke, Record
 from chaos.kinds import Kind
 from chaos.kvm import vm as kvm_vm
-from chaos.kvm.vcpu import Vcpu
+from chaos.kvm.vcpu import KvmVcpu
 from chaos.linux.loop import LOOK_AGAIN, Loop
 from chaos.netns import link
-from chaos.runner.guests import Stage
-from chaos.runner.migration.attempt import Ended
+from chaos.runner.guests import Guests
+from chaos.runner.migration.attempt import AttemptEnded
 from chaos.runner.migration.supervisor import supervise, tries_again
 from chaos.runner.network import Network, between
+from chaos.runner.operations import OperationLog
 from chaos.runner.recorder import Recorder
-from chaos.runner.vmms import Fleet, StepFailed
+from chaos.runner.vmms import StepFailed, VmmProcesses
 from chaos.vmm.messages import Sample
 from chaos.vmm.server import ForkServer
 from tests.unit.host.conftest import Nowhere
@@ -57,46 +58,47 @@ class House:
         server = ForkServer()
         stack.callback(server.close)
         groups: Any = {"a": Nowhere(), "b": Nowhere()}
-        fleet = Fleet(server, Loop(), Recorder(fd))
-        self.stage = Stage(_experiment(), fleet, executes_es=False, groups=groups)
-        stack.callback(self.stage.clear)
-        stack.callback(fleet.close)
-        self.stage.network = Network.lay(between([("source", "destination")]))
-        self.stage.people()
+        self.operations = OperationLog(Recorder(fd))
+        vmms = VmmProcesses(server, Loop(), self.operations)
+        self.guests = Guests(_experiment(), vmms, executes_es=False, cgroups=groups)
+        stack.callback(self.guests.clear)
+        stack.callback(vmms.close)
+        self.guests.network = Network.lay(between([("source", "destination")]))
+        self.guests.start()
         for name in ("old", "new"):
-            self.stage.create(self.stage.guests[name])
-        self.stage.enter(self.stage.guests["old"], 1)
+            self.guests.create(self.guests[name])
+        self.guests.enter(self.guests["old"], 1)
         self.counts("old")
 
     def counts(self, name: str, further: int = 20) -> int:
         """Wait until every vCPU has counted so many further; the least of their counters."""
-        vm = self.stage.guests[name]
+        vm = self.guests[name]
         first: list[tuple[int, ...]] = []
 
         def counted() -> bool:
-            sampled = self.stage.fleet.ask(vm.vmm, Sample(vm=name)).sampled
+            sampled = self.guests.vmms.ask(vm.vmm, Sample(vm=name)).sampled
             assert sampled is not None and not sampled.ended and not sampled.stale
             first.append(sampled.each)
             return all(now - then >= further for now, then in zip(sampled.each, first[0], strict=True))
 
-        self.stage.fleet.loop.wait(counted, SECONDS, f"{name} to count", look=LOOK_AGAIN)
+        self.guests.vmms.loop.wait(counted, SECONDS, f"{name} to count", look=LOOK_AGAIN)
         return min(first[-1])
 
     def kill(self, name: str) -> None:
-        vmm = self.stage.fleet.vmms[name]
+        vmm = self.guests.vmms[name]
         signal.pidfd_send_signal(vmm.pidfd, signal.SIGKILL)
         assert vmm.wait_end(SECONDS)
 
     def migrate(self, do: dict[Phase, Callable[[], object]] | None = None, **options: object) -> list[Handover]:
         """What became of each attempt. `do` is done once before a phase."""
         left = dict(do or {})
-        step = Migrate(source="old", destination="new", **options)  # type: ignore[arg-type]
+        step = MigrateStep(source="old", destination="new", **options)  # type: ignore[arg-type]
 
         def before(phase: Phase) -> None:
             if phase in left:
                 left.pop(phase)()
 
-        supervise(self.stage, step, before)
+        supervise(self.guests, self.operations, step, before)
         return [record for record in self.records() if isinstance(record, Handover)]
 
     def records(self) -> list[Record]:
@@ -130,7 +132,7 @@ def refusing() -> Iterator[House]:
 @pytest.fixture
 def house(monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
     """A house whose VMMs think that they have moved."""
-    monkeypatch.setattr(kvm_vm.Vm, "move_context_from", lambda *_, **__: None)
+    monkeypatch.setattr(kvm_vm.KvmVm, "move_context_from", lambda *_, **__: None)
     with ExitStack() as stack:
         yield House(stack)
 
@@ -173,11 +175,11 @@ def test_a_destination_that_dies_before_the_move_is_not_missed(house: House, pha
 @pytest.mark.parametrize("phase", UP_TO_THE_MOVE)
 def test_with_retry_the_guest_gets_there_all_the_same(house: House, phase: Phase) -> None:
     before = house.counts("old")
-    pid = house.stage.fleet.vmms["destination"].pid
+    pid = house.guests.vmms["destination"].pid
     first, second = house.migrate({phase: lambda: house.kill("destination")}, supervise="retry")
     assert (first.outcome, first.attempt, first.guest) == ("aborted", 1, "old")
     assert (second.outcome, second.attempt, second.guest) == ("committed", 2, "new")
-    assert house.stage.fleet.vmms["destination"].pid != pid
+    assert house.guests.vmms["destination"].pid != pid
     assert house.counts("new") > before
     told = [r for r in house.records() if isinstance(r, Invoke) and r.f == "spawn" and r.agent == "destination"]
     assert len(told) == 2
@@ -218,20 +220,20 @@ def test_a_source_that_dies_after_its_descriptor_was_sent_is_not_missed(house: H
 )
 def test_a_network_that_is_gone(house: House, phase: Phase, ended_in: str, why: str) -> None:
     before = house.counts("old")
-    end = house.stage.network.interfaces["source", "destination"].end
+    end = house.guests.network.interfaces["source", "destination"].end
     (ended,) = house.migrate({phase: lambda: link.set_up(end, False)}, within=0.3)
     assert (ended.outcome, ended.phase, ended.guest) == ("aborted", ended_in, "old")
     assert why in ended.why or "Network is unreachable" in ended.why
     assert house.counts("old") > before
     link.set_up(end, True)
-    link.wait_running(house.stage.network.interfaces["destination", "source"].end)
+    link.wait_running(house.guests.network.interfaces["destination", "source"].end)
     assert house.migrate(within=SECONDS)[-1].outcome == "committed"
     assert house.counts("new") > before
 
 
 @needs
 def test_a_confirmation_that_does_not_arrive(house: House) -> None:
-    end = house.stage.network.interfaces["source", "destination"].end
+    end = house.guests.network.interfaces["source", "destination"].end
     (ended,) = house.migrate({"commit": lambda: link.set_up(end, False)}, within=0.3)
     assert (ended.outcome, ended.phase, ended.guest) == ("committed", "commit", "new")
     assert "waited 0.3 s to hear that the source lets go" in ended.why
@@ -243,8 +245,8 @@ def test_a_destination_that_does_not_take_the_registers(monkeypatch: pytest.Monk
     def refuse(*_: object) -> None:
         raise OSError(22, "KVM_SET_REGS")
 
-    monkeypatch.setattr(kvm_vm.Vm, "move_context_from", lambda *_, **__: None)
-    monkeypatch.setattr(Vcpu, "set_xcrs", refuse)
+    monkeypatch.setattr(kvm_vm.KvmVm, "move_context_from", lambda *_, **__: None)
+    monkeypatch.setattr(KvmVcpu, "set_xcrs", refuse)
     with ExitStack() as stack:
         (ended,) = House(stack).migrate(supervise="retry")
         assert (ended.outcome, ended.phase, ended.guest) == ("lost", "load-state", "")
@@ -275,8 +277,8 @@ def test_a_refusal_is_tried_again_as_often_as_it_may_be(refusing: House) -> None
     ],
 )
 def test_when_it_is_tried_again(supervise: str, attempt: int, outcome: str, again: bool) -> None:
-    step = Migrate(source="old", destination="new", supervise=supervise, attempts=3)  # type: ignore[arg-type]
-    assert tries_again(step, attempt, Ended(outcome, "move", "old")) is again  # type: ignore[arg-type]
+    step = MigrateStep(source="old", destination="new", supervise=supervise, attempts=3)  # type: ignore[arg-type]
+    assert tries_again(step, attempt, AttemptEnded(outcome, "move", "old")) is again  # type: ignore[arg-type]
 
 
 @needs

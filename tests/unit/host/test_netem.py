@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from chaos.errors import HostLacks, UsageError
 from chaos.netns import netem, netlink, qdisc
-from chaos.netns.netem import Impairment, Reading, struck
+from chaos.netns.netem import Impairment, Reading, took_effect
 
 percentages = st.floats(1e-6, 100) | st.just(0.0)
 impairments = st.builds(
@@ -205,7 +205,7 @@ def reading(impairment: Impairment, **counters: int) -> Reading:
 def test_what_counts_as_evidence(
     impairment: Impairment, counters: dict[str, int], expected: dict[str, bool | None]
 ) -> None:
-    assert struck(reading(impairment), reading(impairment, **counters)) == expected
+    assert took_effect(reading(impairment), reading(impairment, **counters)) == expected
 
 
 # -- the kernel's news ----------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import pytest
 
 from chaos.errors import CleanupFailed, HostLacks, InternalError, SevchaosError
 from chaos.netns import link, netem, space
-from chaos.netns.link import End
+from chaos.netns.link import LinkEnd
 from chaos.netns.netem import Impairment
 from chaos.netns.netlink import Listener, index_of, inside
 from chaos.netns.pair import Pair, destroy
@@ -263,7 +263,7 @@ def test_what_is_there(pair: Pair) -> None:
     assert (veth.sent, veth.received) == (0, 0)
     assert link.look(pair.right).addresses == ("192.0.2.2/30",)
     with pytest.raises(OSError, match="no link 'nosuch'") as caught:
-        link.look(End(pair.left.space, "nosuch"))
+        link.look(LinkEnd(pair.left.space, "nosuch"))
     assert caught.value.errno == errno.ENODEV
 
 
@@ -300,10 +300,10 @@ def test_names_and_addresses_of_ones_own() -> None:
 @needs_root
 def test_a_name_that_is_taken_and_one_that_is_none(pair: Pair) -> None:
     with pytest.raises(OSError, match="make a veth pair") as caught:
-        link.connect(pair.left, End(pair.right.space, "other"))
+        link.connect(pair.left, LinkEnd(pair.right.space, "other"))
     assert caught.value.errno == errno.EEXIST
     with pytest.raises(OSError, match="make a veth pair") as caught:
-        link.connect(End(pair.left.space, "a/b"), End(pair.right.space, "other"))
+        link.connect(LinkEnd(pair.left.space, "a/b"), LinkEnd(pair.right.space, "other"))
     assert caught.value.errno == errno.EINVAL
 
 
@@ -322,7 +322,7 @@ def test_a_kernel_without_veth(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link, "inside", unsupported)
     with Namespace(os.open(os.devnull, os.O_RDONLY)) as anything:
         with pytest.raises(HostLacks, match="no veth") as caught:
-            link.connect(End(anything, "a"), End(anything, "b"))
+            link.connect(LinkEnd(anything, "a"), LinkEnd(anything, "b"))
     assert "CONFIG_VETH" in caught.value.remedy
 
 
@@ -483,4 +483,4 @@ def test_an_undo_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(netem, "inside", refuse)
     with Namespace(os.open(os.devnull, os.O_RDONLY)) as anything:
         with pytest.raises(CleanupFailed, match="netem may still be on left: it is not permitted"):
-            netem.undo(End(anything, "left"))
+            netem.undo(LinkEnd(anything, "left"))

@@ -12,7 +12,7 @@ from chaos.errors import CleanupFailed, UsageError
 from chaos.netns import link
 from chaos.netns.space import Namespace
 from chaos.runner.network import Network, between
-from chaos.runner.vmms import Fleet, StepFailed
+from chaos.runner.vmms import StepFailed, VmmProcesses
 from tests.unit.host.conftest import nowhere
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="making network namespaces needs root")
@@ -36,35 +36,35 @@ def test_more_links_than_addresses() -> None:
 
 
 @needs_root
-def test_vmms_live_in_their_namespaces_and_these_go_with_them(fleet: Fleet) -> None:
+def test_vmms_live_in_their_namespaces_and_these_go_with_them(vmms: VmmProcesses) -> None:
     laid = Network.lay(between([("old", "new"), ("new", "third")]))
     spaces = {name: laid.space(name) for name in ("old", "new", "third")}
-    vmms = {name: fleet.spawn(name, nowhere(), network=space) for name, space in spaces.items()}
+    spawned = {name: vmms.spawn(name, nowhere(), network=space) for name, space in spaces.items()}
     for name, space in spaces.items():
-        assert space is not None and space.residents() == (vmms[name].pid,)
+        assert space is not None and space.residents() == (spawned[name].pid,)
     assert laid.address("old", "new") == "192.0.2.2"
     addresses = [link.look(laid.interfaces["new", peer].end).addresses for peer in ("old", "third")]
     assert addresses == [("192.0.2.1/30",), ("192.0.2.5/30",)]
-    for vmm in vmms.values():
-        fleet.end(vmm)
+    for vmm in spawned.values():
+        vmms.end(vmm)
     laid.give_up()
 
 
 @needs_root
-def test_a_namespace_that_stays_is_told_with_who_keeps_it(fleet: Fleet) -> None:
+def test_a_namespace_that_stays_is_told_with_who_keeps_it(vmms: VmmProcesses) -> None:
     laid = Network.lay([("new", "old")])
-    vmm = fleet.spawn("old", nowhere(), network=laid.space("old"))
+    vmm = vmms.spawn("old", nowhere(), network=laid.space("old"))
     with pytest.raises(CleanupFailed, match=rf"1 of 2 .* processes {vmm.pid} are still in it"):
         laid.give_up(within=0.2)
 
 
 @needs_root
-def test_a_vmm_whose_namespace_is_none_does_not_start(fleet: Fleet) -> None:
+def test_a_vmm_whose_namespace_is_none_does_not_start(vmms: VmmProcesses) -> None:
     with (
         Namespace(os.open(os.devnull, os.O_RDONLY)) as nothing,
         pytest.raises(StepFailed, match="its network: Invalid"),
     ):
-        fleet.spawn("old", nowhere(), network=nothing)
+        vmms.spawn("old", nowhere(), network=nothing)
 
 
 @needs_root

@@ -12,7 +12,7 @@ from chaos.errors import UsageError
 from chaos.fault import find
 from chaos.netns import netem
 from chaos.netns.netem import Impairment, Reading
-from chaos.runner import fault_context as scenes
+from chaos.runner.fault_context import RunContext
 from faults import network
 from faults.network import LinkFlap, Netem
 
@@ -40,14 +40,15 @@ class Someone:
     pid = os.getpid()
 
 
-class Scene:
+class Context:
     """One link, on which `readings` are what netem says of each end, one after the other."""
 
     def chance(self) -> int:
         return 7
 
-    def vmm(self, name: str) -> Someone:
-        return Someone()
+    @property
+    def vmms(self) -> dict[str, Someone]:
+        return {"source": Someone()}
 
     def links(self, vmm: str) -> tuple[Any, ...]:
         return (("own", "other", Someone()),)
@@ -57,7 +58,7 @@ def reading(asked: Impairment, passed: int = 0, dropped: int = 0) -> Reading:
     return Reading(impairment=asked, passed=passed, octets=0, dropped=dropped, reordered=0, waiting=0)
 
 
-def struck(monkeypatch: pytest.MonkeyPatch, fault: Netem, counts: tuple[int, int, int], **after: int) -> bool | None:
+def seen(monkeypatch: pytest.MonkeyPatch, fault: Netem, counts: tuple[int, int, int], **after: int) -> bool | None:
     """The evidence when netem has counted `after`, and the IP layers what was sent, came and was wrong meanwhile."""
     asked: list[Impairment] = []
 
@@ -69,8 +70,8 @@ def struck(monkeypatch: pytest.MonkeyPatch, fault: Netem, counts: tuple[int, int
     monkeypatch.setattr(netem, "apply", apply)
     monkeypatch.setattr(netem, "read", lambda end: reading(asked[0], **after))
     monkeypatch.setattr(network, "_counts", lambda sender, receiver: next(snmp))
-    fault.apply(Scene(), "source")  # type: ignore[arg-type]
-    return fault.evidence(Scene(), "source").struck  # type: ignore[arg-type]
+    fault.apply(Context(), "source")  # type: ignore[arg-type]
+    return fault.evidence(Context(), "source").struck  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -91,12 +92,12 @@ def test_only_what_packets_have_met_is_proof(
     monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], counts: tuple[int, int, int], after: dict[str, int],
     expected: bool | None,
 ) -> None:  # fmt: skip
-    assert struck(monkeypatch, Netem(**options), counts, **after) is expected
+    assert seen(monkeypatch, Netem(**options), counts, **after) is expected
 
 
 def test_what_was_never_applied_has_no_proof() -> None:
-    assert Netem(loss=5).evidence(Scene(), "source").struck is None  # type: ignore[arg-type]
-    assert LinkFlap().evidence(Scene(), "source").struck is False  # type: ignore[arg-type]
+    assert Netem(loss=5).evidence(Context(), "source").struck is None  # type: ignore[arg-type]
+    assert LinkFlap().evidence(Context(), "source").struck is False  # type: ignore[arg-type]
 
 
 def test_the_ip_layers_counters_are_read() -> None:
@@ -107,8 +108,8 @@ def test_the_ip_layers_counters_are_read() -> None:
 
 def test_what_is_left_to_chance_follows_from_the_runs_seed() -> None:
     def drawn(seed: int) -> list[int]:
-        scene = scenes.Scene(None, None, None, None, seed=seed)  # type: ignore[arg-type]
-        return [scene.chance() for _ in range(3)]
+        ctx = RunContext(None, None, None, None, None, None, None, seed=seed)  # type: ignore[arg-type]
+        return [ctx.chance() for _ in range(3)]
 
     assert drawn(5) == drawn(5) != drawn(6)
     assert len({*drawn(5), *drawn(6)}) == 6

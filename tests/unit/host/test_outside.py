@@ -16,16 +16,27 @@ from chaos.controller.lab_witness import Clock
 from chaos.errors import InternalError, Unsupported
 from chaos.history import records
 from chaos.history.records import Note
-from chaos.lab.psp.numbers import Command, Status
+from chaos.lab.psp.numbers import FirmwareCommand, FirmwareStatus
 from chaos.linux.loop import TimedOut
 from chaos.runner import questions
-from chaos.runner.holds.failpoints import Failpoints
-from chaos.runner.questions import Answer, Arm, Failed, Granted, Look, Looked, Point, Question, Refused, Withdraw
+from chaos.runner.holds.failpoints import RunFailpoints
+from chaos.runner.questions import (
+    ArmFailpoints,
+    CouldNotBreak,
+    FailpointCount,
+    Granted,
+    LookAtFailpoints,
+    Looked,
+    NothingToBreak,
+    OutsideAnswer,
+    OutsideQuestion,
+    WithdrawFailpoints,
+)
 from chaos.runner.recorder import OutsideGone, Recorder
 from chaos.runner.uplink import Outside
 from tests.unit.psp.machine import Machine
 
-LOOK = Look(name="a")
+LOOK = LookAtFailpoints(name="a")
 
 
 class Ends:
@@ -54,7 +65,7 @@ class Ends:
             data += os.read(self.from_runner, 4096)
         return data
 
-    def answering(self, answer: Callable[[Question], bytes]) -> threading.Thread:
+    def answering(self, answer: Callable[[OutsideQuestion], bytes]) -> threading.Thread:
         """Answer the next question with these bytes."""
 
         def serve() -> None:
@@ -74,12 +85,12 @@ def ends() -> Iterator[Ends]:
     made.close()
 
 
-def encoded(answer: Answer, number: int) -> bytes:
+def encoded(answer: OutsideAnswer, number: int) -> bytes:
     return questions.encode(questions.numbered(answer, number))
 
 
 def test_an_answer_is_that_to_the_question(ends: Ends) -> None:
-    looked = Looked(points=(questions.Point(failpoint="NOP=skip", count=1, first=5, last=5),), stalled="")
+    looked = Looked(points=(questions.FailpointCount(failpoint="NOP=skip", count=1, first=5, last=5),), stalled="")
     thread = ends.answering(lambda question: encoded(looked, question.number))
     assert ends.runner.ask(LOOK) == questions.numbered(looked, 1)
     thread.join()
@@ -103,9 +114,9 @@ def test_an_answer_that_comes_too_late_is_not_the_next_ones(ends: Ends) -> None:
     with pytest.raises(TimedOut, match=r"waited 0\.01 s for the outside to answer look"):
         ends.runner.ask(LOOK, within=0.01)
     ends.heard()
-    late = encoded(Failed(reason="an old story"), 1)
+    late = encoded(CouldNotBreak(reason="an old story"), 1)
     thread = ends.answering(lambda q: late + encoded(Granted(), q.number))
-    assert ends.runner.ask(Withdraw(name="a")).number == 2
+    assert ends.runner.ask(WithdrawFailpoints(name="a")).number == 2
     thread.join()
     with pytest.raises(TimedOut):
         ends.runner.ask(LOOK, within=0.01)
@@ -114,9 +125,12 @@ def test_an_answer_that_comes_too_late_is_not_the_next_ones(ends: Ends) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "error"), [(Refused(reason="not ours"), Unsupported), (Failed(reason="it broke"), InternalError)]
+    ("answer", "error"),
+    [(NothingToBreak(reason="not ours"), Unsupported), (CouldNotBreak(reason="it broke"), InternalError)],
 )
-def test_a_no_is_an_error_with_its_reason(ends: Ends, answer: Refused | Failed, error: type[Exception]) -> None:
+def test_a_no_is_an_error_with_its_reason(
+    ends: Ends, answer: NothingToBreak | CouldNotBreak, error: type[Exception]
+) -> None:
     thread = ends.answering(lambda q: encoded(answer, q.number))
     with pytest.raises(error, match=answer.reason):
         ends.runner.ask(LOOK)
@@ -143,9 +157,9 @@ def test_a_conversation_answers_questions_and_hands_records_on() -> None:
     """A line at a time, wherever the bytes are cut."""
 
     async def main() -> None:
-        asked: list[Question] = []
+        asked: list[OutsideQuestion] = []
 
-        async def answer(question: Question) -> Answer:
+        async def answer(question: OutsideQuestion) -> OutsideAnswer:
             asked.append(question)
             return questions.numbered(Granted(), question.number)
 
@@ -153,19 +167,19 @@ def test_a_conversation_answers_questions_and_hands_records_on() -> None:
         told: list[records.Record] = []
         talk.listen(told.append, answer)
         note = records.encode(Note(t=1, topic="progress", text='{"ask": nothing}'))
-        question = questions.encode(Arm(number=7, name="a", failpoints="NOP=skip", seed=1))
+        question = questions.encode(ArmFailpoints(number=7, name="a", failpoints="NOP=skip", seed=1))
         for byte in note + question + note:
             await talk.stdout(bytes([byte]))
         assert [type(record) for record in told] == [Note, Note]
-        assert asked == [Arm(number=7, name="a", failpoints="NOP=skip", seed=1)]
+        assert asked == [ArmFailpoints(number=7, name="a", failpoints="NOP=skip", seed=1)]
         assert await talk.stdin() == questions.encode(Granted(number=7))
 
     asyncio.run(main())
 
 
 def test_the_firmware_of_this_machine_is_not_ours() -> None:
-    answer = asyncio.run(not_ours(Look(number=3, name="a")))
-    assert isinstance(answer, Refused) and answer.number == 3 and "firmware faults need the lab" in answer.reason
+    answer = asyncio.run(not_ours(LookAtFailpoints(number=3, name="a")))
+    assert isinstance(answer, NothingToBreak) and answer.number == 3 and "firmware faults need the lab" in answer.reason
 
 
 def test_a_run_breaks_its_firmware_and_it_is_whole_afterwards() -> None:
@@ -179,36 +193,38 @@ def test_a_run_breaks_its_firmware_and_it_is_whole_afterwards() -> None:
             machine.init()
             lab = PspFailpoints(control, Clock(ahead=1_000, doubt=0))
             await lab.begin()
-            arm = Arm(number=1, name="f", failpoints="ACTIVATE*1=fail:INVALID_ASID; NOP=skip", seed=1)
-            assert await lab.answer(Arm(number=9, name="other", failpoints="INIT=skip", seed=1)) == Granted(number=9)
+            arm = ArmFailpoints(number=1, name="f", failpoints="ACTIVATE*1=fail:INVALID_ASID; NOP=skip", seed=1)
+            assert await lab.answer(ArmFailpoints(number=9, name="other", failpoints="INIT=skip", seed=1)) == Granted(
+                number=9
+            )
             assert await lab.answer(arm) == Granted(number=1)
             again = await lab.answer(arm)
-            assert isinstance(again, Failed) and "'f' is armed already" in again.reason
-            refused = await lab.answer(Arm(number=2, name="g", failpoints="NOPE=skip", seed=1))
-            assert isinstance(refused, Failed) and "there is no command 'NOPE'" in refused.reason
+            assert isinstance(again, CouldNotBreak) and "'f' is armed already" in again.reason
+            refused = await lab.answer(ArmFailpoints(number=2, name="g", failpoints="NOPE=skip", seed=1))
+            assert isinstance(refused, CouldNotBreak) and "there is no command 'NOPE'" in refused.reason
             handle = machine.start()
-            assert machine.call(Command.ACTIVATE, "II", handle, 4)[0] is Status.INVALID_ASID
-            looked = await lab.answer(Look(number=3, name="f"))
+            assert machine.call(FirmwareCommand.ACTIVATE, "II", handle, 4)[0] is FirmwareStatus.INVALID_ASID
+            looked = await lab.answer(LookAtFailpoints(number=3, name="f"))
             at = (await control.status()).fired[0].at_ns + 1_000  # in the lab's time
             assert isinstance(looked, Looked) and looked.points == (
-                Point(failpoint="ACTIVATE*1=fail:INVALID_ASID", count=1, first=at, last=at),
-                Point(failpoint="NOP=skip", count=0),
+                FailpointCount(failpoint="ACTIVATE*1=fail:INVALID_ASID", count=1, first=at, last=at),
+                FailpointCount(failpoint="NOP=skip", count=0),
             )
 
-            await lab.answer(Arm(number=4, name="hold", failpoints="DECOMMISSION=stall", seed=1))
-            machine.submit(Command.DECOMMISSION, handle.to_bytes(4, "little"))
+            await lab.answer(ArmFailpoints(number=4, name="hold", failpoints="DECOMMISSION=stall", seed=1))
+            machine.submit(FirmwareCommand.DECOMMISSION, handle.to_bytes(4, "little"))
             await control.next_firing()
             await control.next_firing()
-            looked = await lab.answer(Look(number=5, name="hold"))
+            looked = await lab.answer(LookAtFailpoints(number=5, name="hold"))
             assert isinstance(looked, Looked) and looked.stalled == "DECOMMISSION"
             assert machine.answer(0.05) is None
             assert await lab.settle() == "its firmware is not as it was: platform WORKING, before INIT"
-            assert machine.answer() is Status.SUCCESS, "what was stalled goes on"
-            status, _ = machine.call(Command.ACTIVATE, "II", handle, 4)
-            assert status is Status.INVALID_PLATFORM_STATE, "no plan is left"
+            assert machine.answer() is FirmwareStatus.SUCCESS, "what was stalled goes on"
+            status, _ = machine.call(FirmwareCommand.ACTIVATE, "II", handle, 4)
+            assert status is FirmwareStatus.INVALID_PLATFORM_STATE, "no plan is left"
             assert await lab.settle() == ""
-            await lab.answer(Arm(number=6, name="end", failpoints="NOP=dead", seed=1))
-            machine.submit(Command.NOP)
+            await lab.answer(ArmFailpoints(number=6, name="end", failpoints="NOP=dead", seed=1))
+            machine.submit(FirmwareCommand.NOP)
             await control.next_firing()
             assert await lab.settle() == "its firmware is dead"
             await control.quit()
@@ -220,18 +236,18 @@ def test_a_run_has_one_source_of_chance(ends: Ends) -> None:
     """Each plan has luck of its own, and the same seed the same."""
 
     def seeds_of(run: int) -> tuple[int, ...]:
-        asked: list[Question] = []
+        asked: list[OutsideQuestion] = []
 
-        def answer(question: Question) -> bytes:
+        def answer(question: OutsideQuestion) -> bytes:
             asked.append(question)
             return encoded(Granted(), question.number)
 
-        firmware = Failpoints(ends.runner, run, None)
+        firmware = RunFailpoints(ends.runner, run, None)
         for _ in range(2):
             thread = ends.answering(answer)
             firmware.arm("*%10=skip")
             thread.join()
-        return tuple(question.seed for question in asked if isinstance(question, Arm))
+        return tuple(question.seed for question in asked if isinstance(question, ArmFailpoints))
 
     assert seeds_of(1) == seeds_of(1)
     assert len({*seeds_of(1), *seeds_of(2)}) == 4

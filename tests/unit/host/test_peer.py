@@ -16,9 +16,9 @@ import pytest
 
 from chaos.kvm.structs import DebugRegs, Fpu, MpState, Regs, Sregs, VcpuEvents, Xcrs, Xsave
 from chaos.linux.seqpacket import memory_file, pair
-from chaos.vmm.messages import Greeting, LetGo, Received, Said, State, Taken, VcpuStates
+from chaos.vmm.messages import Greeting, LetGo, Received, Said, SentState, Taken, VcpuStates
 from chaos.vmm.peer import Peer
-from chaos.vmm.state import LITTLE, Extent, wrong
+from chaos.vmm.state import LITTLE, Extent, problem_with
 from tests.unit.host.peers import LOCALHOST, SECONDS, join, together
 
 VCPU = {
@@ -201,12 +201,12 @@ def test_what_is_no_state_is_not_acknowledged(joined: tuple[Peer, Peer], states:
 
 
 def test_a_host_with_more_state_wants_more() -> None:
-    assert wrong(VCPU, LITTLE) == ""
-    assert "lapic" in wrong(VCPU, Extent(lapic=True))
-    assert wrong(VCPU, Extent(xsave=8192)) == "xsave has 8192 bytes, not 4096"
+    assert problem_with(VCPU, LITTLE) == ""
+    assert "lapic" in problem_with(VCPU, Extent(lapic=True))
+    assert problem_with(VCPU, Extent(xsave=8192)) == "xsave has 8192 bytes, not 4096"
 
 
-@pytest.mark.parametrize("said", [State(vcpus=()), Received(), LetGo(), Greeting(version=1, vm="old", peer="new")])
+@pytest.mark.parametrize("said", [SentState(vcpus=()), Received(), LetGo(), Greeting(version=1, vm="old", peer="new")])
 def test_what_was_not_to_be_said_now(new: Peer, said: Said) -> None:
     _, theirs = pair()
     port = new.listen(theirs, LOCALHOST)
@@ -216,7 +216,7 @@ def test_what_was_not_to_be_said_now(new: Peer, said: Said) -> None:
             body = msgspec.msgpack.encode(message)
             connection.sendall(struct.pack("!II", len(body), zlib.crc32(body)) + body)
         new.accept("new", "old", within=SECONDS)
-        if isinstance(said, State):
+        if isinstance(said, SentState):
             assert new.receive_state(LITTLE, within=SECONDS) == ()
         else:
             with pytest.raises(OSError, match=f"said {type(said).__name__.lower()} instead"):

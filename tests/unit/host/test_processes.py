@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fork server, its agents and the fleet: real processes, no KVM."""
+"""The fork server, its agents and the processes of a run: real processes, no KVM."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -21,11 +22,9 @@ from chaos.history.records import Done, Exited, Invoke, Record
 from chaos.linux.fd import OwnedFd
 from chaos.linux.loop import Loop
 from chaos.linux.seqpacket import Channel, Ended
-from chaos.runner.cgroups import Groups
-from chaos.runner.fault_context import Scene
-from chaos.runner.guests import Stage
+from chaos.runner.operations import OperationLog
 from chaos.runner.recorder import Recorder
-from chaos.runner.vmms import Fleet, StepFailed
+from chaos.runner.vmms import StepFailed, VmmProcesses
 from chaos.vmm.messages import FROM_AGENT, Exit, FromAgent, Hello, Move, Reply, Request, Sample, Status
 from chaos.vmm.server import ForkServer
 from faults.vmm import Kill
@@ -182,8 +181,8 @@ def outside() -> Outside:
 
 
 @pytest.fixture
-def fleet(server: ForkServer, outside: Outside) -> Iterator[Fleet]:
-    made = Fleet(server, Loop(), Recorder(outside.writer))
+def vmms(server: ForkServer, outside: Outside) -> Iterator[VmmProcesses]:
+    made = VmmProcesses(server, Loop(), OperationLog(Recorder(outside.writer)))
     yield made
     made.close()
 
@@ -192,9 +191,9 @@ def cgroup() -> Cgroup:
     return Group()  # type: ignore[return-value]
 
 
-def test_spawning_and_ending_are_recorded(fleet: Fleet, outside: Outside) -> None:
-    vmm = fleet.spawn("source", cgroup(), label="left")
-    fleet.end(vmm)
+def test_spawning_and_ending_are_recorded(vmms: VmmProcesses, outside: Outside) -> None:
+    vmm = vmms.spawn("source", cgroup(), label="left")
+    vmms.end(vmm)
     spawned, spawned_done, exiting, exited_done, exited = outside.records()
     assert isinstance(spawned, Invoke) and (spawned.f, spawned.args) == ("spawn", {"cgroup": "left"})
     assert isinstance(spawned_done, Done) and spawned_done.value == {"pid": vmm.pid}
@@ -204,65 +203,65 @@ def test_spawning_and_ending_are_recorded(fleet: Fleet, outside: Outside) -> Non
     assert isinstance(exited, Exited) and exited.status == 0
 
 
-def scene_of(fleet: Fleet) -> Scene:
-    return Scene(Stage(None, fleet, Groups(cgroup(), fleet), True), ExitStack(), None, None)  # type: ignore[arg-type]
+def context_of(vmms: VmmProcesses) -> Any:
+    return SimpleNamespace(vmms=vmms)
 
 
-def test_a_killed_vmm_leaves_info_and_an_exit(fleet: Fleet, outside: Outside) -> None:
-    vmm = fleet.spawn("source", cgroup())
+def test_a_killed_vmm_leaves_info_and_an_exit(vmms: VmmProcesses, outside: Outside) -> None:
+    vmm = vmms.spawn("source", cgroup())
     outside.records()
     os.kill(vmm.pid, signal.SIGSTOP)  # so that the operation is under way when it dies
-    pending = fleet.invoke(vmm, Status(vm="old"), phase="move")
+    pending = vmms.invoke(vmm, Status(vm="old"), phase="move")
     fault = Kill()
-    scene = scene_of(fleet)
-    fault.apply(scene, "source")
-    assert fault.evidence(scene, "source").struck and vmm.status == -9
-    assert fleet.wait(pending, SECONDS).outcome == "info"
+    ctx = context_of(vmms)
+    fault.apply(ctx, "source")
+    assert fault.evidence(ctx, "source").struck and vmm.status == -9
+    assert vmms.wait(pending, SECONDS).outcome == "info"
     invoked, done, exited = outside.records()
     assert isinstance(invoked, Invoke) and invoked.phase == "move"
     assert isinstance(done, Done) and (done.op, done.outcome, done.began) == (invoked.op, "info", 0)
     assert isinstance(exited, Exited) and exited.status == -9
     with pytest.raises(StepFailed, match=r"source is gone \(status -9\)"):
-        fleet.invoke(vmm, Exit())
+        vmms.invoke(vmm, Exit())
     assert not outside.records()
 
 
-def test_an_answer_given_before_death_counts(fleet: Fleet, outside: Outside) -> None:
-    vmm = fleet.spawn("source", cgroup())
-    pending = fleet.invoke(vmm, Exit())
+def test_an_answer_given_before_death_counts(vmms: VmmProcesses, outside: Outside) -> None:
+    vmm = vmms.spawn("source", cgroup())
+    pending = vmms.invoke(vmm, Exit())
     assert select.select([vmm.handle], [], [], SECONDS)[0]  # gone, and nothing of it heard yet
-    assert fleet.wait(pending, SECONDS).outcome == "ok"
+    assert vmms.wait(pending, SECONDS).outcome == "ok"
     assert vmm.wait_end(SECONDS)
     assert [type(record).__name__ for record in outside.records()][-2:] == ["Done", "Exited"]
 
 
-def test_a_signal_that_does_not_end_it_is_no_evidence(fleet: Fleet) -> None:
-    vmm = fleet.spawn("source", cgroup())
-    fleet.end(vmm)
-    assert not Kill().evidence(scene_of(fleet), "source").struck
-    assert Kill().undo(scene_of(fleet), "source") == "nobody was struck"
+def test_a_signal_that_does_not_end_it_is_no_evidence(vmms: VmmProcesses) -> None:
+    vmm = vmms.spawn("source", cgroup())
+    vmms.end(vmm)
+    assert not Kill().evidence(context_of(vmms), "source").struck
+    assert Kill().undo(context_of(vmms), "source") == "nobody was struck"
 
 
 @pytest.mark.parametrize("name", ["TERM", "ABRT", "SEGV"])
-def test_the_signals_that_a_fault_may_choose_end_an_agent(fleet: Fleet, name: str) -> None:
-    fleet.spawn("source", cgroup())
+def test_the_signals_that_a_fault_may_choose_end_an_agent(vmms: VmmProcesses, name: str) -> None:
+    vmms.spawn("source", cgroup())
     fault = Kill(signal=name)  # type: ignore[arg-type]
-    fault.apply(scene_of(fleet), "source")
-    evidence = fault.evidence(scene_of(fleet), "source")
+    fault.apply(context_of(vmms), "source")
+    evidence = fault.evidence(context_of(vmms), "source")
     assert evidence.struck, evidence.detail
 
 
-def test_helpers_leave_no_records(fleet: Fleet, outside: Outside) -> None:
-    fleet.end(fleet.spawn("_helper", cgroup(), recorded=False))
+def test_helpers_leave_no_records(vmms: VmmProcesses, outside: Outside) -> None:
+    vmms.end(vmms.spawn("_helper", cgroup(), recorded=False))
     assert not outside.records()
 
 
-def test_a_vmm_without_a_cgroup_fails_the_step(fleet: Fleet, outside: Outside) -> None:
+def test_a_vmm_without_a_cgroup_fails_the_step(vmms: VmmProcesses, outside: Outside) -> None:
     class Closed(Group):
         def open_procs(self) -> int:
             return os.open("/dev/null", os.O_RDONLY)
 
     with pytest.raises(StepFailed, match="could not be put into its cgroup"):
-        fleet.spawn("source", Closed())  # type: ignore[arg-type]
+        vmms.spawn("source", Closed())  # type: ignore[arg-type]
     done = outside.records()[1]
     assert isinstance(done, Done) and (done.outcome, done.errno) == ("fail", 9)

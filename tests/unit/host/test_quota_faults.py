@@ -13,7 +13,7 @@ from faults.quota import Exhaust
 
 
 @dataclass
-class Scene:
+class Context:
     """Has `free` contexts. `kept` are the VMs that are there."""
 
     free: int
@@ -23,16 +23,21 @@ class Scene:
         self.kept.append(vm)
         return SimpleNamespace(outcome="ok" if len(self.kept) <= self.free else "fail")
 
-    def close(self, vmm: str, vm: str) -> None:
+    def give_back(self, vmm: str, vm: str) -> None:
         self.kept.remove(vm)
 
-    def vmm(self, name: str) -> Any:
-        return SimpleNamespace(status=None)
+    @property
+    def vmms(self) -> Any:
+        return {"other": SimpleNamespace(status=None)}
+
+    @property
+    def vms(self) -> Context:
+        return self
 
 
 @pytest.mark.parametrize(("free", "leave", "kept"), [(3, 0, 3), (3, 1, 2), (3, 3, 0), (3, 5, 0), (0, 0, 0)])
 def test_what_was_refused_and_what_is_to_be_left_is_given_back(free: int, leave: int, kept: int) -> None:
-    scene, fault = Scene(free), Exhaust(leave=leave)
-    fault.apply(scene, "other")  # type: ignore[arg-type]
-    assert scene.kept == [f"other-sev-{number}" for number in range(kept)]
-    assert fault.undo(scene, "other") == f"{kept} contexts were given back" and not scene.kept  # type: ignore[arg-type]
+    ctx, fault = Context(free), Exhaust(leave=leave)
+    fault.apply(ctx, "other")  # type: ignore[arg-type]
+    assert ctx.kept == [f"other-sev-{number}" for number in range(kept)]
+    assert fault.undo(ctx, "other") == f"{kept} contexts were given back" and not ctx.kept  # type: ignore[arg-type]

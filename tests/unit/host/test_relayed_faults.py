@@ -15,7 +15,7 @@ import pytest
 from chaos.errors import HostLacks, Unsupported
 from chaos.fault import Evidence, Fault, find
 from chaos.netns import netem, tun
-from chaos.netns.link import End
+from chaos.netns.link import LinkEnd
 from chaos.netns.netem import Impairment
 from chaos.netns.pair import Pair
 from chaos.netns.relay import Relay, is_on
@@ -40,7 +40,7 @@ class Someone:
 
 
 @dataclass
-class Scene:
+class Context:
     """One link, from `source` to `destination`, over which datagrams go one way and segments that nobody answers."""
 
     pair: Pair
@@ -51,10 +51,11 @@ class Scene:
         self.seed += 1
         return self.seed
 
-    def vmm(self, name: str) -> Someone:
-        return Someone(self.pids[0])
+    @property
+    def vmms(self) -> dict[str, Someone]:
+        return {"source": Someone(self.pids[0])}
 
-    def links(self, vmm: str) -> tuple[tuple[End, End, Someone], ...]:
+    def links(self, vmm: str) -> tuple[tuple[LinkEnd, LinkEnd, Someone], ...]:
         return ((self.pair.left, self.pair.right, Someone(self.pids[1])),)
 
     def talk(self, times: int = 40) -> None:
@@ -72,7 +73,7 @@ class Scene:
 
 
 @pytest.fixture
-def scene() -> Iterator[Scene]:
+def ctx() -> Iterator[Context]:
     with Pair.create() as pair:
         pids = []
         for end in pair.ends:
@@ -87,26 +88,26 @@ def scene() -> Iterator[Scene]:
             os.close(reader)
             os.close(writer)
             pids.append(pid)
-        yield Scene(pair, (pids[0], pids[1]))
+        yield Context(pair, (pids[0], pids[1]))
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
 
 
-def evidence(fault: Fault, scene: Scene) -> Evidence:
-    return fault.evidence(scene, "source")  # type: ignore[arg-type]
+def evidence(fault: Fault, ctx: Context) -> Evidence:
+    return fault.evidence(ctx, "source")  # type: ignore[arg-type]
 
 
-def told(fault: Fault, scene: Scene) -> Evidence:
+def told(fault: Fault, ctx: Context) -> Evidence:
     """The evidence after some talk, the fault being undone then."""
-    fault.apply(scene, "source")  # type: ignore[arg-type]
+    fault.apply(ctx, "source")  # type: ignore[arg-type]
     try:
-        assert evidence(fault, scene).struck is None  # nobody has sent anything
-        scene.talk()
-        return evidence(fault, scene)
+        assert evidence(fault, ctx).struck is None  # nobody has sent anything
+        ctx.talk()
+        return evidence(fault, ctx)
     finally:
-        fault.undo(scene, "source")  # type: ignore[arg-type]
-        assert not is_on(scene.pair.left)
+        fault.undo(ctx, "source")  # type: ignore[arg-type]
+        assert not is_on(ctx.pair.left)
 
 
 @pytest.mark.parametrize(
@@ -123,31 +124,31 @@ def told(fault: Fault, scene: Scene) -> Evidence:
         ("partition", {}),
     ],
 )
-def test_it_strikes_and_says_by_whom(scene: Scene, name: str, options: dict[str, object]) -> None:
-    found = told(find(name, {**options, "by": "relay"}), scene)
+def test_it_strikes_and_says_by_whom(ctx: Context, name: str, options: dict[str, object]) -> None:
+    found = told(find(name, {**options, "by": "relay"}), ctx)
     assert found.struck and "relay of left" in found.detail, found.detail
 
 
-def test_reordering_needs_packets_that_follow_each_other(scene: Scene) -> None:
+def test_reordering_needs_packets_that_follow_each_other(ctx: Context) -> None:
     """Each of these waits for the answer to the one before: none can overtake another, and none is said to have."""
-    found = told(find("netem", {"delay": 5, "reordering": 50, "by": "relay"}), scene)
+    found = told(find("netem", {"delay": 5, "reordering": 50, "by": "relay"}), ctx)
     assert found.struck is None and "not met: reordering" in found.detail
 
 
-def test_the_relay_stands_in_where_the_kernel_has_no_netem(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_relay_stands_in_where_the_kernel_has_no_netem(ctx: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(netem, "apply", _lacking)
-    assert "relay of left" in told(find("netem", {"loss": 30}), scene).detail
+    assert "relay of left" in told(find("netem", {"loss": 30}), ctx).detail
     with pytest.raises(HostLacks, match="no netem"):
-        find("netem", {"loss": 30, "by": "netem"}).apply(scene, "source")  # type: ignore[arg-type]
+        find("netem", {"loss": 30, "by": "netem"}).apply(ctx, "source")  # type: ignore[arg-type]
 
 
 def _lacking(*_: object, **__: object) -> None:
     raise HostLacks("the kernel has no netem", remedy="modprobe sch_netem")
 
 
-def test_what_a_host_must_have(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_host_must_have(ctx: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     def require(by: str) -> None:
-        find("partition", {"by": by}).require(scene, "source")  # type: ignore[arg-type]
+        find("partition", {"by": by}).require(ctx, "source")  # type: ignore[arg-type]
 
     monkeypatch.setattr(netem, "apply", _lacking)
     require("either")
@@ -160,20 +161,20 @@ def test_what_a_host_must_have(scene: Scene, monkeypatch: pytest.MonkeyPatch) ->
     assert caught.value.remedy.startswith("modprobe sch_netem, or: modprobe tun")
 
 
-def test_a_relay_that_dies_has_not_struck(scene: Scene) -> None:
+def test_a_relay_that_dies_has_not_taken_effect(ctx: Context) -> None:
     fault = network.Netem(loss=50, by="relay")
-    fault.apply(scene, "source")  # type: ignore[arg-type]
-    scene.talk()
-    assert evidence(fault, scene).struck
+    fault.apply(ctx, "source")  # type: ignore[arg-type]
+    ctx.talk()
+    assert evidence(fault, ctx).struck
     relayed = fault._put[0]
     assert isinstance(relayed, network._Relayed)
     os.kill(relayed._relay.pid, signal.SIGKILL)
     os.waitid(os.P_PID, relayed._relay.pid, os.WEXITED | os.WNOWAIT)
-    scene.talk(3)
-    found = evidence(fault, scene)
+    ctx.talk(3)
+    found = evidence(fault, ctx)
     assert found.struck is None and "died" in found.detail
-    fault.undo(scene, "source")  # type: ignore[arg-type]
-    assert evidence(fault, scene).struck is None
+    fault.undo(ctx, "source")  # type: ignore[arg-type]
+    assert evidence(fault, ctx).struck is None
 
 
 class Liar(Lane):
@@ -204,22 +205,22 @@ class Idler(Lane):
         (Idler, {"corruption": 30}, "0 had a wrong checksum; not met"),
     ],
 )
-def test_a_relay_that_only_says_so_has_not_struck(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch, lane: type[Lane], options: dict[str, object], said: str
+def test_a_relay_that_only_says_so_has_not_taken_effect(
+    ctx: Context, monkeypatch: pytest.MonkeyPatch, lane: type[Lane], options: dict[str, object], said: str
 ) -> None:
     monkeypatch.setattr(network, "Relay", functools.partial(Relay, make=lane))
     fault = find("netem", {**options, "by": "relay"})
-    found = told(fault, scene)
+    found = told(fault, ctx)
     assert found.struck is None and said in found.detail, found.detail
 
 
-def test_a_link_does_not_flap_while_packets_go_beside_it(scene: Scene) -> None:
+def test_a_link_does_not_flap_while_packets_go_beside_it(ctx: Context) -> None:
     fault = network.Netem(loss=50, by="relay")
-    fault.apply(scene, "source")  # type: ignore[arg-type]
+    fault.apply(ctx, "source")  # type: ignore[arg-type]
     flap = network.LinkFlap()
     with pytest.raises(OSError, match="by a relay"):
-        flap.apply(scene, "source")  # type: ignore[arg-type]
-    assert evidence(flap, scene).struck is False
-    fault.undo(scene, "source")  # type: ignore[arg-type]
-    flap.apply(scene, "source")  # type: ignore[arg-type]
-    assert evidence(flap, scene).struck
+        flap.apply(ctx, "source")  # type: ignore[arg-type]
+    assert evidence(flap, ctx).struck is False
+    fault.undo(ctx, "source")  # type: ignore[arg-type]
+    flap.apply(ctx, "source")  # type: ignore[arg-type]
+    assert evidence(flap, ctx).struck

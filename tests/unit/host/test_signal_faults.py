@@ -23,9 +23,12 @@ class Victim:
     status: int | None = None
     busy: tuple[int, ...] = ()
 
+    def ask(self, question: object) -> dict[str, int]:
+        return {"handled": 0}
 
-def scene(victim: Victim) -> Any:
-    return SimpleNamespace(vmm=lambda name: victim, ask=lambda vmm, question: {"handled": 0})
+
+def ctx(victim: Victim) -> Any:
+    return SimpleNamespace(vmms={"source": victim})
 
 
 @pytest.mark.parametrize(("status", "ends"), [(None, -STORM_SIGNAL), (0, 0)])
@@ -33,7 +36,7 @@ def test_a_number_that_was_a_dead_victims_gets_no_signal(status: int | None, end
     """Another process may have it by now. The one here would be ended by the signal."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         storm = SignalStorm(signals=1)
-        storm.apply(scene(Victim(child.pid, status)), "source")
+        storm.apply(ctx(Victim(child.pid, status)), "source")
         assert storm._thread is not None
         storm._thread.join(SECONDS)
         assert not storm._thread.is_alive()

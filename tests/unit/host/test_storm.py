@@ -19,10 +19,10 @@ from chaos.kinds import Kind
 from chaos.kvm.system import System
 from chaos.linux.seqpacket import memory_file
 from chaos.native import read
-from chaos.runner.storms import Storm as Told
+from chaos.runner.script.storms import StormMemory
 from chaos.vmm import guest, storm
 from chaos.vmm.ask import ask
-from chaos.vmm.machine import Host, Machine
+from chaos.vmm.machine import Machine, OpenDevices
 
 SECONDS = 20.0
 NAMES = ("KVM_RUN", *sorted(storm.CALLS - {"KVM_RUN"}))
@@ -35,7 +35,7 @@ def machine() -> Iterator[Machine]:
     except OSError as error:
         pytest.skip(f"no KVM here: {error}")
     with memory_file("guest", guest.MEMORY) as memory:
-        made = Machine.create(Host(system), Kind.PLAIN, 2, memory.number)
+        made = Machine.create(OpenDevices(system), Kind.PLAIN, 2, memory.number)
     made.memory.write(0, guest.image(guest.LANES))
     yield made
     made.close()
@@ -55,10 +55,10 @@ def state(machine: Machine) -> list[bytes]:
 
 def raged(machine: Machine, threads: int = 5, calls: tuple[str, ...] = NAMES) -> Stormed:
     """A storm in which every thread made each of its calls some times, and what is told of it."""
-    told = Told.prepare("vm", calls, threads)
-    machine.storm(threads, calls, told.memory.number)
+    told = StormMemory.prepare("vm", calls, threads)
+    storm.begin(machine, threads, calls, told.memory.number)
     until(lambda: all(thread.calls > 3 * len(calls) for thread in read(told.memory.number)))
-    machine.calm()
+    storm.end(machine)
     return told.over(t=1, agent="source", step=2)
 
 
@@ -88,12 +88,12 @@ def test_each_call_alone_is_answered_as_it_should(machine: Machine, name: str) -
 
 def test_after_a_storm_the_guest_runs_and_during_one_it_is_asked_without_being_entered(machine: Machine) -> None:
     with storm.memory_of(2) as memory:
-        machine.storm(2, ("KVM_RUN",), memory.number)
+        storm.begin(machine, 2, ("KVM_RUN",), memory.number)
         answers = ask(machine.host.system, machine.vm, machine.vcpus)
         assert [answer for answer in answers if answer.errno != answer.control] == []
         first = [thread.calls for thread in read(memory.number)]
         until(lambda: all(t.calls > n for t, n in zip(read(memory.number), first, strict=True)))
-        machine.calm()
+        storm.end(machine)
         assert all(set(thread.errnos) == {4} for thread in read(memory.number))  # EINTR: nobody entered the guest
     machine.runnable.resume(1)
     until(lambda: machine.sample().ticks > 10)
@@ -110,22 +110,22 @@ def test_readers_do_not_disturb_a_guest_that_runs(machine: Machine) -> None:
 
 def test_there_is_one_storm_at_a_time_and_closing_ends_it(machine: Machine) -> None:
     with storm.memory_of(1) as memory, storm.memory_of(1) as another:
-        machine.storm(1, ("KVM_GET_REGS",), memory.number)
+        storm.begin(machine, 1, ("KVM_GET_REGS",), memory.number)
         with pytest.raises(InternalError, match="a storm on this VM already"):
-            machine.storm(1, ("KVM_GET_REGS",), another.number)
+            storm.begin(machine, 1, ("KVM_GET_REGS",), another.number)
         machine.close()
         (thread,) = read(memory.number)
         assert thread.ended
-        machine.calm()  # as often as one likes
+        storm.end(machine)  # as often as one likes
 
 
 def test_of_a_process_that_was_killed_the_file_tells(machine: Machine) -> None:
-    told = Told.prepare("vm", ("KVM_GET_CLOCK",), 2)
+    told = StormMemory.prepare("vm", ("KVM_GET_CLOCK",), 2)
     pid = os.fork()
     if pid == 0:
         with suppress(BaseException), memory_file("guest", guest.MEMORY) as memory:
-            own = Machine.create(Host(System.open()), Kind.PLAIN, 1, memory.number)
-            own.storm(2, told.calls, told.memory.number)
+            own = Machine.create(OpenDevices(System.open()), Kind.PLAIN, 1, memory.number)
+            storm.begin(own, 2, told.calls, told.memory.number)
             signal.pause()
         os._exit(1)
     until(lambda: sum(thread.calls > 100 for thread in read(told.memory.number)) == 2)
@@ -138,4 +138,4 @@ def test_of_a_process_that_was_killed_the_file_tells(machine: Machine) -> None:
 
 
 def test_of_a_storm_that_never_began_nothing_is_told() -> None:
-    assert Told.prepare("vm", ("KVM_RUN",), 8).over(t=1, agent="source", step=2).threads == ()
+    assert StormMemory.prepare("vm", ("KVM_RUN",), 8).over(t=1, agent="source", step=2).threads == ()

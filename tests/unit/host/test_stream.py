@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 
 from chaos.errors import InternalError
 from chaos.vmm import stream
-from chaos.vmm.messages import SAID, Greeting, LetGo, Received, Said, State, Taken
+from chaos.vmm.messages import SAID, Greeting, LetGo, Received, Said, SentState, Taken
 from chaos.vmm.stream import Stream
 from tests.unit.host.peers import LOCALHOST, SECONDS
 from tests.unit.mutation import mutated
 
 GREETING = Greeting(version=1, vm="old", peer="new")
-STATE = State(vcpus=({"regs": bytes(range(256)), "xsave": bytes(4096)},) * 3)
+STATE = SentState(vcpus=({"regs": bytes(range(256)), "xsave": bytes(4096)},) * 3)
 
 
 class Ends:
@@ -94,7 +94,7 @@ def test_what_is_sent_is_a_frame(ends: Ends) -> None:
 
 
 def test_what_is_larger_than_the_sockets_hold_arrives_while_it_is_sent(ends: Ends) -> None:
-    large = State(vcpus=({"xsave": bytes(stream.LIMIT - 100)},))
+    large = SentState(vcpus=({"xsave": bytes(stream.LIMIT - 100)},))
     other: Stream[Said] = Stream(ends.bare, SAID)
     sender = threading.Thread(target=lambda: other.send(large, "send", within=SECONDS))
     sender.start()
@@ -104,7 +104,7 @@ def test_what_is_larger_than_the_sockets_hold_arrives_while_it_is_sent(ends: End
 
 def test_what_is_too_long_is_not_sent(ends: Ends) -> None:
     with pytest.raises(InternalError, match="longer than"):
-        ends.stream.send(State(vcpus=({"xsave": bytes(stream.LIMIT)},)), "send", within=SECONDS)
+        ends.stream.send(SentState(vcpus=({"xsave": bytes(stream.LIMIT)},)), "send", within=SECONDS)
 
 
 def test_a_wait_ends_and_says_what_it_was_for(ends: Ends) -> None:
@@ -134,7 +134,7 @@ def test_one_deadline_for_all_of_a_frame_that_comes_in_drops(ends: Ends) -> None
 
 
 def test_nobody_reads_what_is_sent(ends: Ends) -> None:
-    large = State(vcpus=({"xsave": bytes(stream.LIMIT - 100)},))
+    large = SentState(vcpus=({"xsave": bytes(stream.LIMIT - 100)},))
     with pytest.raises(TimeoutError, match=r"waited 0\.1 s to send it"):
         for _ in range(100):
             ends.stream.send(large, "send it", within=0.1)
@@ -204,7 +204,7 @@ def test_a_million_random_bytes_in_good_frames() -> None:
     """Messages with bytes changed, as somebody would send them who computes the checksum anew."""
     chance = random.Random(6)
     vcpu = {"regs": chance.randbytes(144), "sregs": chance.randbytes(312), "fpu": chance.randbytes(416)}
-    said = (Greeting(version=1, vm="old", peer="new"), State(vcpus=(vcpu,) * 4), Received(), Taken(), LetGo())
+    said = (Greeting(version=1, vm="old", peer="new"), SentState(vcpus=(vcpu,) * 4), Received(), Taken(), LetGo())
     bodies = [msgspec.msgpack.encode(message) for message in said]
     fed = 0
     while fed < 1_000_000:

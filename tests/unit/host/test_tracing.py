@@ -19,7 +19,7 @@ from chaos.linux.loop import Loop
 from chaos.linux.tracefs import NoTracing
 from chaos.runner import tracing
 from chaos.runner.recorder import Recorder
-from chaos.runner.tracing import Damaged, Event, Lost, Made, Tracer, parse
+from chaos.runner.tracing import Damaged, EventsLost, KernelEvent, Made, Tracer, parse
 
 # As both kernels of the lab show them.
 CHARGE = (
@@ -40,22 +40,22 @@ CGROUP = "  x-9     [000] d..1.     8.159197: cgroup_mkdir: root=0 id=107 level=
 
 def test_a_charge_and_what_it_returned() -> None:
     fields = {"type": "1", "css": "0xffff888003cf3600", "amount": "1"}
-    assert parse(CHARGE) == Event(120_505_123_000, 345, False, "misc_cg_try_charge", fields)
-    assert parse(CHARGED) == Event(120_505_131_000, 345, True, "misc_cg_try_charge", {"returned": "-16"})
+    assert parse(CHARGE) == KernelEvent(120_505_123_000, 345, False, "misc_cg_try_charge", fields)
+    assert parse(CHARGED) == KernelEvent(120_505_131_000, 345, True, "misc_cg_try_charge", {"returned": "-16"})
 
 
 def test_a_thread_may_have_any_name_and_a_function_what_a_compiler_appends() -> None:
-    assert parse(LOCKED) == Event(7_538_436_000, 7, False, "sev_lock_vcpus_for_migration", {})
+    assert parse(LOCKED) == KernelEvent(7_538_436_000, 7, False, "sev_lock_vcpus_for_migration", {})
 
 
 def test_a_caller_that_the_tracer_cannot_name_and_a_cgroup_with_a_blank() -> None:
-    assert parse(UNKNOWN_CALLER) == Event(7_000_001_000, 9, True, "misc_cg_alloc", {"css": "0xff00"})
+    assert parse(UNKNOWN_CALLER) == KernelEvent(7_000_001_000, 9, True, "misc_cg_alloc", {"css": "0xff00"})
     assert parse(CGROUP) == Made(9, "/sevchaos/run-1-0/a b")
 
 
 def test_lost_events_are_told() -> None:
-    assert parse("CPU:1 [LOST 12 EVENTS]") == Lost(12)
-    assert parse("CPU:0 [LOST EVENTS]") == Lost(1)
+    assert parse("CPU:1 [LOST 12 EVENTS]") == EventsLost(12)
+    assert parse("CPU:0 [LOST EVENTS]") == EventsLost(1)
 
 
 @pytest.mark.parametrize("line", [CHARGE, CHARGED, LOCKED, UNKNOWN_CALLER, CGROUP])
@@ -68,7 +68,7 @@ def test_a_line_that_is_cut_off_is_damaged_or_says_less(line: str) -> None:
         except Damaged:
             continue
         assert isinstance(part, type(whole))
-        assert not isinstance(part, Event | Made) or part.tid == getattr(whole, "tid", None)
+        assert not isinstance(part, KernelEvent | Made) or part.tid == getattr(whole, "tid", None)
 
 
 # -- tracefs ----------------------------------------------------------------------------------------------

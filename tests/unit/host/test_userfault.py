@@ -12,7 +12,7 @@ import pytest
 
 from chaos.kvm import sev, userfault
 from chaos.kvm.call import KernelError
-from chaos.kvm.structs import GuestStatus
+from chaos.kvm.structs import GuestStatusData
 from chaos.kvm.userfault import ArgumentPage, MissingPage
 from chaos.linux import task
 from chaos.runner.holds import places
@@ -68,7 +68,7 @@ def test_the_kernel_waits_for_it_and_reads_what_was_put_there() -> None:
 @needs_userfaultfd
 def test_arguments_are_lent_and_come_back() -> None:
     """What the kernel writes to the page is in the caller's structure afterwards."""
-    page, status = ArgumentPage(), GuestStatus(handle=7)
+    page, status = ArgumentPage(), GuestStatusData(handle=7)
     with page.lend(status) as address:
         assert page.used
         thread, reading = copy_out(address, ctypes.sizeof(status))
@@ -76,14 +76,14 @@ def test_arguments_are_lent_and_come_back() -> None:
         page.release()
         thread.join(WITHIN)
         assert os.read(reading, 64) == bytes(status)
-        GuestStatus.from_address(address).state = 3
+        GuestStatusData.from_address(address).state = 3
     assert (status.handle, status.state) == (7, 3)
     page.release()  # nobody waits any more, and it is no harm
 
 
 @needs_userfaultfd
 def test_a_command_that_never_came_to_its_arguments_has_them_unchanged() -> None:
-    page, status = ArgumentPage(), GuestStatus(policy=5)
+    page, status = ArgumentPage(), GuestStatusData(policy=5)
     with page.lend(status):
         pass
     assert status.policy == 5

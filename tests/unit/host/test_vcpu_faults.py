@@ -42,65 +42,63 @@ class Vmm:
         call.done = Done(t=ended, op=0, outcome=outcome, errno=errno, began=began, ended=ended, value=value)
         then()
 
-    def scene(self) -> Any:
+    def ctx(self) -> Any:
         moves = tuple(Call(done=Done(t=b, op=9, outcome="ok", began=a, ended=b)) for a, b in self.spans)
-        return SimpleNamespace(
-            add_vcpu=self.add_vcpu, vmm_of=lambda vm: self, moves=lambda vm: moves,
-            wait=lambda happened, within, what: happened(),
-        )  # fmt: skip
+        vms = SimpleNamespace(add_vcpu=self.add_vcpu, vmm_of=lambda vm: self, moves=lambda vm: moves)
+        return SimpleNamespace(vms=vms, wait=lambda happened, within, what: happened())
 
 
 def test_one_comes_after_the_other_and_one_that_met_a_move_is_the_evidence() -> None:
-    vmm, struck = Vmm(spans=((25, 40),)), CreateVcpu(count=3, first=7)
-    struck.apply(vmm.scene(), "new")
-    assert struck.evidence(vmm.scene(), "new").struck is None, "the move may be still to come"
+    vmm, fault = Vmm(spans=((25, 40),)), CreateVcpu(count=3, first=7)
+    fault.apply(vmm.ctx(), "new")
+    assert fault.evidence(vmm.ctx(), "new").struck is None, "the move may be still to come"
     for times in ((10, 20), (22, 30), (50, 60)):
         vmm.answer(*times)
     assert [number for number, _, _ in vmm.calls] == [7, 8, 9]
-    evidence = struck.evidence(vmm.scene(), "new")
+    evidence = fault.evidence(vmm.ctx(), "new")
     assert evidence.struck is True and "of 3 calls 1 met a move of new; 3 vCPUs were created" in evidence.detail
-    assert struck.undo(vmm.scene(), "new") == "what was created stays"
+    assert fault.undo(vmm.ctx(), "new") == "what was created stays"
 
 
 @pytest.mark.parametrize(("refused", "created"), [("KVM_CREATE_VCPU", 0), ("KVM_CHECK_EXTENSION", 1)])
 def test_a_vcpu_of_a_vm_that_died_meanwhile_was_created(refused: str, created: int) -> None:
-    vmm, struck = Vmm(spans=((15, 40),)), CreateVcpu(count=1)
-    struck.apply(vmm.scene(), "old")
-    struck.evidence(vmm.scene(), "old")
+    vmm, fault = Vmm(spans=((15, 40),)), CreateVcpu(count=1)
+    fault.apply(vmm.ctx(), "old")
+    fault.evidence(vmm.ctx(), "old")
     vmm.answer(10, 50, errno=5, refused=refused)
-    evidence = struck.evidence(vmm.scene(), "old")
+    evidence = fault.evidence(vmm.ctx(), "old")
     assert evidence.struck is True and f"1 met a move of old; {created} vCPUs were created" in evidence.detail
 
 
 def test_calls_before_and_after_every_move_prove_nothing() -> None:
-    vmm, struck = Vmm(spans=((25, 40), (70, 80))), CreateVcpu(count=2)
-    struck.apply(vmm.scene(), "new")
-    struck.evidence(vmm.scene(), "new")
+    vmm, fault = Vmm(spans=((25, 40), (70, 80))), CreateVcpu(count=2)
+    fault.apply(vmm.ctx(), "new")
+    fault.evidence(vmm.ctx(), "new")
     vmm.answer(10, 20)
     vmm.answer(45, 60)
-    assert struck.evidence(vmm.scene(), "new").struck is False
+    assert fault.evidence(vmm.ctx(), "new").struck is False
 
 
 def test_no_more_are_created_once_it_is_asked_for_the_last_time_or_its_vmm_is_dead() -> None:
-    vmm, struck = Vmm(spans=((5, 15),)), CreateVcpu(count=9)
-    struck.apply(vmm.scene(), "new")
-    struck.evidence(vmm.scene(), "new")
-    struck.evidence(vmm.scene(), "new")
-    assert struck.undo(vmm.scene(), "new") == "some are still being created"
+    vmm, fault = Vmm(spans=((5, 15),)), CreateVcpu(count=9)
+    fault.apply(vmm.ctx(), "new")
+    fault.evidence(vmm.ctx(), "new")
+    fault.evidence(vmm.ctx(), "new")
+    assert fault.undo(vmm.ctx(), "new") == "some are still being created"
     vmm.answer(1, 9)
     assert len(vmm.calls) == 1
     dying, other = Vmm(), CreateVcpu(count=9)
-    other.apply(dying.scene(), "new")
+    other.apply(dying.ctx(), "new")
     dying.status = -9
     dying.answer(0, 0, errno=5)
     assert len(dying.calls) == 1
 
 
 def test_what_was_never_applied_did_not_strike() -> None:
-    struck, scene = CreateVcpu(), Vmm(spans=((1, 2),)).scene()
-    struck.evidence(scene, "new")
-    assert struck.evidence(scene, "new").struck is False
-    assert struck.undo(scene, "new") == "none was to be created"
+    fault, ctx = CreateVcpu(), Vmm(spans=((1, 2),)).ctx()
+    fault.evidence(ctx, "new")
+    assert fault.evidence(ctx, "new").struck is False
+    assert fault.undo(ctx, "new") == "none was to be created"
 
 
 @pytest.mark.parametrize("options", [{"count": 0}, {"count": 65}, {"first": -1}, {"first": 2000}, {"many": 1}])

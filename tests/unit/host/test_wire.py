@@ -28,7 +28,7 @@ from chaos.vmm.messages import (
     Connect,
     Create,
     Descriptor,
-    Filled,
+    FilledContexts,
     Hello,
     Reap,
     Reaped,
@@ -36,7 +36,7 @@ from chaos.vmm.messages import (
     Request,
     Spawn,
     Spawned,
-    Storm,
+    StartStorm,
 )
 from tests.unit.mutation import mutated
 
@@ -171,7 +171,7 @@ def test_several_threads_may_send() -> None:
 MESSAGES = (
     REQUEST,
     Request(id=1 << 40, do=Connect(vm="old", peer="new", address="10.0.0.1", port=65535, within_ms=20_000)),
-    Request(id=0, do=Storm(vm="old", threads=64, calls=("KVM_RUN", "KVM_GET_REGS")), aside=True),
+    Request(id=0, do=StartStorm(vm="old", threads=64, calls=("KVM_RUN", "KVM_GET_REGS")), aside=True),
     Hello(pid=7, errno=1, network=4026531840),
     Begun(id=3, tid=9),
     Reply(
@@ -179,7 +179,7 @@ MESSAGES = (
         errno=16,
         call="KVM_MEMORY_ENCRYPT_OP INIT",
         value={"handle": 1},
-        filled=Filled(count=8, errno=16, call="x"),
+        filled=FilledContexts(count=8, errno=16, call="x"),
     ),
     Spawn(name="source", network=True),
     Reap(pid=12),

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from chaos.lab.machine import Console
+from chaos.lab.machine import SerialLines
 
 BOOT = [f"[    0.{number:06}] boot" for number in range(300)]
 OOPS = [
@@ -21,9 +21,9 @@ PANIC = [
 ]
 
 
-def console(lines: Sequence[str]) -> Console:
-    async def follow() -> Console:
-        reader, console = asyncio.StreamReader(), Console()
+def console(lines: Sequence[str]) -> SerialLines:
+    async def follow() -> SerialLines:
+        reader, console = asyncio.StreamReader(), SerialLines()
         reader.feed_data("\r\n".join([*lines, ""]).encode())
         reader.feed_eof()
         await console.follow(reader)

@@ -7,16 +7,16 @@ from typing import Literal
 
 from chaos.controller.lab_witness import Clock, firmware_records
 from chaos.history.records import Done, Invoke, Observation, Record
-from chaos.lab.psp.mailbox import Record as Command
+from chaos.lab.psp.mailbox import CommandRecord
 
 MS = 1_000_000
 CLOCK = Clock(ahead=500 * MS, doubt=MS)
 
 
-def command(name: str, at: int, sequence: int = 0) -> Command:
+def command(name: str, at: int, sequence: int = 0) -> CommandRecord:
     """One that the lab's clock would date to `at`, and the PSP counts as that of this number."""
     start = at - CLOCK.ahead
-    return Command(sequence=sequence, command=name, handle=1, status=0, start_ns=start, end_ns=start + 10_000)
+    return CommandRecord(sequence=sequence, command=name, handle=1, status=0, start_ns=start, end_ns=start + 10_000)
 
 
 def move(*, outcome: Literal["ok", "info"] = "ok", began: int = 1000 * MS, ended: int = 1010 * MS) -> list[Record]:
@@ -24,7 +24,7 @@ def move(*, outcome: Literal["ok", "info"] = "ok", began: int = 1000 * MS, ended
     return [invoke, Done(t=1020 * MS, op=7, outcome=outcome, began=began, ended=ended)]
 
 
-def moves_of(trace: list[Command], records: list[Record]) -> list[int | None]:
+def moves_of(trace: list[CommandRecord], records: list[Record]) -> list[int | None]:
     return [record.move for record in firmware_records(trace, records, CLOCK, before=0)]
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from chaos.lab.psp.firmware import Firmware
-from chaos.lab.psp.mailbox import Mailbox, Record
+from chaos.lab.psp.firmware import SoftwareFirmware
+from chaos.lab.psp.mailbox import CommandRecord, Mailbox
 from chaos.lab.psp.memory import Ram
-from chaos.lab.psp.numbers import Command, Status
+from chaos.lab.psp.numbers import FirmwareCommand, FirmwareStatus
 from chaos.lab.psp.plan import Firing
 from chaos.lab.psp.state import Config
 
@@ -36,12 +36,12 @@ class Host:
         self.registers = bytearray(MIB)
         self.interrupts = 0
         self.now = 0
-        self.records: list[Record] = []
+        self.records: list[CommandRecord] = []
         self.firings: list[Firing] = []
         config = config or Config(es_asids=es_asids, sev_asids=sev_asids)
         self.mailbox = Mailbox(
             self.registers,
-            Firmware(Ram(self.ram), config),
+            SoftwareFirmware(Ram(self.ram), config),
             interrupt=self._interrupted,
             clock=self._clock,
             on_record=self.records.append,
@@ -49,7 +49,7 @@ class Host:
         )
 
     @property
-    def firmware(self) -> Firmware:
+    def firmware(self) -> SoftwareFirmware:
         return self.mailbox.firmware
 
     def _clock(self) -> int:
@@ -76,12 +76,12 @@ class Host:
         self.set_register(INTSTS, 0)
         self.set_register(CMDRESP, command << 16 | 1)
 
-    def answer(self) -> Status | None:
+    def answer(self) -> FirmwareStatus | None:
         """The status in the register, None while there is none."""
         value = self.register(CMDRESP)
-        return Status(value & 0xFFFF) if value >> 31 else None
+        return FirmwareStatus(value & 0xFFFF) if value >> 31 else None
 
-    def at(self, command: int, address: int) -> Status:
+    def at(self, command: int, address: int) -> FirmwareStatus:
         """Issue a command whose buffer is at `address` already, and wait for the answer."""
         before = self.interrupts
         self.submit(command, address)
@@ -92,8 +92,8 @@ class Host:
         return status
 
     def call(
-        self, command: Command, layout: str = "", values: Sequence[int | bytes] = ()
-    ) -> tuple[Status, tuple[int, ...]]:
+        self, command: FirmwareCommand, layout: str = "", values: Sequence[int | bytes] = ()
+    ) -> tuple[FirmwareStatus, tuple[int, ...]]:
         """Issue a command with the buffer that `values` make in `layout`; returns its status and the buffer after."""
         data = struct.pack("<" + layout, *values)
         self.poke(BUFFER, data)
@@ -110,48 +110,50 @@ class Host:
 
     def init(self, *, es: bool = True, flush: bool = True) -> None:
         """A platform ready for guests."""
-        assert self.call(Command.INIT, "IIQI", [int(es), 0, TMR, MIB])[0] is Status.SUCCESS
+        assert self.call(FirmwareCommand.INIT, "IIQI", [int(es), 0, TMR, MIB])[0] is FirmwareStatus.SUCCESS
         if flush:
-            assert self.call(Command.DF_FLUSH)[0] is Status.SUCCESS
+            assert self.call(FirmwareCommand.DF_FLUSH)[0] is FirmwareStatus.SUCCESS
 
-    def start(self, policy: int = 0, *, share: int = 0) -> tuple[Status, int]:
+    def start(self, policy: int = 0, *, share: int = 0) -> tuple[FirmwareStatus, int]:
         """LAUNCH_START without a session; status and handle."""
-        status, values = self.call(Command.LAUNCH_START, "IIQI4xQI", [share, policy, 0, 0, 0, 0])
+        status, values = self.call(FirmwareCommand.LAUNCH_START, "IIQI4xQI", [share, policy, 0, 0, 0, 0])
         return status, values[0]
 
-    def on(self, command: Command, handle: int) -> Status:
+    def on(self, command: FirmwareCommand, handle: int) -> FirmwareStatus:
         """A command that takes a handle only."""
         return self.call(command, "I", [handle])[0]
 
-    def activate(self, handle: int, asid: int) -> Status:
-        return self.call(Command.ACTIVATE, "II", [handle, asid])[0]
+    def activate(self, handle: int, asid: int) -> FirmwareStatus:
+        return self.call(FirmwareCommand.ACTIVATE, "II", [handle, asid])[0]
 
-    def update(self, handle: int, data: bytes, command: Command = Command.LAUNCH_UPDATE_DATA) -> Status:
+    def update(
+        self, handle: int, data: bytes, command: FirmwareCommand = FirmwareCommand.LAUNCH_UPDATE_DATA
+    ) -> FirmwareStatus:
         self.poke(SCRATCH, data)
         return self.call(command, "I4xQI", [handle, SCRATCH, len(data)])[0]
 
-    def measure(self, handle: int) -> tuple[Status, bytes]:
+    def measure(self, handle: int) -> tuple[FirmwareStatus, bytes]:
         """LAUNCH_MEASURE; status and the 48 bytes."""
-        status, _ = self.call(Command.LAUNCH_MEASURE, "I4xQI", [handle, SCRATCH, 48])
+        status, _ = self.call(FirmwareCommand.LAUNCH_MEASURE, "I4xQI", [handle, SCRATCH, 48])
         return status, self.peek(SCRATCH, 48)
 
-    def guest_status(self, handle: int) -> tuple[Status, int, int, int]:
+    def guest_status(self, handle: int) -> tuple[FirmwareStatus, int, int, int]:
         """GUEST_STATUS; status, policy, ASID, state."""
-        status, values = self.call(Command.GUEST_STATUS, "IIIB", [handle, 0xAAAA, 0xBBBB, 0xCC])
+        status, values = self.call(FirmwareCommand.GUEST_STATUS, "IIIB", [handle, 0xAAAA, 0xBBBB, 0xCC])
         return status, values[1], values[2], values[3]
 
     def platform(self) -> tuple[int, int, int]:
         """PLATFORM_STATUS; state, the 32 bits of flags as the kernel reads them, guest count."""
-        status, values = self.call(Command.PLATFORM_STATUS, "BBBIBI", [0] * 6)
-        assert status is Status.SUCCESS
+        status, values = self.call(FirmwareCommand.PLATFORM_STATUS, "BBBIBI", [0] * 6)
+        assert status is FirmwareStatus.SUCCESS
         return values[2], values[3], values[5]
 
     def running(self, asid: int, policy: int = 0) -> int:
         """A guest launched to the end with one page of zeros; its handle."""
         status, handle = self.start(policy)
-        assert status is Status.SUCCESS
-        assert self.activate(handle, asid) is Status.SUCCESS
-        assert self.update(handle, bytes(4096)) is Status.SUCCESS
-        assert self.measure(handle)[0] is Status.SUCCESS
-        assert self.on(Command.LAUNCH_FINISH, handle) is Status.SUCCESS
+        assert status is FirmwareStatus.SUCCESS
+        assert self.activate(handle, asid) is FirmwareStatus.SUCCESS
+        assert self.update(handle, bytes(4096)) is FirmwareStatus.SUCCESS
+        assert self.measure(handle)[0] is FirmwareStatus.SUCCESS
+        assert self.on(FirmwareCommand.LAUNCH_FINISH, handle) is FirmwareStatus.SUCCESS
         return handle

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from chaos.lab.psp.client import PspControl
-from chaos.lab.psp.numbers import Command, Status
+from chaos.lab.psp.numbers import FirmwareCommand, FirmwareStatus
 from tests.unit.psp.host import BUFFER, CMDRESP, HI, INTSTS, LO, MIB, RAM_SIZE, SCRATCH, TMR
 
 DEADLINE_S = 10
@@ -86,13 +86,13 @@ class Machine:
         assert self._registers is not None, "plug_in first"
         return self._registers
 
-    def submit(self, command: Command, data: bytes = b"") -> None:
+    def submit(self, command: FirmwareCommand, data: bytes = b"") -> None:
         self.ram[BUFFER : BUFFER + len(data)] = data
         self.registers[LO // 4] = BUFFER
         self.registers[HI // 4] = 0
         self.registers[CMDRESP // 4] = command << 16 | 1
 
-    def answer(self, deadline: float = DEADLINE_S) -> Status | None:
+    def answer(self, deadline: float = DEADLINE_S) -> FirmwareStatus | None:
         """Wait for the interrupt; None if it does not come."""
         ready, _, _ = select.select([self._interrupt], [], [], deadline)
         if not ready:
@@ -101,25 +101,25 @@ class Machine:
         value: int = self.registers[CMDRESP // 4]
         assert value >> 31
         assert self.registers[INTSTS // 4] == 2
-        return Status(value & 0xFFFF)
+        return FirmwareStatus(value & 0xFFFF)
 
-    def call(self, command: Command, layout: str = "", *values: int) -> tuple[Status, tuple[int, ...]]:
+    def call(self, command: FirmwareCommand, layout: str = "", *values: int) -> tuple[FirmwareStatus, tuple[int, ...]]:
         self.submit(command, struct.pack("<" + layout, *values))
         status = self.answer()
         assert status is not None, f"no answer to {command.name}"
         return status, struct.unpack_from("<" + layout, self.ram, BUFFER)
 
     def init(self) -> None:
-        assert self.call(Command.INIT, "IIQI", 1, 0, TMR, MIB)[0] is Status.SUCCESS
-        assert self.call(Command.DF_FLUSH)[0] is Status.SUCCESS
+        assert self.call(FirmwareCommand.INIT, "IIQI", 1, 0, TMR, MIB)[0] is FirmwareStatus.SUCCESS
+        assert self.call(FirmwareCommand.DF_FLUSH)[0] is FirmwareStatus.SUCCESS
 
     def start(self) -> int:
         """LAUNCH_START with policy 0; the handle."""
-        status, values = self.call(Command.LAUNCH_START, "IIQI4xQI", 0, 0, 0, 0, 0, 0)
-        assert status is Status.SUCCESS
+        status, values = self.call(FirmwareCommand.LAUNCH_START, "IIQI4xQI", 0, 0, 0, 0, 0, 0)
+        assert status is FirmwareStatus.SUCCESS
         return values[0]
 
     def measure(self, handle: int) -> bytes:
-        status, _ = self.call(Command.LAUNCH_MEASURE, "I4xQI", handle, SCRATCH, 48)
-        assert status is Status.SUCCESS
+        status, _ = self.call(FirmwareCommand.LAUNCH_MEASURE, "I4xQI", handle, SCRATCH, 48)
+        assert status is FirmwareStatus.SUCCESS
         return self.ram[SCRATCH : SCRATCH + 48]

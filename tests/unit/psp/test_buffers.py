@@ -11,15 +11,15 @@ from chaos.lab.psp.buffers import Buffer
 
 # Class: total size, then for each field its offset and width, as the contract gives them.
 CONTRACT: dict[type[Buffer], tuple[int, list[tuple[int, int]]]] = {
-    buffers.Init: (20, [(0, 4), (4, 4), (8, 8), (16, 4)]),
+    buffers.InitBuffer: (20, [(0, 4), (4, 4), (8, 8), (16, 4)]),
     buffers.InitEx: (36, [(0, 4), (4, 4), (8, 8), (16, 4), (20, 4), (24, 8), (32, 4)]),
-    buffers.PlatformStatus: (12, [(0, 1), (1, 1), (2, 1), (3, 1), (4, 2), (7, 1), (8, 4)]),
+    buffers.PlatformStatusBuffer: (12, [(0, 1), (1, 1), (2, 1), (3, 1), (4, 2), (7, 1), (8, 4)]),
     buffers.Blob: (12, [(0, 8), (8, 4)]),
     buffers.TwoBlobs: (28, [(0, 8), (8, 4), (16, 8), (24, 4)]),
     buffers.Handle: (4, [(0, 4)]),
     buffers.Activate: (8, [(0, 4), (4, 4)]),
-    buffers.GuestStatus: (13, [(0, 4), (4, 4), (8, 4), (12, 1)]),
-    buffers.Start: (36, [(0, 4), (4, 4), (8, 8), (16, 4), (24, 8), (32, 4)]),
+    buffers.GuestStatusBuffer: (13, [(0, 4), (4, 4), (8, 4), (12, 1)]),
+    buffers.StartBuffer: (36, [(0, 4), (4, 4), (8, 8), (16, 4), (24, 8), (32, 4)]),
     buffers.Region: (20, [(0, 4), (8, 8), (16, 4)]),
     buffers.Packet: (52, [(0, 4), (8, 8), (16, 4), (24, 8), (32, 4), (40, 8), (48, 4)]),
     buffers.SendStart: (

@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 
 from chaos.lab.psp import certs
-from chaos.lab.psp.numbers import Command, Status
-from chaos.lab.psp.state import Refused
+from chaos.lab.psp.numbers import FirmwareCommand, FirmwareStatus
+from chaos.lab.psp.state import CommandRefused
 from tests.unit.psp import owner
 from tests.unit.psp.host import RAM_SIZE, SCRATCH, Host
 
@@ -29,8 +29,8 @@ def host() -> Host:
 
 def export(host: Host) -> tuple[bytes, bytes, bytes, bytes]:
     """PDH, PEK, OCA, CEK."""
-    status, values = host.call(Command.PDH_CERT_EXPORT, "QI4xQI", [AT_PDH, CERT, AT_CHAIN, CHAIN])
-    assert (status, values) == (Status.SUCCESS, (AT_PDH, CERT, AT_CHAIN, CHAIN))
+    status, values = host.call(FirmwareCommand.PDH_CERT_EXPORT, "QI4xQI", [AT_PDH, CERT, AT_CHAIN, CHAIN])
+    assert (status, values) == (FirmwareStatus.SUCCESS, (AT_PDH, CERT, AT_CHAIN, CHAIN))
     chain = host.peek(AT_CHAIN, CHAIN)
     return host.peek(AT_PDH, CERT), *(chain[n * CERT : (n + 1) * CERT] for n in range(3))  # type: ignore[return-value]
 
@@ -60,20 +60,23 @@ def test_bodies(host: Host, place: int, usage: int, algorithm: int) -> None:
 
 @pytest.mark.parametrize(("first", "second"), [(0, 0), (CERT - 1, CHAIN), (CERT, CHAIN - 1)])
 def test_the_lengths_of_an_export_can_be_asked(host: Host, first: int, second: int) -> None:
-    status, values = host.call(Command.PDH_CERT_EXPORT, "QI4xQI", [0, first, 0, second])
-    assert (status, values) == (Status.INVALID_LEN, (0, CERT, 0, CHAIN))
+    status, values = host.call(FirmwareCommand.PDH_CERT_EXPORT, "QI4xQI", [0, first, 0, second])
+    assert (status, values) == (FirmwareStatus.INVALID_LEN, (0, CERT, 0, CHAIN))
 
 
 @pytest.mark.parametrize(("first", "second"), [(RAM_SIZE, AT_CHAIN), (AT_PDH, RAM_SIZE - 16)])
 def test_an_export_writes_both_or_none(host: Host, first: int, second: int) -> None:
-    assert host.call(Command.PDH_CERT_EXPORT, "QI4xQI", [first, CERT, second, CHAIN])[0] is Status.INVALID_ADDRESS
+    assert (
+        host.call(FirmwareCommand.PDH_CERT_EXPORT, "QI4xQI", [first, CERT, second, CHAIN])[0]
+        is FirmwareStatus.INVALID_ADDRESS
+    )
     assert host.peek(AT_PDH, CERT) == bytes(CERT)
     assert host.peek(AT_CHAIN, CHAIN) == bytes(CHAIN)
 
 
 def test_pek_gen_changes_all_but_the_chip(host: Host) -> None:
     before = export(host)
-    assert host.call(Command.PEK_GEN)[0] is Status.SUCCESS
+    assert host.call(FirmwareCommand.PEK_GEN)[0] is FirmwareStatus.SUCCESS
     after = export(host)
     assert [a == b for a, b in zip(before, after, strict=True)] == [False, False, False, True]
     owner.verify(after[0], 0, after[1])
@@ -82,23 +85,23 @@ def test_pek_gen_changes_all_but_the_chip(host: Host) -> None:
 
 def test_pdh_gen_changes_the_pdh_only(host: Host) -> None:
     before = export(host)
-    assert host.call(Command.PDH_GEN)[0] is Status.SUCCESS
+    assert host.call(FirmwareCommand.PDH_GEN)[0] is FirmwareStatus.SUCCESS
     after = export(host)
     assert [a == b for a, b in zip(before, after, strict=True)] == [False, True, True, True]
 
 
 def test_pek_csr(host: Host) -> None:
-    assert host.call(Command.PEK_CSR, "QI", [0, 0]) == (Status.INVALID_LEN, (0, CERT))
-    assert host.call(Command.PEK_CSR, "QI", [SCRATCH, CERT + 8]) == (Status.SUCCESS, (SCRATCH, CERT))
+    assert host.call(FirmwareCommand.PEK_CSR, "QI", [0, 0]) == (FirmwareStatus.INVALID_LEN, (0, CERT))
+    assert host.call(FirmwareCommand.PEK_CSR, "QI", [SCRATCH, CERT + 8]) == (FirmwareStatus.SUCCESS, (SCRATCH, CERT))
     csr = host.peek(SCRATCH, CERT)
     assert csr[owner.BODY :] == owner.UNSIGNED * 2
     assert csr[: owner.BODY] == export(host)[1][: owner.BODY]
 
 
-def import_pek(host: Host, pek: bytes, oca: bytes, *, length: int = CERT) -> Status:
+def import_pek(host: Host, pek: bytes, oca: bytes, *, length: int = CERT) -> FirmwareStatus:
     host.poke(SCRATCH, pek)
     host.poke(SCRATCH + 0x1000, oca)
-    return host.call(Command.PEK_CERT_IMPORT, "QI4xQI", [SCRATCH, length, SCRATCH + 0x1000, CERT])[0]
+    return host.call(FirmwareCommand.PEK_CERT_IMPORT, "QI4xQI", [SCRATCH, length, SCRATCH + 0x1000, CERT])[0]
 
 
 def signed_by_an_owner(host: Host) -> tuple[bytes, bytes]:
@@ -106,7 +109,7 @@ def signed_by_an_owner(host: Host) -> tuple[bytes, bytes]:
     key = ec.derive_private_key(0x0CA, ec.SECP384R1())
     oca = owner.body(owner.OCA, owner.ECDSA, key.public_key())
     oca += owner.signature(owner.OCA, key, oca) + owner.UNSIGNED
-    host.call(Command.PEK_CSR, "QI", [SCRATCH, CERT])
+    host.call(FirmwareCommand.PEK_CSR, "QI", [SCRATCH, CERT])
     csr = host.peek(SCRATCH, CERT)
     body = csr[: owner.BODY]
     return body + owner.signature(owner.OCA, key, body) + owner.UNSIGNED, oca
@@ -116,7 +119,7 @@ def test_an_owner_from_outside(host: Host) -> None:
     pdh, _, _, cek = export(host)
     pek, oca = signed_by_an_owner(host)
     assert host.platform()[1] == 0x100
-    assert import_pek(host, pek, oca) is Status.SUCCESS
+    assert import_pek(host, pek, oca) is FirmwareStatus.SUCCESS
     assert host.platform()[1] == 0x101, "bit 0: externally owned"
     new_pdh, new_pek, new_oca, _ = export(host)
     assert new_oca == oca
@@ -124,13 +127,13 @@ def test_an_owner_from_outside(host: Host) -> None:
     owner.verify(new_pdh, 0, new_pek)
     owner.verify(new_pek, 0, oca)
     owner.verify(new_pek, 1, cek)
-    assert import_pek(host, pek, oca) is Status.ALREADY_OWNED
+    assert import_pek(host, pek, oca) is FirmwareStatus.ALREADY_OWNED
 
-    host.call(Command.SHUTDOWN)
+    host.call(FirmwareCommand.SHUTDOWN)
     assert host.platform()[1] == 0
     host.init()
     assert host.platform()[1] == 0x101, "kept in flash"
-    host.call(Command.PEK_GEN)
+    host.call(FirmwareCommand.PEK_GEN)
     assert host.platform()[1] == 0x100, "its own again"
 
 
@@ -145,33 +148,33 @@ def test_imports_that_are_refused(host: Host) -> None:
     malformed = pek[: owner.BODY + 0x208] + struct.pack("<II", 0x1004, 0).ljust(0x208, b"\0")
     flipped = bytearray(pek)
     flipped[owner.BODY + 20] ^= 1
-    assert import_pek(host, pek, oca, length=CERT - 1) is Status.INVALID_LEN
-    assert import_pek(host, bytes(flipped), oca) is Status.BAD_SIGNATURE
-    assert import_pek(host, pek, export(host)[2]) is Status.BAD_SIGNATURE
-    assert import_pek(host, oca, oca) is Status.INVALID_CERTIFICATE
-    assert import_pek(host, pek, pek) is Status.INVALID_CERTIFICATE
-    assert import_pek(host, not_ours, oca) is Status.INVALID_CERTIFICATE
-    assert import_pek(host, full, oca) is Status.INVALID_CERTIFICATE, "no room for the chip's signature"
-    assert import_pek(host, malformed, oca) is Status.BAD_SIGNATURE
-    assert import_pek(host, pek, bytes(CERT)) is Status.INVALID_CERTIFICATE
+    assert import_pek(host, pek, oca, length=CERT - 1) is FirmwareStatus.INVALID_LEN
+    assert import_pek(host, bytes(flipped), oca) is FirmwareStatus.BAD_SIGNATURE
+    assert import_pek(host, pek, export(host)[2]) is FirmwareStatus.BAD_SIGNATURE
+    assert import_pek(host, oca, oca) is FirmwareStatus.INVALID_CERTIFICATE
+    assert import_pek(host, pek, pek) is FirmwareStatus.INVALID_CERTIFICATE
+    assert import_pek(host, not_ours, oca) is FirmwareStatus.INVALID_CERTIFICATE
+    assert import_pek(host, full, oca) is FirmwareStatus.INVALID_CERTIFICATE, "no room for the chip's signature"
+    assert import_pek(host, malformed, oca) is FirmwareStatus.BAD_SIGNATURE
+    assert import_pek(host, pek, bytes(CERT)) is FirmwareStatus.INVALID_CERTIFICATE
     assert host.platform()[1] == 0x100
-    assert import_pek(host, pek, oca) is Status.SUCCESS
+    assert import_pek(host, pek, oca) is FirmwareStatus.SUCCESS
 
 
 @pytest.mark.parametrize(
     ("version", "usage", "algorithm", "off_curve", "status"),
     [
-        (1, owner.OCA, owner.ECDSA, False, Status.SUCCESS),
-        (2, owner.OCA, owner.ECDSA, False, Status.INVALID_CERTIFICATE),
-        (1, owner.OCA, owner.ECDSA, True, Status.INVALID_CERTIFICATE),
-        (1, owner.OCA, owner.ECDH, False, Status.UNSUPPORTED),
-        (1, owner.OCA, 1, False, Status.INVALID_CERTIFICATE),
-        (1, owner.PEK, owner.ECDSA, False, Status.INVALID_CERTIFICATE),
-        (1, 0x13, owner.ECDSA, False, Status.INVALID_CERTIFICATE),
+        (1, owner.OCA, owner.ECDSA, False, FirmwareStatus.SUCCESS),
+        (2, owner.OCA, owner.ECDSA, False, FirmwareStatus.INVALID_CERTIFICATE),
+        (1, owner.OCA, owner.ECDSA, True, FirmwareStatus.INVALID_CERTIFICATE),
+        (1, owner.OCA, owner.ECDH, False, FirmwareStatus.UNSUPPORTED),
+        (1, owner.OCA, 1, False, FirmwareStatus.INVALID_CERTIFICATE),
+        (1, owner.PEK, owner.ECDSA, False, FirmwareStatus.INVALID_CERTIFICATE),
+        (1, 0x13, owner.ECDSA, False, FirmwareStatus.INVALID_CERTIFICATE),
     ],
 )
 def test_an_owner_must_have_a_proper_certificate(
-    host: Host, version: int, usage: int, algorithm: int, off_curve: bool, status: Status
+    host: Host, version: int, usage: int, algorithm: int, off_curve: bool, status: FirmwareStatus
 ) -> None:
     """Signed well in every case: it is what the certificate says that is wrong."""
     pek, _ = signed_by_an_owner(host)
@@ -192,7 +195,7 @@ def test_who_may_sign_what() -> None:
     certs.validate(oca, oca)
     pdh_body = owner.body(owner.PDH, owner.ECDH, key.public_key())
     pdh = certs.Certificate.unpack(pdh_body + owner.signature(owner.OCA, key, pdh_body) + owner.UNSIGNED)
-    with pytest.raises(Refused, match="INVALID_CERTIFICATE"):
+    with pytest.raises(CommandRefused, match="INVALID_CERTIFICATE"):
         certs.validate(pdh, oca)
 
 
@@ -205,7 +208,7 @@ def test_sha384_signatures_count_too() -> None:
     certificate = certs.Certificate.unpack(body + place + owner.UNSIGNED)
     certs.validate(certificate, certificate)
     wrong = certs.Certificate.unpack(body + place[:8] + bytes(0x200) + owner.UNSIGNED)
-    with pytest.raises(Refused, match="BAD_SIGNATURE"):
+    with pytest.raises(CommandRefused, match="BAD_SIGNATURE"):
         certs.validate(wrong, wrong)
 
 
@@ -216,11 +219,11 @@ def test_attestation_report(host: Host, launched: str) -> None:
     host.update(handle, b"image".ljust(4096, b"\0"))
     host.measure(handle)
     if launched == "running":
-        host.on(Command.LAUNCH_FINISH, handle)
+        host.on(FirmwareCommand.LAUNCH_FINISH, handle)
     pek = export(host)[1]
     nonce = bytes(range(16))
-    status, values = host.call(Command.ATTESTATION_REPORT, "I4xQ16sI", [handle, SCRATCH, nonce, 4096])
-    assert (status, values[3]) == (Status.SUCCESS, 0xD0)
+    status, values = host.call(FirmwareCommand.ATTESTATION_REPORT, "I4xQ16sI", [handle, SCRATCH, nonce, 4096])
+    assert (status, values[3]) == (FirmwareStatus.SUCCESS, 0xD0)
     report = host.peek(SCRATCH, 0xD0)
     digest = hashes.Hash(hashes.SHA256())
     digest.update(b"image".ljust(4096, b"\0"))
@@ -235,9 +238,9 @@ def test_attestation_report(host: Host, launched: str) -> None:
 def test_attestation_refusals(host: Host) -> None:
     _, handle = host.start()
     values: list[int | bytes] = [handle, SCRATCH, bytes(16), 0]
-    assert host.call(Command.ATTESTATION_REPORT, "I4xQ16sI", values)[0] is Status.INVALID_GUEST_STATE
+    assert host.call(FirmwareCommand.ATTESTATION_REPORT, "I4xQ16sI", values)[0] is FirmwareStatus.INVALID_GUEST_STATE
     host.measure(handle)
-    status, after = host.call(Command.ATTESTATION_REPORT, "I4xQ16sI", values)
-    assert (status, after[3]) == (Status.INVALID_LEN, 0xD0)
+    status, after = host.call(FirmwareCommand.ATTESTATION_REPORT, "I4xQ16sI", values)
+    assert (status, after[3]) == (FirmwareStatus.INVALID_LEN, 0xD0)
     values[0] = 9
-    assert host.call(Command.ATTESTATION_REPORT, "I4xQ16sI", values)[0] is Status.INVALID_GUEST
+    assert host.call(FirmwareCommand.ATTESTATION_REPORT, "I4xQ16sI", values)[0] is FirmwareStatus.INVALID_GUEST

@@ -12,27 +12,37 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chaos.lab.psp import failpoints
-from chaos.lab.psp.numbers import Command, Status
-from chaos.lab.psp.plan import Action, Corrupt, Delay, Die, Fail, Reset, Rule, Stall, named_status
+from chaos.lab.psp.numbers import FirmwareCommand, FirmwareStatus
+from chaos.lab.psp.plan import (
+    Corrupt,
+    DelayAnswer,
+    Die,
+    Fail,
+    FailpointAction,
+    FailpointRule,
+    Reset,
+    Stall,
+    named_status,
+)
 
 
 @pytest.mark.parametrize(
     ("text", "rule"),
     [
-        ("LAUNCH_START#2=fail:RESOURCE_LIMIT", Rule(Fail("RESOURCE_LIMIT"), command="LAUNCH_START", nth=2)),
-        ("DEACTIVATE*3=delay:50ms", Rule(Delay(50_000_000), command="DEACTIVATE", times=3)),
-        ("GUEST_STATUS=stall", Rule(Stall(), command="GUEST_STATUS")),
-        ("*%10=fail:HWERROR_PLATFORM", Rule(Fail("HWERROR_PLATFORM"), percent=10.0)),
-        ("**2=skip", Rule(Fail("SUCCESS"), times=2)),
-        ("*=withhold", Rule(Stall(carried_out=True))),
-        ("INIT/3#6=lie:19", Rule(Fail("HWERROR_PLATFORM", carried_out=True), command="INIT", nth=6, every=3)),
-        ("NOP%0.5=garbage", Rule(Corrupt(), command="NOP", percent=0.5)),
-        ("DF_FLUSH=fail:4711", Rule(Fail("4711"), command="DF_FLUSH")),
-        ("DECOMMISSION=dead", Rule(Die(), command="DECOMMISSION")),
-        (" ACTIVATE#1=reset ", Rule(Reset(), command="ACTIVATE", nth=1)),
+        ("LAUNCH_START#2=fail:RESOURCE_LIMIT", FailpointRule(Fail("RESOURCE_LIMIT"), command="LAUNCH_START", nth=2)),
+        ("DEACTIVATE*3=delay:50ms", FailpointRule(DelayAnswer(50_000_000), command="DEACTIVATE", times=3)),
+        ("GUEST_STATUS=stall", FailpointRule(Stall(), command="GUEST_STATUS")),
+        ("*%10=fail:HWERROR_PLATFORM", FailpointRule(Fail("HWERROR_PLATFORM"), percent=10.0)),
+        ("**2=skip", FailpointRule(Fail("SUCCESS"), times=2)),
+        ("*=withhold", FailpointRule(Stall(carried_out=True))),
+        ("INIT/3#6=lie:19", FailpointRule(Fail("HWERROR_PLATFORM", carried_out=True), command="INIT", nth=6, every=3)),
+        ("NOP%0.5=garbage", FailpointRule(Corrupt(), command="NOP", percent=0.5)),
+        ("DF_FLUSH=fail:4711", FailpointRule(Fail("4711"), command="DF_FLUSH")),
+        ("DECOMMISSION=dead", FailpointRule(Die(), command="DECOMMISSION")),
+        (" ACTIVATE#1=reset ", FailpointRule(Reset(), command="ACTIVATE", nth=1)),
     ],
 )
-def test_what_is_read(text: str, rule: Rule) -> None:
+def test_what_is_read(text: str, rule: FailpointRule) -> None:
     assert failpoints.parse(text) == (rule,)
 
 
@@ -77,18 +87,18 @@ def test_what_is_refused(text: str, wrong: str, allowed: str) -> None:
     assert allowed in str(refused.value)
 
 
-CODES = st.integers(1, 0xFFFF) | st.sampled_from([int(status) for status in Status if status])
-ACTIONS: st.SearchStrategy[Action] = st.one_of(
+CODES = st.integers(1, 0xFFFF) | st.sampled_from([int(status) for status in FirmwareStatus if status])
+ACTIONS: st.SearchStrategy[FailpointAction] = st.one_of(
     st.builds(Fail, CODES.map(named_status), st.booleans()),
-    st.builds(Delay, st.integers(0, failpoints.LATEST_NS)),
+    st.builds(DelayAnswer, st.integers(0, failpoints.LATEST_NS)),
     st.builds(Stall, st.booleans()),
     st.sampled_from([Fail("SUCCESS"), Corrupt(), Die(), Reset()]),
 )
 COUNTS = st.none() | st.integers(1, 999_999_999)
 RULES = st.builds(
-    Rule,
+    FailpointRule,
     ACTIONS,
-    command=st.none() | st.sampled_from([command.name for command in Command]),
+    command=st.none() | st.sampled_from([command.name for command in FirmwareCommand]),
     nth=COUNTS,
     every=COUNTS,
     percent=st.none() | st.integers(0, 10_000_000).map(lambda n: n / 100_000),
@@ -97,7 +107,7 @@ RULES = st.builds(
 
 
 @given(st.lists(RULES, min_size=1, max_size=5).map(tuple))
-def test_what_is_written_is_read(rules: tuple[Rule, ...]) -> None:
+def test_what_is_written_is_read(rules: tuple[FailpointRule, ...]) -> None:
     text = failpoints.write(rules)
     assert failpoints.parse(text) == rules
     assert failpoints.write(failpoints.parse(text)) == text
@@ -133,11 +143,11 @@ def test_a_million_random_bytes() -> None:
 def test_the_page_names_every_command_status_and_action() -> None:
     page = (Path(__file__).parents[3] / "docs" / "firmware.md").read_text()
     told = set(re.findall(r"`([A-Z_0-9]+)`", page))
-    assert not {command.name for command in Command} - told
+    assert not {command.name for command in FirmwareCommand} - told
     rows = {(int(number), name) for number, name in re.findall(r"^\| (\d+) \| `([A-Z_]+)` \|$", page, re.MULTILINE)}
-    assert rows == {(int(status), status.name) for status in Status}
+    assert rows == {(int(status), status.name) for status in FirmwareStatus}
     numbers = {name: int(n, 16) for name, n in re.findall(r"^\| `([A-Z_]+)` \| (0x[0-9a-f]+) \|", page, re.MULTILINE)}
-    assert numbers and all(Command[name] == number for name, number in numbers.items())
+    assert numbers and all(FirmwareCommand[name] == number for name, number in numbers.items())
     with pytest.raises(ValueError, match="give one of") as refused:
         failpoints.parse("NOP=?")
     actions = str(refused.value).rpartition("give one of ")[2].split(", ")

@@ -16,8 +16,8 @@ import pytest
 
 from chaos.errors import InternalError, LabHung, PspDied
 from chaos.lab.psp import wire
-from chaos.lab.psp.numbers import Command, Status
-from chaos.lab.psp.plan import Fail, Plan, Rule, Stall
+from chaos.lab.psp.numbers import FirmwareCommand, FirmwareStatus
+from chaos.lab.psp.plan import Fail, FailpointPlan, FailpointRule, Stall
 from tests.unit.psp.host import FEATURE
 from tests.unit.psp.machine import DEADLINE_S, Machine
 
@@ -32,9 +32,9 @@ def test_handshake_and_a_launch() -> None:
             await control.trace(True)
             machine.init()
             handle = machine.start()
-            assert machine.call(Command.ACTIVATE, "II", handle, 4)[0] is Status.SUCCESS
+            assert machine.call(FirmwareCommand.ACTIVATE, "II", handle, 4)[0] is FirmwareStatus.SUCCESS
             machine.measure(handle)
-            assert machine.call(Command.LAUNCH_FINISH, "I", handle)[0] is Status.SUCCESS
+            assert machine.call(FirmwareCommand.LAUNCH_FINISH, "I", handle)[0] is FirmwareStatus.SUCCESS
             status = await control.status()
             assert (status.platform, status.guest_count, status.owned) == ("WORKING", 1, {4: handle})
             assert status.executed["LAUNCH_MEASURE"] == 1
@@ -48,7 +48,7 @@ def test_handshake_and_a_launch() -> None:
             ]
             assert control.lost == 0
             await control.trace(False)
-            machine.call(Command.DEACTIVATE, "I", handle)
+            machine.call(FirmwareCommand.DEACTIVATE, "I", handle)
             await control.status()
             assert len(control.records) == 6
             await control.quit()
@@ -75,19 +75,19 @@ def test_snapshot() -> None:
             first.plug_in()
             first.init()
             handle = first.start()
-            first.call(Command.ACTIVATE, "II", handle, 4)
-            first.call(Command.LAUNCH_UPDATE_DATA, "I4xQI", handle, 0, 4096)
+            first.call(FirmwareCommand.ACTIVATE, "II", handle, 4)
+            first.call(FirmwareCommand.LAUNCH_UPDATE_DATA, "I4xQI", handle, 0, 4096)
             snapshot = await control.save()
             ram = first.ram[:]
             measurement = first.measure(handle)
             await control.quit()
         text = msgspec.json.encode(snapshot)
-        assert msgspec.json.decode(text, type=wire.Snapshot) == snapshot
+        assert msgspec.json.decode(text, type=wire.PspSnapshot) == snapshot
         with Machine("--restore", "--seed", "7", ram=ram) as second:
             control = await second.control()
             with pytest.raises(LabHung, match="ready"):
                 await control.ready(0.2)
-            await control.load(msgspec.json.decode(text, type=wire.Snapshot))
+            await control.load(msgspec.json.decode(text, type=wire.PspSnapshot))
             await control.ready()
             second.plug_in()
             assert bytes(second.registers.cast("B")) == _registers(snapshot)
@@ -102,7 +102,7 @@ def test_snapshot() -> None:
     asyncio.run(main())
 
 
-def _registers(snapshot: wire.Snapshot) -> bytes:
+def _registers(snapshot: wire.PspSnapshot) -> bytes:
     import zlib
 
     return zlib.decompress(snapshot.registers)
@@ -124,7 +124,7 @@ def test_snapshots_that_do_not_fit() -> None:
             await control.quit()
         text = msgspec.json.encode(snapshot)
         with pytest.raises(msgspec.DecodeError, match="version"):
-            msgspec.json.decode(text.replace(b'{"version":1', b'{"version":2'), type=wire.Snapshot)
+            msgspec.json.decode(text.replace(b'{"version":1', b'{"version":2'), type=wire.PspSnapshot)
 
     asyncio.run(main())
 
@@ -136,17 +136,17 @@ def test_a_plan_and_its_proof() -> None:
             machine.plug_in()
             machine.init()
             rules = (
-                Rule(Fail("INVALID_ASID"), command="ACTIVATE", times=1, name="no asid"),
-                Rule(Stall(), command="DEACTIVATE", name="hold"),
+                FailpointRule(Fail("INVALID_ASID"), command="ACTIVATE", times=1, name="no asid"),
+                FailpointRule(Stall(), command="DEACTIVATE", name="hold"),
             )
-            await control.plan(Plan(rules=rules))
+            await control.plan(FailpointPlan(rules=rules))
             handle = machine.start()
-            assert machine.call(Command.ACTIVATE, "II", handle, 4)[0] is Status.INVALID_ASID
-            assert machine.call(Command.ACTIVATE, "II", handle, 4)[0] is Status.SUCCESS
+            assert machine.call(FirmwareCommand.ACTIVATE, "II", handle, 4)[0] is FirmwareStatus.INVALID_ASID
+            assert machine.call(FirmwareCommand.ACTIVATE, "II", handle, 4)[0] is FirmwareStatus.SUCCESS
             first = await control.next_firing()
             assert (first.name, first.command, first.action) == ("no asid", "ACTIVATE", "fail:INVALID_ASID")
 
-            machine.submit(Command.DEACTIVATE, handle.to_bytes(4, "little"))
+            machine.submit(FirmwareCommand.DEACTIVATE, handle.to_bytes(4, "little"))
             assert (await control.next_firing()).name == "hold"
             status = await control.status()
             assert (status.pending, status.stalled) == (True, True)
@@ -155,11 +155,11 @@ def test_a_plan_and_its_proof() -> None:
             with pytest.raises(InternalError, match="held back"):
                 await control.save()
             await control.release()
-            assert machine.answer() is Status.SUCCESS
+            assert machine.answer() is FirmwareStatus.SUCCESS
             with pytest.raises(InternalError, match="no command is stalled"):
                 await control.release()
 
-            await control.plan(Plan())
+            await control.plan(FailpointPlan())
             assert (await control.status()).fired == ()
             with pytest.raises(LabHung, match="follow its plan"):
                 await control.next_firing(0.05)
@@ -174,10 +174,10 @@ def test_what_the_command_line_says_of_the_firmware() -> None:
         machine.init()
         handle = machine.start()
         for _ in range(2):
-            assert machine.call(Command.ACTIVATE, "II", handle, 4)[0] is Status.SUCCESS
-            assert machine.call(Command.DEACTIVATE, "I", handle)[0] is Status.SUCCESS
+            assert machine.call(FirmwareCommand.ACTIVATE, "II", handle, 4)[0] is FirmwareStatus.SUCCESS
+            assert machine.call(FirmwareCommand.DEACTIVATE, "I", handle)[0] is FirmwareStatus.SUCCESS
         machine.start()
-        assert machine.call(Command.LAUNCH_START, "IIQI4xQI", *[0] * 6)[0] is Status.RESOURCE_LIMIT
+        assert machine.call(FirmwareCommand.LAUNCH_START, "IIQI4xQI", *[0] * 6)[0] is FirmwareStatus.RESOURCE_LIMIT
 
 
 def test_high_descriptors() -> None:
@@ -207,9 +207,9 @@ def test_wbinvd_by_control() -> None:
         with Machine("--watch-wbinvd") as machine:
             control = await machine.control()
             machine.plug_in()
-            assert machine.call(Command.DF_FLUSH)[0] is Status.WBINVD_REQUIRED
+            assert machine.call(FirmwareCommand.DF_FLUSH)[0] is FirmwareStatus.WBINVD_REQUIRED
             await control.wbinvd()
-            assert machine.call(Command.DF_FLUSH)[0] is Status.SUCCESS
+            assert machine.call(FirmwareCommand.DF_FLUSH)[0] is FirmwareStatus.SUCCESS
             await control.quit()
 
     asyncio.run(main())
@@ -223,9 +223,9 @@ def test_a_controller_that_does_not_read() -> None:
             machine.plug_in()
             lines = machine.control_socket.makefile("rb")
             machine.control_socket.sendall(wire.encode(wire.Trace(1, True)))
-            assert [type(wire.decode_answer(lines.readline())) for _ in range(2)] == [wire.Ready, wire.Done]
+            assert [type(wire.decode_answer(lines.readline())) for _ in range(2)] == [wire.PspReady, wire.PspDone]
             for _ in range(4000):
-                assert machine.call(Command.NOP)[0] is Status.SUCCESS
+                assert machine.call(FirmwareCommand.NOP)[0] is FirmwareStatus.SUCCESS
             control = await machine.control()
             await control.status()
             assert [record.sequence for record in control.records] == list(range(1, 4001))
@@ -266,7 +266,7 @@ def test_it_ends_with_its_parent() -> None:
     try:
         here.settimeout(DEADLINE_S)
         ready = wire.decode_answer(here.recv(4096))
-        assert isinstance(ready, wire.Ready)
+        assert isinstance(ready, wire.PspReady)
         child = os.pidfd_open(ready.pid)
     finally:
         parent.kill()
@@ -379,7 +379,7 @@ def test_messages_come_in_pieces() -> None:
             machine.control_socket.sendall(bytes([byte]))
         machine.control_socket.settimeout(DEADLINE_S)
         lines = machine.control_socket.makefile("rb")
-        assert isinstance(wire.decode_answer(lines.readline()), wire.Ready)
+        assert isinstance(wire.decode_answer(lines.readline()), wire.PspReady)
         reply = wire.decode_answer(lines.readline())
         assert isinstance(reply, wire.StatusReply)
         assert reply.id == 5

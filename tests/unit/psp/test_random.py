@@ -13,11 +13,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from chaos.lab.psp import failpoints, wire
 from chaos.lab.psp.buffers import Buffer
-from chaos.lab.psp.firmware import Firmware
+from chaos.lab.psp.firmware import SoftwareFirmware
 from chaos.lab.psp.memory import Ram
 from chaos.lab.psp.model import TABLE
-from chaos.lab.psp.numbers import Command, Status
-from chaos.lab.psp.plan import Plan
+from chaos.lab.psp.numbers import FirmwareCommand, FirmwareStatus
+from chaos.lab.psp.plan import FailpointPlan
 from tests.unit.mutation import mutated
 from tests.unit.psp.host import BUFFER, ES_POLICY, RAM_SIZE, SCRATCH, TMR, Host
 
@@ -51,17 +51,17 @@ class Rules(RuleBasedStateMachine):
         self.guests: dict[int, Expected] = {}
         self.clean: set[int] = set()
 
-    def expect(self, found: Status, *refusals: tuple[bool, Status]) -> bool:
+    def expect(self, found: FirmwareStatus, *refusals: tuple[bool, FirmwareStatus]) -> bool:
         """The status must be that of the first refusal that holds, else SUCCESS; returns whether it was SUCCESS."""
-        wanted = next((status for holds, status in refusals if holds), Status.SUCCESS)
+        wanted = next((status for holds, status in refusals if holds), FirmwareStatus.SUCCESS)
         assert found is wanted, f"{found.name}, not {wanted.name}"
-        return found is Status.SUCCESS
+        return found is FirmwareStatus.SUCCESS
 
-    def known(self, handle: int) -> list[tuple[bool, Status]]:
+    def known(self, handle: int) -> list[tuple[bool, FirmwareStatus]]:
         """The two refusals nearly every guest command begins with."""
         return [
-            (self.state != WORKING, Status.INVALID_PLATFORM_STATE),
-            (handle not in self.guests, Status.INVALID_GUEST),
+            (self.state != WORKING, FirmwareStatus.INVALID_PLATFORM_STATE),
+            (handle not in self.guests, FirmwareStatus.INVALID_GUEST),
         ]
 
     def owned(self) -> dict[int, int]:
@@ -73,8 +73,8 @@ class Rules(RuleBasedStateMachine):
 
     @rule()
     def init(self) -> None:
-        found = self.host.call(Command.INIT, "IIQI", [1, 0, TMR, 1 << 20])[0]
-        if self.expect(found, (self.state != UNINIT, Status.INVALID_PLATFORM_STATE)):
+        found = self.host.call(FirmwareCommand.INIT, "IIQI", [1, 0, TMR, 1 << 20])[0]
+        if self.expect(found, (self.state != UNINIT, FirmwareStatus.INVALID_PLATFORM_STATE)):
             self.state = INIT
             self.clean = set()
 
@@ -83,20 +83,20 @@ class Rules(RuleBasedStateMachine):
     def shutdown(self, sure: int) -> None:
         if sure:
             return  # seldom: it ends everything interesting
-        assert self.host.call(Command.SHUTDOWN)[0] is Status.SUCCESS
+        assert self.host.call(FirmwareCommand.SHUTDOWN)[0] is FirmwareStatus.SUCCESS
         self.state = UNINIT
         self.clean -= set(self.owned())
         self.guests.clear()
 
     @rule()
     def flush(self) -> None:
-        assert self.host.call(Command.DF_FLUSH)[0] is Status.SUCCESS
+        assert self.host.call(FirmwareCommand.DF_FLUSH)[0] is FirmwareStatus.SUCCESS
         self.clean = set(range(1, ES_ASIDS + SEV_ASIDS + 1)) - set(self.owned())
 
     @rule(policy=st.sampled_from([0, 1, ES_POLICY]))
     def launch_start(self, policy: int) -> None:
         found, handle = self.host.start(policy)
-        if self.expect(found, (self.state == UNINIT, Status.INVALID_PLATFORM_STATE)):
+        if self.expect(found, (self.state == UNINIT, FirmwareStatus.INVALID_PLATFORM_STATE)):
             assert handle not in self.guests
             assert handle > 0
             self.guests[handle] = Expected(policy)
@@ -109,11 +109,11 @@ class Rules(RuleBasedStateMachine):
         if self.expect(
             self.host.activate(handle, asid),
             *self.known(handle),
-            (not 1 <= asid <= ES_ASIDS + SEV_ASIDS, Status.INVALID_ASID),
-            (asid in self.owned(), Status.ASID_OWNED),
-            (guest.asid != 0, Status.ACTIVE),
-            (asid not in self.clean, Status.DFFLUSH_REQUIRED),
-            (wrong_kind, Status.INVALID_ASID),
+            (not 1 <= asid <= ES_ASIDS + SEV_ASIDS, FirmwareStatus.INVALID_ASID),
+            (asid in self.owned(), FirmwareStatus.ASID_OWNED),
+            (guest.asid != 0, FirmwareStatus.ACTIVE),
+            (asid not in self.clean, FirmwareStatus.DFFLUSH_REQUIRED),
+            (wrong_kind, FirmwareStatus.INVALID_ASID),
         ):
             guest.asid = asid
             self.clean.discard(asid)
@@ -121,59 +121,59 @@ class Rules(RuleBasedStateMachine):
     @rule(handle=handles)
     def deactivate(self, handle: int) -> None:
         guest = self.guests.get(handle, Expected(0))
-        found = self.host.on(Command.DEACTIVATE, handle)
-        if self.expect(found, *self.known(handle), (not guest.asid, Status.INACTIVE)):
+        found = self.host.on(FirmwareCommand.DEACTIVATE, handle)
+        if self.expect(found, *self.known(handle), (not guest.asid, FirmwareStatus.INACTIVE)):
             guest.asid = 0
 
     @rule(handle=handles)
     def decommission(self, handle: int) -> None:
         guest = self.guests.get(handle, Expected(0))
-        found = self.host.on(Command.DECOMMISSION, handle)
-        if self.expect(found, *self.known(handle), (guest.asid != 0, Status.ACTIVE)):
+        found = self.host.on(FirmwareCommand.DECOMMISSION, handle)
+        if self.expect(found, *self.known(handle), (guest.asid != 0, FirmwareStatus.ACTIVE)):
             del self.guests[handle]
             self.state = WORKING if self.guests else INIT
 
     @rule(handle=handles, vmsa=st.booleans())
     def update(self, handle: int, vmsa: bool) -> None:
         guest = self.guests.get(handle, Expected(0))
-        command = Command.LAUNCH_UPDATE_VMSA if vmsa else Command.LAUNCH_UPDATE_DATA
+        command = FirmwareCommand.LAUNCH_UPDATE_VMSA if vmsa else FirmwareCommand.LAUNCH_UPDATE_DATA
         self.expect(
             self.host.update(handle, bytes(4096), command),
             *self.known(handle),
-            (guest.state != LUPDATE, Status.INVALID_GUEST_STATE),
-            (vmsa and not guest.policy & ES_POLICY, Status.UNSUPPORTED),
-            (not guest.asid, Status.INACTIVE),
+            (guest.state != LUPDATE, FirmwareStatus.INVALID_GUEST_STATE),
+            (vmsa and not guest.policy & ES_POLICY, FirmwareStatus.UNSUPPORTED),
+            (not guest.asid, FirmwareStatus.INACTIVE),
         )
 
     @rule(handle=handles)
     def measure(self, handle: int) -> None:
         guest = self.guests.get(handle, Expected(0))
-        refusals = [*self.known(handle), (guest.state != LUPDATE, Status.INVALID_GUEST_STATE)]
+        refusals = [*self.known(handle), (guest.state != LUPDATE, FirmwareStatus.INVALID_GUEST_STATE)]
         if self.expect(self.host.measure(handle)[0], *refusals):
             guest.state = LSECRET
 
     @rule(handle=handles)
     def finish(self, handle: int) -> None:
         guest = self.guests.get(handle, Expected(0))
-        found = self.host.on(Command.LAUNCH_FINISH, handle)
-        if self.expect(found, *self.known(handle), (guest.state != LSECRET, Status.INVALID_GUEST_STATE)):
+        found = self.host.on(FirmwareCommand.LAUNCH_FINISH, handle)
+        if self.expect(found, *self.known(handle), (guest.state != LSECRET, FirmwareStatus.INVALID_GUEST_STATE)):
             guest.state = RUNNING
 
     @rule(handle=handles)
     def debug(self, handle: int) -> None:
         guest = self.guests.get(handle, Expected(0))
         self.expect(
-            self.host.call(Command.DBG_DECRYPT, "I4xQQI", [handle, SCRATCH, SCRATCH + 4096, 64])[0],
+            self.host.call(FirmwareCommand.DBG_DECRYPT, "I4xQQI", [handle, SCRATCH, SCRATCH + 4096, 64])[0],
             *self.known(handle),
-            (bool(guest.policy & 1), Status.POLICY_FAILURE),
-            (not guest.asid, Status.INACTIVE),
+            (bool(guest.policy & 1), FirmwareStatus.POLICY_FAILURE),
+            (not guest.asid, FirmwareStatus.INACTIVE),
         )
 
     @rule()
     def snapshot(self) -> None:
         """A saved and loaded firmware is the same one."""
         saved = self.host.firmware.save()
-        self.host.mailbox.firmware = Firmware.load(Ram(self.host.ram), saved)
+        self.host.mailbox.firmware = SoftwareFirmware.load(Ram(self.host.ram), saved)
         assert self.host.firmware.save() == saved
 
     @invariant()
@@ -184,7 +184,7 @@ class Rules(RuleBasedStateMachine):
         for handle in range(8):
             guest = self.guests.get(handle)
             expected = (guest.policy, guest.asid, guest.state) if guest else (0xAAAA, 0xBBBB, 0)
-            assert self.host.guest_status(handle) == (Status.SUCCESS, *expected)
+            assert self.host.guest_status(handle) == (FirmwareStatus.SUCCESS, *expected)
 
     @invariant()
     def no_asid_has_two_owners(self) -> None:
@@ -293,11 +293,17 @@ def test_a_million_random_bytes_on_the_control_channel() -> None:
     """A line is a request or a decoding error, and a snapshot with bytes changed is one too, or refused."""
     chance = random.Random(8)
     host = _working()
-    snapshot = wire.Snapshot(
+    snapshot = wire.PspSnapshot(
         version=1, registers=host.mailbox.contents(), firmware=host.firmware.save(), sequence=3, executed={"INIT": 1}
     )
-    plan = Plan(failpoints.parse("LAUNCH_START#2=fail:RESOURCE_LIMIT; DEACTIVATE=delay:5ms; NOP=garbage"))
-    requests = (wire.Load(1, snapshot), wire.SetPlan(2, plan), wire.Withdraw(3, "x"), wire.Trace(4, True), wire.Quit(5))
+    plan = FailpointPlan(failpoints.parse("LAUNCH_START#2=fail:RESOURCE_LIMIT; DEACTIVATE=delay:5ms; NOP=garbage"))
+    requests = (
+        wire.Load(1, snapshot),
+        wire.SetPlan(2, plan),
+        wire.WithdrawPlan(3, "x"),
+        wire.Trace(4, True),
+        wire.Quit(5),
+    )
     lines = [wire.encode(request) for request in requests]
     fed = 0
     while fed < 1_000_000:
@@ -309,7 +315,7 @@ def test_a_million_random_bytes_on_the_control_channel() -> None:
             continue
         if isinstance(request, wire.Load):
             try:
-                Firmware.load(Ram(host.ram), request.snapshot.firmware)
+                SoftwareFirmware.load(Ram(host.ram), request.snapshot.firmware)
                 host.mailbox.restore(request.snapshot.registers)
             except ValueError:
                 pass

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chaos.lab.psp import curve, sessions
-from chaos.lab.psp.state import Refused, Rng
+from chaos.lab.psp.state import CommandRefused, Rng
 
 ZERO = bytes(16)
 
@@ -59,11 +59,11 @@ def test_measurement_of_a_real_machine() -> None:
 
 
 def test_packets_open_only_as_they_were_sealed() -> None:
-    channel = sessions.Channel(b"t" * 16, b"i" * 16)
+    channel = sessions.SessionKeys(b"t" * 16, b"i" * 16)
     header, data = sessions.seal(channel, b"plain text 16 by", Rng(b"seed"))
     assert sessions.unseal(channel, header, data, context=sessions.DATA) == b"plain text 16 by"
     for context, packet in ((sessions.SECRET, data), (sessions.DATA, bytes(16))):
-        with pytest.raises(Refused, match="BAD_MEASUREMENT"):
+        with pytest.raises(CommandRefused, match="BAD_MEASUREMENT"):
             sessions.unseal(channel, header, packet, context=context)
 
 

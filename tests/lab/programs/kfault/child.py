@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from chaos.kvm.sev import Platform, Sev
 from chaos.kvm.system import System
-from chaos.kvm.vm import Vm
+from chaos.kvm.vm import KvmVm
 from chaos.linux.task import look
 
 ROOT = Path("/sys/fs/cgroup")
@@ -66,13 +66,13 @@ class Vms:
     def __init__(self) -> None:
         self.system = System.open()
         self.platform = Platform.open()
-        self.vms: list[Vm] = []
+        self.vms: list[KvmVm] = []
 
-    def create(self) -> Vm:
+    def create(self) -> KvmVm:
         self.vms.append(self.system.create_vm())
         return self.vms[-1]
 
-    def init(self, vm: Vm) -> None:
+    def init(self, vm: KvmVm) -> None:
         Sev(vm.fd.number, self.platform.fd.number).init()
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from chaos.kvm.sev import Platform, Sev
 from chaos.kvm.system import System
 from chaos.linux.fd import Mapping
-from chaos.netns.link import End, connect, remove
+from chaos.netns.link import LinkEnd, connect, remove
 from chaos.netns.netem import Impairment, apply, undo
 from chaos.netns.space import Namespace
 from tests.lab.programs.leaks.audit import CGROUPS, CPUS, TRACING, contexts, leaked, look
@@ -65,7 +65,7 @@ def _namespace() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _qdisc() -> Iterator[None]:
-    end = End(_own_network(), "lo")
+    end = LinkEnd(_own_network(), "lo")
     apply(end, Impairment(delay_us=1))
     yield
     undo(end)
@@ -74,9 +74,9 @@ def _qdisc() -> Iterator[None]:
 @contextlib.contextmanager
 def _link() -> Iterator[None]:
     with _own_network() as space:
-        connect(End(space, "left"), End(space, "right"))
+        connect(LinkEnd(space, "left"), LinkEnd(space, "right"))
         yield
-        remove(End(space, "left"))
+        remove(LinkEnd(space, "left"))
 
 
 def _own_network() -> Namespace:

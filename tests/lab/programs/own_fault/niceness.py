@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from chaos.fault import Evidence, Fault, Scene, Target
+from chaos.fault import Evidence, Fault, FaultContext, Target
 
 
 @dataclass(kw_only=True)
@@ -18,15 +18,15 @@ class Renice(Fault):
     niceness: int = 19
     _before: int = field(init=False, default=0)
 
-    def apply(self, scene: Scene, target: str) -> None:
-        pid = scene.vmm(target).pid
+    def apply(self, ctx: FaultContext, target: str) -> None:
+        pid = ctx.vmms[target].pid
         self._before = os.getpriority(os.PRIO_PROCESS, pid)
         os.setpriority(os.PRIO_PROCESS, pid, self.niceness)
 
-    def evidence(self, scene: Scene, target: str) -> Evidence:
-        found = os.getpriority(os.PRIO_PROCESS, scene.vmm(target).pid)
+    def evidence(self, ctx: FaultContext, target: str) -> Evidence:
+        found = os.getpriority(os.PRIO_PROCESS, ctx.vmms[target].pid)
         return Evidence(found == self.niceness, f"{target} has niceness {found}")
 
-    def undo(self, scene: Scene, target: str) -> str:
-        os.setpriority(os.PRIO_PROCESS, scene.vmm(target).pid, self._before)
+    def undo(self, ctx: FaultContext, target: str) -> str:
+        os.setpriority(os.PRIO_PROCESS, ctx.vmms[target].pid, self._before)
         return f"{target} has niceness {self._before} again"

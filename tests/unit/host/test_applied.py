@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 
 import pytest
 
-from chaos.fault import Evidence, Fault, Scene, Target
+from chaos.fault import Evidence, Fault, FaultContext, Target
 from chaos.history.records import Fault as Record
-from chaos.runner.script.applied import Struck
+from chaos.runner.script.applied import AppliedFault
 
-SCENE: Any = None
+CONTEXT: Any = None
 
 
-class Recorder:
+class Log:
     """Keeps what would be written out."""
 
     def __init__(self) -> None:
@@ -39,32 +39,32 @@ class Switch(Fault):
     fails: bool = False
     broken: bool = field(init=False, default=False)
 
-    def apply(self, scene: Scene, target: str) -> None:
+    def apply(self, ctx: FaultContext, target: str) -> None:
         self.broken = True
         if self.fails:
             raise OSError("half way")
 
-    def evidence(self, scene: Scene, target: str) -> Evidence:
+    def evidence(self, ctx: FaultContext, target: str) -> Evidence:
         self.late -= 1
         return Evidence(self.broken if self.late < 0 else None, "looked at")
 
-    def undo(self, scene: Scene, target: str) -> str:
+    def undo(self, ctx: FaultContext, target: str) -> str:
         self.broken = False
         return "mended"
 
 
 def told(fault: Switch, *, withheld: bool = False) -> list[tuple[str, bool | None, tuple[str, ...]]]:
-    recorder: Any = Recorder()
-    struck = Struck("switch", fault, "source", 3, SCENE, recorder, withheld=withheld)
+    log: Any = Log()
+    applied = AppliedFault("switch", fault, "source", 3, CONTEXT, log, withheld=withheld)
     if fault.fails:
         with pytest.raises(OSError, match="half way"):
-            struck.apply()
+            applied.apply()
     else:
-        struck.apply()
-    struck.undo()
-    struck.undo()
+        applied.apply()
+    applied.undo()
+    applied.undo()
     assert not fault.broken
-    return [(record.event, record.struck, record.ends) for record in recorder.records]
+    return [(record.event, record.struck, record.ends) for record in log.records]
 
 
 APPLIED = ("apply", None, ("source",))
