@@ -143,7 +143,7 @@ def _without(name: str, run: Run | None) -> Shown:
     evidence = _evidence(run, name)
     if any(record.struck for record in evidence):
         raise NotProven(f"withheld, it left evidence all the same: {evidence[0].detail}")
-    outcomes = [verdict["outcome"] for verdict in run["verdicts"]]
+    outcomes = [verdict["outcome"] for verdict in run["verdicts"] if verdict["listed"]]
     if "kept" in outcomes or "unknown" not in outcomes:
         raise NotProven(f"withheld, it was {', '.join(outcomes)}")
     return Shown(run["experiment"], run["kernel"], evidence[0].detail if evidence else "the run did not come to it")

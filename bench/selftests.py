@@ -174,9 +174,9 @@ def besides(run: dict[str, Any]) -> str:
     told = [
         f"{verdict['promise']} {verdict['accepted'].partition(':')[0] or verdict['outcome']}"
         for verdict in run["verdicts"]
-        if verdict["outcome"] != "kept"
+        if verdict["outcome"] != "kept" and (verdict["listed"] or verdict["outcome"] == "broken")
     ]
-    return ", ".join(told) or f"all {len(run['verdicts'])} promises kept"
+    return ", ".join(told) or f"all {run['counts']['kept']} promises kept"
 
 
 if __name__ == "__main__":

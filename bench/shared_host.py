@@ -66,7 +66,7 @@ def reasons(runs: list[dict[str, Any]], outcome: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for run in runs:
         if run["outcome"] == outcome:
-            why = dict.fromkeys(v["reason"] for v in run["verdicts"] if v["outcome"] == outcome)
+            why = dict.fromkeys(v["reason"] for v in run["verdicts"] if v["outcome"] == outcome and v["listed"])
             found.setdefault("; ".join(why), []).append(run["experiment"])
     return found
 

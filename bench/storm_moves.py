@@ -104,7 +104,7 @@ class Seen:
 def read(said: str) -> Seen:
     seen = Seen()
     for run in json.loads(said)["runs"]:
-        seen.outcomes.update(f"{v['promise']} {v['outcome']}" for v in run["verdicts"])
+        seen.outcomes.update(f"{v['promise']} {v['outcome']}" for v in run["verdicts"] if v["listed"])
         told = file.read(Path(run["directory"]) / "history.jsonl")
         if told.damage:
             seen.outcomes["damaged history"] += 1

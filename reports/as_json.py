@@ -4,14 +4,22 @@
 format                            2; another number is another format. 1 was a list of what are now `runs`, and said
                                   held and deviated for kept and broken
 exit_code                         of all runs together
+counts                            of all runs together: how many promises are kept, broken, unknown, skipped,
+                                  accepted_broken (as a written finding says) and accepted_unknown (as the experiment
+                                  states); partly_skipped are those of the broken and unknown, accepted or not, of
+                                  which a part was skipped. A promise that is not listed counts if it is broken
+exceeded                          what there is more of than --max-skipped and --max-unknown allow, in sentences
 runs                              an object a run:
 
 experiment, kernel, host, seed    what was run and where; kernel is the full x.y.z
 outcome                           kept, broken, unknown or skipped: the worst of the verdicts
 exit_code                         of this run alone, with what was accepted left out
+counts                            the same of this run
+notes                             written findings that this run shows, and did not show: in sentences
 directory                         the run directory, as it was given
 damage                            what is wrong with the history, "" if nothing
-verdicts                          an object a promise, as `chaos.judge.verdict.Verdict` has it
+verdicts                          an object a promise, as `chaos.judge.verdict.Verdict` has it: all promises, those
+                                  that the experiment lists (`listed`) first
 """
 
 from __future__ import annotations
@@ -20,17 +28,20 @@ from collections.abc import Sequence
 
 import msgspec
 
-from chaos.judge.verdict import exit_code
+from chaos.judge.verdict import UNBOUNDED, Bounds, exceeded, exit_code, tally
 from reports.run import Run
 
 FORMAT = 2
 
 
-def render(runs: Sequence[Run]) -> str:
+def render(runs: Sequence[Run], bounds: Bounds = UNBOUNDED) -> str:
     """The runs as JSON, indented, without a line end."""
+    verdicts = [run.verdict for run in runs]
     told = {
         "format": FORMAT,
-        "exit_code": int(exit_code([run.verdict for run in runs])),
+        "exit_code": int(exit_code(verdicts, bounds)),
+        "counts": tally(verdicts),
+        "exceeded": exceeded(verdicts, bounds),
         "runs": [_object(run) for run in runs],
     }
     return msgspec.json.format(msgspec.json.encode(told)).decode()
@@ -45,6 +56,8 @@ def _object(run: Run) -> dict[str, object]:
         "seed": verdict.seed,
         "outcome": verdict.outcome,
         "exit_code": int(verdict.exit_code),
+        "counts": verdict.tally,
+        "notes": verdict.notes,
         "directory": str(run.directory),
         "damage": run.history.damage,
         "verdicts": verdict.verdicts,

@@ -7,12 +7,13 @@ import errno
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
+from chaos.errors import ExitCode
 from chaos.experiment import model as e
 from chaos.experiment import steps as s
 from chaos.history.records import Asked, Counted, Done, Fault, Handover, Held, History, Invoke, Note, Stormed, Traced
-from chaos.judge.findings import Finding
+from chaos.judge.findings import Finding, elsewhere, matching
 from chaos.judge.timeline import During, named, told
-from chaos.judge.verdict import Outcome, RunVerdict, Verdict
+from chaos.judge.verdict import Outcome, RunVerdict, Tally, Verdict
 from chaos.kinds import Kind
 from chaos.promises import PROMISES
 
@@ -35,6 +36,32 @@ def accepted(verdict: Verdict) -> str:
     return f"{verdict.outcome.value} ({known}{clean(verdict.accepted)}), not counted"
 
 
+def unlisted(verdict: Verdict) -> str:
+    """Why an unknown or a skip does not count: "unknown (not put to the test), not counted"."""
+    return f"{verdict.outcome.value} (not put to the test), not counted"
+
+
+def result_of(code: ExitCode, tally: Tally) -> str:
+    """The last line of a report: what it comes to, how many promises ended how, and the exit code.
+
+    "all kept" only if all are: where something was skipped or accepted, nothing more is known than that nothing
+    counted against the kernel.
+    """
+    unseen = tally.skipped + tally.partly_skipped + tally.accepted_broken + tally.accepted_unknown
+    said = {
+        ExitCode.KEPT: "nothing counted against it" if unseen else "all kept",
+        ExitCode.BROKEN: "broken",
+        ExitCode.UNKNOWN: "unknown" if tally.kept else "unknown, nothing was kept",
+        ExitCode.SKIPPED: "skipped",
+        ExitCode.UNCLEAN: "something was left on the host",
+    }[code]
+    parts = ((tally.kept, "kept"), (tally.broken, "broken"), (tally.unknown, "unknown"), (tally.skipped, "skipped"),
+             (tally.partly_skipped, "skipped in part"), (tally.accepted_broken, "broken as known"),
+             (tally.accepted_unknown, "unknown as stated"))  # fmt: skip
+    counted = ", ".join(f"{number} {what}" for number, what in parts if number) or "no promise was judged"
+    return f"{said}; {counted}; exit code {int(code)}"
+
+
 def title(verdict: RunVerdict) -> str:
     """What was run and where: "move-across-cgroups on 6.12.117 (lab)"."""
     return clean(f"{verdict.experiment} on {verdict.kernel or 'an unknown kernel'} ({verdict.host or 'unknown host'})")
@@ -45,17 +72,27 @@ def promise(verdict: Verdict) -> str:
     return clean(f"{verdict.promise} {PROMISES.get(verdict.promise, '')}".strip())
 
 
-def details(verdict: Verdict, history: History, finding: Finding | None) -> Iterator[str]:
-    """What a deviation rests on, in lines, and what to call an unknown that has a name. `finding` is the written one
-    that it is, if it is one."""
+def details(verdict: Verdict, history: History, known: Sequence[Finding] = ()) -> Iterator[str]:
+    """What a deviation rests on, in lines, and what to call an unknown that has a name. Of the written findings `known`
+    the one is pointed out that it is, or would be on other versions of the kernel."""
     if verdict.outcome is Outcome.BROKEN:
         yield clean(f"expected: {verdict.expected}; seen: {verdict.seen}; signature: {verdict.signature}")
         yield f"rests on records {', '.join(map(str, verdict.records))} of the history"
         yield from _events(verdict, history)
     elif verdict.signature:
         yield clean(f"signature: {verdict.signature}")
+    kernel = history.header.kernel if history.header is not None else ""
+    finding, other = matching(verdict, kernel, known), elsewhere(verdict, kernel, known)
     if finding is not None and not verdict.accepted:
         yield f"this is {finding}; see {finding.document}. with --accept-known it is not counted"
+    if other is not None:
+        yield f"this is {other}, known, but not on this version: {versions(other)}; see {other.document}. it is counted"
+
+
+def versions(finding: Finding) -> str:
+    """Which kernels have it: "6.1 from 6.1.192, 6.12 from 6.12.117 and before 6.12.130"."""
+    told = ((name, of.first, f" and before {of.fixed}" if of.fixed else "") for name, of in finding.kernels.items())
+    return ", ".join(f"{name} from {first}{before}" for name, first, before in told)
 
 
 def _events(verdict: Verdict, history: History) -> Iterator[str]:

@@ -8,6 +8,7 @@ of 100 columns.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from io import StringIO
 from typing import TextIO
@@ -23,7 +24,7 @@ from chaos.history.reading import charged
 from chaos.history.records import Asked, Counted, Observation
 from chaos.judge import findings
 from chaos.judge.findings import Finding
-from chaos.judge.verdict import Outcome, RunVerdict, Verdict
+from chaos.judge.verdict import UNBOUNDED, Bounds, Outcome, RunVerdict, Verdict, exceeded, exit_code, tally
 from chaos.promises import PROMISES
 from reports import sentences
 from reports.run import Run
@@ -38,33 +39,42 @@ MOMENTS_ACROSS = 6  # more observations than this are shown a row each
 _STYLES = {Outcome.KEPT: "green", Outcome.BROKEN: "bold red", Outcome.UNKNOWN: "yellow", Outcome.SKIPPED: "cyan"}
 _MARKS = {Outcome.KEPT: "kept", Outcome.BROKEN: "FAIL", Outcome.UNKNOWN: "????", Outcome.SKIPPED: "skip"}
 _NOT_COUNTED = {**_MARKS, Outcome.BROKEN: "fail", Outcome.UNKNOWN: "(??)"}
+_PARTLY = {"FAIL": "F/sk", "fail": "f/sk", "????": "?/sk", "(??)": "?/sk"}
+_UNLISTED = {Outcome.KEPT: "ok", Outcome.UNKNOWN: "?", Outcome.SKIPPED: "-"}
+_LEGEND = (
+    "FAIL: broken, fail: broken as a written finding says, ????: unknown, (??): unknown as the experiment states, "
+    "skip: this host cannot, F/sk, f/sk, ?/sk: that, and skipped in part. Not put to the test, so not counted: ok: "
+    "kept, ?: unknown, -: skipped"
+)
 _WORST = (Outcome.BROKEN, Outcome.UNKNOWN, Outcome.SKIPPED, Outcome.KEPT)
 
 
-def show(runs: Sequence[Run], file: TextIO | None = None) -> None:
+def show(runs: Sequence[Run], file: TextIO | None = None, *, bounds: Bounds = UNBOUNDED) -> None:
     """Print the report, on stdout unless told otherwise."""
     stream = file if file is not None else sys.stdout
     known = findings.load()
     if stream.isatty():
-        Console(file=stream).print(report(runs, known), highlight=False)
+        Console(file=stream).print(report(runs, known, bounds), highlight=False)
     else:
-        stream.write(render(runs, known))
+        stream.write(render(runs, known, bounds=bounds))
 
 
-def render(runs: Sequence[Run], known: Sequence[Finding] = (), *, width: int = WIDTH) -> str:
+def render(
+    runs: Sequence[Run], known: Sequence[Finding] = (), *, bounds: Bounds = UNBOUNDED, width: int = WIDTH
+) -> str:
     """The report as plain text, whatever the environment says about terminals."""
     plain = StringIO()
     console = Console(file=plain, width=width, color_system=None, force_terminal=False, _environ={})
-    console.print(report(runs, known), highlight=False)
+    console.print(report(runs, known, bounds), highlight=False)
     return "".join(f"{line.rstrip()}\n" for line in plain.getvalue().splitlines())
 
 
-def report(runs: Sequence[Run], known: Sequence[Finding] = ()) -> RenderableType:
+def report(runs: Sequence[Run], known: Sequence[Finding] = (), bounds: Bounds = UNBOUNDED) -> RenderableType:
     """The report. `known` are the written findings to point out beside deviations that were not accepted."""
     told = runs if len(runs) <= TOLD_AT_LENGTH else [run for run in runs if run.verdict.exit_code]
     parts = [part for run in told for part in _run(run, known)]
-    if len(runs) > 1:
-        parts += _summary([run.verdict for run in runs])
+    if len(runs) > 1 or exceeded([run.verdict for run in runs], bounds):
+        parts += _summary([run.verdict for run in runs], bounds)
     return Group(*parts)
 
 
@@ -81,7 +91,10 @@ def _run(run: Run, known: Sequence[Finding]) -> Iterator[RenderableType]:
     yield from _asked(run)
     yield from _counted(run)
     yield from _verdicts(run, known)
+    for note in verdict.notes:
+        yield Text(f"\nnote: {clean(note)}", style="yellow")
     yield Text(f"\nrecords: {clean(str(run.directory))}\n", style="dim", overflow="fold")
+    yield Text.assemble("the run: ", (sentences.result_of(verdict.exit_code, verdict.tally), _STYLES[verdict.outcome]))
 
 
 def _table(*columns: str) -> Table:
@@ -128,8 +141,9 @@ def _charges(run: Run) -> Iterator[RenderableType]:
         rows = zip(labels, map(list, zip(*cells, strict=True)), strict=True)
     for name, row in rows:
         table.add_row(Text(clean(name)), *(Text(cell, style="" if cell not in "-0" else "dim") for cell in row))
-    this, other = ("cgroup", "moment") if across else ("moment", "cgroup")
-    meaning = f"A row is a {this}, a column a {other}; a cell is how many ASIDs were paid for ('.': in all):"
+    meaning = (
+        f"misc.current by {'cgroup and observation' if across else 'observation and cgroup'} ('.' is the run's root):"
+    )
     yield from _part("Charges.", meaning, table)
 
 
@@ -150,7 +164,7 @@ def _asked(run: Run) -> Iterator[RenderableType]:
         groups = list(sentences.by_errno(record))
         if len(groups) > 1:
             lines += [Padding(Text(f"{name}: {ioctls}", style="dim"), (0, 0, 0, 2)) for name, ioctls in groups]
-    meaning = "A row is a VM: how many of the ioctls on its descriptors answered EIO, which only a dead VM does:"
+    meaning = "ioctls on the VM answering EIO (and on a live control VM):"
     yield from _part("Asked.", meaning, *lines)
 
 
@@ -172,33 +186,48 @@ def _verdicts(run: Run, known: Sequence[Finding]) -> Iterator[RenderableType]:
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
     for judged in verdict.verdicts:
+        if not judged.counts:
+            continue
         said = Text.assemble((PROMISES.get(judged.promise, ""), "bold"), "\n", clean(judged.reason))
-        for line in sentences.details(judged, run.history, findings.matching(judged, verdict.kernel, known)):
+        for line in sentences.details(judged, run.history, known):
             said.append(f"\n{line}")
         if judged.accepted:
             said.append(f"\n{sentences.accepted(judged)}")
         grid.add_row(Text(clean(judged.promise)), Text(judged.outcome.value, style=_style(judged)), said)
     yield from _part("Verdict.", "A row is a promise of the kernel, and whether it was kept:", grid)
-    left = sum(bool(judged.accepted) for judged in verdict.verdicts)
-    tail = f"{f', {left} not counted' if left else ''}; exit code {int(verdict.exit_code)}"
-    yield Text.assemble("\n", "the run: ", (verdict.outcome.value, _STYLES[verdict.outcome]), tail)
+    if others := list(_unlisted(verdict)):
+        yield Text(f"\nNot put to the test, so not counted: {'; '.join(others)}", style="dim")
+
+
+def _unlisted(verdict: RunVerdict) -> Iterator[str]:
+    """What the promises came to that the experiment does not list: "kept P8, P13"."""
+    for outcome in (Outcome.KEPT, Outcome.UNKNOWN, Outcome.SKIPPED):
+        promises = [clean(v.promise) for v in verdict.verdicts if not v.counts and v.outcome is outcome]
+        if promises:
+            yield f"{outcome.value} {', '.join(promises)}"
 
 
 def _style(judged: Verdict) -> str:
     return "magenta" if judged.accepted else _STYLES[judged.outcome]
 
 
-def _summary(verdicts: Sequence[RunVerdict]) -> Iterator[RenderableType]:
-    """A table for each kernel: a promise a column and an experiment a row, of several runs the worst."""
-    legend = (
-        "FAIL: broken, fail: broken as a written finding says, ????: unknown, (??): unknown as the experiment states, "
-        "skip: this host cannot"
-    )
+def _summary(verdicts: Sequence[RunVerdict], bounds: Bounds) -> Iterator[RenderableType]:
+    """A table for each kernel: a promise a column and an experiment a row, of several runs the worst. Then what is to
+    be noted, and what all of it comes to."""
     yield Rule(Text("all runs", style="bold"), align="left")
     for kernel in dict.fromkeys(verdict.kernel for verdict in verdicts):
         of_kernel = [verdict for verdict in verdicts if verdict.kernel == kernel]
         title = f"Summary of kernel {clean(kernel)}."
-        yield from _part(title, f"A row is an experiment, a column a promise. {legend}.", _summary_table(of_kernel))
+        yield from _part(title, f"A row is an experiment, a column a promise. {_LEGEND}.", _summary_table(of_kernel))
+    yield Text("")
+    for note, times in Counter(note for verdict in verdicts for note in verdict.notes).items():
+        yield Text(f"note: {clean(note)}{f' ({times} runs)' if times > 1 else ''}", style="yellow")
+    for more in exceeded(verdicts, bounds):
+        yield Text(f"more than allowed: {more}", style="bold red")
+    skipped = sum(all(v.outcome is Outcome.SKIPPED for v in verdict.verdicts if v.counts) for verdict in verdicts)
+    if skipped:
+        yield Text(f"{skipped} of {len(verdicts)} runs were skipped as a whole", style="cyan")
+    yield Text(f"all {len(verdicts)} runs: {sentences.result_of(exit_code(verdicts, bounds), tally(verdicts))}")
 
 
 def _summary_table(verdicts: Sequence[RunVerdict]) -> Table:
@@ -223,7 +252,12 @@ def _summary_table(verdicts: Sequence[RunVerdict]) -> Table:
 def _cell(judged: Sequence[Verdict]) -> Text:
     if not judged:
         return Text("")
+    if not any(verdict.counts for verdict in judged):
+        worst = min(judged, key=lambda verdict: _WORST.index(verdict.outcome))
+        return Text(_UNLISTED[worst.outcome], style="dim")
+    judged = [verdict for verdict in judged if verdict.counts]
     worst = min(judged, key=lambda verdict: (bool(verdict.accepted), _WORST.index(verdict.outcome)))
     if worst.outcome in (Outcome.KEPT, Outcome.SKIPPED):  # what was accepted is no better than what was kept
         worst = min(judged, key=lambda verdict: _WORST.index(verdict.outcome))
-    return Text((_NOT_COUNTED if worst.accepted else _MARKS)[worst.outcome], style=_style(worst))
+    mark = (_NOT_COUNTED if worst.accepted else _MARKS)[worst.outcome]
+    return Text(_PARTLY.get(mark, mark) if worst.skips else mark, style=_style(worst))

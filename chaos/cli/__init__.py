@@ -46,9 +46,9 @@ class Verbs(click.Group):
 def cli() -> None:
     """Break the migration of confidential VMs on purpose, and see whether the kernel kept its promises.
 
-    Exit codes: 0 all kept, 1 broken, 2 unknown, 3 could not clean up, 4 everything skipped, 64 usage,
-    69 this host lacks something, 70 internal error, 73 no space, 80 the lab's kernel panicked, 81 hung,
-    82 QEMU died, 83 the software PSP died, 130 interrupted.
+    Exit codes: 0 nothing counts against the kernel and something is kept, 1 broken, 2 unknown or nothing kept,
+    3 could not clean up, 4 everything skipped, 64 usage, 69 this host lacks something, 70 internal error,
+    73 no space, 80 the lab's kernel panicked, 81 hung, 82 QEMU died, 83 the software PSP died, 130 interrupted.
     """
 
 
@@ -76,5 +76,5 @@ def main() -> None:
         import traceback
 
         traceback.print_exc()
-        click.echo("sevchaos: this is an internal error; please report the lines above", err=True)
+        click.echo("sevchaos: internal error; please report the lines above", err=True)
         sys.exit(ExitCode.INTERNAL)

@@ -16,7 +16,8 @@ from chaos.experiment import load
 @click.option("--select", "wanted", metavar="EXPR", help="Only those, see `sevchaos run --help`.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def list_(*, what: str, wanted: str | None, as_json: bool) -> None:
-    """Name the experiments of the catalogue, and say why each is worth a run; or name the faults there are."""
+    """Name the experiments of the catalogue, with the promises that each puts to the test, and say why it is worth a
+    run; or name the faults there are. A run judges every promise; those must be kept."""
     if what == "faults":
         _faults(as_json=as_json)
         return

@@ -29,6 +29,7 @@ def show(experiment: Experiment, *, as_json: bool) -> None:
         click.echo(encode(experiment))
         return
     click.echo(f"{click.style(experiment.name, bold=True)}  puts to the test: {', '.join(experiment.promises)}")
+    click.echo("    Those must be kept; any other promise counts if it is broken.")
     click.echo(textwrap.fill(experiment.why, width=96, initial_indent="    ", subsequent_indent="    "))
     for name, vmm in experiment.vmms.items():
         vms = ", ".join(f"{vm} ({spec.kind.value})" for vm, spec in experiment.vms.items() if spec.vmm == name)

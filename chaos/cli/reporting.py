@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import click
 
 from chaos.errors import UsageError
 from chaos.judge import findings
+from chaos.judge.verdict import UNBOUNDED, Bounds
 
 if TYPE_CHECKING:
     from reports.run import Run
@@ -37,14 +39,34 @@ def chosen(form: str | None, as_json: bool) -> str:
     return "json" if as_json else form or "text"
 
 
-def show(runs: Sequence[Run], form: str) -> None:
+def bounds_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--max-skipped` and `--max-unknown`; the command gets both as `bounds`."""
+    options = (
+        click.option("--max-skipped", type=click.IntRange(0), metavar="N",
+                     help="Exit 2 if more than N promises are skipped, as a whole or in part.  "
+                     "[default: any number may]"),
+        click.option("--max-unknown", type=click.IntRange(0), metavar="N",
+                     help="Exit 2 if more than N promises are unknown, those included that --accept-known accepts.  "
+                     "[default: any number may]"),
+    )  # fmt: skip
+
+    @functools.wraps(command)
+    def gathered(*, max_skipped: int | None, max_unknown: int | None, **others: Any) -> Any:
+        return command(bounds=Bounds(skipped=max_skipped, unknown=max_unknown), **others)
+
+    for option in reversed(options):
+        gathered = option(gathered)
+    return gathered
+
+
+def show(runs: Sequence[Run], form: str, bounds: Bounds = UNBOUNDED) -> None:
     """Print the report on these runs."""
     from reports import as_json, junit, ktap, text
 
     if form == "text":
-        text.show(runs)
+        text.show(runs, bounds=bounds)
     elif form == "json":
-        click.echo(as_json.render(runs))
+        click.echo(as_json.render(runs, bounds))
     else:
         render = junit.render if form == "junit" else ktap.render
-        click.echo(render(runs, findings.load()))
+        click.echo(render(runs, findings.load(), bounds))

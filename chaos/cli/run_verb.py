@@ -16,7 +16,7 @@ import msgspec
 import experiments
 from chaos import fault
 from chaos.cli.common import DEFAULT_KERNEL, Asids, MemoryOption, firmware_option, say, silent
-from chaos.cli.reporting import chosen, format_option, show
+from chaos.cli.reporting import bounds_options, chosen, format_option, show
 from chaos.controller.campaign import Tell, _all, _Plan, _stints
 from chaos.controller.carry_out import RunResult
 from chaos.controller.host import Host
@@ -35,7 +35,8 @@ from chaos.judge import findings, verdict
     "--select",
     "expression",
     metavar="EXPR",
-    help="What of the catalogue this is true of: words (a fault, a kind, a promise, part of a name) with and, or, not.",
+    help="Run the catalogue entries matching EXPR, e.g. `kill and not network`. Words match faults, kinds, listed "
+    "promises, or parts of a name.",
 )
 @click.option(
     "--host",
@@ -53,11 +54,12 @@ from chaos.judge import findings, verdict
 )
 @click.option("--seed", type=click.IntRange(0, (1 << 63) - 1), help="Only source of chance. [default: a random one]")
 @format_option
+@bounds_options
 @click.option(
     "--accept-known",
     is_flag=True,
-    help="Deviations that match a written finding, and questions an experiment says it cannot ask, do not "
-    "count against the exit code. They are shown all the same.",
+    help="Do not count deviations that match a written finding on this kernel, nor questions that an experiment says "
+    "it cannot ask. Both are shown all the same, and so is a finding that was not seen where it should be.",
 )
 @click.option(
     "--runs",
@@ -72,7 +74,7 @@ from chaos.judge import findings, verdict
     default=300.0,
     show_default=True,
     metavar="S",
-    help="Of each run, in seconds.",
+    help="Abort a run after S seconds.",
 )
 @click.option("--asids", type=Asids(), default="8:7", show_default=True, help="ASIDs of the lab.")
 @click.option("--cpus", type=click.IntRange(1, 64), default=2, show_default=True, help="CPUs of the lab.")
@@ -84,7 +86,7 @@ from chaos.judge import findings, verdict
     default=1,
     show_default=True,
     metavar="N",
-    help="So many runs of each experiment, in one lab, with seeds counting up.",
+    help="Run each experiment N times in one lab, with seeds SEED, SEED+1, …",
 )
 @click.option(
     "--jobs",
@@ -93,7 +95,7 @@ from chaos.judge import findings, verdict
     default=1,
     show_default=True,
     metavar="N",
-    help="So many labs at a time. Each keeps up to two CPUs busy.",
+    help="Run up to N labs in parallel (about two CPUs each).",
 )
 @click.option(
     "--withhold",
@@ -114,11 +116,14 @@ def run_(
     *, names: tuple[str, ...], host: str, kernels: tuple[str, ...], seed: int | None, form: str | None, as_json: bool,
     accept_known: bool, runs: Path, timeout: float, asids: tuple[int, int], cpus: int, memory: int,
     cold: bool, quiet: bool, repeat: int, everything: bool, expression: str | None, withhold: tuple[str, ...],
-    shared: bool, firmware: str | None, jobs: int,
+    shared: bool, firmware: str | None, jobs: int, bounds: verdict.Bounds,
 ) -> int:  # fmt: skip
     """Carry out experiments, by name, by file or by selection, and say which promises the kernel kept.
 
-    Exits 0 if all are kept, 1 if any is broken, 3 if something was left on the host, 2 if any is unknown.
+    Every promise is judged. Those that an experiment lists must be kept; any other one counts if it is broken.
+
+    Exits 0 if some are kept and nothing counts against the kernel, 1 if any is broken, 3 if something was left on the
+    host, 2 if any is unknown or none is kept, 4 if all were skipped.
     """
     form = chosen(form, as_json)
     selected = experiments.select(expression) if everything or expression is not None else {}
@@ -155,8 +160,8 @@ def run_(
     )
     with _progress(quiet) as tell:
         done = asyncio.run(_all(_stints(hosts, wanted, plan), jobs, plan, tell))
-    _report(done, form)
-    return verdict.exit_code([result.verdict for result in done])
+    _report(done, form, bounds)
+    return verdict.exit_code([result.verdict for result in done], bounds)
 
 
 def _with_firmware(experiment: Experiment, plan: str) -> Experiment:
@@ -179,10 +184,10 @@ def _progress(quiet: bool) -> Iterator[Tell]:
         yield lambda run, doing: say(run) if not doing else None
 
 
-def _report(done: Sequence[RunResult], form: str) -> None:
+def _report(done: Sequence[RunResult], form: str, bounds: verdict.Bounds) -> None:
     from reports.run import Run
 
-    show([Run(c.experiment, c.history, c.verdict, c.directory) for c in done], form)
+    show([Run(c.experiment, c.history, c.verdict, c.directory) for c in done], form, bounds)
     for result in done:
         if result.broken is not None:
             from chaos.cli.common import explain

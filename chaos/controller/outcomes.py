@@ -155,6 +155,7 @@ class _Verdict(msgspec.Struct, frozen=True):
     outcome: Outcome
     signature: str
     accepted: str
+    listed: bool = True
 
 
 class _Run(msgspec.Struct, frozen=True):
@@ -169,6 +170,11 @@ class _Report(msgspec.Struct, frozen=True):
     runs: tuple[_Run, ...]
 
 
+def _telling(run: _Run) -> list[_Verdict]:
+    """The verdicts that count: of the promises that the experiment lists, and of others what is broken."""
+    return [verdict for verdict in run.verdicts if verdict.listed or verdict.outcome is Outcome.BROKEN]
+
+
 def read_report(report: bytes) -> tuple[RunOutcome, ...]:
     """The runs of a report as `sevchaos run --json` and `sevchaos check --json` write it. Raises `UsageError`."""
     try:
@@ -180,8 +186,8 @@ def read_report(report: bytes) -> tuple[RunOutcome, ...]:
             experiment=run.experiment,
             kernel=run.kernel,
             directory=run.directory,
-            way={verdict.promise: PromiseOutcome(verdict.outcome, verdict.signature) for verdict in run.verdicts},
-            explained=frozenset(verdict.promise for verdict in run.verdicts if verdict.accepted),
+            way={verdict.promise: PromiseOutcome(verdict.outcome, verdict.signature) for verdict in _telling(run)},
+            explained=frozenset(verdict.promise for verdict in _telling(run) if verdict.accepted),
             damage=run.damage,
         )
         for run in runs

@@ -138,6 +138,10 @@ class Contract:
                 move = msgspec.structs.replace(invoke, f="move", args=args)
                 yield self._judge(move, done, OracleAnswer(code), op=OTHER_THREAD if several else None)
 
+    @cached_property
+    def _moves(self) -> tuple[tuple[Invoke, Done | None], ...]:
+        return tuple((invoke, done) for invoke, done in self.evidence.operations if invoke.f == "move")
+
     @staticmethod
     def _answered(invoke: Invoke, done: Done) -> bool:
         return took_effect(invoke, done) or ioctl_answered(done)
@@ -156,6 +160,9 @@ class Contract:
         around = self._limits(invoke.seq, done.seq)
         marked = self._stopped("move", invoke, done, lambda r: r.hold in UNARMED or r.function in MARKED)
         half = self._stopped("create_vcpu", invoke, done, lambda r: r.function == HALF_A_VCPU)
+        moving = [other for other, over in self._moves if _overlap(other, over, invoke, done)]
+        # What takes another VM would give a context to the dying one, or take it from there: that is finding 0007.
+        dying = frozenset(argument(other, "source") for other in moving if invoke.f not in ("move", "mirror"))
         flushes = not self.evidence.contexts.flush_failed(invoke, done)
         allowed: set[OracleAnswer] = set()
         as_sev: set[OracleAnswer | None] = set()
@@ -170,6 +177,7 @@ class Contract:
                     flushes=flushes,
                     obeys=self.evidence.contexts.obeys,
                     marked=marked,
+                    dying=dying,
                     half=half,
                     memlock=self._memlock(invoke, done),
                 )
@@ -234,6 +242,11 @@ class Contract:
             if limits is not None and over < invoke.seq and done.seq < seen:
                 limits = changed(limits, invoke)
         return limits == read
+
+
+def _overlap(move: Invoke, over: Done | None, invoke: Invoke, done: Done) -> bool:
+    """Whether another operation was made while the move was under way, by the times of the system calls."""
+    return move.op != invoke.op and move.seq < done.seq and (over is None or not 0 < over.ended <= done.began)
 
 
 def _charged_as_sev(state: State, move: Invoke) -> OracleAnswer | None:

@@ -19,36 +19,43 @@ import msgspec
 from chaos.experiment.model import Experiment
 from chaos.experiment.steps import FaultStep, HoldStep, TogetherStep, walk
 from chaos.history.records import Fault, Held, History, Invoke, Note
+from chaos.judge import findings
 from chaos.judge.checkers import CHECKERS
-from chaos.judge.findings import Finding, matching
+from chaos.judge.findings import Finding
+from chaos.judge.parts import skipped
 from chaos.judge.verdict import Outcome, RunVerdict, Verdict, worst
+from chaos.promises import PROMISES
 
 TOGETHER = frozenset({"move", "mirror", "moves"})
 
 
 def judge(experiment: Experiment, history: History, *, known: Sequence[Finding] = ()) -> RunVerdict:
-    """Judge every promise of the experiment.
+    """Judge every promise, those that the experiment lists first. The others need not be kept, and count if broken.
 
     `known` are the written findings to accept (`sevchaos run --accept-known`). With them a deviation that is one of
     them, and an unknown that the experiment says it cannot avoid, for the reason that it states, carry `accepted`; with
-    none, nothing is accepted.
+    none, nothing is accepted, and nothing is noted of findings that were not seen.
     """
     header = history.header
     void = tuple(shortcomings(experiment, history))
     skip = skipped_whole(history)
-    verdicts = (_judge(experiment, history, promise, void, skip) for promise in experiment.promises)
+    kernel = header.kernel if header is not None else ""
+    others = [promise for promise in PROMISES if promise not in experiment.promises]
+    judged = [_judge(experiment, history, promise, void, skip) for promise in experiment.promises]
+    for promise in others:
+        judged.append(msgspec.structs.replace(_judge(experiment, history, promise, void, skip), listed=False))
     if known:
-        kernel = header.kernel if header is not None else ""
-        verdicts = (_accepted(experiment, verdict, kernel, known, void=bool(void)) for verdict in verdicts)
-    judged = tuple(verdicts)
+        judged = [_accepted(experiment, verdict, kernel, known, void=bool(void)) for verdict in judged]
+    unseen = findings.unseen(experiment.name, judged, kernel, known) if not void else []
     return RunVerdict(
         experiment=experiment.name,
-        kernel=header.kernel if header is not None else "",
+        kernel=kernel,
         host=header.host if header is not None else "",
         seed=header.seed if header is not None else 0,
-        outcome=worst(verdict.outcome for verdict in judged),
-        verdicts=judged,
+        outcome=worst(verdict.outcome for verdict in judged if verdict.counts),
+        verdicts=tuple(judged),
         left="; ".join(r.text for r in history.records if isinstance(r, Note) and r.topic == "left"),
+        notes=tuple(findings.told_unseen(finding, experiment.name, kernel) for finding in unseen),
     )
 
 
@@ -107,7 +114,7 @@ def _judge(experiment: Experiment, history: History, promise: str, void: Sequenc
         return Verdict(promise=promise, outcome=Outcome.UNKNOWN, reason="no checker judges this promise yet")
     verdict = checker(experiment, history)
     if skip and verdict.outcome is not Outcome.BROKEN:
-        return Verdict(promise=promise, outcome=Outcome.SKIPPED, reason=skip)
+        return skipped(promise, skip, what="the-run")
     if not void or verdict.outcome is Outcome.BROKEN:
         return verdict
     # A skip says that the rest was kept, so it falls with it.
@@ -118,10 +125,13 @@ def _judge(experiment: Experiment, history: History, promise: str, void: Sequenc
 def _accepted(
     experiment: Experiment, verdict: Verdict, kernel: str, known: Sequence[Finding], *, void: bool
 ) -> Verdict:
-    finding = matching(verdict, kernel, known)
+    finding = findings.matching(verdict, kernel, known)
     if finding is not None:
         return msgspec.structs.replace(verdict, accepted=str(finding))
-    stated = experiment.unaskable.get(verdict.promise)
+    another = findings.elsewhere(verdict, kernel, known)
+    if another is not None:
+        return msgspec.structs.replace(verdict, elsewhere=f"{another}, known, but not on this version")
+    stated = experiment.unaskable.get(verdict.promise) if verdict.listed else None
     if stated is not None and not void and (verdict.outcome, verdict.signature) == (Outcome.UNKNOWN, stated.signature):
         return msgspec.structs.replace(verdict, accepted=f"not askable here: {stated.why}")
     return verdict

@@ -20,8 +20,17 @@ def unknown(promise: str, reason: str, records: Iterable[Record] = (), *, signat
     )
 
 
-def skipped(promise: str, reason: str, records: Iterable[Record] = ()) -> Verdict:
-    return Verdict(promise=promise, outcome=Outcome.SKIPPED, reason=reason, records=numbers(records))
+def skipped(promise: str, reason: str, records: Iterable[Record] = (), *, what: str) -> Verdict:
+    """`what` names the question that this kind of host cannot be asked, for the signature."""
+    named = f"skipped:{what}"
+    return Verdict(
+        promise=promise,
+        outcome=Outcome.SKIPPED,
+        reason=reason,
+        records=numbers(records),
+        signature=named,
+        skips=(named,),
+    )
 
 
 def broken(
@@ -35,6 +44,7 @@ def broken(
         signature=signature,
         expected=expected,
         seen=seen,
+        deviations=(signature,),
     )
 
 
@@ -49,15 +59,15 @@ _ORDER = (Outcome.BROKEN, Outcome.UNKNOWN, Outcome.SKIPPED, Outcome.KEPT)
 def combine(promise: str, parts: Sequence[Verdict]) -> Verdict:
     """One verdict of the answers to several questions: the worst, with every reason once, the worst first.
 
-    The signature joins those of all deviations and of all that is unknown, so that a written finding cannot excuse a
-    question that was not answered, nor an experiment one that it does not name. An unknown without a signature is
-    "part-unknown" beside deviations, and leaves those beside it none.
+    The signature joins those of all that is broken, unknown and skipped, so that a written finding cannot excuse a
+    question that was not answered, or could not be asked, nor an experiment one that it does not name. An unknown
+    without a signature is "part-unknown" beside deviations, and leaves those beside it none.
     """
     if not parts:
         return unknown(promise, "nothing was asked")
     ordered = sorted(parts, key=lambda part: _ORDER.index(part.outcome))
     outcome = ordered[0].outcome
-    signatures = {part.signature for part in ordered if part.outcome in (Outcome.BROKEN, Outcome.UNKNOWN)}
+    signatures = {part.signature for part in ordered if part.outcome is not Outcome.KEPT}
     if "" in signatures:
         signatures = signatures - {""} | {"part-unknown"} if outcome is Outcome.BROKEN else set()
     return Verdict(
@@ -68,4 +78,6 @@ def combine(promise: str, parts: Sequence[Verdict]) -> Verdict:
         expected="; ".join(dict.fromkeys(part.expected for part in ordered if part.expected)),
         seen="; ".join(dict.fromkeys(part.seen for part in ordered if part.seen)),
         signature="+".join(sorted(signatures)),
+        deviations=tuple(sorted({named for part in ordered for named in part.deviations})),
+        skips=tuple(sorted({named for part in ordered for named in part.skips})),
     )

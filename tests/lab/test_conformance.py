@@ -34,7 +34,9 @@ def told(told_before: dict[str, Told], kernel: str, sevchaos: Sevchaos, tmp_path
         options = ("--kernel", kernel, "--seed", "7", "--json", "--accept-known", "--runs", str(tmp_path))
         done = sevchaos("run", *CONFORMANCE, *RACES, *options, within=WITHIN)
         told_before[kernel] = {
-            run["experiment"]: {v["promise"]: v["accepted"].split(":")[0] or v["outcome"] for v in run["verdicts"]}
+            run["experiment"]: {
+                v["promise"]: v["accepted"].split(":")[0] or v["outcome"] for v in run["verdicts"] if v["listed"]
+            }
             for run in json.loads(as_expected(done))["runs"]
         }
     return told_before[kernel]

@@ -73,7 +73,7 @@ def test_each_verdict_points_at_the_records_behind_it(carry: Carry, kernel: str,
         length = len(told.history(name).records)
         for verdict in run["verdicts"]:
             assert all(0 <= number < length for number in verdict["records"])
-            assert verdict["records"] or verdict["promise"] == "P12", (name, verdict)
+            assert verdict["records"] or verdict["promise"] == "P12" or not verdict["listed"], (name, verdict)
 
 
 def test_a_kernel_without_types_skips_and_never_holds(sevchaos: Sevchaos, tmp_path: Path) -> None:

@@ -30,10 +30,11 @@ class Told:
         self.runs: dict[str, Any] = {run["experiment"]: run for run in json.loads(output)["runs"]}
 
     def outcomes(self, name: str) -> dict[str, str]:
-        return {verdict["promise"]: verdict["outcome"] for verdict in self.runs[name]["verdicts"]}
+        """Of the promises that the experiment lists."""
+        return {v["promise"]: v["outcome"] for v in self.runs[name]["verdicts"] if v["listed"]}
 
     def accepted(self, name: str) -> dict[str, str]:
-        return {v["promise"]: v["accepted"] for v in self.runs[name]["verdicts"] if v["accepted"]}
+        return {v["promise"]: v["accepted"] for v in self.runs[name]["verdicts"] if v["accepted"] and v["listed"]}
 
     def history(self, name: str) -> History:
         return file.read(Path(self.runs[name]["directory"]) / "history.jsonl")

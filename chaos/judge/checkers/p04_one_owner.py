@@ -159,7 +159,9 @@ def _said(done: Done) -> str:
 def _firmware(evidence: RunEvidence, after: list[Entry]) -> Verdict:
     """The firmware counted its guests while one must have lived."""
     if evidence.shared:
-        return skipped(PROMISE, "the firmware counts guests of others too, so it is no witness of ours")
+        return skipped(
+            PROMISE, "the firmware counts guests of others too, so it is no witness", what="guests-of-others"
+        )
     contexts = evidence.contexts
     counts = [entry.record for entry in _counted(evidence, after)]
     if not counts:

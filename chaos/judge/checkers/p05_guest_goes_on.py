@@ -213,13 +213,16 @@ def _unasked(evidence: RunEvidence, move: TriedMove, promise: str) -> Verdict | 
     """Why the guest is no witness of this move, None if it is one."""
     header = evidence.history.header
     if evidence.key(move.source) == "sev_es" and header is not None and not header.executes_es:
-        return skipped(promise, "whether the guest itself goes on: this host cannot enter SEV-ES guests")
+        text = "whether the guest itself goes on: this host cannot enter SEV-ES guests"
+        return skipped(promise, text, what="es-cannot-run")
     broken = _broken(evidence, move)
     if broken is None:
         return None
     ended, astray = broken.value.get("ended"), broken.value.get("astray")
     if ended:
-        text, how = f"{move.source} had stopped by itself ({ended})", f"stopped-before-move:{_plain(str(ended))}"
+        text, why = f"{move.source} had stopped by itself ({ended})", _plain(str(ended))
+        lost = _lost_before(evidence, move, str(ended))
+        how = f"lost-in-earlier-move-of-typed:{why}" if lost else f"stopped-before-move:{why}"
     elif astray:
         text, how = f"vCPUs {astray} of {move.source} had left the guest's program", "astray-before-move"
     else:
@@ -227,6 +230,26 @@ def _unasked(evidence: RunEvidence, move: TriedMove, promise: str) -> Verdict | 
         text, how = f"memory was not what the registers said of vCPUs {torn} of {move.source}", "torn-before-move"
     text = f"whether the guest itself goes on: {text} when they were taken out, before the move"
     return unknown(promise, text, (broken,), signature=how)
+
+
+def _lost_before(evidence: RunEvidence, move: TriedMove, ended: str) -> bool:
+    """Whether an earlier move into a VM with a type has lost the guest, and after this one it stands where it stood:
+    its counters are the same, and it cannot run for the same reason. Only then is it known that this move has added
+    nothing to what that one did."""
+    over, vms = move.over if move.over is not None else len(evidence.history.records), evidence.lineage(move.source)
+    _, end = evidence.changed(move.survivor, move)
+    mine = [count for count in evidence.counted if count.vm in vms]
+    before = [count for count in mine if count.seq < move.invoke.seq]
+    after = [count for count in mine if over < count.seq < end and count.vm == move.survivor]
+    lost = next((count for count in before if count.ended), None)
+    if lost is None or not after or not evidence.typed(lost.vm):
+        return False
+    into = [
+        m.invoke.seq for m in evidence.moves if m.happened and m.destination == lost.vm and (m.over or 0) < lost.seq
+    ]
+    ran = any(count.seq < seq and not count.stale for seq in into for count in before if count is not lost)
+    stands = (before[-1].ticks, before[-1].each, 0, ended)
+    return ran and all((count.ticks, count.each, count.stale, count.ended) == stands for count in (before[-1], *after))
 
 
 def _not_entered(evidence: RunEvidence, move: TriedMove, promise: str, over: int) -> Verdict | None:

@@ -66,6 +66,11 @@ def _answers(evidence: RunEvidence, move: TriedMove, again: TriedMove | None) ->
     if after.outcome == "ok" or same:
         return kept(PROMISE, f"{move}; GUEST_STATUS of {move.source} answers", (*move.records, after))
     name = errname(after.errno)
+    if before is None and not any(done.outcome == "ok" for _, done in evidence.done(move.source, "launch_start")):
+        text = (
+            f"{move}; GUEST_STATUS of {move.source} then failed with {name}, and need not have answered before the move"
+        )
+        return unknown(PROMISE, text, (*move.records, after))
     return broken(
         PROMISE,
         f"{move}; GUEST_STATUS of {move.source} then failed with {name}",

@@ -8,12 +8,16 @@ about refusals, so a run in which nothing was refused shows nothing.
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Sequence
 from errno import EBUSY, ETIMEDOUT
 
 from chaos.experiment.model import Experiment
+from chaos.experiment.steps import FaultStep, walk
 from chaos.history.reading import argument, errname
-from chaos.history.records import History, Kernel
-from chaos.judge.against_oracle import Contract, Judged
+from chaos.history.records import Fault, History, Kernel
+from chaos.judge.against_oracle import Contract, Judged, events_of
+from chaos.judge.checkers.p10_limits import CHARGING, due
 from chaos.judge.evidence import RunEvidence
 from chaos.judge.ledger.firmware_contexts import TIMED_OUT
 from chaos.judge.oracle import OracleAnswer
@@ -21,6 +25,7 @@ from chaos.judge.parts import broken, combine, kept, unknown
 from chaos.judge.verdict import Verdict
 
 PROMISE = "P7"
+RETURNS = "kernel-return"  # the fault that lets a function of the kernel return what it would not
 _ASKS_FIRMWARE = frozenset({"init", "command", "guest_status"})  # and what begins with "launch_"
 
 
@@ -31,9 +36,11 @@ def check(experiment: Experiment, history: History) -> Verdict:
         return unknown(PROMISE, contract.gap)
     given_up = (r.t for r in history.records if isinstance(r, Kernel) and TIMED_OUT in r.text)
     silent = next(given_up, None)
-    judged = [each for each in contract.judged() if not _is_left_to_p5(evidence, each)]
+    every = list(contract.judged())
+    forced = _forced(experiment, history)
+    judged = [each for each in every if not _is_left_to_p5(evidence, each) and not _by_fault(each, forced)]
     wrong = [each for each in judged if not _as_allowed(each, silent=silent) or (each.gap and each.answer.errno)]
-    parts = [_judged(evidence, each) for each in wrong]
+    parts = [_judged(contract, every, each) for each in wrong]
     refused = [each for each in judged if each.answer.errno and each not in wrong]
     if refused:
         told = ", ".join(f"{_named(each)}: {errname(each.answer.errno)}" for each in refused[:3])
@@ -52,13 +59,37 @@ def _as_allowed(each: Judged, *, silent: int | None) -> bool:
     return each.fits or (late and asks and each.answer.errno in (EBUSY, ETIMEDOUT))
 
 
+def _forced(experiment: Experiment, history: History) -> list[tuple[int, int, int]]:
+    """The errnos that a fault made functions of the kernel return, each with the records between which it was there."""
+    faults = [r for r in history.records if isinstance(r, Fault) and r.fault == RETURNS]
+    forced = []
+    for number, step in walk(experiment.script):
+        if not isinstance(step, FaultStep) or step.fault != RETURNS:
+            continue
+        told = str(step.options.get("value"))
+        code = getattr(errno, told.removeprefix("-"), None) if told.startswith("-E") else -int(told)
+        mine = [r for r in faults if r.step == number and r.target == step.target]
+        begun = [r.seq for r in mine if r.event == "apply"]
+        undone = [r.seq for r in mine if r.event == "undo"]
+        if begun and isinstance(code, int) and any(r.event == "evidence" and r.struck for r in mine):
+            forced.append((code, begun[0], undone[0] if undone else len(history.records)))
+    return forced
+
+
+def _by_fault(each: Judged, forced: Sequence[tuple[int, int, int]]) -> bool:
+    """Whether a fault, and no check of the kernel's, may have chosen the errno."""
+    seen, at = each.answer.errno, each.done.seq
+    return not each.fits and any(code == seen and begun < each.invoke.seq and at < over for code, begun, over in forced)
+
+
 def _is_left_to_p5(evidence: RunEvidence, each: Judged) -> bool:
     vm, given = argument(each.invoke, "vm"), (move for move in evidence.moves if move.happened is not False)
     moved_to = (move.destination == vm and move.invoke.seq < each.invoke.seq for move in given)
     return each.invoke.f == "guest_status" and any(moved_to)
 
 
-def _judged(evidence: RunEvidence, each: Judged) -> Verdict:
+def _judged(contract: Contract, every: Sequence[Judged], each: Judged) -> Verdict:
+    evidence = contract.evidence
     records = (each.invoke, each.done)
     if each.gap:
         return unknown(PROMISE, f"{_named(each)} answered {errname(each.answer.errno)}: {each.gap}", records)
@@ -69,19 +100,36 @@ def _judged(evidence: RunEvidence, each: Judged) -> Verdict:
         PROMISE,
         f"{_named(each)} answered {seen} where {' or '.join(due)} was due{_though(evidence, each)}",
         records,
-        signature=f"{_kind(evidence, each)}:{seen}-for-{'-or-'.join(own)}".replace(" ", "-"),
+        signature=f"{_kind(contract, every, each)}:{seen}-for-{'-or-'.join(own)}".replace(" ", "-"),
         expected=" or ".join(due),
         seen=seen,
     )
 
 
-def _kind(evidence: RunEvidence, each: Judged) -> str:
+def _kind(contract: Contract, every: Sequence[Judged], each: Judged) -> str:
     """The operation, for a signature. A move that went by the wrong key, or into a VM that died while it was under way,
     is one that a finding is about, and none other is."""
-    if each.as_sev is not None and each.as_sev.errno == each.answer.errno:
+    evidence = contract.evidence
+    if each.as_sev is not None and each.as_sev.errno == each.answer.errno and _accounted(contract, every, each):
         return "move-of-sev_es-as-sev"
     mine = (move for move in evidence.moves if move.invoke.op == each.invoke.op)
     return "move-into-the-dying" if any(map(evidence.died_meanwhile, mine)) else evidence.kind(each.invoke)
+
+
+def _accounted(contract: Contract, every: Sequence[Judged], each: Judged) -> bool:
+    """Whether the cgroup that would have refused a charge of `sev` has counted that it did. There are other reasons for
+    EBUSY, a move that is still under way among them, and they count no event."""
+    if not each.answer.errno or each.as_sev is None:
+        return True
+    before = next((o for o in reversed(contract.observations) if o.seq < each.invoke.seq), None)
+    after = next((o for o in contract.observations if o.seq > each.done.seq), None)
+    at = each.as_sev.at
+    if before is None or after is None or not at:
+        return False
+    first, last = events_of(before, at, "sev"), events_of(after, at, "sev")
+    charging = [other for other in every if other.invoke.f in CHARGING]
+    low, high = due(contract.evidence, charging, before, after, at, "sev", as_sev=True)
+    return first is not None and last is not None and 0 < low <= last - first <= high
 
 
 def _though(evidence: RunEvidence, each: Judged) -> str:

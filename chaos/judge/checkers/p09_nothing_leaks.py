@@ -83,7 +83,7 @@ def _charges(evidence: RunEvidence, end: Observation) -> Iterator[Verdict]:
 def _guests(evidence: RunEvidence, start: Observation, end: Observation) -> Verdict:
     contexts = evidence.contexts
     if evidence.shared:
-        return skipped(PROMISE, "the firmware counts guests of others too, which come and go", (start, end))
+        return skipped(PROMISE, "the firmware counts guests of others too", (start, end), what="guests-of-others")
     if start.guests is None or end.guests is None:
         why, signature = "", ""
         if start.guests is not None and contexts.gone_by(end.until):
@@ -131,7 +131,9 @@ def _pinned(evidence: RunEvidence, start: Observation, end: Observation) -> Verd
     text = f"{end.pinned} pages are pinned where {start.pinned} were before"
     if evidence.shared or header is None or header.host != "lab":
         text = f"{text}, and others on this host may pin some too"
-        return skipped(PROMISE, text, both) if evidence.shared else unknown(PROMISE, text, both)
+        if evidence.shared:
+            return skipped(PROMISE, text, both, what="pages-of-others")
+        return unknown(PROMISE, text, both)
     way, expected, seen = "more" if end.pinned > start.pinned else "fewer", str(start.pinned), str(end.pinned)
     return broken(PROMISE, text, both, signature=f"{way}-pages-pinned", expected=expected, seen=seen)
 

@@ -82,7 +82,7 @@ def _events(contract: Contract, judged: Sequence[Judged], before: Observation, a
             continue
         for key in KEYS:
             first, last = events_of(before, cgroup, key), events_of(after, cgroup, key)
-            low, high = _due(evidence, judged, before, after, cgroup, key)
+            low, high = due(evidence, judged, before, after, cgroup, key)
             if first is None or last is None:
                 if high:
                     yield unknown(PROMISE, f"the events of {cgroup} were not read", (before, after))
@@ -91,7 +91,7 @@ def _events(contract: Contract, judged: Sequence[Judged], before: Observation, a
                 yield unknown(PROMISE, text, (before, after))
             elif not low <= last - first <= high:
                 way = "missing" if last - first < low else "unexplained"
-                fewest, most = _due(evidence, judged, before, after, cgroup, key, as_sev=True)
+                fewest, most = due(evidence, judged, before, after, cgroup, key, as_sev=True)
                 if fewest <= last - first <= most:
                     way = "under-wrong-key"
                 yield broken(
@@ -110,7 +110,7 @@ def _between(begun: int, over: int, before: Observation, after: Observation) -> 
     return begun < after.seq and over > before.seq
 
 
-def _due(
+def due(
     evidence: RunEvidence,
     judged: Sequence[Judged],
     before: Observation,

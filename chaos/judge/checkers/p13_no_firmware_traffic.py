@@ -29,7 +29,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
     evidence = RunEvidence(history)
     seen = [record for record in history.records if isinstance(record, Firmware)]
     if not seen and history.header is not None and history.header.host == "local":
-        return skipped(PROMISE, "on a real host nobody stands between the driver and the firmware")
+        return skipped(PROMISE, "on a real host nobody stands between the driver and the firmware", what="firmware")
     if not seen:
         return unknown(PROMISE, "nobody watched what the firmware was sent")
     parts = [unknown(PROMISE, f"records of the firmware are missing between {a.order} and {b.order}", (a, b))

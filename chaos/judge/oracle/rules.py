@@ -50,10 +50,13 @@ def _descriptor(state: State, op: Invoke) -> Refusal | None:
 
 
 def _alive(state: State, op: Invoke) -> Refusal | None:
-    """[0] A dead VM answers EIO to everything, and every VM to a process that did not create it (kvm_vm_ioctl)."""
+    """[0] A dead VM answers EIO to everything, and every VM to a process that did not create it (kvm_vm_ioctl). A move
+    makes its source dead last of all (kvm_vm_dead() after sev_migrate_from()): as long as it is under way, either."""
     name = argument(op, "vm")
-    vm = state.world.vm(name)
-    return _sure(EIO, when=name in state.world.dead or (vm is not None and vm.agent != op.agent))
+    vm, dead = state.world.vm(name), name in state.world.dead
+    if dead and name in state.dying and (vm is None or vm.agent == op.agent):
+        return _maybe(EIO, when=True)
+    return _sure(EIO, when=dead or (vm is not None and vm.agent != op.agent))
 
 
 def _has(state: State, agent: str, vm: str) -> bool:

@@ -52,8 +52,8 @@ class State:
     the cgroup whose limit it was, in order. The firmware is `stalled` once it stops answering, and `dead` once the
     driver has noticed; `flushes` unless it fails a DF_FLUSH, and `obeys` if it is known to do what it must: then it
     refuses no INIT, and no status of a guest that it has. `marked` are moves under way that are known to have marked
-    both their VMs as being migrated, `half` creations of vCPUs that are known to be half done. `memlock` are the
-    processes that were given a limit to what they may lock, in bytes."""
+    both their VMs as being migrated, `dying` the sources of moves that were under way, `half` creations of vCPUs that
+    are known to be half done. `memlock` are the processes that were given a limit to what they may lock, in bytes."""
 
     rules: Rules
     world: World = field(default_factory=World)
@@ -66,6 +66,7 @@ class State:
     flushes: bool = True
     obeys: bool = False
     marked: frozenset[int] = frozenset()
+    dying: frozenset[str] = frozenset()
     half: frozenset[int] = frozenset()
     memlock: frozenset[tuple[str, int]] = frozenset()
 

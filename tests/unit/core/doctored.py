@@ -30,7 +30,11 @@ def verdict_of(promise: str, history: History) -> Verdict:
     verdict = CHECKERS[promise](shipped(MOVE), history)
     assert verdict.promise == promise
     assert set(verdict.records) <= {record.seq for record in history.records}
-    assert verdict.signature if verdict.outcome is DEVIATED else (verdict.outcome is UNKNOWN or not verdict.signature)
+    assert (
+        verdict.signature
+        if verdict.outcome is DEVIATED
+        else (verdict.outcome is UNKNOWN or verdict.signature == "+".join(verdict.skips))
+    )
     return verdict
 
 

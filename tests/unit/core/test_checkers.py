@@ -8,12 +8,13 @@ from collections.abc import Callable
 
 import pytest
 
-from chaos.experiment.model import Experiment
+import experiments
 from chaos.history.reading import errname
 from chaos.history.records import History, Note
 from chaos.judge.checkers import CHECKERS
-from chaos.judge.parts import combine, kept, skipped, unknown
+from chaos.judge.parts import broken, combine, kept, skipped, unknown
 from chaos.judge.verdict import Outcome
+from chaos.promises import PROMISES
 from tests.unit.core.build import ALL, Builder, destination_killed, moved, moved_es, shipped, source_killed
 from tests.unit.core.doctored import ES, MOVE, again, chain, check
 
@@ -31,7 +32,7 @@ def test_a_kernel_that_keeps_its_promises(name: str) -> None:
         assert (promise, verdict.outcome) == (promise, expected), verdict.reason
         assert verdict.promise == promise
         stated = experiment.unaskable.get(promise)
-        assert verdict.signature == (stated.signature if stated is not None else "")
+        assert verdict.signature == (stated.signature if stated is not None else "+".join(verdict.skips))
 
 
 @pytest.mark.parametrize("promise", ["P1", "P3", "P4", "P5", "P6"])
@@ -82,10 +83,14 @@ def test_a_chain_of_moves(promise: str) -> None:
 
 
 def test_combine_is_as_bad_as_the_worst_part() -> None:
-    good, none, skip = kept("P1", "good"), unknown("P1", "none"), skipped("P1", "skip")
+    good, none, skip = kept("P1", "good"), unknown("P1", "none"), skipped("P1", "skip", what="x")
     assert combine("P1", []).outcome is Outcome.UNKNOWN
     assert combine("P1", [good, skip]).outcome is Outcome.SKIPPED
     assert combine("P1", [good, none, skip]).reason == "none; skip; good"
+    assert (combine("P1", [good, skip]).signature, combine("P1", [skip, none]).signature) == ("skipped:x", "")
+    deviation = broken("P1", "bad", (), signature="b")
+    both = combine("P1", [deviation, skip, none, good])
+    assert (both.signature, both.deviations, both.skips) == ("b+part-unknown+skipped:x", ("b",), ("skipped:x",))
     assert combine("P1", [good, good]).reason == "good"
 
 
@@ -93,9 +98,12 @@ def test_errname() -> None:
     assert [errname(0), errname(5), errname(4000)] == ["ok", "EIO", "errno 4000"]
 
 
-def test_experiments_promise_only_what_a_checker_judges(tmp_path: object) -> None:
-    experiments: list[Experiment] = [shipped(name) for name in ALL]
-    assert {promise for experiment in experiments for promise in experiment.promises} <= CHECKERS.keys()
+def test_a_checker_judges_every_promise_and_every_promise_is_listed_by_some_experiment() -> None:
+    catalogue = {name: experiments.find(name) for name in experiments.catalogue()}
+    assert len(catalogue) > 100
+    for name, experiment in catalogue.items():
+        assert set(experiment.promises) <= CHECKERS.keys(), name
+    assert {promise for one in catalogue.values() for promise in one.promises} == CHECKERS.keys() == PROMISES.keys()
 
 
 def test_notes_of_other_topics_are_no_witnesses() -> None:

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import json
 import re
 import xml.etree.ElementTree as ET
 from collections import Counter
@@ -18,9 +20,9 @@ from hypothesis import strategies as st
 from chaos.errors import ExitCode
 from chaos.history.records import History
 from chaos.judge import findings
-from chaos.judge.verdict import Outcome, RunVerdict, Verdict, worst
+from chaos.judge.verdict import Bounds, Outcome, RunVerdict, Verdict, worst
 from chaos.promises import PROMISES
-from reports import junit, ktap
+from reports import as_json, junit, ktap, text
 from reports.run import Run
 from tests.unit.core.build import ALL, moved, shipped
 from tests.unit.core.test_reports import KNOWN, run
@@ -30,7 +32,7 @@ EVIL = "\x1b[31m]]>&<\"'\n # SKIP ok 1\x00\ud800\ufffe\u2028 é #"
 
 
 def made_of(*verdicts: Verdict, kernel: str = "6.12.117", directory: str = "runs/x") -> Run:
-    outcome = worst(verdict.outcome for verdict in verdicts)
+    outcome = worst(verdict.outcome for verdict in verdicts if verdict.counts)
     verdict = RunVerdict(experiment=NAME, kernel=kernel, host="lab", seed=7, outcome=outcome, verdicts=verdicts)
     return Run(shipped(NAME), History(()), verdict, Path(directory))
 
@@ -47,6 +49,7 @@ KINDS = [
     judged(Outcome.UNKNOWN, accepted="not askable here: dead"),
     judged(Outcome.SKIPPED),
 ]
+OTHERS = [msgspec.structs.replace(judged(outcome, promise="P2"), listed=False) for outcome in Outcome]
 
 # -- JUnit ----------------------------------------------------------------------------------------------------
 
@@ -106,7 +109,10 @@ def test_junit_of_the_shipped_experiments(name: str) -> None:
     assert 0 < float(suite.attrib["time"]) < 1
     cases = suite.findall("testcase")
     assert {case.attrib["classname"] for case in cases} == {f"linux-6_12_117.{name}"}
-    assert [case.attrib["name"].split()[0] for case in cases] == list(shipped(name).promises)
+    listed = list(shipped(name).promises)
+    assert [case.attrib["name"].split()[0] for case in cases][: len(listed)] == listed
+    assert {case.attrib["name"].split()[0] for case in cases} == PROMISES.keys()
+    assert "; exit code 0" in (suite.findtext("system-out") or "").splitlines()[-1]
     properties = {item.attrib["name"]: item.attrib["value"] for item in suite.iter("property")}
     assert properties["seed"] == "7"
     assert properties["exit_code"] == "0"
@@ -132,8 +138,8 @@ def test_junit_tells_every_outcome_from_a_pass() -> None:
 def test_junit_points_out_a_written_finding() -> None:
     (failure,) = parsed(run(moved(status_error=errno.EBADF), NAME)).iter("failure")
     assert "this is finding 0001" in (failure.text or "")
-    (skipped,) = parsed(run(moved(status_error=errno.EBADF), NAME, accept=True)).iter("skipped")
-    assert "finding 0001" in skipped.attrib["message"]
+    skipped = parsed(run(moved(status_error=errno.EBADF), NAME, accept=True)).iter("skipped")
+    assert "finding 0001" in next(skipped).attrib["message"]
 
 
 def test_junit_of_a_run_without_promises_is_no_pass() -> None:
@@ -142,7 +148,8 @@ def test_junit_of_a_run_without_promises_is_no_pass() -> None:
 
 def test_junit_of_a_damaged_history() -> None:
     root = parsed(run(History((), "it is empty"), NAME))
-    assert {case[0].tag for case in root.iter("testcase")} == {"error"}
+    listed = len(shipped(NAME).promises)
+    assert [case[0].tag for case in root.iter("testcase")] == ["error"] * listed + ["skipped"] * (13 - listed)
     assert ("damage", "it is empty") in {(p.attrib["name"], p.attrib["value"]) for p in root.iter("property")}
     assert parsed().attrib["tests"] == "0"
 
@@ -165,8 +172,8 @@ class Parsed:
 RESULT = re.compile(r"(ok|not ok) ([0-9]+)(?: ([^#]*?))?(?: # (?:(SKIP|TODO|XFAIL|TIMEOUT|ERROR)(?: |$))?(.*))?")
 
 
-def read_ktap(text: str) -> list[Parsed]:
-    lines = text.split("\n")
+def read_ktap(told: str) -> list[Parsed]:
+    lines = told.split("\n")
     tests = level_of(lines, 0)
     assert not lines
     return tests
@@ -218,7 +225,9 @@ def ktap_of(*runs: Run) -> list[Parsed]:
 def test_ktap_of_the_shipped_experiments(name: str) -> None:
     accepting, strict = ktap_of(run(ALL[name](), name, accept=True), run(ALL[name](), name))
     assert accepting.description == f"{name} on 6.12.117 (lab)"
-    assert [test.description.split()[0] for test in accepting.subtests] == list(shipped(name).promises)
+    listed = list(shipped(name).promises)
+    assert [test.description.split()[0] for test in accepting.subtests][: len(listed)] == listed
+    assert {test.description.split()[0] for test in accepting.subtests} == PROMISES.keys()
     assert accepting.kind == "pass"
     assert strict.kind == ("fail" if name == "kill-source-in-move" else "pass")
 
@@ -243,17 +252,21 @@ def test_ktap_tells_every_outcome_from_a_pass() -> None:
         ([0, 2], "xfail"),
         ([2, 3], "fail"),
         ([3], "fail"),
-        ([5, 4], "skip"),
+        ([5, 4], "error"),  # nothing was kept, and not all was skipped
+        ([2], "error"),
+        ([0, 6], "pass"),
+        ([0, 7], "fail"),
+        ([6], "error"),
         ([5], "skip"),
         ([], "error"),
     ],
 )
 def test_a_run_in_ktap_is_what_its_promises_are(verdicts: list[int], kind: str) -> None:
-    (test,) = ktap_of(made_of(*(KINDS[number] for number in verdicts)))
+    (test,) = ktap_of(made_of(*([*KINDS, OTHERS[2], OTHERS[1]][number] for number in verdicts)))
     assert test.kind == kind
 
 
-@given(st.lists(st.sampled_from(KINDS)))
+@given(st.lists(st.sampled_from([*KINDS, *OTHERS])))
 def test_a_run_in_ktap_is_ok_exactly_if_its_exit_code_is(verdicts: list[Verdict]) -> None:
     only = made_of(*verdicts)
     well = only.verdict.exit_code in (ExitCode.KEPT, ExitCode.SKIPPED)
@@ -262,13 +275,61 @@ def test_a_run_in_ktap_is_ok_exactly_if_its_exit_code_is(verdicts: list[Verdict]
 
 def test_ktap_points_out_a_written_finding() -> None:
     (test,) = ktap_of(run(moved(status_error=errno.EBADF), NAME))
-    assert Counter(sub.kind for sub in test.subtests) == {"pass": 6, "fail": 1}
+    kinds = {sub.description.split()[0]: sub.kind for sub in test.subtests}
+    assert Counter(kinds[promise] for promise in shipped(NAME).promises) == {"pass": 6, "fail": 1}
+    assert set(kinds.values()) == {"pass", "fail", "skip"}
     (failed,) = (sub for sub in test.subtests if sub.kind == "fail")
     assert any("this is finding 0001" in comment for comment in failed.comments)
     (test,) = ktap_of(run(moved(status_error=errno.EBADF), NAME, accept=True))
     assert test.kind == "xfail"
     assert test.diagnostic == "1 known deviation"
     assert ktap_of() == []
+
+
+def test_what_is_not_listed_fails_no_ci_unless_it_is_broken() -> None:
+    harmless = made_of(KINDS[0], *(other for other in OTHERS if other.outcome is not Outcome.BROKEN))
+    (test,) = ktap_of(harmless)
+    assert [sub.kind for sub in test.subtests] == ["pass", "pass", "skip", "skip"]
+    assert test.kind == "pass"
+    assert test.subtests[2].diagnostic == "unknown (not put to the test), not counted"
+    root = parsed(harmless)
+    assert (root.attrib["failures"], root.attrib["errors"], root.attrib["skipped"]) == ("0", "0", "2")
+    assert parsed(made_of(KINDS[0], OTHERS[1])).attrib["failures"] == "1"
+
+
+def test_more_skipped_than_may_be_fails_a_ci() -> None:
+    only, bounds = made_of(KINDS[0], KINDS[5]), Bounds(skipped=0)
+    passed, failed = read_ktap(ktap.render([only], KNOWN, bounds))
+    assert (passed.kind, failed.kind) == ("pass", "error")
+    root = ET.fromstring(junit.render([only], KNOWN, bounds))
+    check(root)
+    assert root.attrib["errors"] == "1"
+    assert json.loads(as_json.render([only], bounds))["exit_code"] == 2
+    assert "exit code 2" in text.render([only], bounds=bounds).splitlines()[-1]
+
+
+def test_the_last_line_says_how_many_ended_how() -> None:
+    one = made_of(*KINDS[:3], *KINDS[4:])
+    said = "broken; 1 kept, 1 broken, 1 skipped, 1 broken as known, 1 unknown as stated; exit code 1"
+    assert ktap.render([one]).splitlines()[-1] == f"# all runs: {said}"
+    assert text.render([one]).splitlines()[-1] == f"the run: {said}"
+    assert (parsed(one)[0].findtext("system-out") or "").splitlines()[-1] == f"the run: {said}"
+    told = json.loads(as_json.render([one, one]))
+    assert told["counts"] == {key: 2 * number for key, number in told["runs"][0]["counts"].items()}
+    assert told["counts"]["accepted_broken"] == told["counts"]["accepted_unknown"] == 2
+    assert text.render([made_of(KINDS[0])]).splitlines()[-1] == "the run: all kept; 1 kept; exit code 0"
+    accepted = text.render([made_of(KINDS[0], KINDS[2])]).splitlines()[-1]
+    assert accepted == "the run: nothing counted against it; 1 kept, 1 broken as known; exit code 0"
+
+
+def test_a_note_is_told_and_fails_nothing() -> None:
+    noted = made_of(KINDS[0])
+    noted = dataclasses.replace(noted, verdict=msgspec.structs.replace(noted.verdict, notes=("fixed?",)))
+    assert ktap_of(noted)[0].kind == "pass" and "  # note: fixed?" in ktap.render([noted]).splitlines()
+    assert "note: fixed?" in (parsed(noted)[0].findtext("system-out") or "")
+    assert json.loads(as_json.render([noted]))["runs"][0]["notes"] == ["fixed?"]
+    assert "note: fixed?" in text.render([noted])
+    assert "note: fixed? (20 runs)" in text.render([noted] * 20)
 
 
 # -- both -----------------------------------------------------------------------------------------------------

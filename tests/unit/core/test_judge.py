@@ -27,7 +27,7 @@ from chaos.history.records import (
 )
 from chaos.judge import findings
 from chaos.judge.checkers import CHECKERS
-from chaos.judge.findings import matching, parse, series
+from chaos.judge.findings import Versions, matching, parse, series
 from chaos.judge.judge import judge, shortcomings
 from chaos.judge.verdict import Outcome, RunVerdict, Verdict, exit_code
 from tests.unit.core.build import ALL, Builder, changed, destination_killed, moved, shipped, source_killed
@@ -36,7 +36,8 @@ KNOWN = findings.load()
 
 
 def outcomes(verdict: RunVerdict) -> dict[str, Outcome]:
-    return {judged.promise: judged.outcome for judged in verdict.verdicts}
+    """Of the promises that the experiment lists."""
+    return {judged.promise: judged.outcome for judged in verdict.verdicts if judged.listed}
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -299,7 +300,7 @@ def test_only_deviations_match() -> None:
 
 ENTRY = {
     "id": "0001", "title": "t", "document": "d", "deviations": [{"promise": "P5", "signature": "s"}],
-    "kernels": {"6.1": ["6.1.192"]},
+    "kernels": {"6.1": {"seen": ["6.1.192"]}}, "shown_by": ["x"],
 }  # fmt: skip
 
 
@@ -310,7 +311,7 @@ def listed(**changes: object) -> bytes:
 def test_findings_are_read() -> None:
     (finding,) = parse(listed())
     assert str(finding) == "finding 0001: t"
-    assert finding.kernels == {"6.1": ("6.1.192",)}
+    assert finding.kernels == {"6.1": Versions(seen=("6.1.192",))}
 
 
 @pytest.mark.parametrize(
@@ -323,8 +324,12 @@ def test_findings_are_read() -> None:
         listed(deviations=[{"promise": "P99", "signature": "s"}]),
         listed(deviations=[{"promise": "P1", "signature": ""}]),
         listed(kernels={}),
-        listed(kernels={"6.1": ["6.12.3"]}),
-        listed(kernels={"6": ["6.1.2"]}),
+        listed(kernels={"6.1": {"seen": ["6.12.3"]}}),
+        listed(kernels={"6.1": {"seen": []}}),
+        listed(kernels={"6.1": {"seen": ["6.1.3"], "fixed": "6.12.4"}}),
+        listed(kernels={"6.1": {"seen": ["6.1.3"], "fixed": "6.1.3"}}),
+        listed(shown_by=[]),
+        listed(kernels={"6": {"seen": ["6.1.2"]}}),
         listed() + listed(),
         listed(unheard="of"),
     ],

@@ -96,6 +96,7 @@ def _limited(b: Builder, label: str, limit: dict[str, int], events: dict[str, in
     ("promise", "limit", "error", "events", "finding"),
     [
         ("P7", {"sev": 0}, EBUSY, {"sev": 1}, "0002"),
+        ("P7", {"sev": 0}, EBUSY, {}, ""),  # nobody has refused a charge of sev: it was busy for another reason
         ("P7", {}, EBUSY, {}, ""),  # nothing is in the way, whatever the key
         ("P7", {ES: 0}, 0, {}, "0002"),
         ("P7", {"sev": 0, ES: 0}, 0, {}, ""),  # over both limits

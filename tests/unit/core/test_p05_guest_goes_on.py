@@ -54,7 +54,7 @@ def test_p5_sev_es_that_cannot_run_here() -> None:
     assert verdict.outcome is Outcome.SKIPPED
     assert "cannot enter SEV-ES guests" in verdict.reason
     failing = answered("guest_status", "new", outcome="fail", errno=errno.EBADF, value={})
-    assert check("P5", ES, failing).signature == "guest_status-after-move:EBADF"
+    assert check("P5", ES, failing).signature == "guest_status-after-move:EBADF+skipped:es-cannot-run"
 
 
 def stopped_having_paused(astray: list[int | str], torn: list[int | str] | None = None) -> Change:
