@@ -14,17 +14,23 @@ KEYS = ("sev", "sev_es")
 _U64 = 1 << 64
 
 
-def owns(done: Done) -> bool | None:
+def owns(done: Done, *, numberless: bool = False) -> bool | None:
     """What an answer to GUEST_STATUS says: whether the VM owns a context. None if nothing can be said.
 
     KVM answers ENOTTY for a VM without a context before it looks at anything else, and a dead VM's EIO comes before
-    the command is read. EIO with a firmware status is the firmware's refusal, so it was asked about a context.
+    the command is read. EIO with a firmware status is the firmware's refusal, so it was asked about a context. EBADF
+    says so only of a VM whose context is `numberless`: it has lost the number of the descriptor of /dev/sev in a move
+    (docs/findings/0001), or was not launched yet. Any other errno is an answer to another question.
     """
     if done.outcome == "info":
         return None
     if done.outcome == "ok":
         return True
-    return not (done.errno == ENOTTY or (done.errno == EIO and done.firmware == 0))
+    if done.errno == EIO:
+        return done.firmware != 0
+    if done.errno == ENOTTY:
+        return False
+    return True if done.errno == EBADF and numberless else None
 
 
 def charged(value: int) -> int:

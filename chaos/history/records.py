@@ -143,7 +143,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """One question of Asked: an ioctl, its errno (0 for success), and what a live VM beside it answered. `firmware` is
     the firmware's status, if it was what refused: EIO is then no sign of a dead VM."""
 
-    fd: str  # "vm" or "vcpu N"
+    fd: str  # "vm", "vcpu N" or "device"
     ioctl: str
     errno: Int
     control: Int
@@ -151,12 +151,14 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Asked(_Record, frozen=True, kw_only=True):
-    """The file descriptors of `vm` were asked, in the process `agent` that owns them, whether they live."""
+    """The file descriptors of `vm` were asked, in the process `agent` that owns them, whether they live. `device` is 0
+    if the VM has one, else how KVM_CREATE_DEVICE failed when the VM was created, None if nobody tried."""
 
     agent: str
     vm: str
     step: Int
     answers: tuple[Answer, ...]
+    device: Int | None = None
 
 
 class Observation(_Record, frozen=True, kw_only=True):

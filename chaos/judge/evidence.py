@@ -29,6 +29,7 @@ from chaos.history.records import (
     Stormed,
 )
 from chaos.judge.ledger.firmware_contexts import Contexts
+from chaos.judge.ledger.owners import Owners
 from chaos.judge.ledger.replay import WATCHED, Entry, Ledger, replay
 from chaos.judge.timeline import During
 
@@ -125,6 +126,10 @@ class RunEvidence:
     @cached_property
     def contexts(self) -> Contexts:
         return Contexts.of(self.history)
+
+    @cached_property
+    def owners(self) -> Owners:
+        return Owners.of(self.history)
 
     @cached_property
     def operations(self) -> tuple[tuple[Invoke, Done | None], ...]:

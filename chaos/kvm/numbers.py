@@ -29,6 +29,7 @@ class Ioctl(IntEnum):
     KVM_MEMORY_ENCRYPT_REG_REGION = 0x8010AEBB
     KVM_MEMORY_ENCRYPT_UNREG_REGION = 0x8010AEBC
     KVM_GET_STATS_FD = 0xAECE  # also of a vCPU
+    KVM_CREATE_DEVICE = 0xC00CAEE0
     # a vCPU
     KVM_RUN = 0xAE80
     KVM_GET_REGS = 0x8090AE81
@@ -56,6 +57,7 @@ class Ioctl(IntEnum):
     KVM_SET_XCRS = 0x4188AEA7
     KVM_SET_DEVICE_ATTR = 0x4018AEE1
     KVM_GET_DEVICE_ATTR = 0x4018AEE2
+    KVM_HAS_DEVICE_ATTR = 0x4018AEE3
     KVM_GET_XSAVE2 = 0x9000AECF  # as much as KVM_CAP_XSAVE2 says, which may be more than the size in it
     # no ioctl of any kernel; a live VM says ENOTTY, a live vCPU EINVAL, a dead one of either EIO
     KVM_UNKNOWN = 0xAEFE
@@ -89,6 +91,16 @@ class VmType(IntEnum):
     DEFAULT = 0
     SEV = 2
     SEV_ES = 3
+
+
+class DeviceType(IntEnum):
+    """What KVM_CREATE_DEVICE makes. On x86 there is this type alone (CONFIG_KVM_VFIO), and a VM has one at most."""
+
+    VFIO = 4
+
+
+CREATE_DEVICE_TEST = 1
+"""A flag of KVM_CREATE_DEVICE: only say whether there is such a device."""
 
 
 class SevCommand(IntEnum):

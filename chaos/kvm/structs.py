@@ -119,6 +119,12 @@ class DeviceAttr(ctypes.Structure):
     _fields_ = [("flags", c_uint32), ("group", c_uint32), ("attr", c_uint64), ("addr", c_uint64)]
 
 
+class CreateDevice(ctypes.Structure):
+    """kvm_create_device: the kernel fills in `fd`."""
+
+    _fields_ = [("type", c_uint32), ("fd", c_uint32), ("flags", c_uint32)]
+
+
 class ClockData(ctypes.Structure):
     _fields_ = [("bytes", c_uint8 * 48)]
 
@@ -281,6 +287,7 @@ SIZES: dict[type[ctypes.Structure], int] = {
     MsrList: 4 + 4 * MSR_ENTRIES,
     DebugRegs: 128,
     DeviceAttr: 24,
+    CreateDevice: 12,
     ClockData: 48,
     MemoryRegion: 32,
     DirtyLog: 16,

@@ -6,8 +6,8 @@ from __future__ import annotations
 import ctypes
 
 from chaos.kvm.call import ioctl
-from chaos.kvm.numbers import Cap, Ioctl, Sync
-from chaos.kvm.structs import EnableCap, EncRegion, MemoryRegion
+from chaos.kvm.numbers import Cap, DeviceType, Ioctl, Sync
+from chaos.kvm.structs import CreateDevice, EnableCap, EncRegion, MemoryRegion
 from chaos.kvm.vcpu import KvmVcpu
 from chaos.linux.fd import Mapping, OwnedFd
 
@@ -53,6 +53,12 @@ class KvmVm:
         # None of a VM whose registers are encrypted: there KVM_RUN refuses to.
         vcpu.shared.valid_regs = self.check_extension(Cap.SYNC_REGS) & (Sync.REGS | Sync.SREGS)
         return vcpu
+
+    def create_device(self) -> OwnedFd:
+        """The device that every VM may have one of. Raises `KernelError`: ENODEV where the kernel has none."""
+        request = CreateDevice(type=DeviceType.VFIO)
+        ioctl(self.fd.number, Ioctl.KVM_CREATE_DEVICE, ctypes.byref(request))
+        return OwnedFd(request.fd)
 
     def stats_fd(self) -> OwnedFd:
         """A descriptor to read KVM's statistics of the VM from."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from chaos.experiment.model import Experiment, Vm
 from chaos.history.reading import explained
-from chaos.history.records import Done
+from chaos.history.records import Answer, Asked, Done
 from chaos.kinds import Kind
 from chaos.linux.fd import OwnedFd
 from chaos.linux.seqpacket import memory_file
@@ -18,6 +18,7 @@ from chaos.runner.vmms import PendingOperation, StepFailed, VmmProcess, VmmProce
 from chaos.vmm import guest
 from chaos.vmm.messages import (
     AddVcpu,
+    Ask,
     Close,
     Create,
     Init,
@@ -147,6 +148,18 @@ class Guests:
         guest.every = None
         guest.vmm.unwatch(guest.name)
         return done
+
+    def ask(self, guest: Guest) -> tuple[Answer, ...]:
+        """Ask a VM that is out of the guest whether it lives, and record what it answers. Raises `StepFailed`."""
+        log, reply = self.vmms.log, self.vmms.ask(guest.vmm, Ask(vm=guest.name))
+        device = reply.value.get("device")
+        log.write(
+            Asked(
+                t=log.now(), agent=guest.vmm.name, vm=guest.name, step=log.step, answers=reply.answers,
+                device=device if isinstance(device, int) else None,
+            )
+        )  # fmt: skip
+        return reply.answers
 
     def close_aside(self, guest: Guest) -> None:
         """Let it be closed and go on. Its agent knows no such VM from then on. Raises `StepFailed` as `close` does."""

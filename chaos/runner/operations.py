@@ -26,10 +26,13 @@ class Process(Protocol):
 
 
 class OperationLog:
-    """`step` is the place in the script that records are made for: -1 before it, its length after it."""
+    """`step` is the place in the script that records are made for: -1 before it, its length after it. `moved_from` are
+    the VMs whose context a move took, by its answer."""
 
     def __init__(self, recorder: Recorder) -> None:
         self.step = -1
+        self.moved_from: set[str] = set()
+        self._sources: dict[int, str] = {}  # of moves under way, by operation
         self._recorder = recorder
         self._next = 0
 
@@ -47,6 +50,8 @@ class OperationLog:
     ) -> int:
         """An operation begins, at `t` or now; when that is."""
         t = self.now() if t is None else t
+        if f == "move":
+            self._sources[op] = str(args.get("source", ""))
         self._recorder.write(
             Invoke(t=t, op=op, f=f, agent=agent, pid=pid, step=self.step, phase=phase, args=dict(args))
         )
@@ -54,6 +59,8 @@ class OperationLog:
 
     def write(self, record: Record) -> None:
         """The end of an operation, or what was seen of some."""
+        if isinstance(record, Done) and (source := self._sources.pop(record.op, "")) and record.outcome == "ok":
+            self.moved_from.add(source)
         self._recorder.write(record)
 
     def note(self, topic: Literal["skipped", "error", "left", "progress"], text: str) -> None:

@@ -273,6 +273,7 @@ class ExperimentRun:
                             guests.leave(vm)  # this is what a held move waits for
                 with self._going_on():
                     guests.vmms.wait(pending, MOVE_ENDS_WITHIN)
+        self._last_words(guests)
         for vm in guests.all:
             if vm.created and vm.vmm.alive:
                 with self._going_on():
@@ -281,6 +282,19 @@ class ExperimentRun:
             if vmm.recorded:
                 with self._going_on():
                     guests.vmms.end(vmm)
+
+    def _last_words(self, guests: Guests) -> None:
+        """What each guest that still runs says when it is taken out, and what each VM answers whose context was moved
+        away: the guest has to be whole to the very end, and the dead have to stay dead."""
+        present = [vm for vm in guests.all if vm.created and vm.vmm.alive]
+        for vm in present:
+            if vm.running:
+                with self._going_on():
+                    guests.leave(vm)
+        for vm in present:
+            if vm.vmm.alive and vm.name in guests.vmms.log.moved_from:
+                with self._going_on():
+                    guests.ask(vm)
 
 
 def _hierarchy(paths: Paths) -> tuple[Cgroup | None, HostLacks]:

@@ -162,7 +162,7 @@ class VmmProcesses:
         self.moves: list[PendingOperation] = []
         self._all: list[VmmProcess] = []  # also those whose name another one has now
         self._server = server
-        self._log = log
+        self.log = log
 
     def __getitem__(self, name: str) -> VmmProcess:
         return self.named[name]
@@ -178,13 +178,13 @@ class VmmProcesses:
         self, name: str, cgroup: Cgroup, *, network: Namespace | None = None, label: str = "", recorded: bool = True
     ) -> VmmProcess:
         """Fork a VMM into `cgroup`, which the history knows as `label`, and into `network`. Raises `StepFailed`."""
-        pending = PendingOperation(self._log.number(), "spawn", recorded, name, began=self._log.now())
+        pending = PendingOperation(self.log.number(), "spawn", recorded, name, began=self.log.now())
         if recorded:
             args: dict[str, Value] = {"cgroup": label}
-            self._log.invoke(pending.op, "spawn", args, agent=name, pid=0, t=pending.began)
+            self.log.invoke(pending.op, "spawn", args, agent=name, pid=0, t=pending.began)
         with OwnedFd(cgroup.open_procs()) as procs:
             pid, pidfd, connection = self._server.spawn(name, procs.number, network.fd if network else None)
-        vmm = VmmProcess(name, self, self._log, pid, pidfd, Channel.adopt(connection, FROM_AGENT), recorded=recorded)
+        vmm = VmmProcess(name, self, self.log, pid, pidfd, Channel.adopt(connection, FROM_AGENT), recorded=recorded)
         vmm.pending[pending.op] = pending
         self.loop.watch(vmm.channel.fileno(), lambda: self._hear(vmm))
         self.loop.watch(vmm.pidfd, lambda: self._bury(vmm))
@@ -232,9 +232,9 @@ class VmmProcesses:
         self._expect_alive(vmm)
         args: dict[str, Any] = msgspec.to_builtins(operation)
         f = str(args.pop("f"))
-        pending = PendingOperation(self._log.number(), f, vmm.recorded, vmm.name, vmm.pid, args)
+        pending = PendingOperation(self.log.number(), f, vmm.recorded, vmm.name, vmm.pid, args)
         if pending.recorded:
-            self._log.invoke(pending.op, f, args, agent=vmm.name, pid=vmm.pid, phase=phase)
+            self.log.invoke(pending.op, f, args, agent=vmm.name, pid=vmm.pid, phase=phase)
         aside = aside or start is not None or isinstance(operation, Move)
         if isinstance(operation, Move):
             self.moves.append(pending)
@@ -251,7 +251,7 @@ class VmmProcesses:
     def ask(self, vmm: VmmProcess, question: Question, within: float = ANSWER_WITHIN) -> Reply:
         """Ask something that is no operation and not recorded as one. Raises `StepFailed` if there is no answer."""
         self._expect_alive(vmm)
-        pending = PendingOperation(self._log.number(), name_of(question), False, vmm.name, vmm.pid)
+        pending = PendingOperation(self.log.number(), name_of(question), False, vmm.name, vmm.pid)
         self._send(vmm, pending, Request(id=pending.op, do=question), ())
         self._await(lambda: pending.over, within, f"{vmm.name} to answer {pending.f}")
         if pending.reply is None:
@@ -316,12 +316,12 @@ class VmmProcesses:
         value: dict[str, Value] = {} if hello.errno else {"pid": hello.pid}
         if hello.network:
             value["network"] = hello.network
-        reply = Reply(id=pending.op, errno=hello.errno, began=pending.began, ended=self._log.now(), value=value)
+        reply = Reply(id=pending.op, errno=hello.errno, began=pending.began, ended=self.log.now(), value=value)
         self._close(pending, reply)
 
     def _close(self, pending: PendingOperation, reply: Reply | None) -> None:
         pending.reply = reply
-        now = self._log.now()
+        now = self.log.now()
         if reply is None:
             done = Done(t=now, op=pending.op, outcome="info", tid=pending.tid)
         else:
@@ -334,7 +334,7 @@ class VmmProcesses:
             )  # fmt: skip
         pending.done = done
         if pending.recorded:
-            self._log.write(done)
+            self.log.write(done)
         if reply is not None and reply.bug:
             raise StepFailed(f"a bug of ours in {pending.f}: {reply.bug}")
         if pending.then is not None:
@@ -355,6 +355,6 @@ class VmmProcesses:
         for vm in last:
             vmm.unwatch(vm)
         if vmm.recorded:
-            self._log.write(Exited(t=self._log.now(), agent=vmm.name, pid=vmm.pid, status=vmm.status, last_ticks=last))
+            self.log.write(Exited(t=self.log.now(), agent=vmm.name, pid=vmm.pid, status=vmm.status, last_ticks=last))
         for last_word in tuple(vmm.at_end.values()):
             last_word()

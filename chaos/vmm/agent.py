@@ -207,7 +207,8 @@ class Agent:
                 return Reply(id=number, sampled=self._machine(do.vm).sample())
             case m.Ask():
                 machine = self._machine(do.vm)
-                return Reply(id=number, answers=ask(self.host.system, machine.vm, machine.every_vcpu))
+                answers = ask(self.host.system, machine.vm, machine.every_vcpu, machine.device)
+                return Reply(id=number, answers=answers, value={"device": machine.no_device})
             case m.Fill():
                 return Reply(id=number, filled=self._fill(do.key))
             case m.ArmPage():

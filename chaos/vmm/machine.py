@@ -77,6 +77,8 @@ class Machine:
     received: dict[str, OwnedFd] = field(default_factory=dict)  # descriptors of other VMs, until they are used
     before_close: Callable[[], None] | None = None  # ends what uses its descriptors
     page: ArgumentPage | None = None
+    device: OwnedFd | None = None
+    no_device: int = 0  # how KVM_CREATE_DEVICE failed
 
     @classmethod
     def create(
@@ -100,6 +102,7 @@ class Machine:
             vm.set_memory(SLOT, 0, memory)
             vm.create_irqchip()
             machine = cls(host=host, kind=kind, count=count, vm=vm, memory=memory, type=vm_type, lane=lane)
+            machine._create_device()
             if kind is Kind.PLAIN:
                 machine._create_vcpus()
         except BaseException:
@@ -108,6 +111,13 @@ class Machine:
             memory.close()
             raise
         return machine
+
+    def _create_device(self) -> None:
+        """Nobody uses it: it has a descriptor, and that has to be dead when the VM is."""
+        try:
+            self.device = self.vm.create_device()
+        except KernelError as error:
+            self.no_device = error.number
 
     def _create_vcpus(self) -> None:
         for number in range(self.count):
@@ -367,6 +377,8 @@ class Machine:
             vcpu.close()
         self.vcpus.clear()
         self.bare.clear()
+        if self.device is not None:
+            self.device.close()
         self.vm.close()
         self.memory.close()
 

@@ -9,14 +9,12 @@ for KVM_SET_REGS, whose registers are those from the beginning of the storm.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import time
 from collections.abc import Callable, Sequence
 
 from chaos.errors import InternalError
 from chaos.kvm.numbers import Ioctl
-from chaos.kvm.structs import Interrupt, Lapic, MsrEntry, Msrs, Xcrs
 from chaos.kvm.vcpu import KvmVcpu
 from chaos.kvm.vm import KvmVm
 from chaos.linux.fd import OwnedFd
@@ -35,7 +33,6 @@ MORE = 1 << 12
 RING = 2 * MORE
 # Whoever is to move the VM, or to end the storm, gets its turn, also where there are fewer CPUs than threads.
 NICE = 10
-TSC = 0x10
 STILL = frozenset({"KVM_RUN", "KVM_SET_REGS"})
 """Calls that want the vCPUs out of the guest for as long as the storm lasts."""
 
@@ -45,28 +42,11 @@ def _asked(questions: Sequence[AskedIoctl], *names: str) -> dict[str, AskedIoctl
     return {question.number.name: question for question in questions if question.number.name in names}
 
 
-def _msrs() -> ctypes.Array[ctypes.c_char]:
-    """One MSR of the hundreds that there is room for."""
-    request = Msrs(nmsrs=1)
-    request.entries[0].index = TSC
-    length = Msrs.entries.offset + ctypes.sizeof(MsrEntry)
-    return ctypes.create_string_buffer(bytes(request)[:length], length)
-
-
 VM_CALLS = _asked(VM_QUESTIONS, "KVM_CHECK_EXTENSION", "KVM_GET_CLOCK", "KVM_SET_USER_MEMORY_REGION")
-VCPU_CALLS = _asked(
+VCPU_CALLS = {"KVM_RUN": AskedIoctl(Ioctl.KVM_RUN, lambda: 0)} | _asked(
     VCPU_QUESTIONS, "KVM_GET_REGS", "KVM_GET_SREGS", "KVM_GET_FPU", "KVM_GET_MP_STATE", "KVM_GET_VCPU_EVENTS",
-    "KVM_GET_DEBUGREGS", "KVM_GET_TSC_KHZ",
-) | {
-    question.number.name: question
-    for question in (
-        AskedIoctl(Ioctl.KVM_RUN, lambda: 0),
-        AskedIoctl(Ioctl.KVM_GET_MSRS, _msrs),
-        AskedIoctl(Ioctl.KVM_GET_LAPIC, Lapic),
-        AskedIoctl(Ioctl.KVM_GET_XCRS, Xcrs),
-        AskedIoctl(Ioctl.KVM_INTERRUPT, Interrupt),  # refused: the interrupt controllers are the kernel's
-    )
-}  # fmt: skip
+    "KVM_GET_DEBUGREGS", "KVM_GET_TSC_KHZ", "KVM_GET_MSRS", "KVM_GET_LAPIC", "KVM_GET_XCRS", "KVM_INTERRUPT",
+)  # fmt: skip
 OF_THE_VCPU: dict[str, Callable[[KvmVcpu], bytes]] = {"KVM_SET_REGS": lambda vcpu: bytes(vcpu.regs())}
 CALLS = frozenset({*VM_CALLS, *VCPU_CALLS, *OF_THE_VCPU})
 

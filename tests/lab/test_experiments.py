@@ -13,7 +13,7 @@ import pytest
 
 from chaos.errors import ExitCode
 from chaos.history import file
-from chaos.history.records import Asked, Counted, Fault, Header, Held, History, Note, Observation
+from chaos.history.records import Asked, Counted, Done, Fault, Header, Held, History, Invoke, Note, Observation
 from chaos.judge.timeline import During
 from tests.lab.conftest import Sevchaos, as_expected
 
@@ -127,6 +127,20 @@ def test_every_descriptor_of_the_source_answers_eio(told: Told, name: str) -> No
     assert {answer.errno for answer in asked.answers} == {EIO}
     assert EIO not in {answer.control for answer in asked.answers}
     assert told.outcomes(name)["P3"] == "kept"
+
+
+def test_guests_are_looked_at_and_the_dead_are_asked_to_the_very_end(told: Told) -> None:
+    """By the runner, after the script: what the vCPUs say when they are taken out, and the source once more."""
+    records = told.history("move-across-cgroups").records
+    last = next(r.step for r in records if isinstance(r, Observation) and r.label == "end")
+    ended = [r for r in records if getattr(r, "step", -1) == last and isinstance(r, Invoke | Asked)]
+    assert [r.f if isinstance(r, Invoke) else "ask" for r in ended][:3] == ["pause", "ask", "close"]
+    paused, asked = ended[:2]
+    assert isinstance(paused, Invoke) and isinstance(asked, Asked)
+    assert (paused.args["vm"], asked.vm, asked.device) == ("new", "old", 0)
+    said = next(r.value for r in records if isinstance(r, Done) and r.op == paused.op)
+    assert (said["astray"], said["torn"], said["ended"]) == ([], [], "")
+    assert {answer.fd for answer in asked.answers} == {"vm", "vcpu 0", "device"}
 
 
 def test_both_cgroups_are_charged_while_the_move_waits(told: Told) -> None:

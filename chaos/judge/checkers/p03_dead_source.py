@@ -3,7 +3,8 @@
 none does.
 
 EIO is also what KVM answers to a process with another address space. So the source is asked in the process that
-created it, every descriptor of it, and a live VM beside it must not answer EIO. A dead process cannot be asked.
+created it, every question (`chaos.history.questions`) on every descriptor of it, and a live VM beside it must not
+answer EIO. A dead process cannot be asked. Whatever is done to the dead source, it is asked again after that.
 
 A storm asks all the time, and shows more: that there is one instant before which everything is answered and after
 which nothing is, and that it lies inside the move.
@@ -14,19 +15,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
-from errno import EBADF, EIO
+from errno import EBADF, EIO, ENODEV
 
 import msgspec
 
 from chaos.experiment.model import Experiment
-from chaos.history.reading import answers_of_open, errname, ioctl_answered, refused_as_dead, says_dead
+from chaos.history.questions import ANYBODY, DEVICE, THE_DEAD, kind_of
+from chaos.history.reading import answers_of_open, argument, errname, ioctl_answered, refused_as_dead, says_dead
 from chaos.history.records import Answer, Asked, Done, History, Invoke, Stormed
 from chaos.judge.evidence import IOCTLS, RunEvidence, TriedMove
 from chaos.judge.instant_of_death import ContradictionKind, Death, TimedCall, instant_of_death
 from chaos.judge.parts import broken, combine, kept, unknown
-from chaos.judge.verdict import Verdict
+from chaos.judge.verdict import Outcome, Verdict
 
 PROMISE = "P3"
+ENDS = frozenset({"close", "exit", "pause", "calm", "disconnect"})
+"""What is done to a VM on its way out, and has no answer of its own to give."""
 
 
 def check(experiment: Experiment, history: History) -> Verdict:
@@ -52,7 +56,9 @@ def _move(experiment: Experiment, evidence: RunEvidence, move: TriedMove) -> Ite
         later, end = evidence.changed(move.source, move)
     asked = [record for record in evidence.asked if record.vm == move.source and move.over < record.seq < end]
     for record in asked:
-        yield judge_asked(experiment, evidence, move, record)
+        yield _answers(experiment, evidence, move, record)
+    if move.happened and asked:
+        yield from _asked_last(evidence, move, asked[-1], end)
     if not asked and later is None:
         yield _not_asked(evidence, move)
     yield from _instant(evidence, move, end)
@@ -67,6 +73,42 @@ def _not_asked(evidence: RunEvidence, move: TriedMove) -> Verdict:
         reason = "the source process is dead, and only it could ask its file descriptors"
         return unknown(PROMISE, reason, (*move.records, exited), signature="source-process-dead")
     return unknown(PROMISE, f"{move}, and {move.source} was not asked afterwards", move.records)
+
+
+def _answers(experiment: Experiment, evidence: RunEvidence, move: TriedMove, asked: Asked) -> Verdict:
+    """What the answers of the source say after the move, if every question was put to every descriptor."""
+    verdict = judge_asked(experiment, evidence, move, asked)
+    left_out = "; ".join(_left_out(asked, dead=bool(move.happened)))
+    if left_out and verdict.outcome is Outcome.KEPT:
+        return unknown(PROMISE, f"{move}, and of {asked.vm} not everything was asked: {left_out}", (asked,))
+    return verdict
+
+
+def _left_out(asked: Asked, *, dead: bool) -> Iterator[str]:
+    """What was not asked of the descriptors that were; the dead are asked more than the living."""
+    answers = answers_of_open(asked)
+    if asked.device is None:
+        yield "device descriptors were not asked"
+    elif asked.device == 0 and not any(answer.fd == DEVICE for answer in asked.answers):
+        yield "its device descriptor was not asked"
+    elif asked.device not in (0, ENODEV):
+        yield f"it has no device descriptor, since KVM_CREATE_DEVICE failed with {errname(asked.device)}"
+    for fd in dict.fromkeys(answer.fd for answer in answers):
+        due = ANYBODY.get(kind_of(fd), ()) + (THE_DEAD.get(kind_of(fd), ()) if dead else ())
+        put = {answer.ioctl for answer in answers if answer.fd == fd}
+        missing = [name for name in due if name not in put]
+        if missing:
+            yield f"{fd} not {missing[0]}" + (f" and {len(missing) - 1} others" if len(missing) > 1 else "")
+
+
+def _asked_last(evidence: RunEvidence, move: TriedMove, asked: Asked, end: int) -> Iterator[Verdict]:
+    """The dead stay dead whatever is done to them: whoever was asked last before that may have risen since."""
+    for invoke, _ in evidence.operations:
+        to = (argument(invoke, "vm"), argument(invoke, "source"))
+        if asked.seq < invoke.seq < end and asked.vm in to and invoke.f not in ENDS:
+            text = f"{move}, and {asked.vm} was not asked again after {invoke.f}"
+            yield unknown(PROMISE, text, (asked, invoke))
+            return
 
 
 def judge_asked(

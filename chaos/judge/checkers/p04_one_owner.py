@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """P4, one owner: at every moment exactly one VM owns the context while any holder lives.
 
-Three witnesses, each blind alone. GUEST_STATUS tells whether a VM owns a context (`chaos.history.reading.owns`), so
+Three witnesses, each blind alone. GUEST_STATUS tells whether a VM owns a context (`chaos.judge.ledger.owners`), so
 the one that must own it is asked, and the other one too unless its process is gone: two VMs that both own one context
 would go unseen else. The firmware's guest count tells of contexts that no VM owns any more.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from chaos.experiment.model import Experiment
-from chaos.history.reading import errname, owns, said_dead
+from chaos.history.reading import errname, said_dead
 from chaos.history.records import Done, Exited, History, Observation
 from chaos.judge.evidence import RunEvidence, TriedMove
 from chaos.judge.ledger.firmware_contexts import GONE, told
@@ -73,13 +73,26 @@ def _owner(evidence: RunEvidence, after: list[Entry], vms: frozenset[str]) -> Ve
         vm: done
         for vm in sorted(vms)
         for invoke, done in evidence.done(vm, "guest_status")
-        if invoke.seq > (evidence.settled or 0) and owns(done) and not evidence.lost(invoke)
+        if invoke.seq > (evidence.settled or 0) and evidence.owners.says(invoke, done) and not evidence.lost(invoke)
     }
     first = after[0].fits if after else evidence.ledger.worlds
     if not any(world.holders & vms and world.holders & vms <= answered.keys() for world in first):
-        return unknown(PROMISE, f"of {' and '.join(sorted(vms))} the owner was not asked for its status after the move")
+        text = f"of {' and '.join(sorted(vms))} the owner was not asked for its status after the move"
+        silent = tuple(_silent(evidence, vms))
+        if silent:
+            said = ", ".join(f"{vm}: {_said(done)}" for vm, done in silent)
+            text = f"no GUEST_STATUS after the move says which of {' and '.join(sorted(vms))} owns the context ({said})"
+        return unknown(PROMISE, text, [done for _, done in silent])
     said = ", ".join(f"{vm} owns the context (GUEST_STATUS: {_said(done)})" for vm, done in answered.items())
     return kept(PROMISE, said, answered.values())
+
+
+def _silent(evidence: RunEvidence, vms: frozenset[str]) -> Iterator[tuple[str, Done]]:
+    """The answers to GUEST_STATUS that do not say whether there is a context."""
+    for vm in sorted(vms):
+        for invoke, done in evidence.done(vm, "guest_status"):
+            if invoke.seq > (evidence.settled or 0) and evidence.owners.says(invoke, done) is None:
+                yield vm, done
 
 
 def _other(evidence: RunEvidence, move: TriedMove) -> Verdict:
@@ -89,44 +102,59 @@ def _other(evidence: RunEvidence, move: TriedMove) -> Verdict:
     vm, over = move.other, move.over
     exited = evidence.died(vm, at=move.invoke.seq)
     if exited is not None and exited.seq <= over:
-        return kept(PROMISE, f"the process of {vm} is dead and owns nothing", (exited,))
+        return _outlived(evidence, move, exited)
     if not move.happened and evidence.had_context(vm, move.invoke):
         return _its_own(evidence, move)
     return _without(evidence, move, vm, over)
 
 
 def _without(evidence: RunEvidence, move: TriedMove, vm: str, over: int) -> Verdict:
-    """The VM has no context after record `over`."""
+    """The VM has no context after record `over`, and before another move may have given it one: that the kernel took
+    that move says nothing of what the VM owned."""
+    given = next((m for m in evidence.moves if _gives(m, vm, move)), None)
+    end = evidence.remade(vm, over) if given is None else given.invoke.seq
+    if given is not None and _meanwhile(move, given):
+        return kept(PROMISE, f"{vm} was given a context meanwhile: {given}", (*move.records, *given.records))
     for invoke, done in evidence.done(vm, "guest_status"):
-        if invoke.seq > over and owns(done) is False:
+        if over < invoke.seq < end and evidence.owners.says(invoke, done) is False:
             return kept(PROMISE, f"{vm} owns none (GUEST_STATUS: {_said(done)})", (done,))
     for asked in evidence.asked:
-        if asked.vm == vm and asked.seq > over and said_dead(asked):
+        if asked.vm == vm and over < asked.seq < end and said_dead(asked):
             return kept(PROMISE, f"{vm} is dead, by its own answers", (asked,))
-    later = [
-        later for later in evidence.moves if later.happened and later.destination == vm and later.invoke.seq > over
-    ]
-    if later:
-        return kept(PROMISE, f"{vm} was given the context later, so it owned none", later[0].records)
     exited = evidence.died(vm, at=move.invoke.seq)
-    if exited is not None:
+    if exited is not None and exited.seq < end:
         return _outlived(evidence, move, exited)
     lost = "vm" in evidence.lost_fds(vm, len(evidence.history.records))
     why = ": it has lost its descriptor" if lost else ""
-    text = f"{move}, and {vm} was not asked whether it owns a context as well{why}"
+    until = f", before {given}," if given is not None else ""
+    text = f"{move}, and{until} {vm} was not asked whether it owns a context as well{why}"
     return unknown(PROMISE, text, move.records, signature="descriptor-lost" if lost else "")
 
 
+def _gives(later: TriedMove, vm: str, move: TriedMove) -> bool:
+    """Whether another move, over after this one, gives the VM a context, or may."""
+    over = later.over is None or move.over is None or later.over > move.over
+    return later is not move and over and later.happened is not False and later.destination == vm != later.source
+
+
+def _meanwhile(move: TriedMove, given: TriedMove) -> bool:
+    """Whether that move was under way before this one was over, so that there is no moment between them."""
+    return move.done is not None and (given.done.began if given.done else given.invoke.t) < move.done.ended
+
+
 def _outlived(evidence: RunEvidence, move: TriedMove, exited: Exited) -> Verdict:
-    """A process that was not asked before it died later took no context along, if the firmware still has the guest:
-    of a VM that goes and owns one, KVM has it decommissioned."""
-    answers = (d for i, d in evidence.statuses(move.survivor) if i.seq > exited.seq and d.outcome == "ok")
-    counts = (entry.record for entry in _counted(evidence, evidence.ledger.entries) if entry.record.seq > exited.seq)
+    """A process that was not asked before it died took no context along, if the firmware still has the guest: of a VM
+    that goes and owns one, KVM has it decommissioned. That a process is dead says nothing by itself: a descriptor that
+    it had sent keeps its VM."""
+    since = max(exited.seq, move.over or 0)
+    answers = (d for i, d in evidence.statuses(move.survivor) if i.seq > since and d.outcome == "ok")
+    counts = (entry.record for entry in _counted(evidence, evidence.ledger.entries) if entry.record.seq > since)
     still = next(answers, None) or next(counts, None)
+    later = " later" if exited.seq > (move.over or 0) else ""
     if still is not None:
-        text = f"the process of {move.other} died later and took no context along"
+        text = f"the process of {move.other} died{later} and took no context along"
         return kept(PROMISE, text, (*move.records, exited, still))
-    text = f"{move}, and the process of {move.other} died later, before it was asked whether it owns a context as well"
+    text = f"{move}, and the process of {move.other} died{later}, before it was asked whether it owns a context as well"
     return unknown(PROMISE, text, (*move.records, exited), signature="other-process-dead")
 
 
@@ -134,7 +162,8 @@ def _its_own(evidence: RunEvidence, move: TriedMove) -> Verdict:
     """The destination of a move that failed had a context already, and has that one and no other. Where the firmware
     is not reached before and after, it says of both times that there is one."""
     vm, over = move.destination, move.over or 0
-    answers = [(i.seq, done) for i, done in evidence.done(vm, "guest_status") if owns(done)]
+    asked = evidence.done(vm, "guest_status")
+    answers = [(i.seq, done) for i, done in asked if evidence.owners.says(i, done)]
     before = [done for seq, done in answers if seq < move.invoke.seq]
     after = [done for seq, done in answers if seq > over]
     if not before or not after:

@@ -2,14 +2,16 @@
 """P5, the guest goes on: at the destination where it stopped, and what could be asked of its context before the move
 can be asked after it.
 
-Three questions. The context: GUEST_STATUS at the destination gives handle, policy and state as the source gave them.
+Three questions. The context: every GUEST_STATUS at the destination gives handle, policy and state as the source gave
+them, until the context moves on.
 The registers: the destination takes what it is given of them, and has it when it is read again. The guest: its own
 counter goes on from where the source left it, and its memory holds what its registers say (`Counted.stale` is 0). A
 guest that cannot be entered any more does not go on, whatever its registers say; one that was not given its registers
 cannot. Where the move failed the first and the last are asked of the source. A host that cannot enter SEV-ES guests
 (`Header.executes_es`) skips the last.
 
-A guest that was broken already when it was taken out before the move is no witness of it.
+A guest that was broken already when it was taken out before the move is no witness of it. One that is broken when it
+is taken out after the move, at the latest at the end of the run, was broken by the last move before that.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from chaos.experiment.model import Experiment
-from chaos.history.reading import errname, ioctl_answered
+from chaos.history.reading import errname, ioctl_answered, owns
 from chaos.history.records import Counted, Done, History
 from chaos.judge.evidence import RunEvidence, TriedMove
 from chaos.judge.ledger.firmware_contexts import GONE
@@ -42,13 +44,16 @@ def _move(evidence: RunEvidence, move: TriedMove) -> Iterator[Verdict]:
         return
     if not move.happened and not evidence.had_guest(move):
         return
-    before, after = statuses(evidence, move)
-    if move.happened or (before is not None and after is not None):
-        yield _unheard(evidence, move) if after is None else _context(move, before, after)
+    before, after = _before(evidence, move), _after(evidence, move)
+    if move.happened and not after:
+        yield _unheard(evidence, move)
+    elif move.happened or before is not None:
+        yield from _contexts(evidence, move, before, after)
     given = _given(evidence, move)
     if given is not None and _broken(evidence, move) is None:
         yield _registers(move, given)
     yield goes_on(evidence, move, PROMISE)
+    yield from _taken_out(evidence, move)
 
 
 def _broken(evidence: RunEvidence, move: TriedMove) -> Done | None:
@@ -59,18 +64,27 @@ def _broken(evidence: RunEvidence, move: TriedMove) -> Done | None:
 
 
 def statuses(evidence: RunEvidence, move: TriedMove) -> tuple[Done | None, Done | None]:
-    """The last GUEST_STATUS of the source before the move, and the survivor's first after it.
+    """The last GUEST_STATUS of the source before the move, and of those of the survivor after it the first that failed,
+    or else the first."""
+    after = _after(evidence, move)
+    return _before(evidence, move), next((done for done in after if done.outcome != "ok"), next(iter(after), None))
 
-    Where an earlier move of the same context has cost the source its answer, a move that happened is measured against
-    the last answer that was had of that context, at whatever VM.
-    """
+
+def _before(evidence: RunEvidence, move: TriedMove) -> Done | None:
+    """The last GUEST_STATUS of the source before the move. Where an earlier move of the same context has cost the
+    source its answer, a move that happened is measured against the last answer that was had of that context, at
+    whatever VM."""
     before = [done for invoke, done in evidence.statuses(move.source) if invoke.seq < move.invoke.seq]
     if move.happened and before and before[-1].outcome != "ok":
         before = [done for done in _answers_before(evidence, move) if done.outcome == "ok"] or before
+    return before[-1] if before else None
+
+
+def _after(evidence: RunEvidence, move: TriedMove) -> tuple[Done, ...]:
+    """Every GUEST_STATUS of the survivor after the move, until its context moves on."""
     assert move.over is not None
     _, end = evidence.changed(move.survivor, move)
-    after = [d for i, d in evidence.statuses(move.survivor) if move.over < i.seq < end]
-    return (before[-1] if before else None), (after[0] if after else None)
+    return tuple(done for i, done in evidence.statuses(move.survivor) if move.over < i.seq < end)
 
 
 def _answers_before(evidence: RunEvidence, move: TriedMove) -> list[Done]:
@@ -94,28 +108,41 @@ def _unheard(evidence: RunEvidence, move: TriedMove) -> Verdict:
     return unknown(PROMISE, f"{move}, and {move.survivor} was not asked for its status afterwards", move.records)
 
 
-def _context(move: TriedMove, before: Done | None, after: Done) -> Verdict:
+def _contexts(evidence: RunEvidence, move: TriedMove, before: Done | None, after: Sequence[Done]) -> Iterator[Verdict]:
+    """Every answer after the move against the one before it; of those that say the same the first."""
+    told: list[tuple[object, ...]] = []
+    for done in after:
+        says = (done.outcome, done.errno, done.firmware, *(done.value.get(field) for field in STATUS))
+        if says not in told:
+            yield _context(evidence, move, before, done, later=bool(told))
+            told.append(says)
+
+
+def _context(evidence: RunEvidence, move: TriedMove, before: Done | None, after: Done, *, later: bool) -> Verdict:
+    """One answer after the move. The first and a later one that differs from it have signatures of their own: a finding
+    that explains the first does not explain why it changed."""
     if not move.happened and before and before.outcome == "fail" and before.errno == after.errno:
         text = f"{move}; GUEST_STATUS of {move.source} fails with {errname(after.errno)} as before"
         return kept(PROMISE, text, (before, after))
+    when = f"{'later-' * later}{'after-move' if move.happened else 'after-failed-move'}"
+    refused = after.outcome != "ok" and not after.firmware
+    if refused and (_unexplained(evidence, move, after) if before is None else before.errno != after.errno):
+        return _refused(move, before, after, when)
     if before is None or before.outcome != "ok":
         return unknown(PROMISE, f"GUEST_STATUS of {move.source} was not had before the move, so nothing can compare")
+    return _refused(move, before, after, when) if after.outcome != "ok" else _same(evidence, move, before, after, when)
+
+
+def _same(evidence: RunEvidence, move: TriedMove, before: Done, after: Done, when: str) -> Verdict:
+    """Whether two answers that were given are of the same context in the same state."""
     records = (before, after)
-    when = "after-move" if move.happened else "after-failed-move"
-    if after.outcome != "ok":
-        name = errname(after.errno)
-        return broken(
-            PROMISE,
-            f"{move}; GUEST_STATUS succeeded before and fails with {name} at {move.survivor} after",
-            records,
-            signature=f"guest_status-{when}:{name}",
-            expected="GUEST_STATUS: ok",
-            seen=f"GUEST_STATUS: {name}",
-        )
-    unsaid = [field for field in STATUS if before.value.get(field) is None]
+    fields = _comparable(evidence, move, before, after)
+    if not fields:
+        return unknown(PROMISE, f"{move}; the context was launched only then, so nothing can compare", records)
+    unsaid = [field for field in fields if before.value.get(field) is None]
     if unsaid:
         return unknown(PROMISE, f"{move}; GUEST_STATUS before it did not say {' and '.join(unsaid)}", records)
-    changed = [field for field in STATUS if before.value.get(field) != after.value.get(field)]
+    changed = [field for field in fields if before.value.get(field) != after.value.get(field)]
     if changed:
         return broken(
             PROMISE,
@@ -125,8 +152,43 @@ def _context(move: TriedMove, before: Done | None, after: Done) -> Verdict:
             expected=", ".join(f"{field} {before.value.get(field)}" for field in changed),
             seen=", ".join(f"{field} {after.value.get(field)}" for field in changed),
         )
-    told = ", ".join(f"{field} {after.value[field]}" for field in STATUS if field in after.value)
+    told = ", ".join(f"{field} {after.value[field]}" for field in fields if field in after.value)
     return kept(PROMISE, f"{move}; GUEST_STATUS of {move.survivor} gives {told} as before", records)
+
+
+def _refused(move: TriedMove, before: Done | None, after: Done, when: str) -> Verdict:
+    """GUEST_STATUS of the VM that owns the context fails, and did not before, or not so."""
+    name = errname(after.errno)
+    said = f"GUEST_STATUS fails with {name} at {move.survivor} after"
+    if before is not None:
+        was = "succeeded before" if before.outcome == "ok" else f"failed with {errname(before.errno)} before"
+        said = f"GUEST_STATUS {was} and fails with {name} at {move.survivor} after"
+    return broken(
+        PROMISE,
+        f"{move}; {said}",
+        move.records if before is None else (before, after),
+        signature=f"guest_status-{when}:{name}",
+        expected="GUEST_STATUS: ok",
+        seen=f"GUEST_STATUS: {name}",
+    )
+
+
+def _unexplained(evidence: RunEvidence, move: TriedMove, after: Done) -> bool:
+    """Whether a refusal is one without an answer from before to compare it with: the firmware knew the context, by one
+    of the VMs that have owned it, and the errno does not say who owns it, of which P4 would speak."""
+    launches = (d for vm in evidence.lineage(move.source) for _, d in evidence.done(vm, "launch_start"))
+    launched = any(done.outcome == "ok" and done.seq < move.invoke.seq for done in launches)
+    return launched and owns(after, numberless=True) is None
+
+
+def _comparable(evidence: RunEvidence, move: TriedMove, before: Done, after: Done) -> tuple[str, ...]:
+    """What of the status must be the same: a step of a launch between the two changes the state, and its first step
+    all of it."""
+    operations = ((i, d) for vm in evidence.lineage(move.source) for i, d in evidence.done(vm))
+    done = {i.f for i, d in operations if d.outcome == "ok" and before.seq < d.seq < after.seq}
+    if done & {"launch_start", "command"}:
+        return ()
+    return STATUS[:2] if any(f.startswith("launch_") for f in done) else STATUS
 
 
 def _given(evidence: RunEvidence, move: TriedMove) -> Done | None:
@@ -207,6 +269,48 @@ def _worst(evidence: RunEvidence, after: Sequence[Counted], move: TriedMove) -> 
     _, end = evidence.changed(move.survivor, move)
     broken = (count for count in after if (count.stale or count.ended) and count.seq < end)
     return next(broken, after[0])
+
+
+def _taken_out(evidence: RunEvidence, move: TriedMove) -> Iterator[Verdict]:
+    """What the vCPUs said when they were taken out of the guest after the move, until another move of the context was
+    tried: that it had left its program or stopped, or its memory was not what its registers said. Of what was so
+    before the move already, and of a guest that was not given its registers, this says nothing new."""
+    assert move.over is not None
+    _, end = evidence.changed(move.survivor, move)
+    end = min([end, *(m.invoke.seq for m in evidence.moves if m.source == move.survivor and m.invoke.seq > move.over)])
+    given = _given(evidence, move)
+    if _broken(evidence, move) is not None or (move.happened and (given is None or given.outcome != "ok")):
+        return
+    since = move.over if given is None else given.seq
+    when = "after-move" if move.happened else "after-failed-move"
+    for invoke, done in evidence.done(move.survivor, "pause"):
+        if not since < invoke.seq < end:
+            continue
+        for how, said in _damage(evidence, move.survivor, when, done):
+            yield broken(
+                PROMISE,
+                f"{move}; then {said}",
+                (*move.records, done),
+                signature=how,
+                expected="a guest that runs",
+                seen=said,
+            )
+
+
+def _damage(evidence: RunEvidence, vm: str, when: str, done: Done) -> Iterator[tuple[str, str]]:
+    """What a pause says against the guest: a signature, and the same in words."""
+    ended, astray, torn = (done.value.get(how) for how in ("ended", "astray", "torn"))
+    if ended:
+        yield _stopped(evidence, vm, when, str(ended)), f"the guest at {vm} had stopped by itself ({ended})"
+    elif astray:
+        yield f"astray-{when}", f"vCPUs {astray} of {vm} had left the guest's program"
+    if torn:
+        yield f"torn-{when}", f"memory was not what the registers said of vCPUs {torn} of {vm}"
+
+
+def _stopped(evidence: RunEvidence, vm: str, when: str, ended: str) -> str:
+    """VMs with a type may stop for reasons of their own, which are not to excuse the others."""
+    return f"stopped-{when}{'-of-typed' * evidence.typed(vm)}:{_plain(ended)}"
 
 
 def _unasked(evidence: RunEvidence, move: TriedMove, promise: str) -> Verdict | None:
@@ -292,8 +396,7 @@ def _compared(evidence: RunEvidence, promise: str, last: Counted, first: Counted
             promise,
             f"the guest does not go on: at {first.vm} it stopped by itself ({first.ended})",
             records,
-            # VMs with a type may stop for reasons of their own, which are not to excuse the others.
-            signature=f"stopped-{when}{'-of-typed' * evidence.typed(first.vm)}:{_plain(first.ended)}",
+            signature=_stopped(evidence, first.vm, when, first.ended),
             expected="a guest that runs",
             seen=first.ended,
         )

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
-from chaos.history.reading import Witness, argument, owns, read, said_dead
+from chaos.history.reading import Witness, argument, read, said_dead
 from chaos.history.records import (
     Asked,
     Counted,
@@ -39,6 +39,7 @@ from chaos.history.records import (
 from chaos.judge.ledger import reach
 from chaos.judge.ledger.effects import EFFECTS, attempts, begin, effect, halfway, into_the_dead, owing, took_effect
 from chaos.judge.ledger.firmware_contexts import Contexts
+from chaos.judge.ledger.owners import Owners
 from chaos.judge.ledger.world import STILL, Reach, Reference, World, die, drop, forget, give_back
 
 WitnessKind = Literal["charge", "guests", "owner", "answer"]
@@ -117,7 +118,7 @@ class Ledger:
 
 def replay(history: History) -> Ledger:
     """Replay the history from its first record to its last."""
-    replayed = _Replay(history, contexts=Contexts.of(history))
+    replayed = _Replay(history, contexts=Contexts.of(history), answers=Owners.of(history))
     for _, _, act in sorted(replayed.events(), key=lambda event: event[:2]):
         act()
     return Ledger(tuple(replayed.entries), replayed.worlds, replayed.lost, replayed.lost_at, replayed.during)
@@ -153,6 +154,7 @@ class _Replay:
     lost_at: int | None = None
     during: dict[int, frozenset[World]] = field(default_factory=dict)
     contexts: Contexts = field(default_factory=Contexts)
+    answers: Owners = field(default_factory=Owners)
 
     def events(self) -> Iterator[tuple[int, tuple[int, int], Callable[[], None]]]:
         """(time, (record, half), what to do). A record with a beginning and an end is two events."""
@@ -305,7 +307,7 @@ class _Replay:
         return seen - self.guests_before
 
     def _status(self, invoke: Invoke, done: Done, window: _Window) -> None:
-        said, vm = owns(done), argument(invoke, "vm")
+        said, vm = self.answers.says(invoke, done), argument(invoke, "vm")
         lost = Reference(vm, invoke.agent, lost=True)
         if said is None or any(lost in world.references for world in window.worlds):
             return

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from chaos.experiment.steps import Step
-from chaos.history.records import Asked, Counted, Fault, Held, Overdue, Released
+from chaos.history.records import Counted, Fault, Held, Overdue, Released
 from chaos.kvm.numbers import IOCTL_NAMES
 from chaos.linux import task
 from chaos.linux.loop import Loop, TimedOut
@@ -121,7 +121,7 @@ class Executor:
     def now(self) -> int:
         return self.log.now()
 
-    def write(self, record: Counted | Held | Released | Overdue | Asked | Fault) -> None:
+    def write(self, record: Counted | Held | Released | Overdue | Fault) -> None:
         self.log.write(record)
 
     def note(self, topic: Literal["skipped", "progress"], text: str) -> None:

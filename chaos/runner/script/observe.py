@@ -6,7 +6,6 @@ from __future__ import annotations
 from errno import EIO
 
 from chaos.experiment import steps as s
-from chaos.history.records import Asked
 from chaos.runner.script.executor import Executor
 from chaos.vmm import messages as m
 
@@ -17,8 +16,7 @@ def ask(executor: Executor, step: s.AskStep) -> None:
     every = vm.every
     if every is not None:
         executor.guests.leave(vm)
-    answers = executor.vmms.ask(vm.vmm, m.Ask(vm=vm.name)).answers
-    executor.write(Asked(t=executor.now(), agent=vm.vmm.name, vm=vm.name, step=executor.step, answers=answers))
+    answers = executor.guests.ask(vm)
     if every is not None and not all(answer.errno == EIO for answer in answers):
         executor.guests.enter(vm, every)  # the dead have nowhere to go back to
 

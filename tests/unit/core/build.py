@@ -14,6 +14,7 @@ import msgspec
 from chaos.experiment.load import load
 from chaos.experiment.model import Experiment
 from chaos.history.file import up_to_damage
+from chaos.history.questions import ANYBODY, THE_DEAD, kind_of
 from chaos.history.records import (
     Answer,
     Asked,
@@ -160,13 +161,15 @@ class Builder:
     def ask(
         self, vm: str, agent: str, *, dead: bool, step: int = -1, vcpus: int = 1, control: int = 0
     ) -> Asked:  # fmt: skip
+        """Every question to every descriptor; those for the dead to the dead alone."""
         said = errno.EIO if dead else 0
-        fds = ["vm", "vm", *(f"vcpu {number}" for number in range(vcpus))]
-        names = ["KVM_CHECK_EXTENSION", "KVM_GET_CLOCK", *("KVM_RUN" for _ in range(vcpus))]
         answers = tuple(
-            Answer(fd=fd, ioctl=name, errno=said, control=control) for fd, name in zip(fds, names, strict=True)
+            Answer(fd=fd, ioctl=name, errno=said, control=control)
+            for questions in (ANYBODY, THE_DEAD)[: 1 + dead]
+            for fd in ("vm", *(f"vcpu {number}" for number in range(vcpus)), "device")
+            for name in questions[kind_of(fd)]
         )
-        return self.add(Asked(t=self.tick(), agent=agent, vm=vm, step=step, answers=answers))
+        return self.add(Asked(t=self.tick(), agent=agent, vm=vm, step=step, answers=answers, device=0))
 
     def count(self, vm: str, agent: str, ticks: int, *, step: int = -1, stale: int = 0) -> Counted:
         return self.add(

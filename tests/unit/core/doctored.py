@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from chaos.history.records import Done, Exited, History, Invoke, Observation, Record
+from chaos.history.records import Asked, Counted, Done, Exited, History, Invoke, Observation, Record, Stormed
 from chaos.judge.checkers import CHECKERS
 from chaos.judge.verdict import Outcome, Verdict
 from tests.unit.core.build import ALL, Builder, changed, shipped
@@ -19,6 +19,21 @@ ES = "move-across-cgroups-es"
 KILL_DESTINATION = "kill-destination-in-move"
 KILL_SOURCE = "kill-source-in-move"
 Change = Callable[[Record], Record | None]
+RESTS_ON: dict[str, tuple[type[Record], ...]] = {
+    "P1": (Observation,),
+    "P2": (Observation,),
+    "P3": (Asked, Stormed),
+    "P4": (Done,),
+    "P5": (Counted, Done),
+    "P6": (Observation,),
+    "P7": (Done,),
+    "P8": (Exited, Done),
+    "P9": (Observation,),
+    "P10": (Observation, Done),
+    "P11": (Observation,),
+    "P13": (Done, Invoke),
+}
+"""Of what a promise was kept or broken, by the records that a verdict points at; P12 rests on none."""
 
 
 def check(promise: str, name: str, change: Change | None = None) -> Verdict:
@@ -180,11 +195,13 @@ def ready() -> Builder:
     return b
 
 
-def again() -> Builder:
-    """A move that fails, and succeeds when it is tried again."""
+def again(*, ask: bool = True) -> Builder:
+    """A move that fails, and succeeds when it is tried again; between the two the destination owns nothing."""
     b = ready()
     b.move("old", "new", "destination", error=errno.EBUSY)
     b.observe("between", {"source": 1})
+    if ask:
+        b.status("new", "destination", error=errno.ENOTTY)
     b.move("old", "new", "destination")
     b.give_state("new", "destination")
     b.observe("after", {"destination": 1})

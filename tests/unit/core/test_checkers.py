@@ -16,7 +16,7 @@ from chaos.judge.parts import broken, combine, kept, skipped, unknown
 from chaos.judge.verdict import Outcome
 from chaos.promises import PROMISES
 from tests.unit.core.build import ALL, Builder, destination_killed, moved, moved_es, shipped, source_killed
-from tests.unit.core.doctored import ES, MOVE, again, chain, check
+from tests.unit.core.doctored import ES, MOVE, RESTS_ON, again, chain, check
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -76,6 +76,12 @@ def test_a_move_that_is_tried_again(promise: str) -> None:
     assert verdict.outcome is Outcome.KEPT, verdict.reason
 
 
+def test_a_move_that_is_taken_says_nothing_of_what_its_destination_owned() -> None:
+    verdict = CHECKERS["P4"](shipped(MOVE), again(ask=False).finish())
+    assert verdict.outcome is Outcome.UNKNOWN
+    assert "before the move from old to new succeeded, new was not asked whether it owns" in verdict.reason
+
+
 @pytest.mark.parametrize("promise", ["P1", "P5"])
 def test_a_chain_of_moves(promise: str) -> None:
     verdict = CHECKERS[promise](shipped(MOVE), chain().finish())
@@ -113,9 +119,11 @@ def test_notes_of_other_topics_are_no_witnesses() -> None:
 
 
 @pytest.mark.parametrize("run", [moved, moved_es, destination_killed, source_killed])
-def test_verdicts_point_at_records_that_exist(run: Callable[[], History]) -> None:
+def test_verdicts_point_at_the_records_behind_them(run: Callable[[], History]) -> None:
     history = run()
     name = next(n for n, f in ALL.items() if f is run)
-    for promise in shipped(name).promises:
+    for promise, kinds in RESTS_ON.items():
         verdict = CHECKERS[promise](shipped(name), history)
-        assert all(0 <= number < len(history.records) for number in verdict.records)
+        if verdict.outcome in (Outcome.KEPT, Outcome.BROKEN):
+            pointed = [history.records[number] for number in verdict.records]
+            assert any(isinstance(record, kinds) for record in pointed), (promise, verdict)

@@ -115,16 +115,20 @@ def test_an_unanswered_status_says_nothing() -> None:
     ("outcome", "error", "firmware", "expected"),
     [
         ("ok", 0, 0, True),
-        ("fail", errno.EBADF, 0, True),
         ("fail", errno.EIO, 3, True),
         ("fail", errno.EIO, 0, False),
         ("fail", errno.ENOTTY, 0, False),
+        *(
+            ("fail", getattr(errno, name), 0, None)
+            for name in ["EBADF", "EBUSY", "EFAULT", "EINVAL", "ENODEV", "ENOMEM", "EPERM", "ETIMEDOUT"]
+        ),
         ("info", 0, 0, None),
     ],
 )
 def test_owns(outcome: str, error: int, firmware: int, expected: bool | None) -> None:
     done = Done(t=0, op=1, outcome=outcome, errno=error, firmware=firmware)  # type: ignore[arg-type]
     assert owns(done) is expected
+    assert owns(done, numberless=True) is (True if error == errno.EBADF else expected)
 
 
 def test_said_dead() -> None:

@@ -4,8 +4,9 @@ must keep every promise."""
 
 from __future__ import annotations
 
-from errno import EBADF, EIO
+from errno import EBADF, EIO, ENODEV
 
+from chaos.history.questions import ANYBODY, THE_DEAD, kind_of
 from chaos.history.reading import said_dead
 from chaos.history.records import Answer, Asked, History
 from tests.unit.core.build import Builder
@@ -13,11 +14,15 @@ from tests.unit.core.doctored import DEVIATED, HELD, UNKNOWN, verdict_of
 
 
 def answers(b: Builder, *, vm: int, vcpu: int) -> Asked:
-    """Two ioctls on the VM's descriptor and two on the vCPU's, answered so."""
-    calls = (("vm", "KVM_CHECK_EXTENSION", vm), ("vm", "KVM_GET_CLOCK", vm), ("vcpu 0", "KVM_RUN", vcpu),
-             ("vcpu 0", "KVM_GET_REGS", vcpu))  # fmt: skip
-    told = tuple(Answer(fd=fd, ioctl=ioctl, errno=said, control=0) for fd, ioctl, said in calls)
-    return b.add(Asked(t=b.tick(), agent="source", vm="old", step=-1, answers=told))
+    """What the dead are asked, of the VM's descriptor and of the vCPU's, answered so. This kernel has no device."""
+    said = {"vm": vm, "vcpu 0": vcpu}
+    told = tuple(
+        Answer(fd=fd, ioctl=ioctl, errno=said[fd], control=0)
+        for questions in (ANYBODY, THE_DEAD)
+        for fd in said
+        for ioctl in questions[kind_of(fd)]
+    )
+    return b.add(Asked(t=b.tick(), agent="source", vm="old", step=-1, answers=told, device=ENODEV))
 
 
 def lost(

@@ -48,7 +48,7 @@ def test_p3_a_live_source_that_answers_eio() -> None:
 
     verdict = check("P3", KILL_DESTINATION, change)
     assert (verdict.outcome, verdict.signature) == (Outcome.BROKEN, "source-after-failed-move:dead")
-    assert verdict.seen == "2 ok, 1 EIO"
+    assert verdict.seen == "30 ok, 1 EIO"
 
 
 def test_p3_an_operation_that_a_dead_source_answers() -> None:
@@ -62,6 +62,7 @@ def test_p3_an_operation_that_a_dead_source_answers() -> None:
     assert CHECKERS["P3"](shipped(MOVE), b.history()).outcome is Outcome.KEPT
     b.do("get_state", "source", vm="old")
     b.do("launch_measure", "source", vm="old", error=errno.EIO, firmware=3)
+    b.ask("old", "source", dead=True)
     verdict = CHECKERS["P3"](shipped(MOVE), b.finish())
     assert verdict.signature == "source-after-move:answered:get_state+source-after-move:answered:launch_measure"
 
@@ -76,6 +77,7 @@ def test_p3_a_message_that_did_not_come_is_no_answer_of_the_kernel() -> None:
     b.ask("old", "source", dead=True)
     assert CHECKERS["P3"](shipped(MOVE), b.history()).outcome is Outcome.KEPT
     b.done(b.invoke("get_state", "source", vm="old"), "fail", error=errno.EINVAL, value={"call": "KVM_GET_REGS"})
+    b.ask("old", "source", dead=True)
     assert CHECKERS["P3"](shipped(MOVE), b.history()).signature == "source-after-move:answered:get_state"
 
 
@@ -126,6 +128,74 @@ def test_p3_all_descriptors_must_be_asked() -> None:
     verdict = check("P3", ES, change)
     assert verdict.outcome is Outcome.UNKNOWN
     assert "not vcpu 1" in verdict.reason
+
+
+@pytest.mark.parametrize("fd", ["vm", "vcpu 0", "device"])
+@pytest.mark.parametrize("nth", [0, 3, -1])
+def test_p3_every_question_must_be_put_to_every_descriptor(fd: str, nth: int) -> None:
+    """A kernel that lets one ioctl of the dead through may not be found kept by a history that did not ask it."""
+
+    def change(record: Record) -> Record:
+        if not isinstance(record, Asked):
+            return record
+        gone = [answer for answer in record.answers if answer.fd == fd][nth]
+        return msgspec.structs.replace(record, answers=tuple(a for a in record.answers if a is not gone))
+
+    for name in (MOVE, *([KILL_DESTINATION] if fd != "device" else [])):
+        verdict = check("P3", name, change)
+        assert verdict.outcome is Outcome.UNKNOWN and f"not everything was asked: {fd} not KVM_" in verdict.reason
+
+
+@pytest.mark.parametrize("name", [MOVE, KILL_DESTINATION])
+def test_p3_a_history_without_device_descriptors(name: str) -> None:
+    """As those are that were written before devices were asked."""
+
+    def change(record: Record) -> Record:
+        if not isinstance(record, Asked):
+            return record
+        answers = tuple(answer for answer in record.answers if answer.fd != "device")
+        return msgspec.structs.replace(record, answers=answers, device=device)
+
+    device: int | None = None
+    verdict = check("P3", name, change)
+    assert verdict.outcome is Outcome.UNKNOWN and "device descriptors were not asked" in verdict.reason
+    device = 0
+    verdict = check("P3", name, change)
+    assert verdict.outcome is Outcome.UNKNOWN and "its device descriptor was not asked" in verdict.reason
+    device = errno.EMFILE
+    verdict = check("P3", name, change)
+    assert verdict.outcome is Outcome.UNKNOWN and "KVM_CREATE_DEVICE failed with EMFILE" in verdict.reason
+    device = errno.ENODEV  # then no VM of this kernel has any
+    assert check("P3", name, change).outcome is Outcome.KEPT
+
+
+def test_p3_a_device_that_answers() -> None:
+    def change(record: Record) -> Record:
+        if not isinstance(record, Asked):
+            return record
+        answers = (msgspec.structs.replace(a, errno=errno.ENXIO) if a.fd == "device" else a for a in record.answers)
+        return msgspec.structs.replace(record, answers=tuple(answers))
+
+    verdict = check("P3", MOVE, change)
+    assert (verdict.outcome, verdict.signature) == (Outcome.BROKEN, "source-after-move:answered")
+    assert verdict.seen == "4 ENXIO"
+
+
+@pytest.mark.parametrize("f", ["get_state", "register_region", "move", "lose_fd"])
+def test_p3_the_dead_are_asked_again_after_whatever_is_done_to_them(f: str) -> None:
+    b = Builder()
+    b.begin()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.move("old", "new", "destination")
+    b.ask("old", "source", dead=True)
+    b.do("pause", "source", vm="old")
+    assert verdict_of("P3", b.history()).outcome is Outcome.KEPT
+    b.do(f, "source", vm="old", error=0 if f == "lose_fd" else errno.EIO)
+    verdict = verdict_of("P3", b.history())
+    assert verdict.outcome is Outcome.UNKNOWN and f"old was not asked again after {f}" in verdict.reason
+    b.ask("old", "source", dead=True)
+    assert verdict_of("P3", b.finish()).outcome is Outcome.KEPT
 
 
 def test_p3_a_source_that_was_not_asked() -> None:

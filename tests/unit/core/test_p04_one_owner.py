@@ -14,6 +14,7 @@ from chaos.judge.verdict import Outcome, Verdict
 from tests.unit.core.build import Builder, shipped
 from tests.unit.core.doctored import (
     KILL_DESTINATION,
+    KILL_SOURCE,
     MOVE,
     Change,
     answered,
@@ -208,6 +209,16 @@ def test_p4_a_process_that_died_later_has_answered_nothing() -> None:
     b.observe("later", {"destination": 1}, guests=0)  # two had it, and the firmware was told that it is gone
     verdict = CHECKERS["P4"](shipped(MOVE), b.finish())
     assert (verdict.outcome, verdict.signature) == (Outcome.BROKEN, "firmware-counts-fewer")
+
+
+def test_p4_that_a_process_died_in_the_move_does_not_say_what_it_owned() -> None:
+    """A descriptor that it had sent keeps its VM; that the firmware counts the guest still, after that, says it."""
+    blind = replaced(Observation, {}, guests=None)
+    lost = answered("guest_status", "new", outcome="fail", errno=errno.EBADF, value={})
+    verdict = check("P4", KILL_SOURCE, lambda record: lost(blind(record) or record))
+    assert verdict.outcome is Outcome.UNKNOWN
+    assert "the process of old died, before it was asked whether it owns a context as well" in verdict.reason
+    assert "the process of old died and took no context along" in check("P4", KILL_SOURCE, lost).reason
 
 
 def test_p4_a_vm_that_has_lost_its_descriptor_cannot_be_asked() -> None:

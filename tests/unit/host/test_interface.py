@@ -49,6 +49,8 @@ def number(direction: int, nr: int, size: int, kind: int = 0xAE) -> int:
         (Ioctl.KVM_SET_LAPIC, WRITE, 0x8F, structs.Lapic),
         (Ioctl.KVM_SET_DEVICE_ATTR, WRITE, 0xE1, structs.DeviceAttr),
         (Ioctl.KVM_GET_DEVICE_ATTR, WRITE, 0xE2, structs.DeviceAttr),  # so it is in kvm.h
+        (Ioctl.KVM_HAS_DEVICE_ATTR, WRITE, 0xE3, structs.DeviceAttr),
+        (Ioctl.KVM_CREATE_DEVICE, READ | WRITE, 0xE0, structs.CreateDevice),
         (Ioctl.KVM_ENABLE_CAP, WRITE, 0xA3, structs.EnableCap),
         (Ioctl.KVM_MEMORY_ENCRYPT_REG_REGION, READ, 0xBB, structs.EncRegion),
         (Ioctl.KVM_MEMORY_ENCRYPT_UNREG_REGION, READ, 0xBC, structs.EncRegion),

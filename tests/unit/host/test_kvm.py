@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from errno import EBADF, EINVAL
+from collections.abc import Callable, Iterator, Sequence
+from errno import EBADF, EFAULT, EINVAL, EIO, ENODEV
 from pathlib import Path
 from typing import cast, get_args
 
 import pytest
 
 from chaos.experiment.steps import ForeignFd
+from chaos.history.questions import ANYBODY, DEVICE, THE_DEAD, VCPU, VM
 from chaos.kinds import Kind
 from chaos.kvm import sev
 from chaos.kvm.call import KernelError, timed
@@ -21,7 +22,7 @@ from chaos.kvm.system import API_VERSION, System
 from chaos.linux.seqpacket import memory_file
 from chaos.native import VcpuThread, read_vcpu
 from chaos.vmm import foreign_fds, guest, state, vcpus
-from chaos.vmm.ask import VCPU_QUESTIONS, VM_QUESTIONS, ask
+from chaos.vmm.ask import DEVICE_QUESTIONS, QUESTIONS_OF_THE_DEAD, VCPU_QUESTIONS, VM_QUESTIONS, AskedIoctl, ask
 from chaos.vmm.machine import Machine, OpenDevices
 from tests.unit.host.peers import join, together
 
@@ -327,13 +328,42 @@ def test_what_is_asked_of_a_live_vm_is_answered_as_by_the_one_beside_it_and_chan
     counted(machine, 10)
     machine.runnable.pause()
     before = [bytes(vcpu.regs()) + bytes(vcpu.sregs()) + bytes(vcpu.events()) for vcpu in machine.vcpus]
-    answers = ask(host.system, machine.vm, machine.vcpus)
+    answers = ask(host.system, machine.vm, machine.vcpus, machine.device)
     after = [bytes(vcpu.regs()) + bytes(vcpu.sregs()) + bytes(vcpu.events()) for vcpu in machine.vcpus]
     assert before == after
-    assert len(answers) == len(VM_QUESTIONS) + 2 * (1 + len(VCPU_QUESTIONS))
+    kinds = (VM, VCPU, VCPU, *((DEVICE,) if machine.device is not None else ()))
+    assert [answer.ioctl for answer in answers] == [name for kind in kinds for name in ANYBODY[kind]]
     assert [answer for answer in answers if answer.errno != answer.control] == []
     machine.runnable.resume(1)
     counted(machine, 10)
+
+
+def test_the_questions_have_the_names_by_which_the_judge_looks_for_them() -> None:
+    def named(questions: Sequence[AskedIoctl]) -> tuple[str, ...]:
+        return tuple(question.name or question.number.name for question in questions)
+
+    anybody = {VM: named(VM_QUESTIONS), VCPU: ("KVM_RUN", *named(VCPU_QUESTIONS)), DEVICE: named(DEVICE_QUESTIONS)}
+    assert anybody == ANYBODY
+    assert {kind: set(named(questions)) for kind, questions in QUESTIONS_OF_THE_DEAD.items()} == {
+        kind: set(names) for kind, names in THE_DEAD.items()
+    }
+
+
+def test_a_vm_has_a_device_where_the_kernel_has_any(make: Make) -> None:
+    machine = make()
+    assert (machine.device is None) == (machine.no_device != 0)
+    assert machine.no_device in (0, ENODEV)
+
+
+def test_what_is_asked_of_the_dead_is_known_to_this_kernel(host: OpenDevices, make: Make) -> None:
+    """Put to a VM that is thrown away: an ioctl that no kernel has would answer EIO too if its VM were dead."""
+    machine = make()
+    fds = {VM: machine.vm.fd.number, VCPU: machine.vcpus[0].fd.number}
+    asked = [(q, fds[kind]) for kind, questions in QUESTIONS_OF_THE_DEAD.items() for q in questions]
+    answers = {q.name or q.number.name: q.put(fd)[0] for q, fd in asked}
+    of_sev = {name for name, errno in answers.items() if "ENCRYPT" in name and errno == ENOTTY}
+    assert {name for name, errno in answers.items() if errno in (EIO, ENOTTY, EFAULT)} == of_sev
+    assert answers["KVM_CREATE_VCPU of a free id"] == answers["KVM_SET_USER_MEMORY_REGION of slot 0"] == 0
 
 
 def test_a_guest_that_leaves_its_program_says_how_it_ended(make: Make) -> None:
