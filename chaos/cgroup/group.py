@@ -206,6 +206,11 @@ class Cgroup:
         stat = read_keyed(self._node, "stat") or {}
         return stat.get("nr_dying_descendants") or 0
 
+    def dying_of(self, controller: str) -> int | None:
+        """How many groups of one controller, here and below, something still refers to though they are gone: with the
+        cgroup, or because the controller was taken from it. None where the kernel does not say, before 6.12."""
+        return (read_keyed(self._node, "stat") or {}).get(f"nr_dying_subsys_{controller}")
+
     def capacity(self) -> dict[str, int]:
         """The machine's, by key; only the root of the hierarchy knows. Keys without capacity are left out."""
         return _numbers(read_keyed(self._node, "misc_capacity"))

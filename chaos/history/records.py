@@ -166,8 +166,14 @@ class Observation(_Record, frozen=True, kw_only=True):
 
     `misc` maps cgroup → file → key → value, for cgroups below the run's own, named relative to it ("." is the run's
     cgroup itself); `max` is left out where it reads "max". `guests` is the firmware's guest count, None if it could
-    not be asked. `dying` counts removed cgroups below the run's that something still refers to. `pinned` is how many
-    pages are pinned on the whole host, by whomever; it is counted before and after the script, and else None.
+    not be asked. `dying` counts removed cgroups below the run's that something still refers to.
+
+    The rest is of the whole host, whoever it belongs to; it is read before and after the script, and else None.
+    `pinned` is how many pages are pinned. `vms` maps each VM's folder in KVM's debugfs, PID-FD of who made it, to its
+    number of vCPUs; `objects` a slab cache of KVM's to the objects in it; `references` a module to the references to
+    it; `tables` is how many pages KVM has made page tables of. `dying_misc` is of the run's cgroup again: how many
+    groups of the misc controller are gone below it that something still refers to. `unseen` maps those of the last
+    five that this host does not show to the reason.
     """
 
     label: str
@@ -177,6 +183,12 @@ class Observation(_Record, frozen=True, kw_only=True):
     guests: Int | None
     dying: Int
     pinned: Int | None = None
+    vms: dict[str, Int] | None = None
+    objects: dict[str, Int] | None = None
+    references: dict[str, Int] | None = None
+    tables: Int | None = None
+    dying_misc: Int | None = None
+    unseen: dict[str, str] = {}
 
 
 class Counted(_Record, frozen=True, kw_only=True):
@@ -241,11 +253,17 @@ class Stormed(_Record, frozen=True, kw_only=True):
 
 
 class Filled(_Record, frozen=True, kw_only=True):
-    """How many encryption contexts of each key could be had at once, before the next was refused with `errno`."""
+    """How many encryption contexts of each key could be had at once, before the next was refused with `errno`.
+
+    `dying` and `dying_misc` are as with Observation, a moment after this. At the end of the run there is no cgroup
+    below its own any more: what is counted there nobody lets go of. None if nobody looked, or the kernel does not say.
+    """
 
     label: str
     count: dict[str, Int]
     errno: dict[str, Int]
+    dying: Int | None = None
+    dying_misc: Int | None = None
 
 
 class Held(_Record, frozen=True, kw_only=True):

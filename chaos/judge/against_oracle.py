@@ -105,6 +105,8 @@ class Contract:
         """How many contexts the host has room for, and how many of them were not to be had when the run began."""
         header = self.evidence.history.header
         capacity = dict(header.asids) if header is not None else {}
+        if header is not None and header.host == "lab" and not header.shared:
+            return capacity, {}  # nobody else is there: what cannot be had is missing, and that is no limit
         filled = next(
             (r for r in self.evidence.history.records if isinstance(r, Filled) and r.label == START),
             None,

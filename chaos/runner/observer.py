@@ -1,37 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Looking at the host: the counters of the run's cgroups and the firmware's guest count.
 
-Two witnesses that know nothing of each other, and before and after the script a third: how many pages are pinned, which
-costs more to ask. What one cannot say is left out or None, never guessed.
+Two witnesses that know nothing of each other, and before and after the script others, which cost more to ask: how many
+pages are pinned, and what the kernel shows of the VMs that there are. What one cannot say is left out or None, never
+guessed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
+from typing import TypeVar
+
+import msgspec
 
 from chaos.cgroup.group import Cgroup
 from chaos.history.records import Observation
 from chaos.kvm.call import KernelError
 from chaos.kvm.sev import Platform
+from chaos.runner import kernel_objects
 from chaos.runner.recorder import Recorder
+from chaos.safety.survey import Paths
 
-
-def pinned_pages(proc: Path) -> int | None:
-    """How many pages are pinned on this host, by whomever; None if nobody can say.
-
-    The kernel counts every pin that was ever taken and every one that was given back (since 5.8). Each CPU keeps a few
-    of either to itself until vm.stat_refresh is read, which only root may.
-    """
-    try:
-        (proc / "sys/vm/stat_refresh").read_bytes()
-        lines = [line.split() for line in (proc / "vmstat").read_text().splitlines()]
-    except OSError:
-        return None
-    counts = {fields[0]: int(fields[1]) for fields in lines if fields[0].startswith("nr_foll_pin_")}
-    if len(counts) != 2:
-        return None
-    return counts["nr_foll_pin_acquired"] - counts["nr_foll_pin_released"]
+T = TypeVar("T")
 
 
 class Observer:
@@ -45,27 +35,55 @@ class Observer:
         platform: Platform | None,
         lost: Callable[[str], None],
         reticent: Callable[[], bool] = lambda: False,
-        proc: Path = Path("/proc"),
+        paths: Paths | None = None,
     ) -> None:
         self._recorder = recorder
         self._group = group
         self._reticent = reticent
-        self._proc = proc
+        self._paths = paths or Paths()
         self._platform = platform
         self._lost: Callable[[str], None] | None = lost
 
     def observe(self, label: str, step: int, *, pins: bool = False) -> Observation:
+        """With `pins` also what is of the whole host."""
         recorder = self._recorder
         began = recorder.now()
         misc = {self._name(group): group.misc() for group in self._group.walk()}
-        guests = self._guests()
-        dying = self._group.dying()
-        pinned = pinned_pages(self._proc) if pins else None
         observation = Observation(
-            t=began, label=label, step=step, until=recorder.now(), misc=misc, guests=guests, dying=dying, pinned=pinned
+            t=began, label=label, step=step, until=began, misc=misc, guests=self._guests(), dying=self._group.dying()
         )
+        if pins:
+            observation = self._with_objects(observation)
+        observation = msgspec.structs.replace(observation, until=recorder.now())
         recorder.write(observation)
         return observation
+
+    def _with_objects(self, observation: Observation) -> Observation:
+        unseen: dict[str, str] = {}
+
+        def seen(name: str, read: Callable[[], T | None]) -> T | None:
+            """None with the reason in `unseen`, where the host does not show it."""
+            try:
+                value = read()
+            except OSError as error:
+                unseen[name] = f"{error.filename}: {error.strerror}"
+                return None
+            if value is None:
+                unseen[name] = "this kernel does not count them"
+            return value
+
+        paths = self._paths
+        stat = seen("tables", lambda: kernel_objects.vmstat(paths.proc))
+        return msgspec.structs.replace(
+            observation,
+            pinned=None if stat is None else kernel_objects.pinned(stat),
+            tables=None if stat is None else seen("tables", lambda: kernel_objects.tables(stat)),
+            vms=seen("vms", lambda: kernel_objects.vms(paths.debug)),
+            objects=seen("objects", lambda: kernel_objects.objects(paths.slab)),
+            references=seen("references", lambda: kernel_objects.references(paths.modules)),
+            dying_misc=seen("dying_misc", lambda: self._group.dying_of("misc")),
+            unseen=unseen,
+        )
 
     def _name(self, group: Cgroup) -> str:
         return str(group.path.relative_to(self._group.path))

@@ -195,7 +195,7 @@ class ExperimentRun:
         asked = None if self.order.shared else platform
         observer = Observer(
             self.recorder, group, asked, lambda lost: self.recorder.lost("guests", lost), lambda: firmware.may_stall,
-            self.paths.proc,
+            self.paths,
         )  # fmt: skip
         length = len(self.order.experiment.script)
         cgroups = CgroupTree(group, log, vmms)
@@ -256,12 +256,21 @@ class ExperimentRun:
         finally:
             helper_group.destroy()
             self._settle(group)
-        self.recorder.write(Filled(t=self.recorder.now(), label=label, count=count, errno=errno))
+        self.recorder.write(
+            Filled(
+                t=self.recorder.now(), label=label, count=count, errno=errno,
+                dying=group.dying(), dying_misc=group.dying_of("misc"),
+            )
+        )  # fmt: skip
 
     def _settle(self, group: Cgroup) -> None:
-        """The kernel lets go of a removed cgroup a moment later; what stays longer shows in the next observation."""
+        """The kernel lets go of a removed cgroup a moment later; what stays longer shows in the next record."""
+
+        def gone() -> bool:
+            return not (group.dying() or group.dying_of("misc"))
+
         with contextlib.suppress(TimedOut):
-            self.loop.wait(lambda: not group.dying(), GONE_WITHIN, "a removed cgroup to go", look=LOOK_AGAIN)
+            self.loop.wait(gone, GONE_WITHIN, "a removed cgroup to go", look=LOOK_AGAIN)
 
     def _tear_down(self, guests: Guests) -> None:
         """Close every VM and end every VMM, as far as they are still there."""

@@ -38,6 +38,7 @@ class Paths:
     proc: Path = Path("/proc")
     modules: Path = Path("/sys/module")
     debug: Path = Path("/sys/kernel/debug")
+    slab: Path = Path("/sys/kernel/slab")
 
 
 @dataclass(frozen=True, slots=True)

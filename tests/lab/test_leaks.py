@@ -42,10 +42,17 @@ def test_the_audit_sees_a_leak_of_every_kind(in_lab: Sevchaos, kernel: str) -> N
         "charge",
         "setting",
         "page",
+        "vm",
+        "object",
+        "reference",
+        "table",
     }
     for name, found in seen.items():
         assert name.split()[0].strip(":") in found["during"], (name, found)
         assert found["after"] == {}, (name, found)
+    vm, referred = seen["vm in the hands of another process"], seen["cgroup that is removed and referred to"]
+    assert {"process", "reference"} < set(vm["during"])
+    assert ("group" in referred["during"]) == (kernel != "debian:6.1"), "6.1 does not count groups by controller"
 
 
 def test_a_killed_controller_leaves_nothing(in_lab: Sevchaos) -> None:

@@ -3,13 +3,16 @@
 
 The runner observes at `start`, before anything is created, and at `end`, after everything is closed, and fills the
 host to capacity at both. A charge that stays shows in the counters, a context in the firmware's guest count, a
-cgroup's reference in the dying cgroups, and an ASID that is lost while every counter reads zero only in the filling.
-Pages of a guest that stay pinned show in the kernel's count of all pins of the host. In a lab nobody else pins any; on
-another host somebody may, and a count that has changed says nothing.
+cgroup's reference in the cgroups that are still dying when all have been removed, and an ASID that is lost while every
+counter reads zero only in the filling: in as many contexts as the host has ASIDs, not only in as many as before.
+Pages of a guest that stay pinned show in the kernel's count of all pins of the host, VMs, vCPUs and page tables in
+counts of theirs (`left_behind`). In a lab nobody else changes these; on another host somebody may, and a count that has
+changed says nothing.
 """
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 
 from chaos.experiment.model import Experiment
@@ -18,6 +21,7 @@ from chaos.history.records import Filled, History, Observation
 from chaos.judge.evidence import RunEvidence
 from chaos.judge.finding_counters import all_explained, by_mirrors
 from chaos.judge.ledger.firmware_contexts import GONE, told
+from chaos.judge.left_behind import left_behind
 from chaos.judge.parts import broken, combine, kept, skipped, unknown
 from chaos.judge.verdict import Verdict
 
@@ -37,11 +41,16 @@ def check(experiment: Experiment, history: History) -> Verdict:
             return unknown(PROMISE, f"{', '.join(alive)} still lived when the end was observed", (end,))
         parts += [*_charges(evidence, end), _guests(evidence, start, end), _dying(start, end)]
         parts.append(_pinned(evidence, start, end))
+        parts += left_behind(PROMISE, evidence, start, end)
     else:
         missing = " and ".join(label for label in (START, END) if label not in observed)
         parts.append(unknown(PROMISE, f"the host was not observed at the {missing} of the run"))
     if START in filled and END in filled:
-        parts += _filled(evidence, filled[START], filled[END])
+        first, last = filled[START], filled[END]
+        parts += _filled(evidence, first, last)
+        parts.append(_referred(evidence, first, last))
+        if START in observed:
+            parts += _full(evidence, observed[START], first, last)
     else:
         missing = " and ".join(label for label in (START, END) if label not in filled)
         parts.append(unknown(PROMISE, f"the host was not filled to capacity at the {missing} of the run"))
@@ -148,6 +157,9 @@ def _filled(evidence: RunEvidence, start: Filled, end: Filled) -> Iterator[Verdi
         elif before != after and evidence.shared:
             text = f"{after} contexts of {key} could be had after the run, {before} before it, on a shared host"
             yield unknown(PROMISE, text, (start, end))
+        elif before > after and end.errno.get(key, errno.EBUSY) != errno.EBUSY:
+            text = f"{after} contexts of {key} could be had after the run, {before} before it: then it was refused with"
+            yield unknown(PROMISE, f"{text} {errname(end.errno[key])}, which no missing ASID is", (start, end))
         elif before != after:
             yield broken(
                 PROMISE,
@@ -165,6 +177,76 @@ def _filled(evidence: RunEvidence, start: Filled, end: Filled) -> Iterator[Verdi
             yield kept(PROMISE, f"{after} contexts of {key} can be had as before", (start, end))
     if not start.count and not end.count:
         yield unknown(PROMISE, "no key was filled to capacity", (start, end))
+
+
+def _full(evidence: RunEvidence, observed: Observation, start: Filled, end: Filled) -> Iterator[Verdict]:
+    """As many contexts as the host has ASIDs, but for those in use and those that the run's own limit leaves to others;
+    and it is for want of one more that filling stopped."""
+    header, both = evidence.history.header, (start, end)
+    if header is None or evidence.shared:
+        yield skipped(
+            PROMISE, "how many contexts can be had at most depends on others of this host", both, what="asids-of-others"
+        )
+        return
+    mine = observed.misc.get(".", {})
+    if "current" not in mine:
+        yield unknown(PROMISE, "what was in use at the start of the run was not read", (observed,))
+        return
+    for key, capacity in sorted(header.asids.items()):
+        left = capacity - mine["current"].get(key, 0)
+        due = min(left, mine.get("max", {}).get(key, left))
+        could = f"capacity {capacity}, {start.count.get(key, 0)} of {key} can be had"
+        if capacity and key not in start.count:
+            yield unknown(PROMISE, f"{key} was not filled to capacity", both)
+        elif start.count.get(key, 0) == due and due < left:
+            yield skipped(
+                PROMISE,
+                f"{could}: the run may take no more, and none that is lost beyond would show",
+                both,
+                what="asids-beyond-the-limit",
+            )
+        elif start.count.get(key, 0) == due:
+            yield _stopped(key, due, start, end)
+        elif start.count[key] < due and start.errno.get(key, 0) != errno.EBUSY:
+            why = errname(start.errno.get(key, 0))
+            yield unknown(PROMISE, f"{could}, and the next was refused with {why}, which no missing ASID is", both)
+        else:
+            signature = f"{'fewer' if start.count[key] < due else 'more'}-contexts-than-asids:{key}"
+            yield broken(PROMISE, could, both, signature=signature, expected=str(due), seen=str(start.count[key]))
+
+
+def _stopped(key: str, due: int, start: Filled, end: Filled) -> Verdict:
+    """By what, of a host that had `due` contexts of the key; why it was otherwise in the end is asked elsewhere."""
+    why = start.errno.get(key, 0)
+    if due and why != errno.EBUSY:
+        text = f"filling {key} stopped at {due} for {errname(why)} where EBUSY was due"
+        return unknown(PROMISE, text, (start, end))
+    return kept(PROMISE, f"{due} contexts of {key} could be had, which is every ASID", (start, end))
+
+
+def _referred(evidence: RunEvidence, start: Filled, end: Filled) -> Verdict:
+    """Whether all cgroups went, that of a mirror apart which a finding says is charged, and held, for good.
+
+    Where the kernel tells controllers apart it is misc's groups that count: others', as memory's, stay for a while.
+    """
+    both, what = (start, end), "removed cgroups are"
+    before, after = start.dying, end.dying
+    if start.dying_misc is not None and end.dying_misc is not None:
+        before, after, what = start.dying_misc, end.dying_misc, "groups of the misc controller are gone and"
+    if before is None or after is None:
+        return unknown(PROMISE, "the history does not say whether the run's cgroups went when they were removed", both)
+    if before == after:
+        return kept(PROMISE, "every cgroup of the run went when it was removed", both)
+    mirrors = {level for level, _ in by_mirrors(evidence, end.seq) if level != "."}
+    by = "-after-mirror-move" if after - before == len(mirrors) else ""
+    return broken(
+        PROMISE,
+        f"{after} {what} still referred to when all were removed, {before} before",
+        both,
+        signature=f"{'more' if after > before else 'fewer'}-cgroups-referred-to{by}",
+        expected=str(before),
+        seen=str(after),
+    )
 
 
 def _way(evidence: RunEvidence, key: str, missing: int, end: Filled) -> str:

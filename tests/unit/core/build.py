@@ -155,7 +155,21 @@ class Builder:
         count = charges["."] if guests is None else guests
         t = self.tick()
         return self.add(
-            Observation(t=t, until=t + 100_000, label=label, step=step, misc=misc, guests=count, dying=dying, pinned=5)
+            Observation(
+                t=t,
+                until=t + 100_000,
+                label=label,
+                step=step,
+                misc=misc,
+                guests=count,
+                dying=dying,
+                pinned=5,
+                vms={},
+                objects={"kvm_vcpu": 0},
+                references={"kvm_amd": 0, "ccp": 1},
+                tables=0,
+                dying_misc=0,
+            )
         )
 
     def ask(
@@ -176,9 +190,10 @@ class Builder:
             Counted(t=self.tick(), vm=vm, agent=agent, step=step, where="registers", ticks=ticks, stale=stale)
         )
 
-    def fill(self, label: str, sev: int = 8, sev_es: int = 7) -> Filled:
+    def fill(self, label: str, sev: int = 8, sev_es: int = 7, *, dying: int = 0) -> Filled:
         full = {"sev": errno.EBUSY, "sev_es": errno.EBUSY}
-        return self.add(Filled(t=self.tick(), label=label, count={"sev": sev, "sev_es": sev_es}, errno=full))
+        count = {"sev": sev, "sev_es": sev_es}
+        return self.add(Filled(t=self.tick(), label=label, count=count, errno=full, dying=dying, dying_misc=dying))
 
     def hold(self, invoke: Invoke, *, step: int = -1, reached: bool = True) -> Held:
         """A move that waits for a vCPU."""

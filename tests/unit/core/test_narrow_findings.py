@@ -113,8 +113,9 @@ def test_the_limits_of_the_other_key(
     assert excused(promise, es_into(limit=limit, error=error, events=events)) == finding
 
 
-def moved_mirror(*, charged: int = 2, sev: int = 7) -> History:
-    """A mirror is moved to the destination, where so much is charged then; in the end `sev` contexts can be had."""
+def moved_mirror(*, charged: int = 2, sev: int = 7, dying: int = 1) -> History:
+    """A mirror is moved to the destination, where so much is charged then; in the end `sev` contexts can be had, and
+    so many cgroups that were removed have not gone."""
     b = begun()
     b.launch("owner", "source", "sev")
     b.do("create", "source", vm="mirror", kind="mirror", vcpus=1, memory="guest")
@@ -126,7 +127,7 @@ def moved_mirror(*, charged: int = 2, sev: int = 7) -> History:
     for agent in ("source", "destination"):
         b.exit(agent)
     b.observe("end", {"destination": 1}, guests=0)
-    b.fill("end", sev=sev)
+    b.fill("end", sev=sev, dying=dying)
     return b.end()
 
 
@@ -134,6 +135,7 @@ def test_a_moved_mirror_is_charged_once_and_takes_one_context() -> None:
     assert [excused(promise, moved_mirror()) for promise in ("P1", "P2", "P9")] == ["0004"] * 3
     assert [excused(promise, moved_mirror(charged=3)) for promise in ("P1", "P2")] == ["", ""]
     assert excused("P9", moved_mirror(sev=6)) == ""
+    assert [excused("P9", moved_mirror(dying=number)) for number in (0, 2)] == ["", ""]
 
 
 def mirror_asked(*, elsewhere: bool, moved: bool = False) -> History:

@@ -14,6 +14,40 @@ from chaos.judge.verdict import Outcome
 from tests.unit.core.build import Builder, shipped
 from tests.unit.core.doctored import MOVE, Change, charge, check, replaced, without
 
+WITNESSES = {
+    "vms": "VMs in KVM's debugfs",
+    "objects": "objects in the slab caches",
+    "references": "references to the modules",
+    "tables": "pages of page tables of KVM's",
+    "dying_misc": "groups of the misc controller that are gone and still referred to",
+}
+
+
+EITHER: tuple[dict[str, object], ...] = ({"label": "start"}, {"label": "end"}, {})
+
+
+def refused(key: str, error: int, count: int) -> Change:
+    """Both fillings of the key stopped there, for that reason."""
+
+    def change(record: Record) -> Record:
+        if not isinstance(record, Filled):
+            return record
+        counts, errors = record.count | {key: count}, record.errno | {key: error}
+        return msgspec.structs.replace(record, count=counts, errno=errors)
+
+    return change
+
+
+def elsewhere(shared: bool, values: dict[str, object], label: str = "end") -> Change:
+    """The same on a host that is no lab, with another observation."""
+
+    def change(record: Record) -> Record:
+        if isinstance(record, Observation) and record.label == label:
+            return msgspec.structs.replace(record, **values)
+        return msgspec.structs.replace(record, host="local", shared=shared) if isinstance(record, Header) else record
+
+    return change
+
 
 @pytest.mark.parametrize(
     ("change", "signature"),
@@ -26,7 +60,24 @@ from tests.unit.core.doctored import MOVE, Change, charge, check, replaced, with
         (replaced(Observation, {"label": "end"}, pinned=6), "more-pages-pinned"),
         (replaced(Observation, {"label": "end"}, pinned=4), "fewer-pages-pinned"),
         (replaced(Filled, {"label": "end"}, count={"sev": 7, "sev_es": 7}), "fewer-contexts:sev"),
-        (replaced(Filled, {"label": "start"}, count={"sev": 8, "sev_es": 6}), "more-contexts:sev_es"),
+        (
+            replaced(Filled, {"label": "start"}, count={"sev": 8, "sev_es": 6}),
+            "fewer-contexts-than-asids:sev_es+more-contexts:sev_es",
+        ),
+        (replaced(Filled, {}, count={"sev": 7, "sev_es": 7}), "fewer-contexts-than-asids:sev"),
+        (replaced(Filled, {}, count={"sev": 9, "sev_es": 7}), "more-contexts-than-asids:sev"),
+        (
+            replaced(Filled, {}, count={"sev": 0, "sev_es": 0}),
+            "fewer-contexts-than-asids:sev+fewer-contexts-than-asids:sev_es",
+        ),
+        (replaced(Filled, {"label": "end"}, dying_misc=1, dying=1), "more-cgroups-referred-to"),
+        (replaced(Filled, {"label": "end"}, dying_misc=None, dying=1), "more-cgroups-referred-to"),
+        (replaced(Observation, {"label": "end"}, vms={"101-9": 2}), "vms-left"),
+        (replaced(Observation, {"label": "end"}, objects={"kvm_vcpu": 1}), "more-objects:kvm_vcpu"),
+        (replaced(Observation, {"label": "start"}, objects={"kvm_vcpu": 1}), "fewer-objects:kvm_vcpu"),
+        (replaced(Observation, {"label": "end"}, references={"kvm_amd": 2, "ccp": 1}), "more-references:kvm_amd"),
+        (replaced(Observation, {"label": "end"}, tables=3), "more-table-pages"),
+        (replaced(Observation, {"label": "end"}, dying_misc=1), "more-dying-misc"),
     ],
 )
 def test_p9_deviations(change: Change, signature: str) -> None:
@@ -48,6 +99,28 @@ def test_p9_deviations(change: Change, signature: str) -> None:
         (replaced(Observation, {"label": "end"}, pinned=None), "pages of the host were not counted"),
         (replaced(Observation, {"label": "start"}, pinned=None), "pages of the host were not counted"),
         (without(Exited, agent="source"), "source still lived"),
+        (refused("sev", errno.ENOMEM, 8), "filling sev stopped at 8 for ENOMEM where EBUSY was due"),
+        (refused("sev", errno.EIO, 7), "and the next was refused with EIO, which no missing ASID is"),
+        (replaced(Filled, {}, count={"sev": 8}), "sev_es was not filled"),
+        (
+            replaced(Filled, {"label": "end"}, count={"sev": 5, "sev_es": 7}, errno={"sev": errno.ENOMEM}),
+            "then it was refused with ENOMEM, which no missing ASID is",
+        ),
+        (replaced(Observation, {"label": "start"}, misc={}), "in use at the start of the run was not read"),
+        (replaced(Filled, {}, dying=None, dying_misc=None), "does not say whether the run's cgroups went"),
+        (replaced(Observation, {"label": "end"}, objects={}), "kvm_vcpu were not counted at the end"),
+        *(
+            (replaced(Observation, where, **{name: None}), f"no count of {what} at the {where.get('label', 'start')}")
+            for name, what in WITNESSES.items()
+            for where in EITHER
+        ),
+        *(
+            (
+                replaced(Observation, {"label": "end"}, **{name: None}, unseen={name: "gone"}),
+                f"{what} could not be read",
+            )
+            for name, what in WITNESSES.items()
+        ),
     ],
 )
 def test_p9_needs_its_witnesses(change: Change, reason: str) -> None:
@@ -57,14 +130,76 @@ def test_p9_needs_its_witnesses(change: Change, reason: str) -> None:
 
 
 @pytest.mark.parametrize(("shared", "outcome"), [(False, Outcome.UNKNOWN), (True, Outcome.SKIPPED)])
-def test_p9_on_a_host_with_others_a_pin_may_be_theirs(shared: bool, outcome: Outcome) -> None:
-    def change(record: Record) -> Record:
-        if isinstance(record, Observation) and record.label == "end":
-            return msgspec.structs.replace(record, pinned=6)
-        return msgspec.structs.replace(record, host="local", shared=shared) if isinstance(record, Header) else record
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"pinned": 6}, "others on this host may pin some too"),
+        ({"tables": 6}, "6 pages of page tables of KVM's where 0 were before, and others on this host may"),
+        ({"objects": {"kvm_vcpu": 1}}, "1 objects in the slab cache kvm_vcpu where 0 were before, and others"),
+        (
+            {"references": {"kvm_amd": 3, "ccp": 1}},
+            "3 references to the module kvm_amd where 0 were before, and others",
+        ),
+    ],
+)
+def test_p9_on_a_host_with_others_it_may_be_theirs(
+    values: dict[str, object], reason: str, shared: bool, outcome: Outcome
+) -> None:
+    verdict = check("P9", MOVE, elsewhere(shared, values))
+    assert verdict.outcome is outcome and reason in verdict.reason
 
+
+@pytest.mark.parametrize(("folder", "outcome"), [("101-9", Outcome.BROKEN), ("4711-9", Outcome.KEPT)])
+def test_p9_a_vm_is_known_by_who_made_it_on_a_host_with_others(folder: str, outcome: Outcome) -> None:
+    assert check("P9", MOVE, elsewhere(False, {"vms": {folder: 2}})).outcome is outcome
+    assert check("P9", MOVE, replaced(Observation, {"label": "end"}, vms={folder: 2})).outcome is Outcome.BROKEN
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_p9_groups_of_misc_below_the_run_are_nobody_elses(shared: bool) -> None:
+    assert check("P9", MOVE, elsewhere(shared, {"dying_misc": 1})).signature == "more-dying-misc"
+
+
+@pytest.mark.parametrize("name", WITNESSES)
+def test_p9_is_kept_without_a_witness_that_the_host_has_not_and_says_so(name: str) -> None:
+    change = replaced(Observation, {}, **{name: None}, unseen={name: "it is not mounted"})
     verdict = check("P9", MOVE, change)
-    assert verdict.outcome is outcome and "others on this host may pin some too" in verdict.reason
+    assert verdict.outcome is Outcome.KEPT
+    assert f"{WITNESSES[name]} are not shown by this host (it is not mounted)" in verdict.reason
+
+
+def test_p9_on_a_host_of_its_own_what_is_beyond_the_limit_is_not_shown() -> None:
+    limits = {".": {"current": {"sev": 0, "sev_es": 0}, "max": {"sev": 6, "sev_es": 7}}}
+
+    def local(sev: int) -> Change:
+        ours = elsewhere(False, {"misc": limits}, "start")
+        filled = replaced(Filled, {}, count={"sev": sev, "sev_es": 7})
+
+        def change(record: Record) -> Record | None:
+            once = ours(record)
+            return None if once is None else filled(once)
+
+        return change
+
+    limited = check("P9", MOVE, local(6))
+    assert limited.outcome is Outcome.SKIPPED and "the run may take no more" in limited.reason
+    assert check("P9", MOVE, local(5)).signature == "fewer-contexts-than-asids:sev"
+    assert check("P9", MOVE, elsewhere(False, {})).outcome is Outcome.KEPT
+    assert "depends on others of this host" in check("P9", MOVE, elsewhere(True, {})).reason
+
+
+def test_missing_asids_of_a_lab_are_no_limit() -> None:
+    """The promise is that all can be had: a refusal at the first that is missing has no excuse."""
+    b = Builder()
+    b.fill("start", sev=1)
+    misc = {cgroup: {"current": {"sev": 0, "sev_es": 0}, "max": {}} for cgroup in (".", "source")}
+    b.records[-1] = msgspec.structs.replace(b.observe("start"), misc=misc)
+    b.spawn("source")
+    b.launch("one", "source", "sev")
+    b.do("create", "source", vm="two", kind="sev", vcpus=1, memory="guest")
+    b.do("init", "source", vm="two", key="sev", error=errno.EBUSY)
+    verdict = CHECKERS["P7"](shipped(MOVE), b.history())
+    assert verdict.outcome is Outcome.BROKEN and "init" in verdict.signature
 
 
 def test_p9_a_spawn_that_failed_leaves_no_process() -> None:

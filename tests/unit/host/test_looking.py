@@ -21,8 +21,10 @@ from chaos.linux import task
 from chaos.linux.kmsg import KernelLog, Lost, parse, rearm
 from chaos.linux.loop import Loop, TimedOut
 from chaos.linux.task import Sleeper
+from chaos.runner import kernel_objects
 from chaos.runner.holds import places
-from chaos.runner.observer import pinned_pages
+from chaos.runner.observer import Observer
+from chaos.runner.recorder import Recorder
 from chaos.safety.survey import Paths, Surveyed, allowance, foreign_guests, full_version, refuse_fragile, survey, taken
 from faults.vmm import Kill
 
@@ -358,17 +360,70 @@ def test_a_lab_is_known_by_its_shim_whatever_the_order_says(tmp_path: Path) -> N
     assert not survey("local", paths, None).executes_es
 
 
-def test_pinned_pages_are_those_that_were_not_given_back(tmp_path: Path) -> None:
-    assert pinned_pages(tmp_path) is None
+def test_pages_are_counted_once_every_cpu_has_said_what_it_kept_to_itself(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        kernel_objects.vmstat(tmp_path)
     (tmp_path / "sys/vm").mkdir(parents=True)
     (tmp_path / "sys/vm/stat_refresh").touch()
     vmstat = tmp_path / "vmstat"
     vmstat.write_text("nr_free_pages 7\n")
-    assert pinned_pages(tmp_path) is None
-    vmstat.write_text("nr_free_pages 7\nnr_foll_pin_acquired 12\nnr_foll_pin_released 9\n")
-    assert pinned_pages(tmp_path) == 3
+    stat = kernel_objects.vmstat(tmp_path)
+    assert kernel_objects.pinned(stat) is None and kernel_objects.tables(stat) is None
+    vmstat.write_text("nr_foll_pin_acquired 12\nnr_foll_pin_released 9\nnr_sec_page_table_pages 4\n")
+    stat = kernel_objects.vmstat(tmp_path)
+    assert (kernel_objects.pinned(stat), kernel_objects.tables(stat)) == (3, 4)
     (tmp_path / "sys/vm/stat_refresh").unlink()
-    assert pinned_pages(tmp_path) is None  # what the CPUs keep to themselves is not in it
+    with pytest.raises(FileNotFoundError):
+        kernel_objects.vmstat(tmp_path)
+
+
+def test_vms_are_the_folders_of_kvms_debugfs(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        kernel_objects.vms(tmp_path)
+    for folder in ("kvm/71-9/vcpu0", "kvm/71-9/vcpu1", "kvm/72-kvm-vm"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "kvm/halt_exits").touch()
+    (tmp_path / "kvm/71-9/halt_exits").touch()
+    assert kernel_objects.vms(tmp_path) == {"71-9": 2, "72-kvm-vm": 0}
+
+
+def test_objects_are_counted_in_caches_that_are_kvms_alone(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        kernel_objects.objects(tmp_path)
+    for cache, aliases in (("kvm_vcpu", 0), ("kvm_mmu_page_header", 2)):
+        (tmp_path / cache).mkdir()
+        (tmp_path / cache / "aliases").write_text(f"{aliases}\n")
+        (tmp_path / cache / "objects").write_text("3 N0=3\n")
+    assert kernel_objects.objects(tmp_path) == {"kvm_vcpu": 3}
+    assert (tmp_path / "kvm_vcpu/shrink").read_text() == "1"
+
+
+def test_references_are_those_to_modules(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        kernel_objects.references(tmp_path)
+    (tmp_path / "kvm_amd").mkdir()
+    (tmp_path / "kvm_amd/refcnt").write_text("2\n")
+    (tmp_path / "ccp").mkdir()  # part of the kernel: nobody counts
+    assert kernel_objects.references(tmp_path) == {"kvm_amd": 2}
+
+
+def test_what_a_host_does_not_show_is_recorded_with_the_reason(tmp_path: Path) -> None:
+    group = Cgroup.at(tmp_path)
+    (tmp_path / "cgroup.stat").write_text("nr_descendants 0\nnr_dying_descendants 0\n")
+    (tmp_path / "debug/kvm").mkdir(parents=True)
+    paths = Paths(proc=tmp_path / "proc", debug=tmp_path / "debug", slab=tmp_path / "slab", modules=tmp_path / "module")
+    sink = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    observer = Observer(Recorder(sink), group, None, lambda _: None, paths=paths)
+    plain = observer.observe("middle", 3)
+    assert plain.vms is None and plain.unseen == {}
+    seen = observer.observe("end", 4, pins=True)
+    assert seen.vms == {} and seen.objects is None and seen.tables is None and seen.pinned is None
+    assert set(seen.unseen) == {"objects", "references", "tables", "dying_misc"}
+    assert seen.unseen["objects"] == f"{tmp_path / 'slab'}: No such file or directory"
+    assert seen.unseen["dying_misc"] == "this kernel does not count them"
+    (tmp_path / "cgroup.stat").write_text("nr_dying_descendants 0\nnr_dying_subsys_misc 2\n")
+    assert observer.observe("end", 5, pins=True).dying_misc == 2
+    os.close(sink)
 
 
 @pytest.mark.parametrize(("said", "refused"), [("1\n", True), ("0\n", False), (None, False)])

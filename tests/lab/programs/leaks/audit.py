@@ -10,19 +10,21 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from chaos.cgroup.group import Cgroup
 from chaos.errors import HostLacks
 from chaos.kvm.call import KernelError
 from chaos.kvm.sev import Platform, Sev
 from chaos.kvm.system import System
 from chaos.netns.netlink import inside
 from chaos.netns.space import Namespace
-from chaos.runner.observer import pinned_pages
+from chaos.runner import kernel_objects
+from chaos.safety.survey import Paths
 
 Things = dict[str, frozenset[str]]
 
@@ -37,6 +39,7 @@ _MAY_BE_MADE = PROC / "sys/user/max_net_namespaces"
 
 def look(spared: Path) -> Things:
     """Everything but what lies below the directory `spared`, and this process itself."""
+    stat, paths = kernel_objects.vmstat(PROC), Paths()
     return {
         "process": frozenset(_processes()),
         "cgroup": frozenset(_cgroups()),
@@ -46,8 +49,21 @@ def look(spared: Path) -> Things:
         "file": frozenset(_files(Path("/"), spared)),
         "tracing": frozenset(_tracing()),
         "setting": frozenset(_settings()),
-        "page": frozenset(f"{n} is pinned" for n in range(1, 1 + (pinned_pages(PROC) or 0))),
+        "page": _each("is pinned", kernel_objects.pinned(stat)),
+        "vm": frozenset(f"{name} with {n} vCPUs" for name, n in kernel_objects.vms(paths.debug).items()),
+        "object": _each_of(kernel_objects.objects(paths.slab)),
+        "reference": _each_of(kernel_objects.references(paths.modules)),
+        "table": _each("is a page table of KVM's", kernel_objects.tables(stat)),
+        "group": _each("of misc is gone and referred to", Cgroup.at(CGROUPS).dying_of("misc")),
     }
+
+
+def _each(what: str, count: int | None) -> frozenset[str]:
+    return frozenset(f"{n} {what}" for n in range(1, 1 + (count or 0)))
+
+
+def _each_of(counts: Mapping[str, int]) -> frozenset[str]:
+    return frozenset(word for name, count in counts.items() for word in _each(f"of {name}", count))
 
 
 def contexts() -> Things:

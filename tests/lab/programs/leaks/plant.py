@@ -145,6 +145,77 @@ def _page() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _vm() -> Iterator[None]:
+    """Whoever made it has closed it, and another process has the descriptor."""
+    system = System.open()
+    vm = system.create_vm()
+    child = subprocess.Popen(["sleep", "600"], pass_fds=[vm.fd.number])
+    vm.close()
+    system.close()
+    yield
+    child.kill()
+    child.wait()
+
+
+@contextlib.contextmanager
+def _device() -> Iterator[None]:
+    system = System.open()
+    yield
+    system.close()
+
+
+@contextlib.contextmanager
+def _vcpu() -> Iterator[None]:
+    """It keeps its VM, whose own descriptor is closed."""
+    system = System.open()
+    vm = system.create_vm()
+    vcpu = vm.create_vcpu(0)
+    vm.close()
+    yield
+    vcpu.close()
+    system.close()
+
+
+@contextlib.contextmanager
+def _table() -> Iterator[None]:
+    """Of a guest that has run: it says something to port 16 and leaves."""
+    system = System.open()
+    vm = system.create_vm()
+    memory = Mapping.private(mmap.PAGESIZE)
+    memory.write(0, b"\xe6\x10")
+    vm.set_memory(0, 0, memory)
+    vcpu = vm.create_vcpu(0)
+    segments, registers = vcpu.sregs(), vcpu.regs()
+    segments.cs.base = segments.cs.selector = registers.rip = 0
+    registers.rflags = 2
+    vcpu.set_sregs(segments)
+    vcpu.set_regs(registers)
+    vcpu.run()
+    yield
+    vcpu.close()
+    vm.close()
+    system.close()
+    memory.close()
+
+
+@contextlib.contextmanager
+def _referred() -> Iterator[None]:
+    """A cgroup that is removed while a VM that nobody in it has any more is charged to it."""
+    group, home = CGROUPS / "left", CGROUPS / "cgroup.procs"
+    group.mkdir()
+    (group / "cgroup.procs").write_text(str(os.getpid()))
+    system, platform = System.open(), Platform.open()
+    vm = system.create_vm()
+    Sev(vm.fd.number, platform.fd.number).init()
+    home.write_text(str(os.getpid()))
+    group.rmdir()
+    yield
+    vm.close()
+    platform.close()
+    system.close()
+
+
+@contextlib.contextmanager
 def _cpu() -> Iterator[None]:
     switch = CPUS.parent / "cpu1/online"
     switch.write_text("0")
@@ -175,6 +246,11 @@ LEAKS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "asid of sev_es": lambda: _asid("sev_es"),
     "charge": _guest,
     "page of a guest": _page,
+    "vm in the hands of another process": _vm,
+    "object: a vCPU": _vcpu,
+    "reference: the device": _device,
+    "table of a guest": _table,
+    "cgroup that is removed and referred to": _referred,
     "setting: a CPU": _cpu,
     "setting: a controller": _controller,
 }

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernel shows of the VMs that there are, on the whole host, each by a count of its own.
+
+KVM's debugfs has a folder for each VM, the slab allocator counts vCPUs and page tables' headers, a module those who
+refer to it (each open descriptor of a VM, a vCPU or the device does), and the memory management the pages that KVM has
+made page tables of. A VM that nobody can reach any more shows in all of them.
+
+Only counts that read the same before and after a quiet run are here. Not used: the caches pte_list_desc and
+kvm_async_pf, which the kernel merges with others' (struct pid, kernfs_node); nr_page_table_pages, which changes with
+every process; file-nr, whose count each CPU keeps to itself in part; num_cgroups of /proc/cgroups, which is that of all
+controllers together, and falls a grace period after the cgroup has gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+CACHES = ("kvm_vcpu", "x86_emulator", "kvm_mmu_page_header")
+MODULES = ("kvm_amd", "ccp")
+
+
+def vms(debug: Path) -> dict[str, int]:
+    """VM → number of its vCPUs; a VM goes by its folder, PID-FD of who made it. Raises OSError."""
+    found: dict[str, int] = {}
+    with os.scandir(debug / "kvm") as entries:
+        for entry in entries:
+            if entry.is_dir():
+                with contextlib.suppress(FileNotFoundError):  # it has gone since
+                    found[entry.name] = sum(name.startswith("vcpu") for name in os.listdir(entry.path))  # noqa: PTH208
+    return found
+
+
+def objects(slab: Path) -> dict[str, int]:
+    """Cache → objects in it, of those caches that are KVM's alone. Raises OSError if there is none.
+
+    Of what each CPU keeps for itself all counts as used, so the cache is told first to give back what is free.
+    """
+    found: dict[str, int] = {}
+    for cache in CACHES:
+        with contextlib.suppress(FileNotFoundError):
+            if int((slab / cache / "aliases").read_text()) == 0:
+                (slab / cache / "shrink").write_text("1")
+                found[cache] = int((slab / cache / "objects").read_text().split()[0])
+    return _any(found, slab)
+
+
+def references(modules: Path) -> dict[str, int]:
+    """Module → references to it. Raises OSError if none of them is a module here."""
+    found: dict[str, int] = {}
+    for module in MODULES:
+        with contextlib.suppress(FileNotFoundError):
+            found[module] = int((modules / module / "refcnt").read_text())
+    return _any(found, modules)
+
+
+def _any(found: dict[str, int], where: Path) -> dict[str, int]:
+    if not found:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(where))
+    return found
+
+
+def vmstat(proc: Path) -> dict[str, int]:
+    """The kernel's counts of pages. Each CPU keeps a few of any to itself until vm.stat_refresh is read, as only root
+    may. Raises OSError."""
+    (proc / "sys/vm/stat_refresh").read_bytes()
+    return {name: int(value) for name, value in (line.split() for line in (proc / "vmstat").read_text().splitlines())}
+
+
+def pinned(stat: Mapping[str, int]) -> int | None:
+    """How many pages are pinned on this host, by whomever; None if nobody can say.
+
+    The kernel counts every pin that was ever taken and every one that was given back (since 5.8).
+    """
+    acquired, released = stat.get("nr_foll_pin_acquired"), stat.get("nr_foll_pin_released")
+    return None if acquired is None or released is None else acquired - released
+
+
+def tables(stat: Mapping[str, int]) -> int | None:
+    """How many pages are page tables of KVM's, and of the IOMMU's; None before 6.1, which has no such count."""
+    return stat.get("nr_sec_page_table_pages")
