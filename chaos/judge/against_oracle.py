@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import msgspec
@@ -40,6 +40,7 @@ MARKED = frozenset(
         "misc_cg_uncharge",
     }
 )
+BIDS = frozenset({"move", "mirror"})  # what wants the migration flags of two VMs
 # Between created_vcpus and online_vcpus.
 HALF_A_VCPU = "kvm_arch_vcpu_create"
 START = "start"
@@ -50,7 +51,8 @@ OTHER_THREAD = -1
 class Judged:
     """An operation that was answered. `allowed` is what it may have answered, `gap` why that is not known, "" if it
     is. `as_sev` is what the charge of a SEV-ES context's move would have answered under the key `sev`, None of any
-    other operation, or if nobody can say."""
+    other operation, or if nobody can say. `busy_otherwise` if it may have answered EBUSY though no other move or mirror
+    held the flag of either VM, or if that is not known."""
 
     invoke: Invoke
     done: Done
@@ -58,6 +60,7 @@ class Judged:
     allowed: frozenset[OracleAnswer]
     gap: str = ""
     as_sev: OracleAnswer | None = None
+    busy_otherwise: bool = True
 
     @property
     def fits(self) -> bool:
@@ -167,6 +170,7 @@ class Contract:
         dying = frozenset(argument(other, "source") for other in moving if invoke.f not in ("move", "mirror"))
         flushes = not self.evidence.contexts.flush_failed(invoke, done)
         allowed: set[OracleAnswer] = set()
+        unflagged: set[OracleAnswer] = set()
         as_sev: set[OracleAnswer | None] = set()
         for world in ledger.during.get(invoke.op, ()):
             for limits in around or {frozenset()}:
@@ -184,11 +188,14 @@ class Contract:
                     memlock=self._memlock(invoke, done),
                 )
                 allowed |= oracle.allowed(state, made)
+                unflagged |= oracle.allowed(replace(state, flags_free=True), made) if made.f in BIDS else set()
                 as_sev.add(_charged_as_sev(state, made))
         gap = "" if allowed else f"nobody can say in what state {invoke.f} found its VMs"
         if not around and invoke.f in ("init", "move"):
             gap = f"the limits were not read, which {invoke.f} may have met"
-        return Judged(invoke, done, answer, frozenset(allowed), gap, as_sev.pop() if len(as_sev) == 1 else None)
+        other = bool(gap) or any(answer.errno == errno.EBUSY for answer in unflagged)
+        sev = as_sev.pop() if len(as_sev) == 1 else None
+        return Judged(invoke, done, answer, frozenset(allowed), gap, sev, busy_otherwise=other)
 
     def _stopped(self, f: str, invoke: Invoke, done: Done, at: Callable[[Held], bool]) -> frozenset[int]:
         """The operations `f` that were seen to be stopped there before this one began, and ended after it."""

@@ -18,9 +18,10 @@ import msgspec
 
 from chaos.experiment.model import Experiment
 from chaos.experiment.steps import FaultStep, HoldStep, TogetherStep, walk
-from chaos.history.records import Fault, Held, History, Invoke, Note
+from chaos.history.records import Done, Exited, Fault, Held, History, Invoke, Note
 from chaos.judge import findings
 from chaos.judge.checkers import CHECKERS
+from chaos.judge.checkers.p08_no_deadlock import SIGNALS
 from chaos.judge.findings import Finding
 from chaos.judge.parts import skipped
 from chaos.judge.verdict import Outcome, RunVerdict, Verdict, worst
@@ -78,9 +79,8 @@ def shortcomings(experiment: Experiment, history: History) -> Iterator[str]:
         yield f"the run is incomplete: {history.end.reason or 'no reason was given'}"
     if history.header is not None and history.header.experiment != experiment.name:
         yield f"the history is of another experiment, {history.header.experiment}"
-    evidence = [r for r in history.records if isinstance(r, Fault) and r.event == "evidence" and r.struck]
     # As often as there are such steps: those inside a migration all have its number.
-    struck = Counter((fault.step, fault.fault, fault.target) for fault in evidence)
+    struck = Counter((fault.step, fault.fault, fault.target) for fault in _struck(history))
     reached = Counter((r.step, r.hold) for r in history.records if isinstance(r, Held) and r.reached)
     for number, step in walk(experiment.script):
         if isinstance(step, FaultStep):
@@ -94,6 +94,27 @@ def shortcomings(experiment: Experiment, history: History) -> Iterator[str]:
                 yield f"the run is void: the hold {step.at!r} of step {number} was not reached"
         elif isinstance(step, TogetherStep) and not _overlapped(history, number):
             yield f"the run is void: nothing shows that any two operations of step {number} overlapped"
+
+
+def _struck(history: History) -> Iterator[Fault]:
+    """The evidence of faults that struck. A fatal signal that was sent to a process with a move under way, and did not
+    end it, struck as well: that it ends nobody is what P8 judges, and no failure of ours."""
+    moving: dict[int, str] = {}
+    sent: dict[tuple[int, str, str], set[str]] = {}
+    for record in history.records:
+        if isinstance(record, Invoke) and record.f in TOGETHER:
+            moving[record.op] = record.agent
+        elif isinstance(record, Done):
+            moving.pop(record.op, None)
+        elif isinstance(record, Exited):
+            moving = {op: agent for op, agent in moving.items() if agent != record.agent}
+            sent = {key: ends - {record.agent} for key, ends in sent.items()}
+        elif isinstance(record, Fault) and record.event == "apply" and record.fault in SIGNALS:
+            sent[record.step, record.fault, record.target] = set(record.ends) & set(moving.values())
+        if isinstance(record, Fault) and record.event == "evidence":
+            hit = record.struck or sent.get((record.step, record.fault, record.target))
+            if hit:
+                yield record
 
 
 def _overlapped(history: History, number: int) -> bool:

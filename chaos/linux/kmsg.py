@@ -53,8 +53,9 @@ def parse(record: bytes) -> Line:
 
 
 class KernelLog:
-    """Reads from the moment it is opened. `ahead` is how many nanoseconds CLOCK_MONOTONIC is ahead of the log's clock,
-    None until a signature was heard."""
+    """Reads from the moment it is opened, and before that what the kernel has said since an earlier reader of the same
+    boot, another run, closed it: else that would be nobody's. `ahead` is how many nanoseconds CLOCK_MONOTONIC is ahead
+    of the log's clock, None until a signature was heard."""
 
     def __init__(self, path: Path = PATH) -> None:
         """Raises OSError."""
@@ -63,9 +64,28 @@ class KernelLog:
         self._path = path
         self._written: tuple[int, int] = 0, 0  # CLOCK_MONOTONIC around the last signature
         self._doubt = 0
-        self._kept: list[Line] = []
         self.fd = OwnedFd(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
-        os.lseek(self.fd.number, 0, os.SEEK_END)
+        self._kept: list[Line] = self._since_another()
+
+    def _since_another(self) -> list[Line]:
+        """Read up to the end. None of it counts unless another reader has signed the log."""
+        since: list[Line] | None = None
+        while True:
+            try:
+                record = os.read(self.fd.number, RECORD_LIMIT)
+                line = parse(record)
+            except OSError as error:
+                if error.errno == errno.EPIPE:
+                    continue
+                break
+            except ValueError:
+                os.lseek(self.fd.number, 0, os.SEEK_END)
+                break
+            if not line.kernel and line.text.startswith(SIGNATURE):
+                since = []
+            elif line.kernel and since is not None:
+                since.append(line)
+        return since or []
 
     def sign(self) -> None:
         """Write a line into the log, to be read back: a quiet log and a dead reader look the same. Raises OSError."""

@@ -15,6 +15,7 @@ from chaos.history.records import End, Filled, Header, Kernel
 from chaos.kvm.sev import Platform
 from chaos.linux.kmsg import KernelLog, Lost, rearm
 from chaos.linux.loop import LOOK_AGAIN, Loop, TimedOut
+from chaos.linux.patience import patience
 from chaos.native import library
 from chaos.runner.cgroups import CgroupTree
 from chaos.runner.fault_context import RunContext
@@ -89,6 +90,7 @@ class ExperimentRun:
                 t=self.recorder.now(), experiment=self.order.experiment.name, seed=self.order.seed, host=host.name,
                 kernel=host.kernel, release=host.release, executes_es=host.executes_es, asids=dict(host.asids),
                 shared=self.order.shared, log_ahead=log_ahead,
+                patience=dict(patience(self.paths.proc, self.paths.modules)),
             )
         )  # fmt: skip
 

@@ -2,21 +2,27 @@
 """P6, failure is clean: a move that fails or is killed leaves both VMs usable, and can be tried again.
 
 Four questions to the source (does its context answer, does the guest go on, is it charged as before, is it free of
-EIO) and one to the destination (is it usable, unless its process died with the move). A move that was given no VM's
-descriptor has no source to ask. A later move from the same source that succeeds answers for what it needed.
+EIO) and one to the destination (is it usable, unless its process died with the move): only an ioctl that it answered
+says so. And it must have been tried again: a later move or mirror of the same source, and one of the same destination
+if that still lives, got past both migration flags. EBUSY does not show that, unless nobody held them: then it shows
+that a flag was left set. A move that was given no VM's descriptor has no source to ask. A later move from the same
+source that succeeds answers for what it needed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from errno import EBUSY
 
 from chaos.experiment.model import Experiment
-from chaos.history.reading import errname, owns, said_dead, says_dead
+from chaos.history.reading import errname, ioctl_answered, owns, said_dead, says_dead
 from chaos.history.records import History
+from chaos.judge.against_oracle import Contract
 from chaos.judge.checkers.p01_balance import paid, shows_charge
 from chaos.judge.checkers.p03_dead_source import judge_asked
 from chaos.judge.checkers.p05_guest_goes_on import goes_on, statuses
-from chaos.judge.evidence import RunEvidence, TriedMove
+from chaos.judge.evidence import IOCTLS, RunEvidence, TriedMove
+from chaos.judge.migration_flag import MigrationFlags
 from chaos.judge.parts import broken, combine, kept, unknown
 from chaos.judge.verdict import Verdict
 
@@ -28,8 +34,10 @@ def check(experiment: Experiment, history: History) -> Verdict:
     unclear = [move for move in evidence.tried if move.happened is None or move.over is None]
     failed = [move for move in evidence.tried if move.happened is False and move.over is not None]
     parts = [unknown(PROMISE, f"{move}, and nobody can say whether it took effect", move.records) for move in unclear]
+    flags = MigrationFlags(evidence, Contract(evidence))
     for move in failed:
         parts += _failed(experiment, evidence, move)
+        parts += _tried_again(evidence, flags, move)
     if not parts:
         return unknown(PROMISE, "no move failed, so the question was not asked")
     return combine(PROMISE, parts)
@@ -53,6 +61,45 @@ def _failed(experiment: Experiment, evidence: RunEvidence, move: TriedMove) -> I
         yield unknown(PROMISE, f"{move}, and {move.source} was not asked whether it lives", move.records)
     elif not asked and again is not None:
         yield kept(PROMISE, f"{move}; then {again}", (*move.records, *again.records))
+
+
+def _tried_again(evidence: RunEvidence, flags: MigrationFlags, move: TriedMove) -> Iterator[Verdict]:
+    """A later move or mirror of either VM got past the migration flags, as far as the VM is still there for one. Of
+    moves between the same two that fail alike, the first must have been tried again; the others are how it was."""
+    if not move.source:
+        return  # then nobody's flag was taken
+    alike = (m for m in evidence.tried if _way(m) == _way(move) and m.over is not None and m.over < move.invoke.seq)
+    if next(alike, None) is not None and move.done is not None and move.done.outcome == "fail":
+        return
+    if evidence.taken(move) is None:
+        yield _flag_of(move.source, flags, move)
+    lost = "vm" in evidence.lost_fds(move.destination, move.over or 0)  # nobody can reach it any more
+    if move.destination != move.source and not lost and not _destination_gone(evidence, move):
+        yield _flag_of(move.destination, flags, move)
+
+
+def _way(move: TriedMove) -> tuple[str, str, bool | None, int]:
+    return move.source, move.destination, move.happened, move.done.errno if move.done is not None else 0
+
+
+def _flag_of(vm: str, flags: MigrationFlags, move: TriedMove) -> Verdict:
+    later = list(flags.after(vm, move.over or 0, move.invoke.op))
+    for number, bid in later:
+        if number in flags.stuck:
+            return broken(
+                PROMISE,
+                f"{move}; then {bid}, and no other move or mirror held the migration flag of either VM",
+                (*move.records, *bid.records),
+                signature="refused-again-after-failed-move:EBUSY",
+                expected="anything but EBUSY",
+                seen="EBUSY",
+            )
+    for _, bid in later:
+        if bid.passed and bid.errno not in (None, EBUSY):
+            return kept(PROMISE, f"{move}; tried again, {bid}", (*move.records, *bid.records))
+    refused = "; what was tried was refused with EBUSY for another reason" if later else ""
+    text = f"{move}, and no move or mirror of {vm} was tried again{refused}"
+    return unknown(PROMISE, text, move.records, signature="not-tried-again")
 
 
 def _answers(evidence: RunEvidence, move: TriedMove, again: TriedMove | None) -> Verdict:
@@ -127,6 +174,11 @@ def _destination(evidence: RunEvidence, move: TriedMove) -> Verdict:
 
     One that a context was moved away from before is dead, and has to stay it.
     """
+    return _destination_gone(evidence, move) or _usable(evidence, move)
+
+
+def _destination_gone(evidence: RunEvidence, move: TriedMove) -> Verdict | None:
+    """That nothing could be asked of the destination any more, or nothing but death expected."""
     vm, over = move.destination, move.over or 0
     death = evidence.death(vm, move.invoke.seq)
     if death is not None:
@@ -134,13 +186,14 @@ def _destination(evidence: RunEvidence, move: TriedMove) -> Verdict:
     exited = evidence.exited(move.invoke.agent, after=move.invoke.seq)
     if exited is not None and exited.seq <= over:
         return kept(PROMISE, f"the process of {vm} died with the move", (exited,))
-    return _usable(evidence, move)
+    return None
 
 
 def _usable(evidence: RunEvidence, move: TriedMove) -> Verdict:
     vm, over = move.destination, move.over or 0
     given, end = evidence.changed(vm, move)
-    later = [(invoke, done) for invoke, done in evidence.done(vm) if over < invoke.seq < end and invoke.f != "close"]
+    ioctls = ((i, d) for i, d in evidence.done(vm) if i.f in IOCTLS - {"moves"} and ioctl_answered(d))
+    later = [(invoke, done) for invoke, done in ioctls if over < invoke.seq < end]
     for invoke, done in later:
         if says_dead(done):
             return broken(

@@ -3,7 +3,8 @@
 
 Every move, mirror, INIT, launch command and GUEST_STATUS that a kernel has answered is held against the oracle. What
 GUEST_STATUS says where a context was moved to is left to P5, which has something to compare it with. The promise is
-about refusals, so a run in which nothing was refused shows nothing.
+about refusals, so a run in which nothing was refused shows nothing. An EBUSY that the oracle allows because another
+move or mirror may have been in the way must have had one there (`migration_flag`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from chaos.judge.against_oracle import Contract, Judged, events_of
 from chaos.judge.checkers.p10_limits import CHARGING, due
 from chaos.judge.evidence import RunEvidence
 from chaos.judge.ledger.firmware_contexts import TIMED_OUT
+from chaos.judge.migration_flag import MigrationFlags
 from chaos.judge.oracle import OracleAnswer
 from chaos.judge.parts import broken, combine, kept, unknown
 from chaos.judge.verdict import Verdict
@@ -41,6 +43,10 @@ def check(experiment: Experiment, history: History) -> Verdict:
     judged = [each for each in every if not _is_left_to_p5(evidence, each) and not _by_fault(each, forced)]
     wrong = [each for each in judged if not _as_allowed(each, silent=silent) or (each.gap and each.answer.errno)]
     parts = [_judged(contract, every, each) for each in wrong]
+    flags = MigrationFlags(evidence, contract)
+    unheld = [(each, part) for each in judged if each not in wrong if (part := _unheld(evidence, flags, each))]
+    parts += [part for _, part in unheld]
+    wrong += [each for each, _ in unheld]
     refused = [each for each in judged if each.answer.errno and each not in wrong]
     if refused:
         told = ", ".join(f"{_named(each)}: {errname(each.answer.errno)}" for each in refused[:3])
@@ -103,6 +109,25 @@ def _judged(contract: Contract, every: Sequence[Judged], each: Judged) -> Verdic
         signature=f"{_kind(contract, every, each)}:{seen}-for-{'-or-'.join(own)}".replace(" ", "-"),
         expected=" or ".join(due),
         seen=seen,
+    )
+
+
+def _unheld(evidence: RunEvidence, flags: MigrationFlags, each: Judged) -> Verdict | None:
+    """That it was told EBUSY for a migration flag, which another must hold, and nobody did."""
+    number, records = flags.of(each), (each.invoke, each.done)
+    text = f"{_named(each)} answered EBUSY, and no other move or mirror held the migration flag of either VM"
+    if number in flags.doubtful:
+        return unknown(PROMISE, f"{text} in the end; nobody can say whether it was asked once more then", records)
+    if number not in flags.stuck:
+        return None
+    due = sorted({_said(answer) for answer in each.allowed} - {"EBUSY"})
+    return broken(
+        PROMISE,
+        text,
+        records,
+        signature=f"{evidence.kind(each.invoke)}:EBUSY-of-nobody",
+        expected=" or ".join(due),
+        seen="EBUSY",
     )
 
 

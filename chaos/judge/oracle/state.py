@@ -53,7 +53,8 @@ class State:
     driver has noticed; `flushes` unless it fails a DF_FLUSH, and `obeys` if it is known to do what it must: then it
     refuses no INIT, and no status of a guest that it has. `marked` are moves under way that are known to have marked
     both their VMs as being migrated, `dying` the sources of moves that were under way, `half` creations of vCPUs that
-    are known to be half done. `memlock` are the processes that were given a limit to what they may lock, in bytes."""
+    are known to be half done. `memlock` are the processes that were given a limit to what they may lock, in bytes.
+    `flags_free` to be told of reasons other than that another move or mirror holds a VM's migration flag."""
 
     rules: Rules
     world: World = field(default_factory=World)
@@ -69,6 +70,7 @@ class State:
     dying: frozenset[str] = frozenset()
     half: frozenset[int] = frozenset()
     memlock: frozenset[tuple[str, int]] = frozenset()
+    flags_free: bool = False
 
     def capacity_of(self, key: str) -> int:
         return _of(self.capacity, key)

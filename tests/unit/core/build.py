@@ -328,7 +328,7 @@ def moved_es() -> History:
 
 
 def destination_killed() -> History:
-    """kill-destination-in-move; steps 0 to 14."""
+    """kill-destination-in-move; steps 0 to 15."""
     b = Builder("kill-destination-in-move")
     invoke = _held(b, status=False)
     b.observe("held", {"source": 1, "destination": 1}, guests=1, step=7)
@@ -339,6 +339,8 @@ def destination_killed() -> History:
     b.do("pause", "source", step=12, vm="old")
     b.status("old", "source", step=13)
     b.ask("old", "source", dead=False, step=14)
+    b.do("create", "source", step=15, vm="again", kind="mirror", vcpus=0, memory="guest")
+    b.do("mirror", "source", step=15, vm="again", source="old")
     return b.finish(watched=True)
 
 

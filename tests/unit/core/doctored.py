@@ -224,3 +224,9 @@ def failed(*, status_error: int = 0, ask: bool = True, count: bool = True, obser
     if ask:
         b.ask("old", "source", dead=False)
     return b
+
+
+def tried_again(b: Builder) -> Builder:
+    """A mirror of old that is refused because new has a vCPU: that got past the migration flags of both."""
+    b.do("mirror", "destination", error=errno.EINVAL, vm="new", source="old")
+    return b

@@ -65,6 +65,8 @@ def test_a_vm_that_is_told_to_move_into_itself() -> None:
     b.count("old", "source", 20)
     b.status("old", "source")
     b.ask("old", "source", dead=False)
+    b.launch("other", "source")
+    b.do("mirror", "source", error=errno.EINVAL, vm="other", source="old")
     for promise in ("P1", "P3", "P4", "P5", "P6"):
         verdict = CHECKERS[promise](shipped(MOVE), b.history())
         assert (promise, verdict.outcome) == (promise, Outcome.KEPT), verdict.reason

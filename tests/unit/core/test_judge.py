@@ -14,7 +14,9 @@ from chaos.experiment.steps import FaultStep, MigrateStep
 from chaos.history.records import (
     Answer,
     Asked,
+    Done,
     End,
+    Exited,
     Fault,
     Header,
     Held,
@@ -171,6 +173,21 @@ def test_each_fault_of_a_step_has_to_strike() -> None:
         for _ in range(strikes):
             b.add(Fault(t=b.tick(), fault="storm", event="evidence", step=0, target="source", struck=True))
         assert len(list(shortcomings(experiment, b.end()))) == lacking
+
+
+@pytest.mark.parametrize(("moving", "void"), [(True, False), (False, True)])
+def test_a_fatal_signal_that_was_sent_and_did_not_kill_makes_no_run_void(*, moving: bool, void: bool) -> None:
+    """It was sent to a process in the middle of a move. That this outlives it is what P8 is about."""
+
+    def change(record: Record) -> Record | None:
+        late = isinstance(record, Exited) and record.agent == "destination" and record.status == -9
+        ended = isinstance(record, Done) and record.outcome == "info"
+        if isinstance(record, Fault) and record.event == "evidence":
+            return msgspec.structs.replace(record, struck=False)
+        return None if (moving and (late or ended)) else record
+
+    told = list(shortcomings(shipped("kill-destination-in-move"), changed(destination_killed(), change)))
+    assert any("nothing shows that the fault 'kill'" in each for each in told) is void
 
 
 def test_a_fault_without_evidence_makes_the_run_void() -> None:

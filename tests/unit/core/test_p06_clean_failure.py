@@ -12,7 +12,19 @@ from chaos.history.records import Asked, Counted, Observation, Record
 from chaos.judge.checkers import CHECKERS
 from chaos.judge.verdict import Outcome, Verdict
 from tests.unit.core.build import Builder, changed, shipped
-from tests.unit.core.doctored import KILL_DESTINATION, MOVE, Change, answered, charge, check, failed, ready, replaced
+from tests.unit.core.doctored import (
+    KILL_DESTINATION,
+    MOVE,
+    Change,
+    answered,
+    charge,
+    check,
+    failed,
+    ready,
+    replaced,
+    see,
+    tried_again,
+)
 
 
 def p6(b: Builder) -> Verdict:
@@ -20,16 +32,87 @@ def p6(b: Builder) -> Verdict:
 
 
 def test_p6_both_are_usable() -> None:
-    b = failed()
+    b = tried_again(failed())
     assert "whether new is still usable was not asked" in p6(b).reason
     b.status("new", "destination", error=errno.ENOTTY)
     assert p6(b).outcome is Outcome.KEPT
-    b = failed()
+    b = tried_again(failed())
     b.ask("new", "destination", dead=False)
     assert p6(b).outcome is Outcome.KEPT
-    b = failed()
+    b = tried_again(failed())
     b.do("set_state", "destination", vm="new")
     assert p6(b).outcome is Outcome.KEPT
+
+
+@pytest.mark.parametrize("f", ["disconnect", "listen", "accept", "receive_state", "pause", "run", "receive_fd"])
+def test_p6_what_is_no_ioctl_of_the_destination_does_not_show_that_it_is_usable(f: str) -> None:
+    """A failed migration always ends with `disconnect`, and `run` answers before a vCPU comes out."""
+    b = tried_again(failed())
+    b.do(f, "destination", vm="new")
+    verdict = p6(b)
+    assert verdict.outcome is Outcome.UNKNOWN
+    assert "whether new is still usable was not asked" in verdict.reason
+
+
+def test_p6_a_loop_of_moves_into_the_destination_does_not_show_that_it_is_usable() -> None:
+    b = tried_again(failed())
+    loop = b.invoke("moves", "destination", vm="new", sources=["old"], rounds=2, threads=1)
+    b.done(loop, value={"old EIO": 2})
+    assert "whether new is still usable was not asked" in p6(b).reason
+
+
+def usable() -> Builder:
+    """A move that failed, after which everything was asked but whether it can be tried again."""
+    b = failed()
+    b.status("new", "destination", error=errno.ENOTTY)
+    return b
+
+
+def test_p6_means_that_it_can_be_tried_again() -> None:
+    verdict = p6(usable())
+    assert (verdict.outcome, verdict.signature) == (Outcome.UNKNOWN, "not-tried-again")
+    assert "no move or mirror of old was tried again" in verdict.reason
+    assert p6(tried_again(usable())).outcome is Outcome.KEPT
+    b = usable()
+    b.launch("other", "destination")
+    b.do("mirror", "destination", error=errno.EINVAL, vm="other", source="old")
+    assert "no move or mirror of new was tried again" in p6(b).reason  # it has a flag as well
+
+
+@pytest.mark.parametrize("f", ["move", "mirror"])
+def test_p6_a_move_that_is_refused_again_with_nobody_in_its_way(f: str) -> None:
+    """The flag of one of them was never cleared."""
+    b = usable()
+    see(b, "limits", {"source": 1})
+    b.do(f, "destination", error=errno.EBUSY, vm="new", source="old")
+    verdict = p6(b)
+    assert verdict.outcome is Outcome.BROKEN
+    assert "refused-again-after-failed-move:EBUSY" in verdict.signature.split("+")
+
+
+@pytest.mark.parametrize("error", [errno.EBADF, errno.EFAULT])
+def test_p6_what_was_refused_before_the_flags_shows_nothing(error: int) -> None:
+    b = usable()
+    b.do("mirror", "destination", error=error, vm="new", source="old")
+    assert p6(b).signature == "not-tried-again"
+
+
+def test_p6_a_retry_that_meets_a_limit_shows_nothing() -> None:
+    """EBUSY is its answer, whatever the flags are."""
+    b = ready()
+    see(b, "limits", {"source": 1}, limits={"destination": 0})
+    b.move("old", "new", "destination", error=errno.EBUSY)
+    see(b, "between", {"source": 1}, limits={"destination": 0})
+    b.move("old", "new", "destination", error=errno.EBUSY)
+    see(b, "after", {"source": 1}, limits={"destination": 0})
+    b.count("old", "source", 20)
+    b.status("old", "source")
+    b.status("new", "destination", error=errno.ENOTTY)
+    b.ask("old", "source", dead=False)
+    verdict = p6(b)
+    assert (verdict.outcome, verdict.signature) == (Outcome.UNKNOWN, "not-tried-again")
+    assert "refused with EBUSY for another reason" in verdict.reason
+    assert p6(tried_again(b)).outcome is Outcome.KEPT
 
 
 @pytest.mark.parametrize(
@@ -42,7 +125,7 @@ def test_p6_both_are_usable() -> None:
     ],
 )
 def test_p6_needs_its_witnesses(missing: dict[str, bool], reason: str) -> None:
-    b = failed(**missing)
+    b = tried_again(failed(**missing))
     b.status("new", "destination", error=errno.ENOTTY)
     verdict = p6(b)
     assert verdict.outcome is Outcome.UNKNOWN
@@ -57,7 +140,7 @@ def test_p6_needs_a_failure() -> None:
 
 def test_p6_a_status_that_fails_as_before_is_as_before() -> None:
     change = answered("guest_status", "old", 0, outcome="fail", errno=errno.EBADF)
-    b = failed(status_error=errno.EBADF)
+    b = tried_again(failed(status_error=errno.EBADF))
     b.status("new", "destination", error=errno.ENOTTY)
     assert CHECKERS["P6"](shipped(KILL_DESTINATION), changed(b.history(), change)).outcome is Outcome.KEPT
 
@@ -91,7 +174,7 @@ def test_p6_a_source_that_died_though_the_move_failed() -> None:
 
 
 def test_p6_a_destination_that_died_though_the_move_failed() -> None:
-    b = failed()
+    b = tried_again(failed())
     b.status("new", "destination", error=errno.EIO)
     assert p6(b).signature == "destination-after-failed-move:EIO"
 
@@ -105,7 +188,7 @@ def test_p6_a_ledger_that_is_lost() -> None:
 def test_p6_of_several_moves_that_failed_each_is_answered_for_by_what_was_asked_after_all_of_them() -> None:
     b = ready()
     for _ in range(2):
-        b.move("old", "new", "destination", error=errno.EBUSY)
+        b.move("old", "new", "destination", error=errno.EINVAL)
     b.observe("after", {"source": 1})
     b.count("old", "source", 20)
     b.status("old", "source")
@@ -127,6 +210,7 @@ def crossing(*, asked: bool = True) -> Builder:
     if asked:
         b.status("third", "source", error=errno.ENOTTY)
     b.done(first)
+    b.do("mirror", "source", error=errno.EINVAL, vm="third", source="new")
     b.status("new", "destination", error=errno.EBADF)
     b.observe("after", {"destination": 1})
     return b

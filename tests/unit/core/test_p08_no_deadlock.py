@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
-from chaos.history.records import Fault, History, Overdue
+from chaos.history.records import Fault, History, Invoke, Overdue
 from chaos.judge.verdict import Outcome
-from tests.unit.core.build import moved, source_killed
+from tests.unit.core.build import Builder, moved, source_killed
 from tests.unit.core.doctored import DEVIATED, HELD, UNKNOWN, begun, verdict_of
 
 
@@ -34,12 +35,101 @@ def test_p8_what_never_ends() -> None:
     verdict = verdict_of("P8", hung())
     assert (verdict.outcome, verdict.signature) == (DEVIATED, "never-ended:move")
     assert verdict_of("P8", hung(exits=True)).signature == "never-ended:move"  # it had to be cleared away
-    assert verdict_of("P8", hung(fault=True)).signature == "signal-did-not-end:move"
-    assert verdict_of("P8", hung(fault=True, exits=True)).outcome is HELD
-    assert verdict_of("P8", hung(exits=True, status=1)).outcome is HELD
+    verdict = verdict_of("P8", hung(fault=True, exits=True))
+    assert verdict.outcome is HELD and "0.00 s after kill" in verdict.reason
     verdict = verdict_of("P8", hung(complete=False))
     assert verdict.outcome is UNKNOWN and "cut short" in verdict.reason
     assert verdict_of("P8", begun().finish()).outcome is UNKNOWN
+
+
+def test_p8_a_process_that_ended_by_itself_shows_nothing() -> None:
+    verdict = verdict_of("P8", hung(exits=True, status=1))
+    assert verdict.outcome is UNKNOWN
+    assert "by itself, with status 1" in verdict.reason
+
+
+def outlived(*, kept: float = 30.0, release: float | None = None, kind: str = "pause", fault: str = "kill") -> Builder:
+    """What the runner writes of a move whose process was killed and went `kept` seconds later: it asks for the kill's
+    evidence, gives the step up, takes the vCPU out or undoes what it has to (`release` seconds after the kill), and
+    then the old signal is delivered."""
+    b = begun()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.do("run", "source", vm="old", every=0)
+    move = b.invoke("move", "destination", vm="new", source="old")
+    b.hold(move)
+    struck = b.add(Fault(t=b.tick(), fault=fault, event="apply", step=8, target="destination", ends=("destination",)))
+    if release is not None:
+        b.t = struck.t + int(release * 1e9)
+        if kind == "pause":
+            b.do("pause", "source", vm="old")
+        elif kind == "released":
+            b.release("here")
+        elif kind == "undo":
+            b.add(Fault(t=b.t, fault="hold-something", event="undo", step=7, target="old"))
+        else:
+            b.exited("source", -9)
+    b.t = max(b.t, struck.t + int(kept * 1e9))
+    b.exited("destination", -9)
+    b.done(move, "info")
+    return b
+
+
+def test_p8_a_signal_that_did_not_end_a_move_as_the_runner_writes_it() -> None:
+    """SIGKILL is sent, nobody dies, the runner clears up, and then everything is gone."""
+    b = outlived(release=29.9)
+    struck = next(r for r in b.records if isinstance(r, Fault))
+    evidence = msgspec.structs.replace(struck, event="evidence", struck=False, ends=(), detail="it still runs")
+    b.add(msgspec.structs.replace(evidence, t=b.tick()))
+    verdict = verdict_of("P8", b.end(complete=False, reason="step 9 (join): waited 30 s for move to end"))
+    assert (verdict.outcome, verdict.signature) == (DEVIATED, "signal-did-not-end:move")
+    assert "ended 30.0 s after kill struck destination" in verdict.reason
+    assert "may have been let go before, after 29.9 s" in verdict.reason
+
+
+@pytest.mark.parametrize("kind", ["pause", "released", "undo", "exited"])
+@pytest.mark.parametrize(("release", "outcome"), [(0.01, UNKNOWN), (2.0, DEVIATED)])
+def test_p8_what_was_let_go_first(kind: str, release: float, outcome: Outcome) -> None:
+    verdict = verdict_of("P8", outlived(kept=release + 0.1, release=release, kind=kind).end())
+    assert verdict.outcome is outcome
+    if outcome is UNKNOWN:
+        assert "nobody can say which of the two ended it" in verdict.reason
+
+
+@pytest.mark.parametrize(("kept", "outcome"), [(0.2, HELD), (9.0, HELD), (11.0, DEVIATED)])
+def test_p8_how_long_it_took(kept: float, outcome: Outcome) -> None:
+    verdict = verdict_of("P8", outlived(kept=kept).end())
+    assert verdict.outcome is outcome
+    assert f"{kept:.1f}" in verdict.reason
+
+
+def test_p8_what_comes_after_the_end_of_the_process_let_nothing_go() -> None:
+    b = outlived(kept=0.2)
+    b.do("pause", "source", vm="old")
+    assert verdict_of("P8", b.end()).outcome is HELD
+
+
+def test_p8_a_process_that_had_more_to_wait_for() -> None:
+    b = outlived(kept=20.0)
+    invoke = next(r for r in b.records if isinstance(r, Invoke) and r.f == "move")
+    other = Invoke(t=invoke.t, op=900, f="guest_status", agent="destination", pid=0, step=-1, args={"vm": "new"})
+    b.records.insert(invoke.seq, other)
+    b.records = [msgspec.structs.replace(record, seq=seq) for seq, record in enumerate(b.records)]
+    verdict = verdict_of("P8", b.end())
+    assert verdict.outcome is UNKNOWN
+    assert "also had guest_status of new under way" in verdict.reason
+
+
+@pytest.mark.parametrize(("struck", "signature"), [(False, "never-ended:move"), (True, "signal-did-not-end:move")])
+def test_p8_an_oom_killer_may_find_nobody(struck: bool, signature: str) -> None:
+    """Only its evidence says that somebody was sent a signal."""
+    b = begun()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.invoke("move", "destination", vm="new", source="old")
+    fault = b.add(Fault(t=b.tick(), fault="oom", event="apply", step=8, target="destination", ends=("destination",)))
+    b.add(msgspec.structs.replace(fault, t=b.tick(), event="evidence", struck=struck, ends=()))
+    assert verdict_of("P8", b.end()).signature == signature
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,52 @@ SPLATS = {
     "rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:": "stall",
     "rcu: INFO: rcu_preempt detected expedited stalls on CPUs/tasks: { 1-... }": "stall",
     "Kernel panic - not syncing: Fatal exception": "panic",
+    # From here on as Linux 6.12.117 prints them: lib/, mm/ and kernel/ of its source.
+    "BUG kmalloc-192 (Not tainted): Poison overwritten": "slub:kmalloc-192",
+    "BUG kmalloc-rnd-03-64 (Tainted: G    B   W  OE     ): Right Redzone overwritten": "slub:kmalloc-rnd-03-64",
+    "BUG kvm_vcpu (Tainted: G           OE      6.12.117+deb12-amd64): Object already free": "slub:kvm_vcpu",
+    "BUG kmalloc-32 (Not tainted): Objects remaining on __kmem_cache_shutdown()": "slub:kmalloc-32",
+    "FIX kmalloc-192: Restoring Poison 0x00000000f3d2b6a1-0x00000000a8d7be5c=0x6b": "slub:kmalloc-192",
+    "=== kvm_vcpu: Objects remaining in kvm_vcpu on __kmem_cache_shutdown()": "slub:kvm_vcpu",
+    "Object already free": "slub",
+    "kmem_cache_destroy kvm_vcpu: Slab cache still has objects when called from kvm_exit+0x2a/0x40 [kvm]": "slub",
+    "usercopy: Kernel memory overwrite attempt detected to SLUB object 'kmalloc-64' (offset 0, size 80)!": "usercopy",
+    "refcount_t: saturated; leaking memory.": "refcount:saturated",
+    "refcount_t: addition on 0; use-after-free.": "refcount:addition-on-0",
+    "refcount_t: underflow; use-after-free.": "refcount:underflow",
+    "refcount_t: decrement hit 0; leaking memory.": "refcount:decrement-hit-0",
+    "ODEBUG: free active (active state 0) object: 000000006a5b5b4c object type: timer_list hint: fn+0x0/0x10": (
+        "object:free"
+    ),
+    "ODEBUG: init destroyed (active state 0) object: 000000006a5b5b4c object type: work_struct hint: fn+0x0/0x10": (
+        "object:init-destroyed"
+    ),
+    "ODEBUG: object ffffc900003f7d90 is on stack ffffc900003f4000, but NOT annotated.": "object:is-on-stack",
+    "INFO: trying to register non-static key.": "lockdep",
+    "WARNING: bad contention detected!": "lockdep",
+    "WARNING: chain_key collision": "lockdep",
+    "WARNING: python3/402 still has locks held!": "lockdep",
+    "WARNING: circular locking deadlock detected!": "lockdep",
+    "WARNING: HARDIRQ-safe -> HARDIRQ-unsafe lock order detected": "lockdep",
+    "WARNING: lock held when returning to user space!": "lockdep",
+    "[ BUG: Invalid wait context ]": "bug:Invalid-wait-context",
+    "BUG: KASAN: double-free in sev_vm_destroy+0x11c/0x220 [kvm_amd]": "sanitizer:sev_vm_destroy",
+    "KASAN: null-ptr-deref in range [0x0000000000000000-0x0000000000000007]": "sanitizer:null-ptr-deref",
+    "BUG: KCSAN: data-race in sev_unlock_two_vms / sev_vm_move_enc_context_from": "sanitizer:sev_unlock_two_vms",
+    "BUG: KMSAN: uninit-value in kvm_vm_ioctl+0x1c/0x90 [kvm]": "sanitizer:kvm_vm_ioctl",
+    "BUG: KFENCE: use-after-free read in sev_migrate_from+0x1c/0x90 [kvm_amd]": "sanitizer:sev_migrate_from",
+    "UBSAN: shift-out-of-bounds in arch/x86/kvm/svm/sev.c:12:3": "sanitizer:shift-out-of-bounds",
+    "CFI failure at kvm_vm_ioctl+0x1c/0x90 [kvm] (target: fn+0x0/0x10; expected type: 0x8d6ee3a5)": (
+        "sanitizer:CFI-failure"
+    ),
+    "list_add corruption. next->prev should be prev (ffff8881), but was 0000. (next=ffff8882).": "corruption:list_add",
+    "list_add double add: new=ffff8881, prev=ffff8881, next=ffff8882.": "corruption:list_add",
+    "list_del corruption, ffff8881->next is LIST_POISON1 (dead000000000100)": "corruption:list_del",
+    "INFO: task khungtaskd test:402 blocked for more than 6 seconds.": "hung-task",
+    "INFO: task python3:402 blocked in I/O wait for more than 6 seconds.": "hung-task",
+    "BUG: workqueue lockup - pool cpus=1 node=0 flags=0x0 nice=0 stuck for 31s!": "lockup",
+    "BUG: workqueue leaked atomic, lock or RCU: kworker/1:0[24]": "bug:workqueue-leaked-atomic",
+    "rcu: INFO: rcu_preempt detected stall, but suppressed full report due to a stuck CSD-lock.": "stall",
 }
 ORDINARY = [
     "clocksource: timekeeping watchdog on CPU1: Marking clocksource 'tsc' as unstable because the skew is too large:",
@@ -56,6 +102,11 @@ ORDINARY = [
     "hrtimer: interrupt took 5104321 ns",
     "SEV: DF_FLUSH failed, ret=-16, error=0x0",
     "sevchaos[402]: segfault at 0 ip 0000000000000000 sp 00007ffd error 14",
+    "traps: sevchaos[402] general protection fault ip:55d0c0a0 sp:7ffd0010 error:0 in python3.11[55d0c000+2a0000]",
+    "traps: sevchaos[402] trap invalid opcode ip:55d0c0a0 sp:7ffd0010 error:0 in python3.11[55d0c000+2a0000]",
+    "ODEBUG: Out of memory. ODEBUG disabled",
+    "INFO: lockdep is turned off.",
+    "BUGS: none",
 ]
 
 
@@ -79,8 +130,48 @@ def test_p12_every_pattern_is_tested_and_has_its_reason() -> None:
     assert all(reason for _, _, reason in PATTERNS)
 
 
-def test_p12_what_is_no_warning_does_not_count() -> None:
-    assert report(Kernel(t=0, level=6, text="WARNING: CPU: 1 PID: 402 at a.c:1 b+0x1/0x2")) == ""
+@pytest.mark.parametrize("level", range(8))
+def test_p12_a_report_counts_at_any_level(level: int) -> None:
+    """The head of an oops and the text of a WARN have the default level, which a kernel may have set to any."""
+    assert report(Kernel(t=0, level=level, text="Oops: Oops: 0002 [#1] PREEMPT SMP NOPTI")) == "oops"
+    assert report(Kernel(t=0, level=level, text="refcount_t: underflow; use-after-free.")) == "refcount:underflow"
+
+
+@pytest.mark.parametrize("text", ORDINARY)
+def test_p12_what_userspace_brings_upon_itself_does_not_count(text: str) -> None:
+    assert report(Kernel(t=0, level=6, text=text)) == ""
+
+
+def test_p12_what_was_said_between_two_runs_is_nobodys() -> None:
+    b = Builder()
+    b.kernel("WARNING: CPU: 1 PID: 402 at a.c:1 b+0x1/0x2")
+    b.records[-1] = msgspec.structs.replace(b.records[-1], t=b.records[0].t - 1)
+    verdict = CHECKERS["P12"](shipped(MOVE), b.end())
+    assert verdict.outcome is Outcome.UNKNOWN
+    assert "before this run, after an earlier one had closed the log, the kernel said: WARNING" in verdict.reason
+
+
+PATIENT = {"hung task": 120, "soft lockup": 20, "hard lockup": 0, "RCU stall": 21}
+SHORT = {"hung task": 5, "soft lockup": 20, "hard lockup": 10, "RCU stall": 5}
+
+
+@pytest.mark.parametrize(
+    ("patience", "seconds", "told"),
+    [
+        ({}, 10, "after how long this kernel reports what hangs was not recorded"),
+        (PATIENT, 10, "in 10 s this kernel cannot report hung tasks (after 120 s), soft lockups (after 20 s), RCU"),
+        (PATIENT, 10, "and it never reports hard lockups"),
+        (SHORT, 10, "in 10 s this kernel cannot report soft lockups (after 20 s)"),
+        (SHORT, 100, "whatever hung for long would have been reported"),
+    ],
+)
+def test_p12_says_what_it_could_not_have_seen(patience: dict[str, int], seconds: int, told: str) -> None:
+    b = Builder()
+    b.records[0] = msgspec.structs.replace(b.records[0], patience=patience)
+    b.t += seconds * 1_000_000_000
+    verdict = CHECKERS["P12"](shipped(MOVE), b.end())
+    assert verdict.outcome is Outcome.KEPT
+    assert told in verdict.reason
 
 
 @pytest.mark.parametrize(

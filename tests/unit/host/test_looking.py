@@ -20,6 +20,7 @@ from chaos.kvm.sev import Platform
 from chaos.linux import task
 from chaos.linux.kmsg import KernelLog, Lost, parse, rearm
 from chaos.linux.loop import Loop, TimedOut
+from chaos.linux.patience import patience
 from chaos.linux.task import Sleeper
 from chaos.runner import kernel_objects
 from chaos.runner.holds import places
@@ -186,6 +187,55 @@ def test_what_the_kernel_warns_of_once_is_armed_again(tmp_path: Path) -> None:
     tainted.write_text("512\n")
     assert "cannot be armed again" in rearm(tainted, tmp_path / "none")
     assert rearm(tainted, tmp_path) == "" and (tmp_path / "clear_warn_once").read_text() == "1"
+
+
+def records_of(path: Path, monkeypatch: pytest.MonkeyPatch, *records: str) -> KernelLog:
+    """A log that gives a record a read, and then has no more, as /dev/kmsg does."""
+    waiting = [record.encode() for record in records]
+
+    def read(fd: int, size: int) -> bytes:
+        if not waiting:
+            raise BlockingIOError
+        return waiting.pop(0)
+
+    path.write_text("")
+    monkeypatch.setattr(os, "read", read)
+    return KernelLog(path)
+
+
+OTHERS = "15,5,5,-;sevchaos: the reader of this log is at work (1.2)\n"
+
+
+def test_what_was_said_since_an_earlier_run_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = ("4,1,1,-;before any\n", OTHERS, "4,6,6,-;in it\n", OTHERS, "4,7,7,-;after\n", "12,8,8,-;a process\n")
+    log = records_of(tmp_path / "kmsg", monkeypatch, *said)
+    assert [line.text for line in log.lines(lambda lost: None)] == ["after"]
+    log.close()
+
+
+def test_what_was_said_before_any_run_is_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = records_of(tmp_path / "kmsg", monkeypatch, "4,1,1,-;booting\n", "4,2,2,-;WARNING: CPU: 0 PID: 1 at a.c:1 b\n")
+    assert not list(log.lines(lambda lost: None))
+    log.close()
+
+
+def test_how_long_a_kernel_waits_before_it_reports_what_hangs(tmp_path: Path) -> None:
+    kernel, rcu = tmp_path / "sys" / "kernel", tmp_path / "rcupdate" / "parameters"
+    assert set(patience(tmp_path, tmp_path).values()) == {0}  # such a host reports nothing
+    kernel.mkdir(parents=True)
+    rcu.mkdir(parents=True)
+    for name, number in {
+        "hung_task_timeout_secs": 5, "hung_task_warnings": -1, "watchdog_thresh": 10, "watchdog": 1,
+        "soft_watchdog": 1, "nmi_watchdog": 0,
+    }.items():  # fmt: skip
+        (kernel / name).write_text(f"{number}\n")
+    (rcu / "rcu_cpu_stall_timeout").write_text("21\n")
+    (rcu / "rcu_cpu_stall_suppress").write_text("0\n")
+    found = {"hung task": 5, "soft lockup": 20, "hard lockup": 0, "RCU stall": 21}
+    assert patience(tmp_path, tmp_path) == found
+    (kernel / "hung_task_warnings").write_text("0\n")  # it has given them all
+    (rcu / "rcu_cpu_stall_suppress").write_text("1\n")
+    assert patience(tmp_path, tmp_path) == {**found, "hung task": 0, "RCU stall": 0}
 
 
 def test_what_processes_write_is_not_the_kernels() -> None:

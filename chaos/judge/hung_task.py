@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a task that the kernel reports as hung was kept asleep by the experiment.
+
+khungtaskd reports whoever has slept uninterruptibly for longer than kernel.hung_task_timeout_secs, and then shows the
+stack. An experiment may cause just that: a command that the firmware was told to stall or delay, a page that is not
+there, and whoever waits for a lock behind one of them. Such a report is put down to the experiment if what kept it
+asleep had begun when the task went to sleep and was still there when it was reported, and if the task is the very one
+that was held, or its stack says that it waits for such a thing. A hold that was let go explains nothing any more.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from chaos.history.records import Console, Done, Exited, Firmware, Held, Kernel, Released
+from chaos.judge.evidence import RunEvidence
+
+_HUNG = re.compile(
+    r"INFO: task (?P<comm>.+):(?P<tid>\d+) blocked (?:in I/O wait )?for more than (?P<after>\d+) seconds"
+)
+_FRAME = re.compile(r"^\s*(?:\? )?(?P<function>[A-Za-z_][\w.]*)\+0x[0-9a-f]+/0x")
+_DELAY = re.compile(r"delay:(?P<much>\d+)(?P<unit>ms|s)")
+_STACK_LINES = 60
+NS = 1_000_000_000
+# A hold is recorded when it is seen from outside, which is later than it began.
+SEEN_WITHIN = 2 * NS
+
+_FIRMWARE = re.compile(r"^(?:__)?sev_(?:do_cmd|wait_cmd|issue_cmd|platform|get_|dbg_|launch_)|^__sev_|^psp_")
+_PAGE = re.compile(r"^handle_userfault")
+_LOCK = re.compile(r"^_*(?:mutex_lock|rwsem_down|down_(?:read|write)|sev_lock|kvm_lock)")
+_OURS = re.compile(r"^(?:kvm|sev|svm|misc_cg|__x64_sys_ioctl|do_vfs_ioctl)")
+
+
+def kept_asleep(evidence: RunEvidence, line: Kernel | Console) -> str:
+    """What of the experiment kept the task asleep that this line reports as hung, "" if nothing or if there is none."""
+    found = _HUNG.search(line.text)
+    if found is None:
+        return ""
+    tid, slept = int(found["tid"]), line.t - int(found["after"]) * NS
+    stack = tuple(_stack(evidence, line))
+    for held in _holds(evidence, line.t, slept):
+        if _task_of(evidence, held) == tid or _fits(held.place, stack):
+            return f"the hold {held.hold!r}"
+    for command, until in _slow_commands(evidence):
+        if command.began - SEEN_WITHIN <= slept and line.t <= until and _fits("firmware", stack):
+            return f"{command.command}, which the firmware was told to answer late ({command.fault})"
+    return ""
+
+
+def _fits(place: str, stack: tuple[str, ...]) -> bool:
+    """Whether a task with this stack waits for what a hold of that kind keeps, or for a lock behind it."""
+    behind = any(map(_LOCK.search, stack)) and any(map(_OURS.search, stack))
+    if place == "firmware":
+        return behind or any(map(_FIRMWARE.search, stack))
+    if place == "page":
+        return behind or any(map(_PAGE.search, stack))
+    return behind
+
+
+def _stack(evidence: RunEvidence, line: Kernel | Console) -> Iterator[str]:
+    """The functions that the kernel printed below the report, up to the next."""
+    later = (r for r in evidence.history.records[line.seq + 1 :] if isinstance(r, type(line)))
+    for number, record in enumerate(later):
+        if number == _STACK_LINES or not isinstance(record, Kernel | Console) or _HUNG.search(record.text):
+            return
+        found = _FRAME.match(record.text.partition("] ")[2] if isinstance(record, Console) else record.text)
+        if found is not None:
+            yield found["function"]
+
+
+def _holds(evidence: RunEvidence, at: int, slept: int) -> Iterator[Held]:
+    """The holds that were reached by the time the task went to sleep, and kept their operation at `at`."""
+    for held in evidence.history.records:
+        if isinstance(held, Held) and held.reached and held.t <= slept + SEEN_WITHIN and _until(evidence, held) >= at:
+            yield held
+
+
+def _until(evidence: RunEvidence, held: Held) -> int:
+    """When the hold was let go, or its operation over."""
+    agent = next((invoke.agent for invoke, _ in evidence.operations if invoke.op == held.op), "")
+    for record in evidence.history.records[held.seq + 1 :]:
+        released = isinstance(record, Released) and record.hold == held.hold
+        over = (isinstance(record, Done) and record.op == held.op) or (
+            isinstance(record, Exited) and record.agent == agent
+        )
+        if released or over:
+            return record.t
+    return evidence.history.records[-1].t
+
+
+def _task_of(evidence: RunEvidence, held: Held) -> int:
+    done = evidence.history.done(held.op)
+    return done.tid if done is not None else 0
+
+
+def _slow_commands(evidence: RunEvidence) -> Iterator[tuple[Firmware, int]]:
+    """The commands that the firmware was told to answer late or never, each with when it may have answered: it takes
+    one at a time."""
+    commands = sorted((r for r in evidence.history.records if isinstance(r, Firmware)), key=lambda r: r.order)
+    end = evidence.history.records[-1].t
+    for number, command in enumerate(commands):
+        found = _DELAY.search(command.fault)
+        following = commands[number + 1].began if number + 1 < len(commands) else end
+        if "stall" in command.fault:
+            yield command, following or end
+        elif found is not None:
+            yield (
+                command,
+                command.began + int(found["much"]) * (NS if found["unit"] == "s" else NS // 1000) + SEEN_WITHIN,
+            )

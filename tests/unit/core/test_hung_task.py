@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""P12: a task that the experiment kept asleep is put down to it, and no other."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from chaos.history.records import Done, Firmware, Invoke
+from chaos.judge.checkers import CHECKERS
+from chaos.judge.verdict import Outcome, Verdict
+from tests.unit.core.build import Builder, shipped
+from tests.unit.core.doctored import MOVE
+
+NS = 1_000_000_000
+TID = 333
+# As 6.12 shows the thread whose GUEST_STATUS the firmware does not answer, one that waits for a mutex, and strangers.
+STALLED = ("__schedule", "schedule", "schedule_timeout", "sev_wait_cmd_ioc", "__sev_do_cmd_locked", "sev_do_cmd")
+BEHIND = ("__schedule", "schedule", "schedule_preempt_disabled", "__mutex_lock.constprop.0", "kvm_vm_ioctl")
+FAULTING = ("__schedule", "schedule", "handle_userfault", "do_anonymous_page", "__get_user_pages")
+STRANGER = ("__schedule", "schedule", "io_schedule", "folio_wait_bit_common", "ext4_write_begin")
+STRANGER_BEHIND = ("__schedule", "schedule", "__mutex_lock.constprop.0", "ext4_write_begin")
+
+
+def begun(place: str = "firmware") -> tuple[Builder, Invoke]:
+    """An operation that sleeps in a hold."""
+    b = Builder()
+    b.spawn("source")
+    invoke = b.invoke("guest_status", "source", vm="old")
+    held = b.hold_at(invoke, command="GUEST_STATUS")
+    b.records[held.seq] = msgspec.structs.replace(held, place=place)
+    return b, invoke
+
+
+def hangs(b: Builder, tid: int, stack: tuple[str, ...], *, for_seconds: int = 6) -> None:
+    """khungtaskd reports that it has slept so long, which is how much time has passed."""
+    b.t += for_seconds * NS
+    b.kernel(f"INFO: task vcpu:{tid} blocked for more than {for_seconds} seconds.", level=3)
+    b.kernel("      Tainted: G           OE      6.12.117+deb12-amd64 #1", level=3)
+    b.kernel(f"task:vcpu            state:D stack:0     pid:{tid}   tgid:300   ppid:1      flags:0x00000002", level=6)
+    for text in ("Call Trace:", " <TASK>", *(f" {function}+0x2b2/0x800 [kvm]" for function in stack), " </TASK>"):
+        b.kernel(text, level=6)
+
+
+def answered(b: Builder, invoke: Invoke, tid: int = TID) -> None:
+    done = b.done(invoke)
+    b.records[done.seq] = msgspec.structs.replace(done, tid=tid)
+
+
+def p12(b: Builder) -> Verdict:
+    return CHECKERS["P12"](shipped(MOVE), b.end())
+
+
+@pytest.mark.parametrize(
+    ("place", "tid", "stack", "outcome"),
+    [
+        ("firmware", TID, STALLED, Outcome.KEPT),
+        ("vcpu", TID, STRANGER, Outcome.KEPT),  # it is the very thread that is held
+        ("firmware", 400, STALLED, Outcome.KEPT),
+        ("firmware", 400, BEHIND, Outcome.KEPT),
+        ("page", 400, FAULTING, Outcome.KEPT),
+        ("page", 400, BEHIND, Outcome.KEPT),
+        ("page", 400, STALLED, Outcome.BROKEN),
+        ("firmware", 400, FAULTING, Outcome.BROKEN),
+        ("firmware", 400, STRANGER, Outcome.BROKEN),
+        ("firmware", 400, STRANGER_BEHIND, Outcome.BROKEN),
+        ("firmware", 400, (), Outcome.BROKEN),
+    ],
+)
+def test_a_task_that_sleeps_in_a_hold_or_behind_one(
+    place: str, tid: int, stack: tuple[str, ...], outcome: Outcome
+) -> None:
+    b, invoke = begun(place)
+    hangs(b, tid, stack)
+    b.release("here")
+    answered(b, invoke)
+    verdict = p12(b)
+    assert verdict.outcome is outcome
+    assert ("That is put down to the hold 'here'" in verdict.reason) == (outcome is Outcome.KEPT)
+    if outcome is Outcome.BROKEN:
+        assert verdict.signature == "hung-task"
+
+
+def test_a_hold_that_was_let_go_explains_nothing() -> None:
+    b, invoke = begun()
+    b.release("here")
+    hangs(b, TID, STALLED)
+    answered(b, invoke)
+    assert p12(b).outcome is Outcome.BROKEN
+
+
+def test_a_hold_that_came_after_the_task_had_gone_to_sleep_explains_nothing() -> None:
+    b, invoke = begun()
+    hangs(b, TID, STALLED, for_seconds=1)
+    last = next(r for r in b.records if "blocked for more" in getattr(r, "text", ""))
+    b.records[last.seq] = msgspec.structs.replace(last, text=f"INFO: task vcpu:{TID} blocked for more than 60 seconds.")
+    answered(b, invoke)
+    assert p12(b).outcome is Outcome.BROKEN
+
+
+def test_without_a_hold_it_is_a_report() -> None:
+    b = Builder()
+    hangs(b, TID, STALLED)
+    assert p12(b).signature == "hung-task"
+
+
+def test_the_stack_of_another_task_is_not_its_own() -> None:
+    b, invoke = begun()
+    hangs(b, 400, STRANGER)
+    hangs(b, TID, STALLED)
+    answered(b, invoke)
+    verdict = p12(b)
+    assert verdict.outcome is Outcome.BROKEN
+    assert "vcpu:400" in verdict.reason and "is put down" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("fault", "outcome"),
+    [("stall", Outcome.KEPT), ("delay:8s", Outcome.KEPT), ("delay:20ms", Outcome.BROKEN), ("", Outcome.BROKEN)],
+)
+def test_a_command_that_the_firmware_was_told_to_answer_late(fault: str, outcome: Outcome) -> None:
+    b = Builder()
+    b.spawn("source")
+    invoke = b.invoke("guest_status", "source", vm="old")
+    began = b.tick()
+    hangs(b, TID, STALLED)
+    b.add(Done(t=b.tick(), op=invoke.op, outcome="ok", tid=TID))
+    b.add(Firmware(t=began, order=0, command="GUEST_STATUS", status=0, began=began, fault=fault))
+    b.add(Firmware(t=b.t, order=1, command="DECOMMISSION", status=0, began=b.t))
+    verdict = p12(b)
+    assert verdict.outcome is outcome
+    if outcome is Outcome.KEPT:
+        assert f"GUEST_STATUS, which the firmware was told to answer late ({fault})" in verdict.reason
