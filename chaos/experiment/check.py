@@ -147,7 +147,7 @@ def _references(experiment: Experiment, part: Part) -> Iterator[tuple[str, str, 
     for name in getattr(part, "sources", ()):
         if name not in experiment.vms:
             yield "sources", f"there is no VM {name!r}", f"the VMs are {vms}"
-    for field in ("vm", "source", "destination", "vmm"):
+    for field in ("vm", "of", "source", "destination", "vmm"):
         value = getattr(part, field, None)
         allowed, kind = (vmms, "VMM") if field == "vmm" else (vms, "VM")
         if value is not None and value not in (experiment.vmms if field == "vmm" else experiment.vms):

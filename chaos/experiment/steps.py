@@ -67,7 +67,8 @@ class CreateStep(_Step, frozen=True, kw_only=True, tag="create"):
 class CallStep(_Step, frozen=True, kw_only=True, tag="call"):
     """One operation on the VM, by itself: what `launch` is made of, in any order. What the kernel refuses is an answer.
 
-    What takes more than the VM has a step of its own: `init`, `vcpu`, `command`, `mirror`, `move`.
+    What takes more than the VM has a step of its own: `init`, `vcpu`, `command`, `mirror`, `move`. A region goes by its
+    address in the process that registered it: with `of` it is that of this VM's memory.
     """
 
     vm: Name
@@ -75,6 +76,7 @@ class CallStep(_Step, frozen=True, kw_only=True, tag="call"):
         "launch_start", "launch_update_data", "launch_update_vmsa", "launch_measure", "launch_finish",
         "register_region", "unregister_region", "guest_status",
     ]  # fmt: skip
+    of: Name | None = None
     wait: bool = True
 
 

@@ -10,20 +10,23 @@ Operations, by `f`, with their arguments and, after the arrow, what `value` hold
 
     spawn {cgroup}                      a VMM process, in its cgroup before it does anything, and in the network
                                         namespace of this inode number, if it takes part in a migration → {pid, network}
-    create {vm, kind, vcpus, memory, type, lane, lanes}
+    create {vm, kind, vcpus, memory, type, lane, lanes} → {address}
                                         KVM_CREATE_VM of this type (0, 2 or 3), memory slots; vCPUs (of one that is not
                                         plain they come with `init` or `mirror`), which count from page `lane` on; with
-                                        `lanes` also the program for so many, where nobody else will encrypt one
+                                        `lanes` also the program for so many, where nobody else will encrypt one; the
+                                        memory lies at `address` of the process
     create_vcpu {vm, id, bare}          one vCPU more; a bare one is created and nothing more: the guest never has it
     init {vm, key, command, flags, features, ghcb}
                                         `command` is init, es-init or init2 (if it is not there, what the VM's type and
                                         `key` ask for): takes an ASID, charges the agent's cgroup; the others are
                                         arguments of INIT2, 0 if they are not there
     command {vm, id}                    KVM_MEMORY_ENCRYPT_OP of that number, without data
-    register_region {vm}, unregister_region {vm}
-                                        KVM_MEMORY_ENCRYPT_REG_REGION of the guest's memory, and UNREG_REGION
+    register_region {vm, address}, unregister_region {vm, address}
+                                        KVM_MEMORY_ENCRYPT_REG_REGION of the guest's memory, and UNREG_REGION of memory
+                                        that was registered by this address
     launch_start {vm, policy}           → {handle}
-    launch_update_data {vm, lanes}, launch_update_vmsa {vm}, launch_measure {vm} → {measure}, launch_finish {vm}
+    launch_update_data {vm, lanes, address}, launch_update_vmsa {vm}, launch_measure {vm} → {measure},
+    launch_finish {vm}
     guest_status {vm}                   → {handle, policy, state}
     run {vm, every}                     vCPUs into the guest
     pause {vm}                          and out of it → {last_ticks, astray, torn, ended, registers}: when each last

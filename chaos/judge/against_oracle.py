@@ -10,20 +10,25 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from errno import EBUSY, ETIMEDOUT
 from functools import cached_property
+from itertools import product
 
 import msgspec
 
 from chaos.errors import UsageError
 from chaos.experiment.steps import UNARMED
-from chaos.history.reading import KEYS, argument, ioctl_answered, levels, number
-from chaos.history.records import Done, Filled, Held, Invoke, Observation, Value
+from chaos.history.reading import KEYS, argument, ioctl_answered, names, number
+from chaos.history.records import Done, Filled, Held, Invoke, Kernel, Observation, Value
 from chaos.judge import oracle
 from chaos.judge.evidence import RunEvidence
 from chaos.judge.ledger.effects import took_effect
+from chaos.judge.ledger.firmware_contexts import TIMED_OUT
+from chaos.judge.ledger.peaks import renews
 from chaos.judge.ledger.replay import WATCHED
 from chaos.judge.ledger.world import ON_CGROUPS
 from chaos.judge.oracle import OK, OracleAnswer, Rules, State
+from chaos.judge.oracle.state import Psp
 
 Limits = frozenset[tuple[str, str, int]]
 # A move marks both VMs as being migrated before it takes any lock (steps 3 and 4 of the contract's part 1.2). So it has
@@ -65,8 +70,22 @@ class Judged:
     @property
     def fits(self) -> bool:
         """Whether the answer is one of those; whose limit it was does not show in it."""
-        seen = (self.answer.errno, self.answer.firmware)
-        return any((answer.errno, answer.firmware) == seen for answer in self.allowed)
+        return any(True for _ in self._as_answered)
+
+    @property
+    def left_open(self) -> bool:
+        """Whether it is one that the contract leaves open. A command without data may as well succeed."""
+        alike = list(self._as_answered)
+        others = self.invoke.f == "command" and any(answer.open for answer in self.allowed)
+        return bool(alike) and (others or all(answer.open for answer in alike))
+
+    @property
+    def _as_answered(self) -> Iterator[OracleAnswer]:
+        seen = self.answer
+        for answer in self.allowed:
+            same = (answer.errno, answer.firmware) == (seen.errno, seen.firmware)
+            if same and answer.status in (0, seen.status):
+                yield answer
 
     @property
     def limits(self) -> frozenset[str]:
@@ -156,7 +175,7 @@ class Contract:
     ) -> Judged:
         """`op` is what the operation goes by where it may be in the way of itself."""
         if answer is None:
-            answer = OK if took_effect(invoke, done) else OracleAnswer(done.errno, done.firmware != 0)
+            answer = OK if took_effect(invoke, done) else _answer(done)
         made = invoke if op is None else msgspec.structs.replace(invoke, op=op)
         ledger = self.evidence.ledger
         if ledger.lost_at is not None and invoke.seq > ledger.lost_at:
@@ -169,33 +188,69 @@ class Contract:
         # What takes another VM would give a context to the dying one, or take it from there: that is finding 0007.
         dying = frozenset(argument(other, "source") for other in moving if invoke.f not in ("move", "mirror"))
         flushes = not self.evidence.contexts.flush_failed(invoke, done)
+        firmware = self._firmware(invoke, done)
         allowed: set[OracleAnswer] = set()
         unflagged: set[OracleAnswer] = set()
         as_sev: set[OracleAnswer | None] = set()
         for world in ledger.during.get(invoke.op, ()):
-            for limits in around or {frozenset()}:
+            for limits, psp in product(around or {frozenset[tuple[str, str, int]]()}, firmware):
                 state = State(
                     rules=self.rules,
                     world=world,
                     capacity=frozenset(capacity.items()),
                     foreign=frozenset(foreign.items()),
                     limits=limits,
+                    psp=psp,
                     flushes=flushes,
                     obeys=self.evidence.contexts.obeys,
                     marked=marked,
                     dying=dying,
                     half=half,
+                    spent=self._spent - {(made.op, argument(made, "vm"))},
                     memlock=self._memlock(invoke, done),
                 )
                 allowed |= oracle.allowed(state, made)
                 unflagged |= oracle.allowed(replace(state, flags_free=True), made) if made.f in BIDS else set()
                 as_sev.add(_charged_as_sev(state, made))
+        if allowed and done.firmware in self.evidence.contexts.refusals(invoke, done):
+            allowed.add(_answer(done))  # what the firmware refuses is handed on as it is (part 3.4)
         gap = "" if allowed else f"nobody can say in what state {invoke.f} found its VMs"
         if not around and invoke.f in ("init", "move"):
             gap = f"the limits were not read, which {invoke.f} may have met"
         other = bool(gap) or any(answer.errno == errno.EBUSY for answer in unflagged)
         sev = as_sev.pop() if len(as_sev) == 1 else None
         return Judged(invoke, done, answer, frozenset(allowed), gap, sev, busy_otherwise=other)
+
+    @cached_property
+    def _spent(self) -> frozenset[tuple[int, str]]:
+        """The moves and mirrors of which every one was told EBUSY, and could be for no other reason than that another
+        had marked one of their VMs, each with its destination. They themselves were in nobody's way but there."""
+        found = set()
+        for invoke, done in self.evidence.operations:
+            if invoke.f in ("move", "mirror", "moves") and done is not None and _only_busy(invoke, done):
+                sources = names(invoke, "sources") or (argument(invoke, "source"),)
+                if not any(self._may_be_full(invoke, done, source) for source in sources):
+                    found.add((invoke.op, argument(invoke, "vm")))
+        return frozenset(found)
+
+    def _may_be_full(self, invoke: Invoke, done: Done, source: str) -> bool:
+        """Whether a move from there may be told EBUSY with nobody else about: for a limit, or a vCPU half made."""
+        args: dict[str, Value] = {"vm": argument(invoke, "vm"), "source": source}
+        made = msgspec.structs.replace(invoke, f="mirror" if invoke.f == "mirror" else "move", args=args)
+        capacity, foreign = self._capacity
+        for world in self.evidence.ledger.during.get(invoke.op, ()):
+            alone = replace(world, references=frozenset(r for r in world.references if r.op in (None, invoke.op)))
+            for limits in self._limits(invoke.seq, done.seq) or {frozenset[tuple[str, str, int]]()}:
+                state = State(
+                    rules=self.rules,
+                    world=alone,
+                    capacity=frozenset(capacity.items()),
+                    foreign=frozenset(foreign.items()),
+                    limits=limits,
+                )
+                if any(answer.errno == EBUSY for answer in oracle.allowed(state, made)):
+                    return True
+        return False
 
     def _stopped(self, f: str, invoke: Invoke, done: Done, at: Callable[[Held], bool]) -> frozenset[int]:
         """The operations `f` that were seen to be stopped there before this one began, and ended after it."""
@@ -208,6 +263,28 @@ class Contract:
             and other.op in stopped
             and (ended is None or (ended.seq > done.seq and ended.ended >= done.ended))
         )
+
+    @cached_property
+    def _given_up(self) -> int | None:
+        """When the driver gave the firmware up, None if it never did."""
+        log = (r.t for r in self.evidence.history.records if isinstance(r, Kernel) and TIMED_OUT in r.text)
+        return next(log, None)
+
+    @cached_property
+    def _found_out(self) -> int | None:
+        """The operation that found out, by its answer: there is one at most, and whatever asks later is told EBUSY."""
+        late = (i.op for i, done in self.evidence.operations if done is not None and done.errno == ETIMEDOUT)
+        asked = {i.op: i for i, _ in self.evidence.operations if i.f in WATCHED}
+        return next((op for op in late if op in asked), None)
+
+    def _firmware(self, invoke: Invoke, done: Done) -> tuple[Psp, ...]:
+        """What the firmware may have been while the operation was under way."""
+        given_up = self._given_up
+        if given_up is None or done.t < given_up:
+            return ("well",)
+        if invoke.t > given_up:
+            return ("dead",)
+        return ("well", "stalled", "dead") if invoke.op == self._found_out else ("well", "dead")
 
     def _memlock(self, invoke: Invoke, done: Done) -> frozenset[tuple[str, int]]:
         """What the process of this operation may have been allowed to lock while it was under way."""
@@ -258,6 +335,17 @@ def _overlap(move: Invoke, over: Done | None, invoke: Invoke, done: Done) -> boo
     return move.op != invoke.op and move.seq < done.seq and (over is None or not 0 < over.ended <= done.began)
 
 
+def _only_busy(invoke: Invoke, done: Done) -> bool:
+    """Whether every call that the operation has made was told EBUSY."""
+    if invoke.f == "moves":
+        return done.outcome == "ok" and all(told.endswith(" EBUSY") for told in done.value)
+    return done.outcome == "fail" and done.errno == EBUSY
+
+
+def _answer(done: Done) -> OracleAnswer:
+    return OracleAnswer(done.errno, done.firmware != 0, status=done.firmware)
+
+
 def _charged_as_sev(state: State, move: Invoke) -> OracleAnswer | None:
     context, payer = state.world.context(argument(move, "source")), state.world.home(move.agent)
     if move.f != "move" or context is None or context.key != "sev_es" or payer in (None, context.payer):
@@ -275,17 +363,6 @@ def changed(limits: Limits, change: Invoke) -> Limits:
     return frozenset(limit for limit in limits if not renews(change, limit[0]))
 
 
-def renews(change: Invoke, cgroup: str) -> bool:
-    """Whether after this operation on cgroups the files of the cgroup are new ones: no limit, nothing counted."""
-    name = argument(change, "cgroup")
-    match change.f:
-        case "add_cgroup" | "remove_cgroup":
-            return name in levels(cgroup)
-        case "disable_misc" | "enable_misc":
-            return name in levels(cgroup)[:-1]
-    return False
-
-
 def limits_of(observation: Observation) -> Limits | None:
     """Every misc.max that was read and is no "max". None if that of some cgroup was not read. One without the
     controller has no files."""
@@ -299,7 +376,8 @@ def limits_of(observation: Observation) -> Limits | None:
     )
 
 
-def events_of(observation: Observation, cgroup: str, key: str) -> int | None:
-    """misc.events of a cgroup: how often its limit, or one below it, was in the way. None if it was not read."""
-    events = observation.misc.get(cgroup, {}).get("events")
+def events_of(observation: Observation, cgroup: str, key: str, file: str = "events") -> int | None:
+    """misc.events of a cgroup: how often its limit, or one below it, was in the way; or misc.events.local, how often it
+    was its own. None if it was not read."""
+    events = observation.misc.get(cgroup, {}).get(file)
     return None if events is None else events.get(f"{key}.max", events.get(key, 0))

@@ -85,6 +85,24 @@ def explained(evidence: RunEvidence, mismatch: Mismatch) -> str:
     return by[0] if len(by) == 1 else ""
 
 
+def peak_explained(evidence: RunEvidence, mismatch: Mismatch) -> str:
+    """The same of a misc.peak, which is no more too high than there were moves to make it so. One that failed has been
+    charged as well, until it did."""
+    mirrors = moves = 0
+    for move in (move for move in evidence.moves if move.invoke.seq < mismatch.record):
+        home = evidence.home(move.invoke)
+        if mismatch.key == "sev" and mismatch.where in levels(home):
+            worlds = evidence.ledger.during.get(move.invoke.op, frozenset())
+            of_mirror = any(world.mirror(move.source) for world in worlds)
+            mirrors += of_mirror
+            moves += not of_mirror and evidence.key(move.source) == ES
+        payers = _payers(evidence, move) if move.happened else None
+        moves += mismatch.key == ES and payers is not None and mismatch.where in levels(payers[0])
+    if mismatch.seen - max(mismatch.expected) > mirrors + moves:
+        return ""
+    return "mirror-move" if mirrors else "es-move"
+
+
 def all_explained(evidence: RunEvidence, seq: int, left: Mapping[tuple[str, str], int]) -> str:
     """The same of all that is charged where nothing is due."""
     for name, by in (("mirror-move", by_mirrors), ("es-move", by_es_moves)):

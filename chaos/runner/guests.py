@@ -34,7 +34,8 @@ from chaos.vmm.messages import (
 @dataclass(slots=True, eq=False)
 class Guest:
     """A VM of the experiment. `every` is how often its guest leaves while it runs, None while it does not. `kept_out`
-    is why its vCPUs may not enter the guest now, "" if they may. `before_close` ends what uses its descriptors."""
+    is why its vCPUs may not enter the guest now, "" if they may. `before_close` ends what uses its descriptors.
+    `address` is where its memory lies in its VMM, once it was created."""
 
     name: str
     spec: Vm
@@ -44,6 +45,7 @@ class Guest:
     every: int | None = None
     kept_out: str = ""
     before_close: Callable[[], None] | None = None
+    address: int = 0
 
     @property
     def running(self) -> bool:
@@ -120,8 +122,8 @@ class Guests:
             vm=guest.name, kind=spec.kind.value, vcpus=spec.vcpus, memory=spec.memory, type=spec.type, lane=guest.lane,
             lanes=self.lanes[spec.memory] if ordinary else 0,
         )  # fmt: skip
-        self.must(guest, create, fds=(self.memories[spec.memory].number,))
-        guest.created = True
+        done = self.must(guest, create, fds=(self.memories[spec.memory].number,))
+        guest.address, guest.created = int(str(done.value["address"])), True
 
     def do(self, guest: Guest, operation: Operation, *, phase: str = "", fds: tuple[int, ...] = ()) -> Done:
         return self.vmms.do(guest.vmm, operation, phase=phase, fds=fds)

@@ -129,7 +129,7 @@ class Agent:
             case m.Exit():
                 _wrapped(self._close_all)
             case m.Create():
-                self._create(do, fds)
+                return {"address": self._create(do, fds)}
             case m.Close():
                 self._close(do.vm)
             case m.LoseDescriptor():
@@ -183,13 +183,15 @@ class Agent:
             machine.close()
         self.machines.clear()
 
-    def _create(self, do: m.Create, fds: FdSet) -> None:
+    def _create(self, do: m.Create, fds: FdSet) -> int:
+        """Where its memory lies."""
         if do.vm in self.machines:
             raise InternalError(f"{self.name} has a VM {do.vm!r} already")
         with fds.steal() as memory:
             self.machines[do.vm] = Machine.create(
                 self.host, Kind(do.kind), do.vcpus, memory.number, vm_type=do.type, lane=do.lane, lanes=do.lanes
             )
+        return self.machines[do.vm].memory.start
 
     def _question(self, number: int, do: Question) -> Reply:
         try:
@@ -284,13 +286,13 @@ def _on_machine(machine: Machine, do: OnMachine) -> dict[str, Value]:  # noqa: P
         case m.Command():
             machine.sev.command(do.id)
         case m.RegisterRegion():
-            machine.register_region()
+            machine.register_region(do.address)
         case m.UnregisterRegion():
-            machine.unregister_region()
+            machine.unregister_region(do.address)
         case m.LaunchStart():
             return machine.launch_start(do.policy)
         case m.LaunchUpdateData():
-            machine.launch_update_data(do.lanes)
+            machine.launch_update_data(do.lanes, do.address)
         case m.LaunchUpdateVmsa():
             machine.sev.launch_update_vmsa()
         case m.LaunchMeasure():

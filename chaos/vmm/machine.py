@@ -197,18 +197,19 @@ class Machine:
     def launch_start(self, policy: int) -> dict[str, Value]:
         return {"handle": self.sev.launch_start(policy)}
 
-    def launch_update_data(self, lanes: int) -> None:
+    def launch_update_data(self, lanes: int, address: int) -> None:
         """Write the program and the pages of so many vCPUs, pin the memory, encrypt what the guest touches."""
         image = guest.image(lanes)
         self.memory.write(0, image)
-        self.register_region()
-        self.sev.launch_update_data(self.memory.start, len(image))
+        self.register_region(address)
+        self.sev.launch_update_data(address, len(image))
 
-    def register_region(self) -> None:
-        self.vm.register_region(self.memory.start, self.memory.size)
+    def register_region(self, address: int) -> None:
+        self.vm.register_region(address, self.memory.size)
 
-    def unregister_region(self) -> None:
-        self.vm.unregister_region(self.memory.start, self.memory.size)
+    def unregister_region(self, address: int) -> None:
+        """Guests' memory is all of one size, and the kernel looks for an address that somebody registered."""
+        self.vm.unregister_region(address, self.memory.size)
 
     def launch_measure(self) -> dict[str, Value]:
         return {"measure": self.sev.launch_measure().hex()}

@@ -60,11 +60,15 @@ class Command(_OnVm, frozen=True, kw_only=True, tag="command"):
 
 
 class RegisterRegion(_OnVm, frozen=True, kw_only=True, tag="register_region"):
-    """All of the guest's memory."""
+    """All of the guest's memory, which lies at this address of the process."""
+
+    address: int
 
 
 class UnregisterRegion(_OnVm, frozen=True, kw_only=True, tag="unregister_region"):
-    pass
+    """The memory of a guest that was registered at this address, by whichever process."""
+
+    address: int
 
 
 class LaunchStart(_OnVm, frozen=True, kw_only=True, tag="launch_start"):
@@ -72,9 +76,10 @@ class LaunchStart(_OnVm, frozen=True, kw_only=True, tag="launch_start"):
 
 
 class LaunchUpdateData(_OnVm, frozen=True, kw_only=True, tag="launch_update_data"):
-    """For the vCPUs of the guest and of its mirrors, `lanes` in all."""
+    """For the vCPUs of the guest and of its mirrors, `lanes` in all, into the memory at this address."""
 
     lanes: int = 1
+    address: int
 
 
 class LaunchUpdateVmsa(_OnVm, frozen=True, kw_only=True, tag="launch_update_vmsa"):

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """P1, balance: an ASID in use is charged exactly once, under its own key, to exactly one cgroup and its ancestors.
 
-Every observation is compared with the ledger. The promise is shown only if a charge was seen before the move and
+Every observation is compared with the ledger; misc.peak, where there is one, with the most that the ledger had at any
+moment. The promise is shown only if a charge was seen before the move and
 another after it, unless both sides of the move were killed: counters that read zero throughout fit a ledger that nobody
 put to the test.
 """
@@ -15,7 +16,8 @@ from chaos.experiment.steps import MigrateStep, MovesStep, MoveStep, walk
 from chaos.history.reading import charged
 from chaos.history.records import History, Observation, Traced
 from chaos.judge.evidence import RunEvidence
-from chaos.judge.finding_counters import explained
+from chaos.judge.finding_counters import explained, peak_explained
+from chaos.judge.ledger.peaks import peaks_of
 from chaos.judge.ledger.replay import Entry, Mismatch
 from chaos.judge.ledger.world import GONE
 from chaos.judge.parts import broken, kept, unknown
@@ -28,7 +30,7 @@ _BY_ES_MOVE = "under-wrong-key-after-es-move"
 
 def check(experiment: Experiment, history: History) -> Verdict:
     evidence = RunEvidence(history)
-    wrong = evidence.ledger.mismatches("charge", "answer")
+    wrong = evidence.ledger.mismatches("charge", "peak", "answer")
     if wrong:
         return _deviated(evidence, wrong)
     if evidence.ledger.lost:
@@ -48,9 +50,10 @@ def check(experiment: Experiment, history: History) -> Verdict:
         if not side:
             return unknown(PROMISE, f"no observation shows a charge {name} the move")
     seen = [entry.record for entry in evidence.observations]
-    return kept(
-        PROMISE, f"{len(seen)} observations fit the ledger: {paid(before[-1])} before, {paid(after[0])} after", seen
-    )
+    peaks = any(peaks_of(record) for record in seen if isinstance(record, Observation))
+    higher = "no counter was ever higher (misc.peak)" if peaks else "this kernel has no misc.peak to ask about between"
+    text = f"{len(seen)} observations fit the ledger: {paid(before[-1])} before, {paid(after[0])} after; {higher}"
+    return kept(PROMISE, text, seen)
 
 
 def shows_charge(entry: Entry) -> bool:
@@ -120,7 +123,10 @@ def _told(evidence: RunEvidence, mismatch: Mismatch) -> tuple[str, str]:
     if mismatch.kind == "answer":
         text = f"{mismatch.key} of {mismatch.where} failed, but its charge had been taken over"
         return text, f"failed-but-charged:{mismatch.key}"
-    when, label = _when(evidence, mismatch), _label(evidence, mismatch.record)
+    label = _label(evidence, mismatch.record)
+    if mismatch.kind == "peak":
+        return _told_of_peak(evidence, mismatch, label)
+    when = _when(evidence, mismatch)
     if when == _BY_ES_MOVE:
         text = f"at {label!r} cgroup {mismatch.where!r} read {mismatch.key} {mismatch.seen} where {_values(mismatch)}"
         return f"{text} was due, as if a moved SEV-ES context went by the key sev", when
@@ -134,6 +140,19 @@ def _told(evidence: RunEvidence, mismatch: Mismatch) -> tuple[str, str]:
     moment = when.replace("-", " the ", 1).replace("-", " ")
     text = f"at {label!r} ({moment}) cgroup {mismatch.where!r} read {mismatch.key} {mismatch.seen}"
     return f"{text} where {_values(mismatch)} was due", f"{way}-{when}:{mismatch.key}"
+
+
+def _told_of_peak(evidence: RunEvidence, mismatch: Mismatch, label: str) -> tuple[str, str]:
+    """The same of a counter that was too high at some moment that nobody looked at."""
+    text = f"up to {label!r} cgroup {mismatch.where!r} was charged {mismatch.seen} of {mismatch.key} at some moment"
+    text = f"{text}, where {_values(mismatch)} at most was due"
+    match peak_explained(evidence, mismatch):
+        case "es-move":
+            return f"{text}, as if a moved SEV-ES context went by the key sev", _BY_ES_MOVE
+        case "mirror-move":
+            return text, f"overcharged-after-mirror-move:{mismatch.key}"
+    begun = any(move.invoke.seq < mismatch.record for move in evidence.moves)
+    return text, f"peak-too-high-{'after-move' if begun else 'before-move'}:{mismatch.key}"
 
 
 def _first(signatures: set[str]) -> set[str]:

@@ -4,23 +4,23 @@
 Every move, mirror, INIT, launch command and GUEST_STATUS that a kernel has answered is held against the oracle. What
 GUEST_STATUS says where a context was moved to is left to P5, which has something to compare it with. The promise is
 about refusals, so a run in which nothing was refused shows nothing. An EBUSY that the oracle allows because another
-move or mirror may have been in the way must have had one there (`migration_flag`).
+move or mirror may have been in the way must have had one there (`migration_flag`). What the contract leaves open is
+counted apart: it is not wrong, and documented it is not either.
 """
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from errno import EBUSY, ETIMEDOUT
+from errno import EBUSY
 
 from chaos.experiment.model import Experiment
 from chaos.experiment.steps import FaultStep, walk
 from chaos.history.reading import argument, errname
-from chaos.history.records import Fault, History, Kernel
+from chaos.history.records import Fault, History
 from chaos.judge.against_oracle import Contract, Judged, events_of
 from chaos.judge.checkers.p10_limits import CHARGING, due
 from chaos.judge.evidence import RunEvidence
-from chaos.judge.ledger.firmware_contexts import TIMED_OUT
 from chaos.judge.migration_flag import MigrationFlags
 from chaos.judge.oracle import OracleAnswer
 from chaos.judge.parts import broken, combine, kept, unknown
@@ -28,7 +28,6 @@ from chaos.judge.verdict import Verdict
 
 PROMISE = "P7"
 RETURNS = "kernel-return"  # the fault that lets a function of the kernel return what it would not
-_ASKS_FIRMWARE = frozenset({"init", "command", "guest_status"})  # and what begins with "launch_"
 
 
 def check(experiment: Experiment, history: History) -> Verdict:
@@ -36,33 +35,30 @@ def check(experiment: Experiment, history: History) -> Verdict:
     contract = Contract(evidence)
     if contract.gap:
         return unknown(PROMISE, contract.gap)
-    given_up = (r.t for r in history.records if isinstance(r, Kernel) and TIMED_OUT in r.text)
-    silent = next(given_up, None)
     every = list(contract.judged())
     forced = _forced(experiment, history)
     judged = [each for each in every if not _is_left_to_p5(evidence, each) and not _by_fault(each, forced)]
-    wrong = [each for each in judged if not _as_allowed(each, silent=silent) or (each.gap and each.answer.errno)]
+    wrong = [each for each in judged if not each.fits or (each.gap and each.answer.errno)]
     parts = [_judged(contract, every, each) for each in wrong]
     flags = MigrationFlags(evidence, contract)
     unheld = [(each, part) for each in judged if each not in wrong if (part := _unheld(evidence, flags, each))]
     parts += [part for _, part in unheld]
     wrong += [each for each, _ in unheld]
-    refused = [each for each in judged if each.answer.errno and each not in wrong]
+    left_open = [each for each in judged if each.left_open and each not in wrong]
+    refused = [each for each in judged if each.answer.errno and each not in (*wrong, *left_open)]
+    beside = f"; {len(left_open)} answers are not in the contract: {_listed(left_open)}" if left_open else ""
     if refused:
-        told = ", ".join(f"{_named(each)}: {errname(each.answer.errno)}" for each in refused[:3])
-        more = f", and {len(refused) - 3} more" if len(refused) > 3 else ""
-        parts.append(kept(PROMISE, f"refusals as documented: {told}{more}", [each.done for each in refused]))
+        text = f"refusals as documented: {_listed(refused)}{beside}"
+        parts.append(kept(PROMISE, text, [each.done for each in refused]))
     elif not parts:
-        parts.append(unknown(PROMISE, f"none of {len(judged)} operations was refused, so no errno was seen"))
+        text = f"none of {len(judged)} operations was refused as the contract says, so no errno was seen{beside}"
+        parts.append(unknown(PROMISE, text))
     return combine(PROMISE, parts)
 
 
-def _as_allowed(each: Judged, *, silent: int | None) -> bool:
-    """A firmware that the kernel has given up, at the time `silent`, makes EBUSY and ETIMEDOUT the answer of whatever
-    asks it from then on."""
-    late = silent is not None and each.done.t >= silent
-    asks = each.invoke.f in _ASKS_FIRMWARE or each.invoke.f.startswith("launch_")
-    return each.fits or (late and asks and each.answer.errno in (EBUSY, ETIMEDOUT))
+def _listed(answered: Sequence[Judged]) -> str:
+    told = ", ".join(f"{_named(each)}: {errname(each.answer.errno)}" for each in answered[:3])
+    return told + (f", and {len(answered) - 3} more" if len(answered) > 3 else "")
 
 
 def _forced(experiment: Experiment, history: History) -> list[tuple[int, int, int]]:
@@ -153,7 +149,7 @@ def _accounted(contract: Contract, every: Sequence[Judged], each: Judged) -> boo
         return False
     first, last = events_of(before, at, "sev"), events_of(after, at, "sev")
     charging = [other for other in every if other.invoke.f in CHARGING]
-    low, high = due(contract.evidence, charging, before, after, at, "sev", as_sev=True)
+    low, high = due(contract.evidence, charging, before, after, Place(at, "sev", "events"), as_sev=True)
     return first is not None and last is not None and 0 < low <= last - first <= high
 
 
@@ -168,7 +164,8 @@ def _though(evidence: RunEvidence, each: Judged) -> str:
 
 
 def _said(answer: OracleAnswer) -> str:
-    return f"{errname(answer.errno)} of the firmware" if answer.firmware else errname(answer.errno)
+    status = f" (status {answer.status})" if answer.status else ""
+    return f"{errname(answer.errno)} of the firmware{status}" if answer.firmware else errname(answer.errno)
 
 
 def _named(each: Judged) -> str:

@@ -3,26 +3,38 @@
 
 An INIT or a move whose charge the oracle says was over a limit must have failed with EBUSY, and between the observation
 before it and the one after it misc.events must have grown by one at the level of the limit and above it, and nowhere
-else.
+else; misc.events.local, where there is one (6.12), at the level of the limit only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from errno import EBUSY
 from itertools import pairwise
 
 from chaos.experiment.model import Experiment
 from chaos.history.reading import KEYS, argument, errname, levels
 from chaos.history.records import History, Invoke, Observation
-from chaos.judge.against_oracle import Contract, Judged, events_of, renews
+from chaos.judge.against_oracle import Contract, Judged, events_of
 from chaos.judge.evidence import RunEvidence
+from chaos.judge.ledger.peaks import renews
 from chaos.judge.oracle import OK
 from chaos.judge.parts import broken, combine, kept, unknown
 from chaos.judge.verdict import Verdict
 
 PROMISE = "P10"
 CHARGING = ("init", "move")
+_COUNTERS = ("events", "events.local")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A counter of events: of a cgroup, under a key, in a file of the misc controller's."""
+
+    cgroup: str
+    key: str
+    file: str
 
 
 def check(experiment: Experiment, history: History) -> Verdict:
@@ -81,29 +93,47 @@ def _events(contract: Contract, judged: Sequence[Judged], before: Observation, a
         if any(renews(change, cgroup) for change in changes):
             continue
         for key in KEYS:
-            first, last = events_of(before, cgroup, key), events_of(after, cgroup, key)
-            low, high = due(evidence, judged, before, after, cgroup, key)
-            if first is None or last is None:
-                if high:
-                    yield unknown(PROMISE, f"the events of {cgroup} were not read", (before, after))
-            elif last - first > high and unclear:
-                text = f"{cgroup} counted {last - first} events of {key}, and nobody can say what was refused meanwhile"
-                yield unknown(PROMISE, text, (before, after))
-            elif not low <= last - first <= high:
-                way = "missing" if last - first < low else "unexplained"
-                fewest, most = due(evidence, judged, before, after, cgroup, key, as_sev=True)
-                if fewest <= last - first <= most:
-                    way = "under-wrong-key"
-                yield broken(
-                    PROMISE,
-                    f"{cgroup} counted {last - first} events of {key} from {before.label!r} to {after.label!r}",
-                    (before, after),
-                    signature=f"event-{way}:{key}",
-                    expected=str(low) if low == high else f"{low} to {high}",
-                    seen=str(last - first),
-                )
-            elif low:
-                yield kept(PROMISE, f"{cgroup} counted {last - first} events of {key}", (before, after))
+            for counter in _COUNTERS:
+                yield from _counted(evidence, judged, before, after, Place(cgroup, key, counter), unclear=unclear)
+
+
+def _counted(
+    evidence: RunEvidence,
+    judged: Sequence[Judged],
+    before: Observation,
+    after: Observation,
+    at: Place,
+    *,
+    unclear: bool,
+) -> Iterator[Verdict]:
+    """One counter. misc.events.local is only there since 6.12."""
+    first, last = (events_of(record, at.cgroup, at.key, at.file) for record in (before, after))
+    low, high = due(evidence, judged, before, after, at)
+    if first is None or last is None:
+        if high and at.file == "events":
+            yield unknown(PROMISE, f"the events of {at.cgroup} were not read", (before, after))
+        return
+    grown, local = last - first, " of its own" * (at.file != "events")
+    told = f"{at.cgroup} counted {grown} events of {at.key}{local}"
+    if grown > high and unclear:
+        yield unknown(PROMISE, f"{told}, and nobody can say what was refused meanwhile", (before, after))
+    elif not low <= grown <= high:
+        way = "missing" if grown < low else "unexplained"
+        fewest, most = due(evidence, judged, before, after, at, as_sev=True)
+        if fewest <= grown <= most:
+            way = "under-wrong-key"
+        elif at.file != "events":
+            way = f"{way}-local"
+        yield broken(
+            PROMISE,
+            f"{told} from {before.label!r} to {after.label!r}",
+            (before, after),
+            signature=f"event-{way}:{at.key}",
+            expected=str(low) if low == high else f"{low} to {high}",
+            seen=str(grown),
+        )
+    elif low:
+        yield kept(PROMISE, told, (before, after))
 
 
 def _between(begun: int, over: int, before: Observation, after: Observation) -> bool:
@@ -115,22 +145,22 @@ def due(
     judged: Sequence[Judged],
     before: Observation,
     after: Observation,
-    cgroup: str,
-    key: str,
+    at: Place,
     *,
     as_sev: bool = False,
 ) -> tuple[int, int]:
-    """The fewest and the most events that the cgroup must have counted; `as_sev` if moves of SEV-ES contexts went by
+    """The fewest and the most events that must have been counted there; `as_sev` if moves of SEV-ES contexts went by
     the wrong key, which is what a finding is about."""
     low = high = 0
     for each in judged:
         if each.answer.errno != EBUSY or not _between(each.invoke.seq, each.done.seq, before, after):
             continue
         astray = as_sev and each.as_sev is not None
-        if ("sev" if astray else _key(evidence, each.invoke)) != key:
+        if ("sev" if astray else _key(evidence, each.invoke)) != at.key:
             continue
         answers = {each.as_sev} if astray and each.as_sev is not None else each.allowed
-        hits = [bool(answer.at) and cgroup in levels(answer.at) for answer in answers if answer.errno == EBUSY]
+        limits = [answer.at for answer in answers if answer.errno == EBUSY]
+        hits = [bool(limit) and at.cgroup in (levels(limit) if at.file == "events" else (limit,)) for limit in limits]
         whole = before.seq < each.invoke.seq and each.done.seq < after.seq and not each.gap
         low += bool(hits) and all(hits) and whole
         high += any(hits)

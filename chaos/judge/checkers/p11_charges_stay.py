@@ -37,17 +37,18 @@ def check(experiment: Experiment, history: History) -> Verdict:
 
 
 def _went(evidence: RunEvidence, invoke: Invoke, done: Done) -> Iterator[Verdict]:
-    """The first observation after a process went that can tell, until it goes again."""
+    """Every observation after a process went that can tell, until it goes again."""
     into = argument(invoke, "cgroup")
     later = (i.seq for i, _ in evidence.operations if i.f == "enter" and i.agent == invoke.agent and i.seq > done.seq)
     again = next(later, len(evidence.history.records))
     seen = [entry for entry in evidence.observations if done.seq < entry.record.seq < again]
     if seen and not any(_paid_by(evidence, world, invoke.agent) for entry in seen for world in entry.fits):
         return
+    told = False
     for entry in seen:
         if not _left_behind(evidence, entry, invoke.agent, into):
             continue
-        wrong = _followed(entry.mismatches, into)
+        told, wrong = True, _followed(entry.mismatches, into)
         if wrong is not None:
             yield broken(
                 PROMISE,
@@ -60,12 +61,11 @@ def _went(evidence: RunEvidence, invoke: Invoke, done: Done) -> Iterator[Verdict
         elif entry.mismatches:
             yield unknown(PROMISE, "the counters are wrong for some other reason", (invoke, done, entry.record))
         else:
-            told = f"{invoke.agent} went into {into} and left its charge behind: {paid(entry)}"
-            yield kept(PROMISE, told, (invoke, done, entry.record))
-        return
-    yield unknown(
-        PROMISE, f"{invoke.agent} went into {into}, and no charge of its own was seen after it", (invoke, done)
-    )
+            text = f"{invoke.agent} went into {into} and left its charge behind: {paid(entry)}"
+            yield kept(PROMISE, text, (invoke, done, entry.record))
+    if not told:
+        text = f"{invoke.agent} went into {into}, and no charge of its own was seen after it"
+        yield unknown(PROMISE, text, (invoke, done))
 
 
 def _left_behind(evidence: RunEvidence, entry: Entry, agent: str, into: str) -> bool:

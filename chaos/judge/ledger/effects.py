@@ -10,7 +10,7 @@ operation is an entry in a table; the ledger (`chaos.judge.ledger.replay`) needs
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import msgspec
@@ -25,7 +25,9 @@ from chaos.judge.ledger.world import (
     LedgerMirror,
     LedgerVm,
     Reference,
+    Stage,
     World,
+    arrived,
     give_back,
     gone,
     settled,
@@ -214,7 +216,49 @@ def _launch_start(world: World, invoke: Invoke) -> World | None:
     context = world.context(argument(invoke, "vm"))
     if context is None:
         return None
-    return replace(world, contexts=world.contexts - {context} | {replace(context, launched=True, launching=None)})
+    started = replace(context, launched=True, launching=None, stage=Stage.UPDATE)
+    return replace(world, contexts=world.contexts - {context} | {started})
+
+
+def _staged(stage: Stage) -> Callable[[World, Invoke], World | None]:
+    def rule(world: World, invoke: Invoke) -> World | None:
+        context = world.context(argument(invoke, "vm"))
+        if context is None:
+            return None
+        return replace(world, contexts=world.contexts - {context} | {replace(context, stage=stage)})
+
+    return rule
+
+
+def region(invoke: Invoke) -> str:
+    """What the region of the operation goes by: its address, or the VM whose memory it is."""
+    address = number(invoke, "address")
+    return f"{address:#x}" if address else argument(invoke, "vm")
+
+
+def _register_region(world: World, invoke: Invoke) -> World | None:
+    context = world.context(argument(invoke, "vm"))
+    if context is None:
+        return None
+    registered = replace(context, regions=tuple(sorted((*context.regions, region(invoke)))))
+    return replace(world, contexts=world.contexts - {context} | {registered})
+
+
+def _unregister_region(world: World, invoke: Invoke) -> World | None:
+    """Whichever it was, where nobody recorded the address."""
+    context, which = world.context(argument(invoke, "vm")), region(invoke)
+    if context is None or not context.regions:
+        return None
+    regions = list(context.regions)
+    regions.remove(which if which in regions else regions[0])
+    return replace(world, contexts=world.contexts - {context} | {replace(context, regions=tuple(regions))})
+
+
+def left_behind(world: World, invoke: Invoke, *, call: str = "") -> World:
+    """The world after an operation that failed, by this of its system calls: what those before it have done stays."""
+    if invoke.f != "launch_update_data" or call == "KVM_MEMORY_ENCRYPT_REG_REGION":
+        return world
+    return _register_region(world, invoke) or world
 
 
 def _halfway_launch(world: World, invoke: Invoke) -> World | None:
@@ -248,12 +292,48 @@ def _command(world: World, invoke: Invoke) -> World | None:
 
 
 def _send_fd(world: World, invoke: Invoke) -> World | None:
+    vm, to = argument(invoke, "vm"), argument(invoke, "to") or ON_ITS_WAY
+    if not world.open(vm) or Reference(vm, invoke.agent, lost=True) in world.references:
+        return world  # what is no descriptor of a VM keeps nothing alive
+    sent = Reference(vm, to, sent=True, into=world.peer(vm), going=to == ON_ITS_WAY)
+    return replace(world, references=world.references | {sent})
+
+
+def _begin_letting_go(world: World, invoke: Invoke) -> World:
+    """What lies in the VM's socket goes with it, sometime before the operation is over."""
+    lying = {reference for reference in arrived(world, invoke.agent, argument(invoke, "vm")) if not reference.taken}
+    return _going(world, lying)
+
+
+def _begin_close(world: World, invoke: Invoke) -> World:
+    """So does what was taken out of it, if the VM is closed."""
+    return _going(world, arrived(world, invoke.agent, argument(invoke, "vm")))
+
+
+def _going(world: World, those: Iterable[Reference]) -> World:
+    going = frozenset(replace(reference, going=True) for reference in those)
+    return replace(world, references=world.references - frozenset(those) | going) if going else world
+
+
+def _let_go(world: World, invoke: Invoke) -> World:
+    """The VM has no socket any more, and whatever is known to have lain in it is closed."""
     vm = argument(invoke, "vm")
-    if vm in world.dead or not world.open(vm) or Reference(vm, invoke.agent, lost=True) in world.references:
-        return world  # what is no descriptor of a VM, or of one that owns nothing, keeps nothing alive
-    return replace(
-        world, references=world.references | {Reference(vm, argument(invoke, "to") or ON_ITS_WAY, sent=True)}
-    )
+    closed = {reference for reference in arrived(world, invoke.agent, vm) if reference.going and reference.into == vm}
+    peers = frozenset(pair for pair in world.peers if pair[0] != vm)
+    return settled(replace(world, references=world.references - closed, peers=peers))
+
+
+def _connect(world: World, invoke: Invoke) -> World:
+    """Another socket in the place of the one before."""
+    after = _let_go(world, invoke)
+    return replace(after, peers=after.peers | {(argument(invoke, "vm"), argument(invoke, "peer"))})
+
+
+def _receive_fd(world: World, invoke: Invoke) -> World:
+    """Out of the socket, where it stays whatever becomes of that."""
+    source = argument(invoke, "source")
+    lying = frozenset(r for r in arrived(world, invoke.agent, argument(invoke, "vm")) if r.vm == source)
+    return replace(world, references=world.references - lying | {replace(r, taken=True, going=False) for r in lying})
 
 
 def _movable(world: World, invoke: Invoke) -> bool:
@@ -265,20 +345,26 @@ def _movable(world: World, invoke: Invoke) -> bool:
 
 
 def _begin_move(world: World, invoke: Invoke) -> World:
-    """The call holds both files, however it came by the source's descriptor. If that was on its way, it has arrived."""
-    source = argument(invoke, "source")
-    on_its_way = Reference(source, ON_ITS_WAY, sent=True)
-    references = world.references
-    if on_its_way in references:
-        references = references - {on_its_way} | {Reference(source, invoke.agent, sent=True)}
-    vms = [vm for vm in (source, argument(invoke, "vm")) if world.open(vm)]
-    return replace(world, references=references | {Reference(vm, invoke.agent, op=invoke.op) for vm in vms})
+    """The call holds both files, however it came by the source's descriptor. One that arrived is closed after it, and
+    if that was on its way, it has arrived."""
+    source, vm = argument(invoke, "source"), argument(invoke, "vm")
+    return _held_by(world, invoke, {source, vm}, [source] if source != vm else [])
 
 
 def _begin_moves(world: World, invoke: Invoke) -> World:
     """The descriptors are there for as long as the loop lasts."""
-    vms = {vm for vm in (argument(invoke, "vm"), *names(invoke, "sources")) if world.open(vm)}
-    return replace(world, references=world.references | {Reference(vm, invoke.agent, op=invoke.op) for vm in vms})
+    vm, sources = argument(invoke, "vm"), names(invoke, "sources")
+    return _held_by(world, invoke, {vm, *sources}, [source for source in sources if source != vm])
+
+
+def _held_by(world: World, invoke: Invoke, vms: Iterable[str], taken: Iterable[str]) -> World:
+    """The operation holds the files of the VMs, of `taken` by descriptors that were sent for it, where any were."""
+    references, agent = world.references, invoke.agent
+    lying = {*arrived(world, agent, argument(invoke, "vm")), *arrived(world, ON_ITS_WAY, "")}
+    used = frozenset(r for r in lying if r.vm in set(taken))
+    held = {Reference(vm, agent, op=invoke.op) for vm in vms if world.open(vm)}
+    held |= {Reference(r.vm, agent, sent=True, op=invoke.op, into=argument(invoke, "vm"), going=r.going) for r in used}
+    return replace(world, references=references - used | held)
 
 
 def attempts(invoke: Invoke) -> tuple[Invoke, ...]:
@@ -331,8 +417,8 @@ def _move(world: World, invoke: Invoke) -> World | None:
 
 def _close(world: World, invoke: Invoke) -> World | None:
     vm = argument(invoke, "vm")
-    mine = {Reference(vm, invoke.agent, sent, lost=lost) for sent in (False, True) for lost in (False, True)}
-    return settled(replace(world, references=world.references - mine))
+    own = {Reference(vm, invoke.agent, lost=lost) for lost in (False, True)}
+    return _let_go(replace(world, references=world.references - own), invoke)
 
 
 def _lose_fd(world: World, invoke: Invoke) -> World | None:
@@ -370,8 +456,18 @@ EFFECTS: dict[str, Callable[[World, Invoke], World | None]] = {
     "command": _command,
     "mirror": _mirror,
     "launch_start": _launch_start,
+    "launch_update_data": _register_region,
     "launch_update_vmsa": _launch_update_vmsa,
+    "launch_measure": _staged(Stage.SECRET),
+    "launch_finish": _staged(Stage.RUNNING),
+    "register_region": _register_region,
+    "unregister_region": _unregister_region,
     "send_fd": _send_fd,
+    "receive_fd": _receive_fd,
+    "listen": _connect,
+    "connect": _connect,
+    "commit": _let_go,
+    "disconnect": _let_go,
     "move": _move,
     "moves": lambda world, invoke: world,
     "attempt": _move,
@@ -392,4 +488,9 @@ ON_BEGIN: dict[str, Callable[[World, Invoke], World]] = {
     "move": _begin_move,
     "moves": _begin_moves,
     "mirror": _begin_move,
+    "listen": _begin_letting_go,
+    "connect": _begin_letting_go,
+    "commit": _begin_letting_go,
+    "disconnect": _begin_letting_go,
+    "close": _begin_close,
 }

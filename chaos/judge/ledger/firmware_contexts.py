@@ -27,6 +27,11 @@ TIMED_OUT = "timed out, disabling PSP"  # drivers/crypto/ccp/sev-dev.c
 HONEST = frozenset({"", "delay", "stall", "withhold"})
 """What leaves the answer as the firmware gives it, in the end."""
 NOT_DONE = frozenset({"fail", "skip"})
+SENDS = {
+    "init": frozenset({"INIT", "INIT_EX", "DF_FLUSH"}),
+    "launch_start": frozenset({"LAUNCH_START", "ACTIVATE"}),
+}
+"""Of the operations that are more than the command of their name, which they send."""
 # What leaves a context with its ASID, where the kernel thinks it has none: the firmware then refuses DECOMMISSION.
 _LEFT_BOUND = {"ACTIVATE": {"lie"}, "DEACTIVATE": NOT_DONE}
 
@@ -43,9 +48,10 @@ class Owed:
 @dataclass(slots=True)
 class Contexts:
     """`live` are the starts of contexts that were never ended and are not owed to a fault. `ended` counts the others.
-    `refused` are the DECOMMISSIONs that the firmware refused for no fault's sake. `gone` is why the firmware cannot be
-    asked any more, "" if it can, and `gone_at` since when. `gaps` are the pairs between which records are missing. It
-    is `whole` if none are, from the first command on."""
+    `refused` are the DECOMMISSIONs that the firmware refused for no fault's sake, and those of contexts that a fault
+    had kept when they were asked for before. `gone` is why the firmware cannot be asked any more, "" if it can, and
+    `gone_at` since when. `seen` are all commands, `tampered` those to which something was done. `gaps` are the pairs
+    between which records are missing. It is `whole` if none are, from the first command on."""
 
     live: dict[int, Firmware] = field(default_factory=dict)
     ended: int = 0
@@ -55,9 +61,11 @@ class Contexts:
     gone_at: int = 0
     gaps: tuple[tuple[Firmware, Firmware], ...] = ()
     whole: bool = False
+    seen: tuple[Firmware, ...] = ()
     tampered: list[Firmware] = field(default_factory=list)
     matched: Matched = field(default_factory=Matched)
     _bound: set[int] = field(default_factory=set)
+    _kept: set[int] = field(default_factory=set)
     _garbled: bool = False
 
     @classmethod
@@ -67,7 +75,7 @@ class Contexts:
         notes = [r for r in history.records if isinstance(r, Note) and r.topic == "witness"]
         lost = history.damage or any(note.witness in ("", "firmware") for note in notes)
         whole = bool(seen) and seen[0].order == 0 and not gaps and not lost
-        contexts = cls(gaps=gaps, whole=whole, matched=Matched.of(history))
+        contexts = cls(seen=tuple(seen), gaps=gaps, whole=whole, matched=Matched.of(history))
         for line in history.records:
             if isinstance(line, Kernel) and TIMED_OUT in line.text:
                 contexts._lose(line.t, "the kernel has given it up as dead")
@@ -117,6 +125,15 @@ class Contexts:
         """Whether a DF_FLUSH was made to fail while the operation was under way: freed ASIDs are then not to be had."""
         return any(record.status for record in self._tampered("DF_FLUSH", done, invoke.t, done.t))
 
+    def refusals(self, invoke: Invoke, done: Done) -> frozenset[int]:
+        """The statuses with which a firmware that was tampered with refused commands of the operation's, as it was seen
+        to. One that does what it must refuses only what it has a reason for, which is another question."""
+        if not self.whole or self.obeys:
+            return frozenset()
+        commands, began = SENDS.get(invoke.f, {invoke.f.upper()}), done.began or invoke.t
+        near = (r for r in self.seen if r.command in commands and began - DOUBT <= r.t <= done.t + DOUBT)
+        return frozenset(record.status for record in near if record.status > 0)
+
     def _tampered(self, command: str, answered: Done | Observation, began: int, ended: int) -> Iterator[Firmware]:
         """The commands of that name that were tampered with and are, or may be, what this answer is of."""
         own = self.matched.orders.get(answered.seq)
@@ -155,6 +172,7 @@ class Contexts:
         if handle is None or word in NOT_DONE or (record.status and word != "lie"):
             return
         self._bound.discard(handle)
+        self._kept.discard(handle)
         if word in ("lie", "garbage"):  # the kernel never learns the handle
             self._garbled |= word == "garbage"
             self.owed.append(Owed(record.t, record, f"the kernel was not told of context {handle} ({record.fault})"))
@@ -164,15 +182,17 @@ class Contexts:
     def _end(self, record: Firmware, word: str) -> None:
         handle = -1 if record.handle is None else record.handle
         started = self.live.get(handle)
-        if word == "lie" or (record.status == 0 and word not in NOT_DONE):
+        if handle in self._kept:  # it was asked for before
+            self.refused.append(record)
+        elif word == "lie" or (record.status == 0 and word not in NOT_DONE):
             self.ended += self.live.pop(handle, None) is not None
         elif record.status < 0 or self.gone_by(record.t):
             pass  # nobody has heard of it
-        elif word not in HONEST or handle in self._bound:
-            if started is not None:
-                del self.live[handle]
-                fault = record.fault or "it was still bound to an ASID, by a fault"
-                self.owed.append(Owed(record.t, record, f"context {handle} was not decommissioned ({fault})"))
+        elif started is not None and (word not in HONEST or handle in self._bound):
+            del self.live[handle]
+            self._kept.add(handle)
+            fault = record.fault or "it was still bound to an ASID, by a fault"
+            self.owed.append(Owed(record.t, record, f"context {handle} was not decommissioned ({fault})"))
         elif started is not None or not self._garbled:
             self.refused.append(record)
 

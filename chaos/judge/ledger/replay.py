@@ -37,12 +37,23 @@ from chaos.history.records import (
     Released,
 )
 from chaos.judge.ledger import reach
-from chaos.judge.ledger.effects import EFFECTS, attempts, begin, effect, halfway, into_the_dead, owing, took_effect
+from chaos.judge.ledger.effects import (
+    EFFECTS,
+    attempts,
+    begin,
+    effect,
+    halfway,
+    into_the_dead,
+    left_behind,
+    owing,
+    took_effect,
+)
 from chaos.judge.ledger.firmware_contexts import Contexts
 from chaos.judge.ledger.owners import Owners
+from chaos.judge.ledger.peaks import Peaks, peaks_of
 from chaos.judge.ledger.world import STILL, Reach, Reference, World, die, drop, forget, give_back
 
-WitnessKind = Literal["charge", "guests", "owner", "answer"]
+WitnessKind = Literal["charge", "peak", "guests", "owner", "answer"]
 Rule = Callable[[World, Invoke], World | None]
 # Operations whose answer is judged by what was possible while they were under way.
 WATCHED = frozenset(
@@ -70,8 +81,9 @@ WATCHED = frozenset(
 class Mismatch:
     """Something that fits no possible world.
 
-    charge: the counter `key` of cgroup `where`. guests: the firmware's guest count. owner: whether VM `where` owns a
-    context, 0 or 1. answer: the operation `key` on VM `where` failed (0), and had been seen to take effect (1).
+    charge: the counter `key` of cgroup `where`. peak: the highest that it ever was. guests: the firmware's guest count.
+    owner: whether VM `where` owns a context, 0 or 1. answer: the operation `key` on VM `where` failed (0), and had been
+    seen to take effect (1).
     """
 
     kind: WitnessKind
@@ -155,6 +167,7 @@ class _Replay:
     during: dict[int, frozenset[World]] = field(default_factory=dict)
     contexts: Contexts = field(default_factory=Contexts)
     answers: Owners = field(default_factory=Owners)
+    peaks: Peaks = field(default_factory=Peaks)
 
     def events(self) -> Iterator[tuple[int, tuple[int, int], Callable[[], None]]]:
         """(time, (record, half), what to do). A record with a beginning and an end is two events."""
@@ -184,6 +197,8 @@ class _Replay:
         """The worlds are these, and all that they can turn into by themselves."""
         acting = [i for op, i in self.pending.items() if op not in self.stopped and i.f != "moves"]
         before, self.worlds = self.worlds, _reachable(worlds, acting, self.doomed)
+        if before != self.worlds:
+            self.peaks.rise(self.worlds, [i for i in self.pending.values() if i.f == "moves"])
         for window in self.windows.values():
             window.calm &= before == self.worlds
             window.steady &= window.calm
@@ -226,6 +241,7 @@ class _Replay:
             self.during[invoke.op] = frozenset(w for w in window.worlds if w.reach(invoke.op) is Reach.BEFORE)
             if invoke.f == "guest_status":
                 self._status(invoke, done, window)
+        self.peaks.renew(invoke)
         if invoke.op not in self.pending:
             return
         if invoke.f not in STILL:
@@ -280,6 +296,7 @@ class _Replay:
     def _observe(self, record: Observation) -> None:
         window = self.windows.pop(record.seq)
         fits, mismatches = _charges(record, window.worlds, joint=window.steady)
+        mismatches = (*mismatches, *self._peaks(record))
         count = self._guests(record, fits)
         if count is not None:
             counted = frozenset(world for world in fits if world.guests == count)
@@ -292,6 +309,13 @@ class _Replay:
         self.entries.append(Entry(record, window.worlds, fits, mismatches))
         if window.steady:
             self._become(fits)
+
+    def _peaks(self, record: Observation) -> Iterator[Mismatch]:
+        """Every misc.peak that is higher than the counter can have been."""
+        for (cgroup, key), seen in peaks_of(record).items():
+            highest = self.peaks.of(record, cgroup, key)
+            if seen > highest:
+                yield Mismatch("peak", record.seq, cgroup, key, frozenset({highest}), seen)
 
     def _guests(self, record: Observation, worlds: Iterable[World]) -> int | None:
         """The firmware's guest count, less what was there before the run's first observation and what is owed to
@@ -330,14 +354,14 @@ class _Replay:
 
 
 def _answered(worlds: Iterable[World], invoke: Invoke, done: Done, rule: Rule = effect) -> Iterator[World]:
-    happened = took_effect(invoke, done)
+    happened, call = took_effect(invoke, done), str(done.value.get("call", ""))
     for world in worlds:
         if not happened:
             after = None if invoke.op in world.happened else world
         else:
             after = world if invoke.op in world.happened else rule(world, invoke)
         if after is not None:
-            yield forget(after, invoke.op)
+            yield forget(after if happened else left_behind(after, invoke, call=call), invoke.op)
 
 
 def _reachable(worlds: Iterable[World], acting: Iterable[Invoke], doomed: Iterable[str]) -> frozenset[World]:
@@ -365,8 +389,8 @@ def _successors(world: World, acting: Iterable[Invoke], doomed: Iterable[str]) -
                 yield replace(after, happened=after.happened | {invoke.op})
     for agent in doomed:
         yield die(world, agent)
-    # What was sent may be closed at any time. It makes no difference before it is all that keeps the context.
-    kept = {reference.vm for reference in world.references if not reference.sent}
+    # When just what is going goes makes no difference before it is all that keeps the context.
+    kept = {reference.vm for reference in world.references if not reference.going}
     for reference in world.references:
         if reference.vm not in kept and world.context(reference.vm):
             yield drop(world, reference)

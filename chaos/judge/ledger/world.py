@@ -8,7 +8,10 @@ The life of a context hangs on references. A VM lives as long as a process has i
 one that its descriptor was sent to), or a move of its context is under way: the system call holds both files, whoever
 closes what meanwhile. A mirror shares the context of its owner: it has no ASID and pays nothing, and it keeps its owner
 alive, and with it the context and its charge, until it goes itself. The context goes with the last VM that owns it, and
-its charge goes with the context. A descriptor that was sent may be closed by its receiver at any time.
+its charge goes with the context.
+
+A descriptor that was sent lies in the socket of the VM that it was sent to, or has been taken out of there, until the
+move or mirror that it is for is over. It goes earlier if its receiver lets go of the other end, or is closed.
 """
 
 from __future__ import annotations
@@ -31,6 +34,14 @@ class Reach(Enum):
     AFTER = "after"
 
 
+class Stage(Enum):
+    """A guest's states in the firmware, as far as a launch takes it (part 3.3 of the contract)."""
+
+    UPDATE = "launch-update"
+    SECRET = "launch-secret"
+    RUNNING = "running"
+
+
 ON_ITS_WAY = ""
 """Holder of a descriptor that has left its process and has not been used yet by whoever received it."""
 
@@ -49,8 +60,10 @@ class Context:
     """An encryption context: an ASID, the VM that owns it, and the cgroup that pays for it under `key`.
 
     `launched` once the firmware knows it (LAUNCH_START), which is later than its charge (INIT); `launching` is the
-    operation that has made it known and may yet have to take that back. `sealed` once the registers of its owner's
-    vCPUs are encrypted (LAUNCH_UPDATE_VMSA, SEV-ES only).
+    operation that has made it known and may yet have to take that back. `stage` is how far the firmware has taken the
+    launch since. `sealed` once the registers of its owner's vCPUs are encrypted (LAUNCH_UPDATE_VMSA, SEV-ES only).
+    `regions` are those that are registered, each as often as it is: its address, or where nobody recorded that, the VM
+    whose memory it is.
     """
 
     owner: str
@@ -59,6 +72,8 @@ class Context:
     launched: bool = False
     sealed: bool = False
     launching: int | None = None
+    stage: Stage = Stage.UPDATE
+    regions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +102,19 @@ class LedgerVm:
 @dataclass(frozen=True, slots=True)
 class Reference:
     """`agent` has descriptors of `vm` open; `sent` if they came from another process. With `op` it is the operation of
-    that number that holds the file. If its own is `lost`, those of the vCPUs keep the VM."""
+    that number that holds the file. If its own is `lost`, those of the vCPUs keep the VM.
+
+    One that was sent was sent to the VM `into`, "" if nobody recorded to which of its process; it lies in that VM's
+    socket until it is `taken` out, and may be closed at any time if it is `going`."""
 
     vm: str
     agent: str
     sent: bool = False
     op: int | None = None
     lost: bool = False
+    into: str = ""
+    taken: bool = False
+    going: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +135,7 @@ class World:
     """`homes` are the live processes, each with its cgroup. `dead` are the VMs a context was moved away from.
     `happened` are those operations that have taken effect without having answered. `undivided` are the cgroups whose
     children have no misc controller: to it, whoever lives below one is in it. `cut_off` are the processes that have
-    lost their descriptor of /dev/sev."""
+    lost their descriptor of /dev/sev. `peers` are the VMs that have a socket to another, each with that one."""
 
     homes: frozenset[tuple[str, str]] = frozenset()
     references: frozenset[Reference] = frozenset()
@@ -126,6 +147,7 @@ class World:
     happened: frozenset[int] = frozenset()
     undivided: frozenset[str] = frozenset()
     cut_off: frozenset[str] = frozenset()
+    peers: frozenset[tuple[str, str]] = frozenset()
 
     def home(self, agent: str) -> str | None:
         """The cgroup that pays for what the process takes, None if it does not live."""
@@ -157,6 +179,16 @@ class World:
     def open(self, vm: str) -> bool:
         """Whether any process has the VM open."""
         return any(reference.vm == vm for reference in self.references)
+
+    def peer(self, vm: str) -> str:
+        """The VM that this one has a socket to, "" if there is none, or nobody recorded it."""
+        return next((peer for name, peer in self.peers if name == vm), "")
+
+    def given(self, source: str, agent: str, vm: str) -> bool:
+        """Whether the process surely has a descriptor of `source` for an operation on its VM `vm`: its own, or one that
+        arrived, which the operation may be using already."""
+        mine = (r for r in self.references if (r.vm, r.agent) == (source, agent) and not (r.lost or r.going))
+        return any(_for(reference, vm) and (reference.sent or reference.op is None) for reference in mine)
 
     def reach(self, op: int) -> Reach:
         """How far the operation has come here."""
@@ -214,22 +246,28 @@ def die(world: World, agent: str) -> World:
     )
 
 
+def _for(reference: Reference, vm: str) -> bool:
+    return not reference.sent or reference.into in ("", vm)
+
+
+def arrived(world: World, agent: str, vm: str) -> frozenset[Reference]:
+    """The descriptors that others have sent to the process for its VM `vm`, or for whichever."""
+    sent = (reference for reference in world.references if reference.sent and reference.op is None)
+    return frozenset(reference for reference in sent if reference.agent == agent and _for(reference, vm))
+
+
 def drop(world: World, reference: Reference) -> World:
     """The reference has been closed."""
     return settled(replace(world, references=world.references - {reference}))
 
 
 def settled(world: World) -> World:
-    """Contexts whose VM nobody has open are gone, unless a mirror that somebody has open keeps it. References to dead
-    VMs are dropped: they keep nothing alive, unless the VM was given a context when it was dead."""
-    empty = world.dead - world.holders if world.dead else world.dead
-    references = frozenset(reference for reference in world.references if reference.vm not in empty)
-    opened = {reference.vm for reference in references}
+    """Contexts whose VM nobody has open are gone, unless a mirror that somebody has open keeps it."""
+    opened = {reference.vm for reference in world.references}
     mirrors = frozenset(mirror for mirror in world.mirrors if mirror.vm in opened)
     alive = opened | {mirror.owner for mirror in mirrors}
     return replace(
         world,
-        references=references,
         mirrors=mirrors,
         contexts=frozenset(context for context in world.contexts if context.owner in alive),
         vms=frozenset(vm for vm in world.vms if vm.name in alive or vm.name in world.dead),

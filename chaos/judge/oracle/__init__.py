@@ -20,11 +20,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from errno import ETIMEDOUT
+from errno import EBUSY, ETIMEDOUT
 
 from chaos.history.reading import argument, levels
 from chaos.history.records import Invoke
-from chaos.judge.ledger.effects import begin, effect, halfway
+from chaos.judge.ledger.effects import begin, effect, halfway, left_behind
 from chaos.judge.ledger.world import ON_CGROUPS, ON_ITS_WAY, World, die, forget, gone
 from chaos.judge.oracle.rules import CHECKS
 from chaos.judge.oracle.state import OK, OracleAnswer, State, charge, charges, events
@@ -83,6 +83,7 @@ def after(state: State, operation: Invoke, answer: OracleAnswer) -> State:
     """The state once the operation has answered so. Raises ValueError if it must not."""
     if answer not in allowed(state, operation):
         raise ValueError(f"{operation.f} must not answer {answer}")
+    state = replace(state, world=begin(state.world, operation))
     if answer.errno:
         return _refused(state, operation, answer)
     rule = _BESIDE_THE_WORLD.get(operation.f)
@@ -100,10 +101,15 @@ def _refused(state: State, operation: Invoke, answer: OracleAnswer) -> State:
     key = argument(operation, "key") if context is None else context.key
     return replace(
         state,
-        world=forget(state.world, operation.op),
+        world=forget(_left_behind(state.world, operation, answer), operation.op),
         blocked=(*state.blocked, (answer.at, key)) if answer.at else state.blocked,
         psp="dead" if answer.errno == ETIMEDOUT else state.psp,
     )
+
+
+def _left_behind(world: World, operation: Invoke, answer: OracleAnswer) -> World:
+    """Of several system calls it is the last that the firmware refuses."""
+    return left_behind(world, operation) if answer.firmware or answer.errno in (EBUSY, ETIMEDOUT) else world
 
 
 def under_way(state: State, operation: Invoke) -> State:

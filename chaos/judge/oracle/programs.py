@@ -8,11 +8,11 @@ that operations meet. A move, a mirror or a new vCPU may be left under way, and 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from chaos.history.reading import argument
 from chaos.history.records import Invoke, Value
-from chaos.judge.ledger.world import ON_CGROUPS
+from chaos.judge.ledger.world import ON_CGROUPS, ON_ITS_WAY, Context, World
 from chaos.judge.oracle import OracleAnswer, State, after, allowed, under_way
 
 AGENTS = ("p0", "p1", "p2")
@@ -170,8 +170,10 @@ def _changed(step: ProgramStep) -> Iterator[str]:
     """What the step may not have changed."""
     f, before, now = step.operation.f, step.before.world, step.state.world
     if step.answer is not None and step.answer.errno:
-        kept = any(reference.op == step.operation.op for reference in before.references)  # a file, until it failed
-        if not kept and (before.contexts, before.mirrors, before.dead) != (now.contexts, now.mirrors, now.dead):
+        op, agent = step.operation.op, step.operation.agent
+        # A file, until it failed: it was held by the call, or sent for it.
+        kept = any(r.op == op or (r.sent and r.agent in (agent, ON_ITS_WAY)) for r in before.references)
+        if not kept and (_contexts(before), before.mirrors, before.dead) != (_contexts(now), now.mirrors, now.dead):
             yield f"P6: a {f} that failed changed something"
     elif f in ("mirror", "enter", "limit", "create_vcpu") and before.charges != now.charges:
         yield f"P2, P11: a {f} changed a charge"
@@ -180,6 +182,11 @@ def _changed(step: ProgramStep) -> Iterator[str]:
             yield "P3: a source that was moved lives"
         if len(before.contexts) != len(now.contexts):
             yield "P4: a move made or lost a context"
+
+
+def _contexts(world: World) -> frozenset[Context]:
+    """Without their regions: one is registered for LAUNCH_UPDATE_DATA, whatever becomes of that."""
+    return frozenset(replace(context, regions=()) for context in world.contexts)
 
 
 def _parent(cgroup: str) -> str:

@@ -14,7 +14,8 @@ from errno import EBADF, EBUSY, EEXIST, EFAULT, EINVAL, EIO, ENOENT, ENOMEM, ENO
 
 from chaos.history.reading import argument, levels, number
 from chaos.history.records import Invoke
-from chaos.judge.ledger.world import ON_ITS_WAY, Reference
+from chaos.judge.ledger.effects import region
+from chaos.judge.ledger.world import ON_ITS_WAY, Stage
 from chaos.judge.oracle.state import OracleAnswer, Refusal, State, charge
 
 Check = Callable[[State, Invoke], Refusal | None]
@@ -22,6 +23,12 @@ ES = "sev_es"
 INIT2 = "init2"
 DEBUG_SWAP = 1 << 5
 GHCB_VERSION_MAX = 2
+
+# Statuses of the firmware, part 5.5.
+INVALID_PLATFORM_STATE = 1
+INVALID_GUEST_STATE = 2
+ASID_OWNED = 12
+INVALID_GUEST = 16
 
 # Numbers of commands, part 3.2 of the contract.
 NR_WITHOUT_INIT2 = 22
@@ -36,17 +43,21 @@ def _sure(errno: int, *, when: bool) -> Refusal | None:
     return Refusal(OracleAnswer(errno)) if when else None
 
 
-def _maybe(errno: int, *, when: bool, firmware: bool = False) -> Refusal | None:
-    return Refusal(OracleAnswer(errno, firmware), sure=False) if when else None
+def _maybe(errno: int, *, when: bool, firmware: bool = False, left_open: bool = False) -> Refusal | None:
+    return Refusal(OracleAnswer(errno, firmware, open=left_open), sure=False) if when else None
+
+
+def _by_firmware(state: State, status: int, *, when: bool) -> Refusal | None:
+    """A refusal by the firmware's own state machine. Of one that nobody watched nobody knows with which status."""
+    return Refusal(OracleAnswer(EIO, firmware=True, status=status if state.obeys else 0)) if when else None
 
 
 # -- every ioctl on a VM ----------------------------------------------------------------------------------
 
 
 def _descriptor(state: State, op: Invoke) -> Refusal | None:
-    """The caller has the VM open. Of a dead VM nobody keeps the descriptors in mind."""
-    vm = argument(op, "vm")
-    return _sure(EBADF, when=vm not in state.world.dead and not _has(state, op.agent, vm))
+    """The caller has the VM open."""
+    return _sure(EBADF, when=not _has(state, op.agent, argument(op, "vm")))
 
 
 def _alive(state: State, op: Invoke) -> Refusal | None:
@@ -60,8 +71,8 @@ def _alive(state: State, op: Invoke) -> Refusal | None:
 
 
 def _has(state: State, agent: str, vm: str) -> bool:
-    references = state.world.references
-    return Reference(vm, agent) in references or Reference(vm, agent, sent=True) in references
+    mine = (r for r in state.world.references if (r.vm, r.agent, r.op) == (vm, agent, None))
+    return any(not reference.lost for reference in mine)
 
 
 # -- the two that take another VM -------------------------------------------------------------------------
@@ -73,16 +84,14 @@ def _flagged(state: State, op: Invoke) -> Refusal | None:
 
 
 def _source_descriptor(state: State, op: Invoke) -> Refusal | None:
-    """[1] The source's descriptor is there, and a VM's. What was sent may have been closed by its receiver, and of a
-    dead VM nobody keeps the descriptors in mind."""
+    """[1] The source's descriptor is there, and a VM's. One that arrived is there until it was used or its receiver let
+    go of it; of one that is going, or that nobody recorded, nobody can say."""
     if argument(op, "fd"):
         return _sure(EBADF, when=True)
     source, world = argument(op, "source"), state.world
-    if Reference(source, op.agent) in world.references:
+    if world.given(source, op.agent, argument(op, "vm")):
         return None
-    if source in world.dead or world.open(source):
-        return _maybe(EBADF, when=True)
-    return _sure(EBADF, when=True)
+    return _maybe(EBADF, when=True) if world.open(source) else _sure(EBADF, when=True)
 
 
 def _itself(state: State, op: Invoke) -> Refusal | None:
@@ -92,11 +101,12 @@ def _itself(state: State, op: Invoke) -> Refusal | None:
 
 def _busy(state: State, op: Invoke) -> Refusal | None:
     """[3, 4] Another move or mirror of either VM is under way. Whether it has its flags just now, nobody can say,
-    unless it was seen to be stopped with them."""
+    unless it was seen to be stopped with them. One that was told EBUSY itself has marked its destination at most."""
     if state.flags_free:
         return None
-    vms = {argument(op, "vm"), argument(op, "source")}
-    others = {r.op for r in state.world.references if r.vm in vms and r.op is not None and r.op != op.op}
+    vms, spent = {argument(op, "vm"), argument(op, "source")}, dict(state.spent)
+    held = {(r.vm, r.op) for r in state.world.references if r.vm in vms and r.op is not None and r.op != op.op}
+    others = {other for vm, other in held if spent.get(other, vm) == vm}
     return _sure(EBUSY, when=True) if others & state.marked else _maybe(EBUSY, when=bool(others))
 
 
@@ -219,7 +229,7 @@ def _left_open(errno: int, *, firmware: bool = False) -> Check:
     """What a command without data says to a VM that may issue it is not in the contract."""
 
     def check(state: State, op: Invoke) -> Refusal | None:
-        return _maybe(errno, firmware=firmware, when=True)
+        return _maybe(errno, firmware=firmware, when=True, left_open=True)
 
     return check
 
@@ -311,14 +321,34 @@ def _cut_off(state: State, op: Invoke) -> Refusal | None:
 
 
 def _no_guest(state: State, op: Invoke) -> Refusal | None:
+    """There is no guest of handle 0; and while there is none at all, the platform is not working."""
     context = state.world.shared(argument(op, "vm"))
-    return None if context is None or context.launched else Refusal(OracleAnswer(EIO, firmware=True))
+    status = INVALID_GUEST if state.world.guests else INVALID_PLATFORM_STATE
+    return _by_firmware(state, status, when=context is not None and not context.launched)
 
 
 def _started_twice(state: State, op: Invoke) -> Refusal | None:
     """The ASID is another guest's already: ACTIVATE answers ASID_OWNED."""
     context = state.world.context(argument(op, "vm"))
-    return Refusal(OracleAnswer(EIO, firmware=True)) if context is not None and context.launched else None
+    return _by_firmware(state, ASID_OWNED, when=context is not None and context.launched)
+
+
+def _not_in(stage: Stage) -> Check:
+    """The firmware carries the command out in this stage of the guest's launch only. What one that was tampered with
+    takes for the stage, nobody can say."""
+
+    def check(state: State, op: Invoke) -> Refusal | None:
+        context = state.world.shared(argument(op, "vm"))
+        wrong = state.obeys and context is not None and context.stage is not stage
+        return _by_firmware(state, INVALID_GUEST_STATE, when=wrong)
+
+    return check
+
+
+def _no_vcpu(state: State, op: Invoke) -> Refusal | None:
+    """The same of registers: where there is no vCPU the firmware is sent nothing."""
+    vm = state.world.vm(argument(op, "vm"))
+    return None if vm is None or vm.created == 0 else _not_in(Stage.UPDATE)(state, op)
 
 
 def _noticed(state: State, op: Invoke) -> Refusal | None:
@@ -328,13 +358,14 @@ def _noticed(state: State, op: Invoke) -> Refusal | None:
 
 
 def _firmware_refuses(state: State, op: Invoke) -> Refusal | None:
-    """The firmware may refuse any command for reasons of its own, and always says so with a status."""
-    return _maybe(EIO, firmware=True, when=not state.obeys or op.f != "guest_status")
+    """A firmware that nobody watched, or that was tampered with, may refuse any command for reasons of its own, and
+    always says so with a status."""
+    return _maybe(EIO, firmware=True, when=not state.obeys, left_open=True)
 
 
 def _platform_refuses(state: State, op: Invoke) -> Refusal | None:
     """The first INIT on a platform that was shut down has the firmware initialised (sev_platform_init())."""
-    return _maybe(EIO, firmware=True, when=state.psp == "well" and not state.obeys)
+    return _maybe(EIO, firmware=True, when=state.psp == "well" and not state.obeys, left_open=True)
 
 
 def _locks_memory(state: State, op: Invoke) -> Refusal | None:
@@ -345,12 +376,23 @@ def _locks_memory(state: State, op: Invoke) -> Refusal | None:
 
 
 def _no_region(state: State, op: Invoke) -> Refusal | None:
-    """Of what was registered where, nobody keeps account."""
-    return _maybe(EINVAL, when=True)
+    """A region goes by its address in the process that registered it, and moves with the context (1.3). Of one whose
+    address nobody recorded, nobody can say whether it is that of another."""
+    context, which = state.world.context(argument(op, "vm")), region(op)
+    if context is None or which in context.regions:
+        return None
+    if all(each.startswith("0x") for each in (which, *context.regions)) or not context.regions:
+        return _sure(EINVAL, when=True)
+    return _maybe(EINVAL, when=True, left_open=True)
 
 
 def _stalled(state: State, op: Invoke) -> Refusal | None:
     return _sure(ETIMEDOUT, when=state.psp == "stalled")
+
+
+def _may_stall(state: State, op: Invoke) -> Refusal | None:
+    """Of what asks the firmware only now and then."""
+    return _maybe(ETIMEDOUT, when=state.psp == "stalled")
 
 
 # -- processes and cgroups --------------------------------------------------------------------------------
@@ -407,8 +449,7 @@ def _nobody_to_send_to(state: State, op: Invoke) -> Refusal | None:
 
 
 def _not_open(state: State, op: Invoke) -> Refusal | None:
-    vm = argument(op, "vm")
-    return _sure(EBADF, when=vm not in state.world.dead and not _has(state, op.agent, vm))
+    return _sure(EBADF, when=not _has(state, op.agent, argument(op, "vm")))
 
 
 _IOCTL = (_descriptor, _alive)
@@ -417,8 +458,7 @@ _WITHOUT_DATA = (
     _left_open(EIO, firmware=True),
 )
 _COMMAND = (*_IOCTL, _no_command_of_a_mirror, _no_context)
-_FIRMWARE = (_cut_off, _not_started, _noticed, _stalled, _no_guest, _firmware_refuses)
-_TO_GUEST = (*_COMMAND, *_FIRMWARE)
+_ASKS = (_cut_off, _not_started, _noticed, _stalled, _no_guest)
 
 CHECKS: dict[str, tuple[Check, ...]] = {
     "spawn": (_no_cgroup,),
@@ -435,6 +475,9 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "set_memory": _IOCTL,
     "close": (_not_open,),
     "send_fd": (_not_open, _nobody_to_send_to),
+    "receive_fd": (),
+    "connect": (),
+    "disconnect": (),
     "init": (
         *_IOCTL,
         _es_disabled,
@@ -447,15 +490,24 @@ CHECKS: dict[str, tuple[Check, ...]] = {
         _no_range,
         _charge_of_init,
         _no_flush,
+        _may_stall,
         _platform_refuses,
     ),
     "launch_start": (*_COMMAND, _cut_off, _noticed, _stalled, _started_twice, _firmware_refuses),
-    "launch_update_data": (*_COMMAND, _locks_memory, *_FIRMWARE),
-    "launch_measure": _TO_GUEST,
-    "launch_finish": _TO_GUEST,
-    "launch_update_vmsa": (*_IOCTL, _no_es, _sealing_while_creating, _sealed_already, *_FIRMWARE),
-    "guest_status": (*_IOCTL, _no_context, *_FIRMWARE),
-    "command": (*_IOCTL, _mirror_may_not, _no_such_command, _command_without_context, *_WITHOUT_DATA),
+    "launch_update_data": (*_COMMAND, _locks_memory, *_ASKS, _not_in(Stage.UPDATE), _firmware_refuses),
+    "launch_measure": (*_COMMAND, *_ASKS, _not_in(Stage.UPDATE), _firmware_refuses),
+    "launch_finish": (*_COMMAND, *_ASKS, _not_in(Stage.SECRET), _firmware_refuses),
+    "launch_update_vmsa": (
+        *_IOCTL,
+        _no_es,
+        _sealing_while_creating,
+        _sealed_already,
+        *_ASKS,
+        _no_vcpu,
+        _firmware_refuses,
+    ),
+    "guest_status": (*_IOCTL, _no_context, *_ASKS, _firmware_refuses),
+    "command": (*_IOCTL, _mirror_may_not, _no_such_command, _command_without_context, _may_stall, *_WITHOUT_DATA),
     "register_region": (*_IOCTL, _no_context, _no_command_of_a_mirror, _locks_memory),
     "unregister_region": (*_IOCTL, _no_command_of_a_mirror, _no_context, _no_region),
     "mirror": (*_IOCTL, _flagged, _source_descriptor, _itself, _busy, _not_mirrorable, _half_a_vcpu),

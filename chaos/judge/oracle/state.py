@@ -19,19 +19,25 @@ from chaos.history.reading import levels
 from chaos.judge.ledger.world import World
 from chaos.judge.oracle.versions import Rules
 
+Psp = Literal["well", "stalled", "dead"]
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class OracleAnswer:
-    """How an operation ends: `errno`, 0 for success. `firmware` if a status of the firmware's comes with it.
+    """How an operation ends: `errno`, 0 for success. `firmware` if a status of the firmware's comes with it, `status`
+    which, 0 for any.
 
     `at` is the cgroup whose limit it was, which counts an event there; "" if it was none of ours. `full` if that limit
-    is no misc.max but the host's capacity, all of which is taken below it.
+    is no misc.max but the host's capacity, all of which is taken below it. `open` if the contract does not say that it
+    may be answered, but nothing against it either.
     """
 
     errno: int = 0
     firmware: bool = False
     at: str = ""
     full: bool = False
+    status: int = 0
+    open: bool = False
 
 
 OK = OracleAnswer()
@@ -51,10 +57,12 @@ class State:
     `limits` are (cgroup, key, misc.max), without those that are "max". `blocked` are the charges that were refused, by
     the cgroup whose limit it was, in order. The firmware is `stalled` once it stops answering, and `dead` once the
     driver has noticed; `flushes` unless it fails a DF_FLUSH, and `obeys` if it is known to do what it must: then it
-    refuses no INIT, and no status of a guest that it has. `marked` are moves under way that are known to have marked
-    both their VMs as being migrated, `dying` the sources of moves that were under way, `half` creations of vCPUs that
-    are known to be half done. `memlock` are the processes that were given a limit to what they may lock, in bytes.
-    `flags_free` to be told of reasons other than that another move or mirror holds a VM's migration flag."""
+    refuses nothing but what its own state machine makes it refuse, with the status of that. `marked` are moves under
+    way that are known to have marked both their VMs as being migrated, `dying` the sources of moves that were under
+    way, `half` creations of vCPUs that are known to be half done. `spent` are moves and mirrors that will be told EBUSY
+    because another has marked one of their VMs, each with its destination: they mark no other. `memlock` are the
+    processes that were given a limit to what they may lock, in bytes. `flags_free` to be told of reasons other than
+    that another move or mirror holds a VM's migration flag."""
 
     rules: Rules
     world: World = field(default_factory=World)
@@ -63,12 +71,13 @@ class State:
     foreign: frozenset[tuple[str, int]] = frozenset()
     limits: frozenset[tuple[str, str, int]] = frozenset()
     blocked: tuple[tuple[str, str], ...] = ()
-    psp: Literal["well", "stalled", "dead"] = "well"
+    psp: Psp = "well"
     flushes: bool = True
     obeys: bool = False
     marked: frozenset[int] = frozenset()
     dying: frozenset[str] = frozenset()
     half: frozenset[int] = frozenset()
+    spent: frozenset[tuple[int, str]] = frozenset()
     memlock: frozenset[tuple[str, int]] = frozenset()
     flags_free: bool = False
 

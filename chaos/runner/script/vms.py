@@ -23,7 +23,7 @@ def launch(executor: Executor, step: s.LaunchStep) -> None:
         return
     guests.must(vm, _init(vm, s.InitStep(vm=step.vm)))
     for name in (*_LAUNCH, "launch_update_vmsa") if vm.spec.kind is Kind.SEV_ES else _LAUNCH:
-        guests.must(vm, _operation(guests, vm, name))
+        guests.must(vm, _operation(guests, vm, name, vm.address))
     if step.finish:
         _finish(guests, vm)
 
@@ -34,7 +34,8 @@ def create(executor: Executor, step: s.CreateStep) -> None:
 
 def call(executor: Executor, step: s.CallStep) -> None:
     vm = executor.guests.launched(step.vm)
-    executor.begin(vm, _operation(executor.guests, vm, step.operation), wait=step.wait)
+    memory = executor.guests.launched(step.of) if step.of is not None else vm
+    executor.begin(vm, _operation(executor.guests, vm, step.operation, memory.address), wait=step.wait)
 
 
 def init(executor: Executor, step: s.InitStep) -> None:
@@ -94,12 +95,13 @@ def _init(vm: Guest, step: s.InitStep) -> m.Init:
     )  # fmt: skip
 
 
-def _operation(guests: Guests, vm: Guest, name: str) -> m.Operation:  # noqa: PLR0911 - a table
+def _operation(guests: Guests, vm: Guest, name: str, address: int) -> m.Operation:  # noqa: PLR0911 - a table
+    """`address` is that of the memory which the operation is about."""
     match name:
         case "launch_start":
             return m.LaunchStart(vm=vm.name, policy=Policy.ES if vm.spec.kind is Kind.SEV_ES else 0)
         case "launch_update_data":
-            return m.LaunchUpdateData(vm=vm.name, lanes=guests.lanes[vm.spec.memory])
+            return m.LaunchUpdateData(vm=vm.name, lanes=guests.lanes[vm.spec.memory], address=address)
         case "launch_update_vmsa":
             return m.LaunchUpdateVmsa(vm=vm.name)
         case "launch_measure":
@@ -107,7 +109,7 @@ def _operation(guests: Guests, vm: Guest, name: str) -> m.Operation:  # noqa: PL
         case "launch_finish":
             return m.LaunchFinish(vm=vm.name)
         case "register_region":
-            return m.RegisterRegion(vm=vm.name)
+            return m.RegisterRegion(vm=vm.name, address=address)
         case "unregister_region":
-            return m.UnregisterRegion(vm=vm.name)
+            return m.UnregisterRegion(vm=vm.name, address=address)
     return m.Status(vm=vm.name)

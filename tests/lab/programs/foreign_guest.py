@@ -43,7 +43,7 @@ def launched() -> Machine:
     machine = Machine.create(OpenDevices(System.open()), Kind.SEV, 1, memory_file("somebody", guest.MEMORY).steal())
     machine.init("sev", "", flags=0, features=0, ghcb=0)
     machine.launch_start(0)
-    machine.launch_update_data(1)
+    machine.launch_update_data(1, machine.memory.start)
     machine.launch_measure()
     machine.sev.launch_finish()
     return machine

@@ -86,6 +86,22 @@ def test_an_honest_refusal_is_the_kernels_affair(fault: str) -> None:
     assert verdict_of("P13", told).signature == "decommissioned-twice+never-decommissioned+part-unknown"
 
 
+@pytest.mark.parametrize(
+    ("deactivate", "decommission"), [("fail:HWERROR_PLATFORM", ""), ("skip", ""), ("", "fail:HWERROR_PLATFORM")]
+)
+def test_a_context_that_a_fault_has_kept_is_decommissioned_once_too(deactivate: str, decommission: str) -> None:
+    b = Told()
+    b.begin()
+    b.launch("old", "source", "sev")
+    b.sent("LAUNCH_START", 1)
+    b.ended(deactivate=deactivate, decommission=decommission, status=HWERROR if decommission else ACTIVE)
+    assert Contexts.of(b.history()).refused == []
+    b.sent("DECOMMISSION", 1, status=ACTIVE if deactivate else 0)
+    contexts = Contexts.of(b.history())
+    assert (len(contexts.owed), len(contexts.refused)) == (1, 1)
+    assert "decommissioned-twice" in verdict_of("P13", b.history()).signature
+
+
 @pytest.mark.parametrize("fault", ["lie:HWERROR_PLATFORM", "garbage", "delay:50ms", "stall"])
 def test_what_was_carried_out_leaves_nothing(fault: str) -> None:
     status = HWERROR if fault.startswith("lie") else 0
@@ -271,18 +287,21 @@ def test_an_init_that_finds_no_clean_asid() -> None:
     assert verdict_of("P7", flushed("delay:1ms")).outcome is DEVIATED
 
 
-def init_refused(*, firmware: int) -> History:
+def init_refused(*, firmware: int, fault: str = "") -> History:
     b = Told()
     b.begin()
     b.limits("before")
     b.do("create", "source", vm="old", kind="sev", vcpus=1, memory="guest")
+    if fault:
+        b.sent("INIT", status=HWERROR, fault=fault)
     b.do("init", "source", vm="old", key="sev", error=errno.EIO, firmware=firmware)
     b.limits("after")
     return b.finish()
 
 
 def test_an_init_that_the_firmware_refuses_carries_its_status() -> None:
-    assert verdict_of("P7", init_refused(firmware=HWERROR)).outcome is HELD
+    assert verdict_of("P7", init_refused(firmware=HWERROR, fault="fail:HWERROR_PLATFORM")).outcome is HELD
+    assert verdict_of("P7", init_refused(firmware=HWERROR)).outcome is UNKNOWN  # whether it did, nobody saw
     assert verdict_of("P7", init_refused(firmware=0)).signature.startswith("init:EIO-for-")
 
 

@@ -51,12 +51,44 @@ def test_a_guest_is_charged_at_init_and_counted_by_the_firmware_at_launch() -> N
     assert ledger(b).mismatches("charge", "guests") == ()
 
 
-def test_a_descriptor_that_was_sent_keeps_the_context_until_it_is_closed() -> None:
+def sent(*, connected: bool = True) -> Builder:
+    """The source's VM is closed there, and its descriptor with the destination."""
     b = two()
+    if connected:
+        b.do("connect", "source", vm="old", peer="new")
+        b.do("connect", "destination", vm="new", peer="old")
     b.do("send_fd", "source", vm="old", to="destination")
     b.do("close", "source", vm="old")
-    assert payers(ledger(b)) == {("source",), ()}  # whoever received it may have closed it
-    b.do("close", "destination", vm="old")
+    assert payers(ledger(b)) == {("source",)}
+    return b
+
+
+@pytest.mark.parametrize("f", ["disconnect", "connect", "listen", "commit", "close"])
+def test_a_descriptor_that_was_sent_keeps_the_context_until_its_receiver_lets_go(f: str) -> None:
+    b = sent()
+    b.do("create", "destination", vm="other", kind="plain", vcpus=1, memory="guest")
+    b.do(f, "destination", vm="other", peer="old")
+    assert payers(ledger(b)) == {("source",)}  # it was sent to another VM
+    letting_go = b.invoke(f, "destination", vm="new", peer="old")
+    assert payers(ledger(b)) == {("source",), ()}
+    b.done(letting_go)
+    assert payers(ledger(b)) == {()}
+    unrecorded = sent(connected=False)
+    unrecorded.do(f, "destination", vm="new", peer="old")
+    assert payers(ledger(unrecorded)) == {("source",), ()}  # it may have been sent to another
+
+
+@pytest.mark.parametrize(("f", "left"), [("disconnect", "source"), ("close", "")])
+def test_a_descriptor_that_was_taken_out_of_the_socket_goes_with_the_vm(f: str, left: str) -> None:
+    b = sent()
+    b.do("receive_fd", "destination", vm="new", source="old")
+    b.do(f, "destination", vm="new")
+    assert payers(ledger(b)) == {(left,) if left else ()}
+
+
+def test_a_descriptor_that_was_sent_is_closed_by_the_move_that_it_is_for() -> None:
+    b = sent()
+    b.move("old", "new", "destination", error=errno.EBUSY)
     assert payers(ledger(b)) == {()}
 
 

@@ -9,7 +9,7 @@ from errno import EBADF, EBUSY, EINVAL, EIO, ENOMEM, ENOTTY
 import pytest
 
 from chaos.history.records import Value
-from chaos.judge.oracle import State, allowed, under_way
+from chaos.judge.oracle import OK, OracleAnswer, State, after, allowed, under_way
 from tests.unit.core.test_oracle import MOVE, NEW, OLD, does, errnos, host, launched, op, ready, with_descriptor
 
 KERNELS = pytest.mark.parametrize("kernel", [OLD, NEW])
@@ -33,7 +33,27 @@ def test_a_firmware_that_does_what_it_must_refuses_no_init_and_no_status() -> No
         state = replace(launched(host(NEW)), obeys=obeys)
         for f in ("guest_status", "launch_measure"):  # which it may refuse by the guest's state
             refused = {answer.errno for answer in allowed(state, op(f, "s", vm="old")) if answer.firmware}
-            assert refused == (set() if obeys and f == "guest_status" else {EIO})
+            assert refused == (set() if obeys else {EIO})
+
+
+def test_what_a_firmware_that_does_what_it_must_refuses_has_the_status_of_its_reason() -> None:
+    def refusals(state: State, f: str, vm: str = "old") -> set[tuple[int, int]]:
+        return {(answer.errno, answer.status) for answer in allowed(state, op(f, "s", vm=vm))}
+
+    nobody = replace(does(bare(), "init", "s", vm="old", key="sev"), obeys=True)
+    assert refusals(nobody, "launch_finish") == {(EBADF, 0), (EIO, 1)}  # the platform is not working
+    state = does(does(nobody, "launch_start", "s", vm="old"), "create", "s", vm="next", kind="sev", vcpus=1)
+    state = does(state, "init", "s", vm="next", key="sev")
+    assert refusals(state, "launch_finish", "next") == {(EBADF, 0), (EIO, 16)}  # no such guest
+    assert refusals(state, "launch_start") == {(EIO, 12)}  # the ASID is its own already
+    assert refusals(state, "launch_finish") == {(EIO, 2)}  # it was not measured
+    assert refusals(state, "launch_measure") == {(0, 0)}
+    state = does(state, "launch_measure", "s", vm="old")
+    for f in ("launch_measure", "launch_update_data"):
+        assert refusals(state, f) == {(EIO, 2)}
+    state = does(state, "launch_finish", "s", vm="old")
+    assert refusals(state, "launch_finish") == {(EIO, 2)}
+    assert refusals(state, "guest_status") == {(0, 0)}
 
 
 def test_who_was_given_no_limit_may_pin_what_it_likes() -> None:
@@ -153,7 +173,37 @@ def test_commands_of_others() -> None:
         assert [c.key for c in does(state, "command", "s", vm="old", id=number).world.contexts] == [key]
     started = launched(host(), key="sev_es")
     assert 0 in errnos(started, "command", "s", vm="old", id=7)
-    assert 0 in errnos(started, "unregister_region", "s", vm="old")
+    assert errnos(started, "unregister_region", "s", vm="old") == {EINVAL}
+
+
+def test_regions_move_with_the_context() -> None:
+    """They go by the address that they had in the process that registered them; where nobody recorded that, nobody can
+    say whether a region of the destination's is one of them."""
+    state = does(launched(host(NEW)), "create", "d", vm="new", kind="plain", vcpus=1)
+    here: dict[str, Value] = {"vm": "old", "address": 0x1000}
+    there: dict[str, Value] = {"vm": "new", "address": 0x2000}
+    assert errnos(state, "unregister_region", "s", **here) == {EINVAL}
+    for _ in range(2):
+        state = does(state, "register_region", "s", **here)
+    state = does(state, "unregister_region", "s", **here)
+    assert errnos(state, "unregister_region", "s", **{**here, "address": 0x3000}) == {EINVAL}
+    assert errnos(state, "register_region", "d", **there) == {ENOTTY}
+    state = does(with_descriptor(state, "old", "d"), "move", "d", **MOVE)
+    for f in ("register_region", "unregister_region"):
+        assert errnos(state, f, "s", **here) == {EIO}
+    assert errnos(state, "unregister_region", "d", **there) == {EINVAL}
+    assert errnos(state, "unregister_region", "d", vm="new") == {0, EINVAL}
+    state = does(state, "unregister_region", "d", vm="new", address=0x1000)
+    assert errnos(state, "unregister_region", "d", vm="new", address=0x1000) == {EINVAL}
+    assert errnos(does(state, "register_region", "d", **there), "unregister_region", "d", **there) == {0}
+
+
+def test_a_launch_registers_its_memory_whatever_the_firmware_says_of_it() -> None:
+    started = launched(host(NEW))
+    args: dict[str, Value] = {"vm": "old", "address": 0x1000}
+    for answer in (OK, OracleAnswer(EIO, firmware=True, open=True)):
+        state = after(started, op("launch_update_data", "s", **args), answer)
+        assert errnos(state, "unregister_region", "s", **args) == {0}
 
 
 def test_a_command_can_encrypt_registers() -> None:

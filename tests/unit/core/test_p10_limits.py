@@ -44,6 +44,26 @@ def test_p10() -> None:
     assert verdict.signature == "over-limit:move:sev"
 
 
+@pytest.mark.parametrize(
+    ("destination", "root", "signature"),
+    [(1, 0, ""), (0, 0, "event-missing-local:sev"), (0, 1, "event-missing-local:sev+event-unexplained-local:sev")],
+)
+def test_p10_an_event_is_local_where_the_limit_is(destination: int, root: int, signature: str) -> None:
+    local = {"destination": destination, ".": root}
+
+    def change(record: Record) -> Record:
+        if not isinstance(record, Observation):
+            return record
+        after = record.label == "after"
+        misc = {
+            cgroup: {**files, "events.local": {"sev.max": local.get(cgroup, 0) if after else 0, "sev_es.max": 0}}
+            for cgroup, files in record.misc.items()
+        }
+        return msgspec.structs.replace(record, misc=misc)
+
+    assert verdict_of("P10", changed(limited(), change)).signature == signature
+
+
 def test_p10_an_operation_that_was_killed_excuses_more_events_and_not_fewer() -> None:
     assert verdict_of("P10", limited(killed=True)).outcome is HELD
     assert verdict_of("P10", limited(killed=True, counted=0)).signature == "event-missing:sev"
@@ -94,7 +114,7 @@ def lowered(*, error: int = EBUSY, undone: bool = False, recorded: bool = True) 
 def test_a_limit_counts_from_the_moment_it_was_set() -> None:
     assert verdict_of("P10", lowered()).outcome is HELD
     assert verdict_of("P10", lowered(error=0)).signature == "over-limit:move:sev"
-    assert verdict_of("P7", lowered(undone=True)).signature == "move:EBUSY-for-EBADF-or-ok"
+    assert verdict_of("P7", lowered(undone=True)).signature == "move:EBUSY-for-ok"
     # A change that nobody recorded may have come before the move or after it.
     for error in (0, EBUSY):
         assert not verdict_of("P10", lowered(error=error, recorded=False)).signature

@@ -30,6 +30,16 @@ def test_p11() -> None:
     assert "cannot be told" in verdict_of("P11", b.finish()).reason
 
 
+def test_every_observation_after_it_went_is_asked() -> None:
+    b = begun()
+    b.launch("old", "source", "sev")
+    b.do("enter", "source", cgroup="elsewhere")
+    b.observe("at-first", {"source": 1, "elsewhere": 0}, guests=1)
+    b.observe("later", {"source": 0, "elsewhere": 1}, guests=1)
+    verdict = verdict_of("P11", b.finish())
+    assert (verdict.outcome, verdict.signature) == (DEVIATED, "charge-followed-task:sev")
+
+
 def test_who_has_no_charge_leaves_none_behind() -> None:
     b = begun()
     b.launch("old", "source", "sev")

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""P1: misc.peak, what nobody saw between two observations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+import pytest
+
+from chaos.history.records import History, Observation, Record
+from chaos.judge.verdict import Outcome
+from tests.unit.core.build import Builder, changed, moved, moved_es
+from tests.unit.core.doctored import DEVIATED, HELD, begun, verdict_of
+
+Peaks = Mapping[str, Mapping[str, int]]
+
+
+def peaked(history: History, peaks: Peaks, *, key: str = "sev") -> History:
+    """misc.peak, by the label of the observation from which on it is so high, and the cgroup."""
+    highest: dict[str, int] = {}
+
+    def change(record: Record) -> Record:
+        if not isinstance(record, Observation):
+            return record
+        highest.update(peaks.get(record.label, {}))
+        misc = {
+            cgroup: {**files, "peak": {k: highest.get(cgroup, 0) if k == key else 0 for k in ("sev", "sev_es")}}
+            for cgroup, files in record.misc.items()
+        }
+        return msgspec.structs.replace(record, misc=misc)
+
+    return changed(history, change)
+
+
+FILLED = {".": 8}  # from below it the host was filled, before anything was observed
+
+
+@pytest.mark.parametrize(
+    ("peaks", "signature"),
+    [
+        ({"start": FILLED, "before": {"source": 1}, "after": {"destination": 1}}, ""),
+        ({"start": FILLED, "before": {"source": 1}, "after": {"destination": 2}}, "peak-too-high-after-move:sev"),
+        ({"start": FILLED, "before": {"source": 2}}, "peak-too-high-before-move:sev"),
+        ({"start": FILLED, "before": {"source": 1, "destination": 1}}, "peak-too-high-before-move:sev"),
+        ({"before": {"source": 1, ".": 1}, "after": {"destination": 1, ".": 2}}, ""),  # charged there before not here
+        ({"before": {"source": 1, ".": 1}, "after": {"destination": 1, ".": 3}}, "peak-too-high-after-move:sev"),
+    ],
+)
+def test_a_counter_was_never_higher_than_it_had_to_be(peaks: Peaks, signature: str) -> None:
+    verdict = verdict_of("P1", peaked(moved(), peaks))
+    assert (verdict.outcome, verdict.signature) == (DEVIATED if signature else HELD, signature)
+    assert signature or verdict.reason.endswith("no counter was ever higher (misc.peak)")
+
+
+def test_a_kernel_without_peaks_is_said_to_have_none() -> None:
+    assert verdict_of("P1", moved()).reason.endswith("this kernel has no misc.peak to ask about between")
+
+
+def refused() -> Builder:
+    """A move that is charged below a limit that stops it further up."""
+    b = begun()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.observe("before", {"source": 1})
+    b.do("send_fd", "source", vm="old", to="destination")
+    b.move("old", "new", "destination", error=16)
+    b.observe("after", {"source": 1})
+    return b
+
+
+@pytest.mark.parametrize(("highest", "outcome"), [(1, HELD), (2, DEVIATED)])
+def test_a_charge_that_was_refused_further_up_was_there_for_an_instant(highest: int, outcome: Outcome) -> None:
+    peaks = {"start": FILLED, "before": {"source": 1}, "after": {"destination": highest}}
+    assert verdict_of("P1", peaked(refused().finish(), peaks)).outcome is outcome
+
+
+@pytest.mark.parametrize(("highest", "outcome"), [(2, HELD), (3, DEVIATED)])
+def test_moves_under_way_at_the_same_time_add_up(highest: int, outcome: Outcome) -> None:
+    b = begun()
+    for name in ("one", "two"):
+        b.launch(name, "source", "sev")
+        b.launch(f"{name}-new", "destination")
+        b.do("send_fd", "source", vm=name, to="destination")
+    b.observe("before", {"source": 2})
+    pending = [b.invoke("move", "destination", vm=f"{name}-new", source=name) for name in ("one", "two")]
+    for invoke in pending:
+        b.done(invoke, "fail", error=16)
+    b.observe("after", {"source": 2})
+    peaks = {"start": FILLED, "before": {"source": 2}, "after": {"destination": highest}}
+    assert verdict_of("P1", peaked(b.finish(), peaks)).outcome is outcome
+
+
+@pytest.mark.parametrize(("highest", "outcome"), [(1, HELD), (2, DEVIATED)])
+def test_a_loop_of_moves_charges_one_at_a_time(highest: int, outcome: Outcome) -> None:
+    b = begun()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.observe("before", {"source": 1})
+    b.do("send_fd", "source", vm="old", to="destination")
+    loop = b.invoke("moves", "destination", vm="new", sources=["old"], rounds=9, threads=4)
+    b.done(loop, value={"old EBUSY": 36})
+    b.observe("after", {"source": 1})
+    peaks = {"start": FILLED, "before": {"source": 1}, "after": {"destination": highest}}
+    assert verdict_of("P1", peaked(b.finish(), peaks)).outcome is outcome
+
+
+def test_a_cgroup_that_was_made_again_begins_anew() -> None:
+    b = begun()
+    b.launch("old", "source", "sev")
+    b.observe("before", {"source": 1})
+    b.do("close", "source", vm="old")
+    b.do("enter", "source", cgroup="destination")
+    b.do("remove_cgroup", "", cgroup="source")
+    b.do("add_cgroup", "", cgroup="source")
+    b.observe("again")
+    history, up = b.finish(), {"start": FILLED, "before": {"source": 1}}
+    assert verdict_of("P1", peaked(history, {**up, "again": {"source": 0}})).outcome is not DEVIATED
+    assert verdict_of("P1", peaked(history, up)).signature == "peak-too-high-before-move:sev"
+
+
+def test_a_finding_explains_as_many_as_there_were_moves_to_make() -> None:
+    up = {"start": FILLED, "before": {"source": 0}}
+    for highest, signature in ((1, "under-wrong-key-after-es-move"), (2, "peak-too-high-after-move:sev")):
+        verdict = verdict_of("P1", peaked(moved_es(), {**up, "after": {"destination": highest}}))
+        assert verdict.signature == signature
