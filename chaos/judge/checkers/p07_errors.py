@@ -19,7 +19,7 @@ from chaos.experiment.steps import FaultStep, walk
 from chaos.history.reading import argument, errname
 from chaos.history.records import Fault, History
 from chaos.judge.against_oracle import Contract, Judged, events_of
-from chaos.judge.checkers.p10_limits import CHARGING, due
+from chaos.judge.checkers.p10_limits import CHARGING, Place, due
 from chaos.judge.evidence import RunEvidence
 from chaos.judge.migration_flag import MigrationFlags
 from chaos.judge.oracle import OracleAnswer
