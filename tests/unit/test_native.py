@@ -321,12 +321,12 @@ def test_many_at_once_and_one_after_another(refused: LoopStep) -> None:
 
 CHILD = """
     import sys
-    from chaos.native import Loop, Program, Step
+    from chaos.native import LoopProgram, LoopStep, NativeLoop
     fd, memory, request = map(int, sys.argv[1:4])
     size = int(sys.argv[4])
-    step = Step(fd, request, bytes(size) or 0, reset=size > 0)
-    programs = (Program((Step(fd, 0), step), rounds=None),) * 2
-    running = Loop(programs, ring=256).start(memory=memory)
+    step = LoopStep(fd, request, bytes(size) or 0, reset=size > 0)
+    programs = (LoopProgram((LoopStep(fd, 0), step), rounds=None),) * 2
+    running = NativeLoop(programs, ring=256).start(memory=memory)
     print(*running.tids, flush=True)
     running.wait(60)
 """
@@ -468,8 +468,8 @@ def test_a_call_is_a_value() -> None:
 
 def test_a_process_may_end_in_the_middle(pipe: tuple[int, int]) -> None:
     code = f"""
-        from chaos.native import Loop, Program, Step
-        running = Loop((Program((Step({pipe[0]}, 0),), rounds=None),) * 4).start()
+        from chaos.native import LoopProgram, LoopStep, NativeLoop
+        running = NativeLoop((LoopProgram((LoopStep({pipe[0]}, 0),), rounds=None),) * 4).start()
         while min(running.calls()) < 100:
             running.wait(0.001)
     """

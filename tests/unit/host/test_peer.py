@@ -219,5 +219,5 @@ def test_what_was_not_to_be_said_now(new: Peer, said: Said) -> None:
         if isinstance(said, SentState):
             assert new.receive_state(LITTLE, within=SECONDS) == ()
         else:
-            with pytest.raises(OSError, match=f"said {type(said).__name__.lower()} instead"):
+            with pytest.raises(OSError, match=f"said {said.__struct_config__.tag} instead"):
                 new.receive_state(LITTLE, within=SECONDS)

@@ -334,7 +334,7 @@ def test_deadlines() -> None:
             control = await machine.control()
             await control.ready()
             os.kill(machine.process.pid, signal.SIGSTOP)
-            with pytest.raises(LabHung, match=r"waited 0\.1 s for the software PSP to answer askstatus"):
+            with pytest.raises(LabHung, match=r"waited 0\.1 s for the software PSP to answer status"):
                 await control.status(0.1)
             os.kill(machine.process.pid, signal.SIGCONT)
             assert (await control.status()).sequence == 0, "the late answer is not taken for this one"
