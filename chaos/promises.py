@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The promises of the kernel contract."""
+"""The promises of the kernel contract (docs/contract.md)."""
 
 from __future__ import annotations
 

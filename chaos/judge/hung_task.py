@@ -19,7 +19,8 @@ from chaos.judge.evidence import RunEvidence
 _HUNG = re.compile(
     r"INFO: task (?P<comm>.+):(?P<tid>\d+) blocked (?:in I/O wait )?for more than (?P<after>\d+) seconds"
 )
-_FRAME = re.compile(r"^\s*(?:\? )?(?P<function>[A-Za-z_][\w.]*)\+0x[0-9a-f]+/0x")
+# What is behind a question mark was found on the stack and may be of an earlier call.
+_FRAME = re.compile(r"^\s*(?P<function>[A-Za-z_][\w.]*)\+0x[0-9a-f]+/0x")
 _DELAY = re.compile(r"delay:(?P<much>\d+)(?P<unit>ms|s)")
 _STACK_LINES = 60
 NS = 1_000_000_000
@@ -46,6 +47,22 @@ def kept_asleep(evidence: RunEvidence, line: Kernel | Console) -> str:
         if command.began - SEEN_WITHIN <= slept and line.t <= until and _fits("firmware", stack):
             return f"{command.command}, which the firmware was told to answer late ({command.fault})"
     return ""
+
+
+def hung(line: Kernel | Console) -> int | None:
+    """The thread that this line reports as hung, None if it reports none."""
+    found = _HUNG.search(line.text)
+    return None if found is None else int(found["tid"])
+
+
+def cannot_tell(evidence: RunEvidence, line: Kernel | Console) -> str:
+    """Why nobody can say whether the firmware kept the task asleep on purpose: the word of who stands between it and
+    the driver comes at the end of a run. "" if it is there, or if the task does not wait for the firmware."""
+    history = evidence.history
+    there = history.end is not None and not evidence.lost_of("firmware")
+    if hung(line) is None or there or not _fits("firmware", tuple(_stack(evidence, line))):
+        return ""
+    return "What the firmware was told to do with its commands was lost, so nobody can say what kept it asleep"
 
 
 def _fits(place: str, stack: tuple[str, ...]) -> bool:

@@ -37,15 +37,21 @@ def vms(debug: Path) -> dict[str, int]:
 def objects(slab: Path) -> dict[str, int]:
     """Cache → objects in it, of those caches that are KVM's alone. Raises OSError if there is none.
 
-    Of what each CPU keeps for itself all counts as used, so the cache is told first to give back what is free.
+    Of what each CPU keeps for itself all counts as used, so unless there is none at all the cache is told to give back
+    what is free, for which it waits for those CPUs.
     """
     found: dict[str, int] = {}
     for cache in CACHES:
         with contextlib.suppress(FileNotFoundError):
             if int((slab / cache / "aliases").read_text()) == 0:
-                (slab / cache / "shrink").write_text("1")
-                found[cache] = int((slab / cache / "objects").read_text().split()[0])
+                if _objects_in(slab / cache):
+                    (slab / cache / "shrink").write_text("1")
+                found[cache] = _objects_in(slab / cache)
     return _any(found, slab)
+
+
+def _objects_in(cache: Path) -> int:
+    return int((cache / "objects").read_text().split()[0])
 
 
 def references(modules: Path) -> dict[str, int]:

@@ -82,7 +82,9 @@ def _owner(evidence: RunEvidence, after: list[Entry], vms: frozenset[str]) -> Ve
         if silent:
             said = ", ".join(f"{vm}: {_said(done)}" for vm, done in silent)
             text = f"no GUEST_STATUS after the move says which of {' and '.join(sorted(vms))} owns the context ({said})"
-        return unknown(PROMISE, text, [done for _, done in silent])
+        gone = bool(silent) and all(evidence.contexts.gone_by(done.t) for _, done in silent)
+        why = f": {evidence.contexts.gone}" if gone else ""
+        return unknown(PROMISE, text + why, [done for _, done in silent], signature=GONE if gone else "")
     said = ", ".join(f"{vm} owns the context (GUEST_STATUS: {_said(done)})" for vm, done in answered.items())
     return kept(PROMISE, said, answered.values())
 

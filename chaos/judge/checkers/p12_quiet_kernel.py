@@ -23,7 +23,7 @@ from chaos.experiment.model import Experiment
 from chaos.history.records import Console, History, Invoke, Kernel
 from chaos.judge.evidence import RunEvidence
 from chaos.judge.finding_counters import below_zero
-from chaos.judge.hung_task import kept_asleep
+from chaos.judge.hung_task import cannot_tell, hung, kept_asleep
 from chaos.judge.parts import broken, combine, kept, unknown
 from chaos.judge.timeline import named
 from chaos.judge.verdict import Verdict
@@ -121,15 +121,24 @@ def check(experiment: Experiment, history: History) -> Verdict:
     if history.header is None or history.header.log_ahead is None:
         parts.append(unknown(PROMISE, "nothing shows that the kernel's log was read"))
     put_down: list[Verdict] = []
+    seen: set[tuple[str, int]] = set()
     for line in lines:
-        name = report(line)
+        name, task = report(line), hung(line)
         if not name:
             continue
         if history.header is not None and line.t < history.header.t:
             text = f"before this run, after an earlier one had closed the log, the kernel said: {line.text}"
             parts.append(unknown(PROMISE, text, (line,)))
-        elif reason := kept_asleep(evidence, line):
+            continue
+        reason, lost = kept_asleep(evidence, line), cannot_tell(evidence, line)
+        # khungtaskd reports a task anew whenever it looks: the first time says it.
+        if task is not None and ((reason or lost), task) in seen:
+            continue
+        seen.add(((reason or lost), task or -1))
+        if reason:
             put_down.append(kept(PROMISE, f"{line.text} That is put down to {reason}", (line,)))
+        elif lost:
+            parts.append(unknown(PROMISE, f"the kernel said: {line.text} {lost}", (line,)))
         else:
             parts.append(_reported(evidence, line, name))
     if not parts:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each operation makes of a world. What is written here is the promise (part 0 of the kernel contract), not what a
-kernel does: whoever disagrees with every world has deviated.
+"""What each operation makes of a world. What is written here is the promise (part 0 of the kernel contract,
+docs/contract.md), not what a kernel does: whoever disagrees with every world has deviated.
 
 Four tables hold the rules, by operation. `EFFECTS` says what becomes of the world once the operation has happened,
 None if it cannot happen there; `HALFWAY` what may be seen while it is under way and has not happened yet; `OWED` which

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How far an operation has come that is stopped at a place in the kernel.
 
-From parts 1.2 to 1.6 of the kernel contract, read again in the sources of 6.1 and 6.12. What is not in the tables may
-be reached at more than one moment of the operation (any firmware command is sent by the same function), or at moments
-that differ between kernels (`sev_free_vcpu`), and says nothing.
+From parts 1.2 to 1.6 of the kernel contract (docs/contract.md), read again in the sources of 6.1 and 6.12. What is not
+in the tables may be reached at more than one moment of the operation (any firmware command is sent by the same
+function), or at moments that differ between kernels (`sev_free_vcpu`), and says nothing.
 
 The order of a move: descriptor, both VMs locked, checks of both, the caller's cgroup charged, destination's vCPUs
 locked, source's vCPUs locked, commit, source dead, both unlocked, the other cgroup uncharged. So the calls by which

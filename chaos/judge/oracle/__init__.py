@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The oracle: part 0 of the kernel contract, executable.
+"""The oracle: part 0 of the kernel contract (docs/contract.md), executable.
 
 It knows what each operation may answer, and what every counter of every cgroup must read afterwards. It states the
 promise and never what a kernel happened to answer; where kernels differ, it is because the contract says so, and

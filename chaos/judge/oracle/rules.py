@@ -9,16 +9,17 @@ kernel's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from errno import EBADF, EBUSY, EEXIST, EFAULT, EINVAL, EIO, ENOENT, ENOMEM, ENOTTY, EPIPE, ETIMEDOUT
+from errno import EBADF, EBUSY, EFAULT, EINVAL, EIO, ENOMEM, ENOTTY, ETIMEDOUT
 
-from chaos.history.reading import argument, levels, number
+from chaos.history.reading import argument, number
 from chaos.history.records import Invoke
 from chaos.judge.ledger.effects import region
-from chaos.judge.ledger.world import ON_ITS_WAY, Stage
+from chaos.judge.ledger.world import Stage
 from chaos.judge.oracle.state import OracleAnswer, Refusal, State, charge
+from chaos.judge.oracle.state import maybe as _maybe
+from chaos.judge.oracle.state import sure as _sure
+from chaos.judge.oracle.surroundings import AROUND, Check, has
 
-Check = Callable[[State, Invoke], Refusal | None]
 ES = "sev_es"
 INIT2 = "init2"
 DEBUG_SWAP = 1 << 5
@@ -39,14 +40,6 @@ SNP_COMMANDS = (100, 101, 102)
 OF_MIRRORS = (4, 16, 17, 18)  # LAUNCH_UPDATE_VMSA, GUEST_STATUS, DBG_DECRYPT, DBG_ENCRYPT
 
 
-def _sure(errno: int, *, when: bool) -> Refusal | None:
-    return Refusal(OracleAnswer(errno)) if when else None
-
-
-def _maybe(errno: int, *, when: bool, firmware: bool = False, left_open: bool = False) -> Refusal | None:
-    return Refusal(OracleAnswer(errno, firmware, open=left_open), sure=False) if when else None
-
-
 def _by_firmware(state: State, status: int, *, when: bool) -> Refusal | None:
     """A refusal by the firmware's own state machine. Of one that nobody watched nobody knows with which status."""
     return Refusal(OracleAnswer(EIO, firmware=True, status=status if state.obeys else 0)) if when else None
@@ -57,7 +50,7 @@ def _by_firmware(state: State, status: int, *, when: bool) -> Refusal | None:
 
 def _descriptor(state: State, op: Invoke) -> Refusal | None:
     """The caller has the VM open."""
-    return _sure(EBADF, when=not _has(state, op.agent, argument(op, "vm")))
+    return _sure(EBADF, when=not has(state, op.agent, argument(op, "vm")))
 
 
 def _alive(state: State, op: Invoke) -> Refusal | None:
@@ -68,11 +61,6 @@ def _alive(state: State, op: Invoke) -> Refusal | None:
     if dead and name in state.dying and (vm is None or vm.agent == op.agent):
         return _maybe(EIO, when=True)
     return _sure(EIO, when=dead or (vm is not None and vm.agent != op.agent))
-
-
-def _has(state: State, agent: str, vm: str) -> bool:
-    mine = (r for r in state.world.references if (r.vm, r.agent, r.op) == (vm, agent, None))
-    return any(not reference.lost for reference in mine)
 
 
 # -- the two that take another VM -------------------------------------------------------------------------
@@ -219,6 +207,7 @@ def _no_such_command(state: State, op: Invoke) -> Refusal | None:
 
 
 def _command_without_context(state: State, op: Invoke) -> Refusal | None:
+    """It has no context, which all but the INITs want."""
     which = number(op, "id")
     if which in INITS or state.world.shared(argument(op, "vm")) is not None:
         return None
@@ -229,6 +218,7 @@ def _left_open(errno: int, *, firmware: bool = False) -> Check:
     """What a command without data says to a VM that may issue it is not in the contract."""
 
     def check(state: State, op: Invoke) -> Refusal | None:
+        """Whatever the command says to having no data: not in the contract."""
         return _maybe(errno, firmware=firmware, when=True, left_open=True)
 
     return check
@@ -257,11 +247,13 @@ def _es_disabled(state: State, op: Invoke) -> Refusal | None:
 
 
 def _has_vcpus(state: State, op: Invoke) -> Refusal | None:
+    """It has a vCPU already."""
     vm = state.world.vm(argument(op, "vm"))
     return _sure(EINVAL, when=vm is not None and vm.created > 0)
 
 
 def _initialised(state: State, op: Invoke) -> Refusal | None:
+    """It was initialised before; which errno says so differs by kernel."""
     errno = EINVAL if state.rules.second_init_invalid else EBUSY
     return _sure(errno, when=state.world.context(argument(op, "vm")) is not None)
 
@@ -272,6 +264,7 @@ def _no_range(state: State, op: Invoke) -> Refusal | None:
 
 
 def _charge_of_init(state: State, op: Invoke) -> Refusal | None:
+    """The caller's cgroup pays, under the key of the context. Before 6.10 a key without capacity is EBUSY as well."""
     payer = state.world.home(op.agent)
     if payer is None:
         return None
@@ -287,14 +280,17 @@ def _no_flush(state: State, op: Invoke) -> Refusal | None:
 
 
 def _no_context(state: State, op: Invoke) -> Refusal | None:
+    """It has no context, its own or as a mirror."""
     return _sure(ENOTTY, when=state.world.shared(argument(op, "vm")) is None)
 
 
 def _no_es(state: State, op: Invoke) -> Refusal | None:
+    """It is no SEV-ES guest."""
     return _sure(ENOTTY, when=not _is_es(state, argument(op, "vm")))
 
 
 def _sealing_while_creating(state: State, op: Invoke) -> Refusal | None:
+    """A vCPU of it is half made."""
     vm = state.world.vm(argument(op, "vm"))
     creating = vm is not None and vm.creating is not None
     return _maybe(EBUSY, when=creating and state.rules.vmsa_creation_busy)
@@ -338,6 +334,8 @@ def _not_in(stage: Stage) -> Check:
     takes for the stage, nobody can say."""
 
     def check(state: State, op: Invoke) -> Refusal | None:
+        """The firmware has taken the guest's launch too far for the command, or not far
+        enough (INVALID_GUEST_STATE)."""
         context = state.world.shared(argument(op, "vm"))
         wrong = state.obeys and context is not None and context.stage is not stage
         return _by_firmware(state, INVALID_GUEST_STATE, when=wrong)
@@ -346,9 +344,11 @@ def _not_in(stage: Stage) -> Check:
 
 
 def _no_vcpu(state: State, op: Invoke) -> Refusal | None:
-    """The same of registers: where there is no vCPU the firmware is sent nothing."""
+    """The launch is past its registers (INVALID_GUEST_STATE). Where there is no vCPU the firmware is sent nothing."""
     vm = state.world.vm(argument(op, "vm"))
-    return None if vm is None or vm.created == 0 else _not_in(Stage.UPDATE)(state, op)
+    context = state.world.shared(argument(op, "vm"))
+    late = state.obeys and context is not None and context.stage is not Stage.UPDATE
+    return _by_firmware(state, INVALID_GUEST_STATE, when=late and vm is not None and vm.created > 0)
 
 
 def _noticed(state: State, op: Invoke) -> Refusal | None:
@@ -387,69 +387,13 @@ def _no_region(state: State, op: Invoke) -> Refusal | None:
 
 
 def _stalled(state: State, op: Invoke) -> Refusal | None:
+    """The firmware does not answer, and this command is the one that finds out."""
     return _sure(ETIMEDOUT, when=state.psp == "stalled")
 
 
 def _may_stall(state: State, op: Invoke) -> Refusal | None:
     """Of what asks the firmware only now and then."""
     return _maybe(ETIMEDOUT, when=state.psp == "stalled")
-
-
-# -- processes and cgroups --------------------------------------------------------------------------------
-
-
-def _no_cgroup(state: State, op: Invoke) -> Refusal | None:
-    return _sure(ENOENT, when=argument(op, "cgroup") not in state.cgroups)
-
-
-def _no_parent(state: State, op: Invoke) -> Refusal | None:
-    return _sure(ENOENT, when=not set(levels(argument(op, "cgroup"))[:-1]) <= state.cgroups)
-
-
-def _there_already(state: State, op: Invoke) -> Refusal | None:
-    return _sure(EEXIST, when=argument(op, "cgroup") in state.cgroups)
-
-
-def _in_use(state: State, op: Invoke) -> Refusal | None:
-    """Charges do not keep a cgroup from being removed; processes and children do."""
-    name = argument(op, "cgroup")
-    inside = any(levels(other)[-2:-1] == (name,) for other in state.cgroups if other != ".")
-    return _sure(EBUSY, when=name == "." or inside or any(home == name for _, home in state.world.homes))
-
-
-def _divided_below(state: State, op: Invoke) -> Refusal | None:
-    """A child whose own children have the controller keeps it."""
-    name = argument(op, "cgroup")
-    children = {cgroup for cgroup in state.cgroups if levels(cgroup)[-2:-1] == (name,)}
-    above = {levels(cgroup)[-2] for cgroup in state.cgroups if cgroup != "."}
-    return _sure(EBUSY, when=bool(children & above - state.world.undivided))
-
-
-def _lived_in(state: State, op: Invoke) -> Refusal | None:
-    """Who lives in a cgroup must not share its resources with its children."""
-    name = argument(op, "cgroup")
-    return _sure(EBUSY, when=name != "." and any(home == name for _, home in state.world.homes))
-
-
-def _without_misc(state: State, op: Invoke) -> Refusal | None:
-    name = argument(op, "cgroup")
-    return _sure(ENOENT, when=state.world.payer(name) != name)
-
-
-def _no_limit(state: State, op: Invoke) -> Refusal | None:
-    """misc.max takes "max" or a number, and only for a key that the host has capacity of."""
-    limit = op.args.get("max")
-    valid = limit == "max" or (isinstance(limit, int) and limit >= 0)
-    return _sure(EINVAL, when=not valid or state.capacity_of(argument(op, "key")) == 0)
-
-
-def _nobody_to_send_to(state: State, op: Invoke) -> Refusal | None:
-    to = argument(op, "to")
-    return _sure(EPIPE, when=to != ON_ITS_WAY and state.world.home(to) is None)
-
-
-def _not_open(state: State, op: Invoke) -> Refusal | None:
-    return _sure(EBADF, when=not _has(state, op.agent, argument(op, "vm")))
 
 
 _IOCTL = (_descriptor, _alive)
@@ -461,23 +405,10 @@ _COMMAND = (*_IOCTL, _no_command_of_a_mirror, _no_context)
 _ASKS = (_cut_off, _not_started, _noticed, _stalled, _no_guest)
 
 CHECKS: dict[str, tuple[Check, ...]] = {
-    "spawn": (_no_cgroup,),
-    "enter": (_no_cgroup,),
-    "exit": (),
-    "kill": (),
-    "add_cgroup": (_there_already, _no_parent),
-    "remove_cgroup": (_no_cgroup, _in_use),
-    "limit": (_no_cgroup, _without_misc, _no_limit),
-    "disable_misc": (_no_cgroup, _without_misc, _divided_below),
-    "enable_misc": (_no_cgroup, _without_misc, _lived_in),
+    **AROUND,
     "create": (_no_types,),
     "create_vcpu": _IOCTL,
     "set_memory": _IOCTL,
-    "close": (_not_open,),
-    "send_fd": (_not_open, _nobody_to_send_to),
-    "receive_fd": (),
-    "connect": (),
-    "disconnect": (),
     "init": (
         *_IOCTL,
         _es_disabled,
@@ -525,5 +456,4 @@ CHECKS: dict[str, tuple[Check, ...]] = {
         _vcpus_differ,
         _unsealed,
     ),
-    "psp_dies": (),
 }

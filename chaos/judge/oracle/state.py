@@ -51,6 +51,16 @@ class Refusal:
     sure: bool = True
 
 
+def sure(errno: int, *, when: bool) -> Refusal | None:
+    """A check's answer, when it applies."""
+    return Refusal(OracleAnswer(errno)) if when else None
+
+
+def maybe(errno: int, *, when: bool, firmware: bool = False, left_open: bool = False) -> Refusal | None:
+    """The same of one that nobody can be sure of."""
+    return Refusal(OracleAnswer(errno, firmware, open=left_open), sure=False) if when else None
+
+
 @dataclass(frozen=True, slots=True)
 class State:
     """`capacity` is how many contexts of each key the host can have, `foreign` how many of them are not this run's.

@@ -11,7 +11,7 @@ import pytest
 from chaos.history.records import Handover, History
 from chaos.judge.verdict import Outcome
 from tests.unit.core.build import Builder, moved
-from tests.unit.core.doctored import MOVE, answered, check, verdict_of
+from tests.unit.core.doctored import MOVE, answered, check, tried_again, verdict_of
 
 
 def before_the_move() -> Builder:
@@ -102,6 +102,7 @@ def test_p6_a_move_that_was_refused_is_judged() -> None:
     after_the_abort(b)
     asked_at_the_source(b)
     b.ask("new", "destination", dead=False)
+    tried_again(b)
     assert verdict_of("P6", b.finish()).outcome is Outcome.KEPT
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from chaos.history.records import Done, Firmware, Invoke
+from chaos.history.records import Done, End, Firmware, Invoke
 from chaos.judge.checkers import CHECKERS
 from chaos.judge.verdict import Outcome, Verdict
 from tests.unit.core.build import Builder, shipped
@@ -98,6 +98,13 @@ def test_a_hold_that_came_after_the_task_had_gone_to_sleep_explains_nothing() ->
     assert p12(b).outcome is Outcome.BROKEN
 
 
+def test_what_is_left_on_the_stack_of_an_earlier_call_explains_nothing() -> None:
+    b, invoke = begun()
+    hangs(b, 400, (*STRANGER, "? sev_wait_cmd_ioc"))
+    answered(b, invoke)
+    assert p12(b).outcome is Outcome.BROKEN
+
+
 def test_without_a_hold_it_is_a_report() -> None:
     b = Builder()
     hangs(b, TID, STALLED)
@@ -131,3 +138,32 @@ def test_a_command_that_the_firmware_was_told_to_answer_late(fault: str, outcome
     assert verdict.outcome is outcome
     if outcome is Outcome.KEPT:
         assert f"GUEST_STATUS, which the firmware was told to answer late ({fault})" in verdict.reason
+
+
+def test_where_the_word_of_the_firmware_was_lost_nobody_can_say() -> None:
+    """It comes when a run is over, and a run that was cut off has none."""
+    b = Builder()
+    b.spawn("source")
+    b.invoke("guest_status", "source", vm="old")
+    hangs(b, TID, STALLED)
+    assert CHECKERS["P12"](shipped(MOVE), b.history()).outcome is Outcome.UNKNOWN
+    b.note("the trace of the firmware could not be read", "firmware")
+    verdict = p12(b)
+    assert verdict.outcome is Outcome.UNKNOWN
+    assert "nobody can say what kept it asleep" in verdict.reason
+    b = Builder()
+    hangs(b, TID, STRANGER)
+    assert CHECKERS["P12"](shipped(MOVE), b.history()).outcome is Outcome.BROKEN
+
+
+def test_a_task_that_is_reported_again_and_again_is_told_once() -> None:
+    b = Builder()
+    for _ in range(3):
+        hangs(b, TID, STRANGER)
+    verdict = p12(b)
+    assert verdict.outcome is Outcome.BROKEN
+    assert verdict.reason.count("blocked for more than") == 1
+    hangs(b, 400, STRANGER)
+    b.records = [record for record in b.records if not isinstance(record, End)]
+    b.records = [msgspec.structs.replace(record, seq=seq) for seq, record in enumerate(b.records)]
+    assert p12(b).reason.count("blocked for more than") == 2

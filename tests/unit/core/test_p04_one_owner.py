@@ -159,7 +159,10 @@ def replayed(*then: int) -> Builder:
 def test_replayed_moves() -> None:
     """The source is dead from the first on, and the destination owns what it owned; P3 and P6 know that too."""
     for promise in ("P3", "P4", "P6"):
-        assert CHECKERS[promise](shipped(MOVE), replayed(0, 0).finish()).outcome is Outcome.KEPT
+        b = replayed(0, 0)
+        b.launch("other", "destination")
+        b.do("mirror", "destination", error=errno.EINVAL, vm="other", source="new")
+        assert CHECKERS[promise](shipped(MOVE), b.finish()).outcome is Outcome.KEPT
     verdict = CHECKERS["P4"](shipped(MOVE), replayed(errno.EBADF, errno.EBADF).finish())
     assert verdict.outcome is Outcome.KEPT and "new owns its own (GUEST_STATUS: EBADF)" in verdict.reason
     verdict = CHECKERS["P4"](shipped(MOVE), replayed(0, errno.EBADF).finish())

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from chaos.experiment import load, model
-from chaos.history.records import History, Value
+from chaos.history.records import Done, History, Value
 from chaos.judge.checkers import CHECKERS
 from chaos.judge.judge import shortcomings
 from chaos.judge.ledger.replay import replay
@@ -52,11 +52,13 @@ def two_at_once(*, winners: int, error: int = EINVAL, charged: int = 1) -> Histo
     b = begun()
     one = b.invoke("move", "destination", vm="one", source="old")
     two = b.invoke("move", "destination", vm="two", source="old")
+    began = b.tick()
     b.done(two)
     if winners == 2:
         b.done(one)
     else:
         b.done(one, "fail", error=error)
+    b.records[-2:] = [msgspec.structs.replace(done, began=began) for done in b.records[-2:] if isinstance(done, Done)]
     b.observe("after", {"destination": charged}, guests=1)
     b.status("two", "destination")
     b.status("one", "destination", error=25)
