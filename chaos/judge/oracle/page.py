@@ -12,7 +12,8 @@ from errno import errorcode
 from pathlib import Path
 from types import FunctionType
 
-from chaos.judge.oracle.rules import CHECKS, Check
+from chaos.judge.oracle.rules import CHECKS
+from chaos.judge.oracle.surroundings import Check
 from chaos.judge.oracle.versions import DIFFERENCES, Version
 from chaos.promises import PROMISES
 

@@ -21,14 +21,17 @@ SOURCES = Path(__file__).parents[1] / "modules"
 _PURPOSE = "to build the lab's two small kernel modules"
 
 
-def build(name: str, *, build_dir: Path, config: Mapping[str, str], label: str, say: entries.Say) -> Path:
-    """The built module of the folder `SOURCES/name`, from the cache when it is there.
+def build(
+    name: str, *, build_dir: Path, config: Mapping[str, str], label: str, say: entries.Say, source: Path | None = None
+) -> Path:
+    """The built module of the folder `source`, `SOURCES/name` if it is not given, from the cache when it is there.
 
     `label` names and identifies the kernel. Raises HostLacks, with what the compiler said.
     """
-    if not (SOURCES / name / "Kbuild").is_file():
-        raise InternalError(f"there is no kernel module called {name}: {SOURCES / name} has no Kbuild")
-    folder, file = _place(name, label)
+    source = source or SOURCES / name
+    if not (source / "Kbuild").is_file():
+        raise InternalError(f"there is no kernel module called {name}: {source} has no Kbuild")
+    folder, file = _place(name, source, label)
     module = entries.entry_path("modules", folder) / f"{file}.ko"
     if module.is_file():
         return module
@@ -42,7 +45,7 @@ def build(name: str, *, build_dir: Path, config: Mapping[str, str], label: str, 
         work = entries.staging("modules", folder)
         shutil.rmtree(work)  # of a process that was killed
         work.mkdir()
-        done = _make(name, work, build_dir, config, lock)
+        done = _make(source, work, build_dir, config, lock)
         must(
             done,
             f"building the module {name} for {label}",
@@ -68,16 +71,16 @@ def warnings(module: Path) -> list[str]:
     ]
 
 
-def _place(name: str, label: str) -> tuple[str, str]:
+def _place(name: str, source: Path, label: str) -> tuple[str, str]:
     """The cache entry, one per kernel, and the file in it, one per state of the sources."""
     digest = hashlib.sha256()
-    for path in sorted((SOURCES / name).iterdir()):
+    for path in sorted(source.iterdir()):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return label, f"{name}-{digest.hexdigest()[:12]}"
 
 
-def _make(name: str, work: Path, build_dir: Path, config: Mapping[str, str], lock: entries.Lock) -> CommandResult:
-    for path in (SOURCES / name).iterdir():
+def _make(source: Path, work: Path, build_dir: Path, config: Mapping[str, str], lock: entries.Lock) -> CommandResult:
+    for path in source.iterdir():
         shutil.copy(path, work)
     make = tool("make", package="make", purpose=_PURPOSE)
     # Type information for BPF is of no use here, and would take pahole: 6.12's headers have a vmlinux for it.

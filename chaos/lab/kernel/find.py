@@ -83,14 +83,16 @@ def find_busybox(*, say: Say = silent) -> Path:
     return fetched.find_busybox(say=say)
 
 
-def build_module(kernel: LabKernel, name: str, *, say: Say = silent) -> Path:
-    """The module of the folder `modules/NAME`, built for this kernel: the path of the .ko. Raises HostLacks."""
+def build_module(kernel: LabKernel, name: str, *, say: Say = silent, source: Path | None = None) -> Path:
+    """The module of the folder `source`, or else `modules/NAME`, built for this kernel: the path of the .ko. Raises
+    HostLacks."""
     return build.build(
         name,
         build_dir=kernel.build,
         config=read_config(kernel.build / ".config"),
         label=f"{kernel.release}_{kernel.identity[:12]}",
         say=say,
+        source=source,
     )
 
 
