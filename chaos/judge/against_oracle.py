@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from errno import EBUSY, ETIMEDOUT
+from errno import ETIMEDOUT
 from functools import cached_property
 from itertools import product
 
@@ -18,7 +18,7 @@ import msgspec
 
 from chaos.errors import UsageError
 from chaos.experiment.steps import UNARMED
-from chaos.history.reading import KEYS, argument, ioctl_answered, names, number
+from chaos.history.reading import KEYS, argument, ioctl_answered, number
 from chaos.history.records import Done, Filled, Held, Invoke, Kernel, Observation, Value
 from chaos.judge import oracle
 from chaos.judge.evidence import RunEvidence
@@ -206,7 +206,6 @@ class Contract:
                     marked=marked,
                     dying=dying,
                     half=half,
-                    spent=self._spent - {(made.op, argument(made, "vm"))},
                     memlock=self._memlock(invoke, done),
                 )
                 allowed |= oracle.allowed(state, made)
@@ -220,37 +219,6 @@ class Contract:
         other = bool(gap) or any(answer.errno == errno.EBUSY for answer in unflagged)
         sev = as_sev.pop() if len(as_sev) == 1 else None
         return Judged(invoke, done, answer, frozenset(allowed), gap, sev, busy_otherwise=other)
-
-    @cached_property
-    def _spent(self) -> frozenset[tuple[int, str]]:
-        """The moves and mirrors of which every one was told EBUSY, and could be for no other reason than that another
-        had marked one of their VMs, each with its destination. They themselves were in nobody's way but there."""
-        found = set()
-        for invoke, done in self.evidence.operations:
-            if invoke.f in ("move", "mirror", "moves") and done is not None and _only_busy(invoke, done):
-                sources = names(invoke, "sources") or (argument(invoke, "source"),)
-                if not any(self._may_be_full(invoke, done, source) for source in sources):
-                    found.add((invoke.op, argument(invoke, "vm")))
-        return frozenset(found)
-
-    def _may_be_full(self, invoke: Invoke, done: Done, source: str) -> bool:
-        """Whether a move from there may be told EBUSY with nobody else about: for a limit, or a vCPU half made."""
-        args: dict[str, Value] = {"vm": argument(invoke, "vm"), "source": source}
-        made = msgspec.structs.replace(invoke, f="mirror" if invoke.f == "mirror" else "move", args=args)
-        capacity, foreign = self._capacity
-        for world in self.evidence.ledger.during.get(invoke.op, ()):
-            alone = replace(world, references=frozenset(r for r in world.references if r.op in (None, invoke.op)))
-            for limits in self._limits(invoke.seq, done.seq) or {frozenset[tuple[str, str, int]]()}:
-                state = State(
-                    rules=self.rules,
-                    world=alone,
-                    capacity=frozenset(capacity.items()),
-                    foreign=frozenset(foreign.items()),
-                    limits=limits,
-                )
-                if any(answer.errno == EBUSY for answer in oracle.allowed(state, made)):
-                    return True
-        return False
 
     def _stopped(self, f: str, invoke: Invoke, done: Done, at: Callable[[Held], bool]) -> frozenset[int]:
         """The operations `f` that were seen to be stopped there before this one began, and ended after it."""
@@ -333,13 +301,6 @@ class Contract:
 def _overlap(move: Invoke, over: Done | None, invoke: Invoke, done: Done) -> bool:
     """Whether another operation was made while the move was under way, by the times of the system calls."""
     return move.op != invoke.op and move.seq < done.seq and (over is None or not 0 < over.ended <= done.began)
-
-
-def _only_busy(invoke: Invoke, done: Done) -> bool:
-    """Whether every call that the operation has made was told EBUSY."""
-    if invoke.f == "moves":
-        return done.outcome == "ok" and all(told.endswith(" EBUSY") for told in done.value)
-    return done.outcome == "fail" and done.errno == EBUSY
 
 
 def _answer(done: Done) -> OracleAnswer:

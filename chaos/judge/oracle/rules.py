@@ -89,12 +89,11 @@ def _itself(state: State, op: Invoke) -> Refusal | None:
 
 def _busy(state: State, op: Invoke) -> Refusal | None:
     """[3, 4] Another move or mirror of either VM is under way. Whether it has its flags just now, nobody can say,
-    unless it was seen to be stopped with them. One that was told EBUSY itself has marked its destination at most."""
+    unless it was seen to be stopped with them."""
     if state.flags_free:
         return None
-    vms, spent = {argument(op, "vm"), argument(op, "source")}, dict(state.spent)
-    held = {(r.vm, r.op) for r in state.world.references if r.vm in vms and r.op is not None and r.op != op.op}
-    others = {other for vm, other in held if spent.get(other, vm) == vm}
+    vms = {argument(op, "vm"), argument(op, "source")}
+    others = {r.op for r in state.world.references if r.vm in vms and r.op is not None and r.op != op.op}
     return _sure(EBUSY, when=True) if others & state.marked else _maybe(EBUSY, when=bool(others))
 
 

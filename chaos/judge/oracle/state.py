@@ -69,10 +69,9 @@ class State:
     driver has noticed; `flushes` unless it fails a DF_FLUSH, and `obeys` if it is known to do what it must: then it
     refuses nothing but what its own state machine makes it refuse, with the status of that. `marked` are moves under
     way that are known to have marked both their VMs as being migrated, `dying` the sources of moves that were under
-    way, `half` creations of vCPUs that are known to be half done. `spent` are moves and mirrors that will be told EBUSY
-    because another has marked one of their VMs, each with its destination: they mark no other. `memlock` are the
-    processes that were given a limit to what they may lock, in bytes. `flags_free` to be told of reasons other than
-    that another move or mirror holds a VM's migration flag."""
+    way, `half` creations of vCPUs that are known to be half done. `memlock` are the processes that were given a limit
+    to what they may lock, in bytes. `flags_free` to be told of reasons other than that another move or mirror holds a
+    VM's migration flag."""
 
     rules: Rules
     world: World = field(default_factory=World)
@@ -87,7 +86,6 @@ class State:
     marked: frozenset[int] = frozenset()
     dying: frozenset[str] = frozenset()
     half: frozenset[int] = frozenset()
-    spent: frozenset[tuple[int, str]] = frozenset()
     memlock: frozenset[tuple[str, int]] = frozenset()
     flags_free: bool = False
 

@@ -8,7 +8,7 @@ from errno import EBADF, EBUSY, EFAULT, EINVAL, EIO, ENOTTY, ETIMEDOUT
 import msgspec
 import pytest
 
-from chaos.history.records import Firmware, Header, History, Observation, Record, Value
+from chaos.history.records import Firmware, Header, History, Observation, Record
 from chaos.judge.judge import judge
 from chaos.judge.verdict import Outcome, Verdict
 from tests.unit.core.build import Builder, changed, shipped
@@ -204,32 +204,6 @@ def test_p7_a_refusal_that_nothing_explains_is_broken_whatever_the_script_then_c
     assert promised.outcome is UNKNOWN
     with_p7 = msgspec.structs.replace(shipped(MOVE), name="by-hand", promises=("P7",))
     assert judge(with_p7, history).outcome is DEVIATED
-
-
-@pytest.mark.parametrize(
-    ("left", "right", "outcome"),
-    [
-        ({"old EBUSY": 9}, {"old EBUSY": 9}, DEVIATED),  # who was in whose way?
-        ({"old EBUSY": 9}, {"old EBUSY": 8, "old ok": 1}, HELD),
-    ],
-)
-def test_p7_of_two_that_take_one_context_one_must_get_further(
-    left: dict[str, Value], right: dict[str, Value], outcome: Outcome
-) -> None:
-    b = begun()
-    b.launch("old", "source", "sev")
-    for vm, agent in (("left", "source"), ("right", "destination")):
-        b.launch(vm, agent)
-        b.do("send_fd", "source", vm="old", to=agent)
-    first = b.invoke("moves", "source", vm="left", sources=["old"], rounds=9, threads=1)
-    second = b.invoke("moves", "destination", vm="right", sources=["old"], rounds=9, threads=1)
-    if "old ok" in right:
-        b.move("old", "right", "destination")
-    b.done(first, value=left)
-    b.done(second, value=right)
-    verdict = verdict_of("P7", b.finish())
-    signature = "move:EBUSY-for-EINVAL-or-ok" if outcome is DEVIATED else ""
-    assert (verdict.outcome, verdict.signature) == (outcome, signature)
 
 
 @pytest.mark.parametrize(("told", "outcome"), [("before", HELD), ("never", DEVIATED), ("later", DEVIATED)])

@@ -157,7 +157,7 @@ def test_p9_a_vm_is_known_by_who_made_it_on_a_host_with_others(folder: str, outc
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_p9_groups_of_misc_below_the_run_are_nobody_elses(shared: bool) -> None:
-    assert check("P9", MOVE, elsewhere(shared, {"dying_misc": 1})).signature == "more-dying-misc"
+    assert check("P9", MOVE, elsewhere(shared, {"dying_misc": 1})).signature.split("+")[0] == "more-dying-misc"
 
 
 @pytest.mark.parametrize("name", WITNESSES)

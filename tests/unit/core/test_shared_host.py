@@ -59,7 +59,7 @@ def test_a_charge_of_ours_that_stays_is_ours_all_the_same() -> None:
             return msgspec.structs.replace(record, misc=misc)
         return record
 
-    assert outcomes(left)["P9"] == (Outcome.BROKEN, "charge-left:sev+skipped:guests-of-others")
+    assert outcomes(left)["P9"] == (Outcome.BROKEN, "charge-left:sev+skipped:asids-of-others+skipped:guests-of-others")
 
 
 @pytest.mark.parametrize(
