@@ -56,7 +56,7 @@ class Guest:
 class Guests:
     """`cgroups` are those below the run's by path, `network` is what VMMs hand guests over on; both are there once
     they are made. `under_way` are operations that the script has not waited for, by the VM that they are on. `lanes` is
-    how many vCPUs count in each memory, a page each."""
+    how many vCPUs count in each memory, a page each. `devices` are the VMs that are created with one."""
 
     experiment: Experiment
     vmms: VmmProcesses
@@ -67,6 +67,7 @@ class Guests:
     memories: dict[str, OwnedFd] = field(default_factory=dict)
     lanes: dict[str, int] = field(default_factory=dict)
     under_way: dict[str, PendingOperation] = field(default_factory=dict)
+    devices: frozenset[str] = frozenset()
 
     def __getitem__(self, name: str) -> Guest:
         """A VM of the experiment, launched or not."""
@@ -120,7 +121,7 @@ class Guests:
         ordinary = all(vm.spec.kind is Kind.PLAIN and not vm.created for vm in users)
         create = Create(
             vm=guest.name, kind=spec.kind.value, vcpus=spec.vcpus, memory=spec.memory, type=spec.type, lane=guest.lane,
-            lanes=self.lanes[spec.memory] if ordinary else 0,
+            lanes=self.lanes[spec.memory] if ordinary else 0, device=guest.name in self.devices,
         )  # fmt: skip
         done = self.must(guest, create, fds=(self.memories[spec.memory].number,))
         guest.address, guest.created = int(str(done.value["address"])), True

@@ -11,6 +11,7 @@ from typing import Literal
 
 from chaos.cgroup.group import Cgroup
 from chaos.errors import CleanupFailed, HostLacks, SevchaosError, Unsupported
+from chaos.fault import find
 from chaos.history.records import End, Filled, Header, Kernel
 from chaos.kvm.sev import Platform
 from chaos.linux.kmsg import KernelLog, Lost, rearm
@@ -18,6 +19,7 @@ from chaos.linux.loop import LOOK_AGAIN, Loop, TimedOut
 from chaos.linux.patience import patience
 from chaos.native import library
 from chaos.runner.cgroups import CgroupTree
+from chaos.runner.devices import with_device
 from chaos.runner.fault_context import RunContext
 from chaos.runner.guests import Guests
 from chaos.runner.holds.failpoints import RunFailpoints
@@ -241,6 +243,9 @@ class ExperimentRun:
         experiment, guests = self.order.experiment, executor.guests
         guests.network = Network.lay(between(experiment.handovers))
         guests.start()
+        guests.devices = with_device(
+            experiment, lambda step: find(step.fault, step.options).ends(executor.ctx, step.target)
+        )
         perform(executor, experiment.script)
 
     def _fill(self, label: str, host: Surveyed, vmms: VmmProcesses, group: Cgroup) -> None:

@@ -189,8 +189,9 @@ class Agent:
             raise InternalError(f"{self.name} has a VM {do.vm!r} already")
         with fds.steal() as memory:
             self.machines[do.vm] = Machine.create(
-                self.host, Kind(do.kind), do.vcpus, memory.number, vm_type=do.type, lane=do.lane, lanes=do.lanes
-            )
+                self.host, Kind(do.kind), do.vcpus, memory.number, vm_type=do.type, lane=do.lane, lanes=do.lanes,
+                device=do.device,
+            )  # fmt: skip
         return self.machines[do.vm].memory.start
 
     def _question(self, number: int, do: Question) -> Reply:
@@ -210,7 +211,8 @@ class Agent:
             case m.Ask():
                 machine = self._machine(do.vm)
                 answers = ask(self.host.system, machine.vm, machine.every_vcpu, machine.device)
-                return Reply(id=number, answers=answers, value={"device": machine.no_device})
+                value: dict[str, Value] = {} if machine.no_device is None else {"device": machine.no_device}
+                return Reply(id=number, answers=answers, value=value)
             case m.Fill():
                 return Reply(id=number, filled=self._fill(do.key))
             case m.ArmPage():

@@ -78,7 +78,7 @@ class Machine:
     before_close: Callable[[], None] | None = None  # ends what uses its descriptors
     page: ArgumentPage | None = None
     device: OwnedFd | None = None
-    no_device: int = 0  # how KVM_CREATE_DEVICE failed
+    no_device: int | None = None  # how KVM_CREATE_DEVICE failed, 0 if it did not
 
     @classmethod
     def create(
@@ -91,6 +91,7 @@ class Machine:
         vm_type: int = 0,
         lane: int = 0,
         lanes: int = 0,
+        device: bool = False,
     ) -> Machine:
         """A VM with its memory, and with its vCPUs too unless it is to be encrypted: INIT wants none."""
         memory = Mapping(memory_fd, guest.MEMORY)
@@ -102,7 +103,8 @@ class Machine:
             vm.set_memory(SLOT, 0, memory)
             vm.create_irqchip()
             machine = cls(host=host, kind=kind, count=count, vm=vm, memory=memory, type=vm_type, lane=lane)
-            machine._create_device()
+            if device:
+                machine._create_device()
             if kind is Kind.PLAIN:
                 machine._create_vcpus()
         except BaseException:
@@ -115,7 +117,7 @@ class Machine:
     def _create_device(self) -> None:
         """Nobody uses it: it has a descriptor, and that has to be dead when the VM is."""
         try:
-            self.device = self.vm.create_device()
+            self.device, self.no_device = self.vm.create_device(), 0
         except KernelError as error:
             self.no_device = error.number
 

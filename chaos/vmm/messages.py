@@ -25,7 +25,8 @@ class _OnVm(_Operation, frozen=True, kw_only=True):
 
 class Create(_OnVm, frozen=True, kw_only=True, tag="create"):
     """Brings the descriptor of the guest's memory. The vCPUs count in it from lane `lane` on. With `lanes` the program
-    for so many is written there: into the memory of a VM that is to run without ever being encrypted."""
+    for so many is written there: into the memory of a VM that is to run without ever being encrypted. `device` has it
+    made with one."""
 
     kind: str
     vcpus: int
@@ -33,6 +34,7 @@ class Create(_OnVm, frozen=True, kw_only=True, tag="create"):
     type: int = 0
     lane: int = 0
     lanes: int = 0
+    device: bool = False
 
 
 class Init(_OnVm, frozen=True, kw_only=True, tag="init", omit_defaults=True):

@@ -50,7 +50,7 @@ def make(host: OpenDevices) -> Iterator[Make]:
     made: list[Machine] = []
 
     def create(vcpus: int = 1) -> Machine:
-        machine = Machine.create(host, Kind.PLAIN, vcpus, memory.number)
+        machine = Machine.create(host, Kind.PLAIN, vcpus, memory.number, device=True)
         if not made:
             machine.memory.write(0, guest.image(guest.LANES))
         made.append(machine)
