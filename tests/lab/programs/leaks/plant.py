@@ -8,6 +8,7 @@ import mmap
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -28,6 +29,7 @@ def planted(spared: Path) -> Seen:
     before = look(spared) | contexts()
     seen: Seen = {}
     for name, leak in LEAKS.items():
+        print(name, file=sys.stderr, flush=True)
         with leak():
             during = leaked(before, spared, within=0)
         seen[name] = {"during": during, "after": leaked(before, spared)}
@@ -111,29 +113,34 @@ def _instance() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _asid(key: str) -> Iterator[None]:
-    vm, platform = System.open().create_vm(), Platform.open()
+    system, platform = System.open(), Platform.open()
+    vm = system.create_vm()
     sev = Sev(vm.fd.number, platform.fd.number)
     sev.es_init() if key == "sev_es" else sev.init()
     yield
     vm.close()
     platform.close()
+    system.close()
 
 
 @contextlib.contextmanager
 def _guest() -> Iterator[None]:
-    vm, platform = System.open().create_vm(), Platform.open()
+    system, platform = System.open(), Platform.open()
+    vm = system.create_vm()
     sev = Sev(vm.fd.number, platform.fd.number)
     sev.init()
     sev.launch_start(0)
     yield
     vm.close()
     platform.close()
+    system.close()
 
 
 @contextlib.contextmanager
 def _page() -> Iterator[None]:
     """Of a guest whose VM somebody keeps open."""
-    vm, platform = System.open().create_vm(), Platform.open()
+    system, platform = System.open(), Platform.open()
+    vm = system.create_vm()
     Sev(vm.fd.number, platform.fd.number).init()
     memory = Mapping.private(2 * mmap.PAGESIZE)
     memory.write(0, bytes(memory.size))  # 6.1 only reads them when it pins them, and the page of zeros never is
@@ -141,6 +148,7 @@ def _page() -> Iterator[None]:
     yield
     vm.close()
     platform.close()
+    system.close()
     memory.close()
 
 
