@@ -17,7 +17,7 @@ from chaos.judge.verdict import Verdict
 
 
 @dataclass(frozen=True, slots=True)
-class Witness:
+class LeftWitness:
     """`field` of Observation counts `what`, of each `{}` there is if it maps names to numbers. `ours` if nobody else on
     the host can change it. `signature` names it where it has changed."""
 
@@ -34,12 +34,12 @@ class Witness:
         return self.what.replace(" {}", "s" if self.what.endswith("{}") else "")
 
 
-VMS = Witness("vms", "VMs in KVM's debugfs", "vms")
+VMS = LeftWitness("vms", "VMs in KVM's debugfs", "vms")
 COUNTED = (
-    Witness("objects", "objects in the slab cache {}", "objects"),
-    Witness("references", "references to the module {}", "references"),
-    Witness("tables", "pages of page tables of KVM's", "table-pages"),
-    Witness("dying_misc", "groups of the misc controller that are gone and still referred to", "dying-misc", ours=True),
+    LeftWitness("objects", "objects in the slab cache {}", "objects"),
+    LeftWitness("references", "references to the module {}", "references"),
+    LeftWitness("tables", "pages of page tables of KVM's", "table-pages"),
+    LeftWitness("dying_misc", "groups of the misc controller that are gone and still referred to", "dying-misc", ours=True),
 )
 
 
@@ -53,7 +53,7 @@ def left_behind(promise: str, evidence: RunEvidence, start: Observation, end: Ob
             yield from _counted(promise, evidence, witness, start, end)
 
 
-def _unread(promise: str, witness: Witness, start: Observation, end: Observation) -> Verdict | None:
+def _unread(promise: str, witness: LeftWitness, start: Observation, end: Observation) -> Verdict | None:
     """None if there are both counts to compare."""
     blind = [record for record in (start, end) if witness.counts(record) is None]
     if not blind:
@@ -83,7 +83,7 @@ def _vms(promise: str, evidence: RunEvidence, start: Observation, end: Observati
 
 
 def _counted(
-    promise: str, evidence: RunEvidence, witness: Witness, start: Observation, end: Observation
+    promise: str, evidence: RunEvidence, witness: LeftWitness, start: Observation, end: Observation
 ) -> Iterator[Verdict]:
     both = (start, end)
     before, after = witness.counts(start) or {}, witness.counts(end) or {}
@@ -100,7 +100,7 @@ def _counted(
 
 
 def _differs(
-    promise: str, evidence: RunEvidence, witness: Witness, name: str, text: str, both: tuple[Observation, Observation]
+    promise: str, evidence: RunEvidence, witness: LeftWitness, name: str, text: str, both: tuple[Observation, Observation]
 ) -> Verdict:
     if not (witness.ours or _alone(evidence)):
         text = f"{text}, and others on this host may have changed that"

@@ -14,12 +14,12 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from chaos.experiment import steps as s
 from chaos.experiment.model import Experiment
 
-Ends = Callable[[s.FaultStep], Collection[str]]
+MayEnd = Callable[[s.FaultStep], Collection[str]]
 AnyStep = s.Step | s.MovesStep
-Pair = tuple[str, str]
+VmPair = tuple[str, str]
 
 
-def with_device(experiment: Experiment, ends: Ends) -> frozenset[str]:
+def with_device(experiment: Experiment, ends: MayEnd) -> frozenset[str]:
     """The VMs of the experiment that get a device. `ends` says of a fault whose end it may be."""
     moved, gone = set[str](), set[str]()
     for step, under_way in _steps(experiment.script, ()):
@@ -34,7 +34,7 @@ def with_device(experiment: Experiment, ends: Ends) -> frozenset[str]:
     return frozenset(moved - gone)
 
 
-def _takes(step: AnyStep) -> tuple[Pair, ...]:
+def _takes(step: AnyStep) -> tuple[VmPair, ...]:
     """(source, destination) of the moves and mirrors that the step itself makes."""
     match step:
         case s.MoveStep(source=str(source)) | s.MigrateStep(source=source):
@@ -48,9 +48,9 @@ def _takes(step: AnyStep) -> tuple[Pair, ...]:
     return ()
 
 
-def _steps(script: Sequence[AnyStep], around: tuple[Pair, ...]) -> Iterator[tuple[AnyStep, tuple[Pair, ...]]]:
+def _steps(script: Sequence[AnyStep], around: tuple[VmPair, ...]) -> Iterator[tuple[AnyStep, tuple[VmPair, ...]]]:
     """Every step, and which VMs may be locked then: those of a move that was not waited for, or of the step around."""
-    pending: tuple[Pair, ...] = ()
+    pending: tuple[VmPair, ...] = ()
     for step in script:
         yield step, (*around, *pending)
         match step:

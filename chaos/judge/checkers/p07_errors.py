@@ -19,7 +19,7 @@ from chaos.experiment.steps import FaultStep, walk
 from chaos.history.reading import argument, errname
 from chaos.history.records import Fault, History
 from chaos.judge.against_oracle import Contract, Judged, events_of
-from chaos.judge.checkers.p10_limits import CHARGING, Place, due
+from chaos.judge.checkers.p10_limits import CHARGING, EventCounter, due
 from chaos.judge.evidence import RunEvidence
 from chaos.judge.migration_flag import MigrationFlags
 from chaos.judge.oracle import OracleAnswer
@@ -149,7 +149,7 @@ def _accounted(contract: Contract, every: Sequence[Judged], each: Judged) -> boo
         return False
     first, last = events_of(before, at, "sev"), events_of(after, at, "sev")
     charging = [other for other in every if other.invoke.f in CHARGING]
-    low, high = due(contract.evidence, charging, before, after, Place(at, "sev", "events"), as_sev=True)
+    low, high = due(contract.evidence, charging, before, after, EventCounter(at, "sev", "events"), as_sev=True)
     return first is not None and last is not None and 0 < low <= last - first <= high
 
 

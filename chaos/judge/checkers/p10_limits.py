@@ -29,7 +29,7 @@ _COUNTERS = ("events", "events.local")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class EventCounter:
     """A counter of events: of a cgroup, under a key, in a file of the misc controller's."""
 
     cgroup: str
@@ -94,7 +94,7 @@ def _events(contract: Contract, judged: Sequence[Judged], before: Observation, a
             continue
         for key in KEYS:
             for counter in _COUNTERS:
-                yield from _counted(evidence, judged, before, after, Place(cgroup, key, counter), unclear=unclear)
+                yield from _counted(evidence, judged, before, after, EventCounter(cgroup, key, counter), unclear=unclear)
 
 
 def _counted(
@@ -102,7 +102,7 @@ def _counted(
     judged: Sequence[Judged],
     before: Observation,
     after: Observation,
-    at: Place,
+    at: EventCounter,
     *,
     unclear: bool,
 ) -> Iterator[Verdict]:
@@ -145,7 +145,7 @@ def due(
     judged: Sequence[Judged],
     before: Observation,
     after: Observation,
-    at: Place,
+    at: EventCounter,
     *,
     as_sev: bool = False,
 ) -> tuple[int, int]:

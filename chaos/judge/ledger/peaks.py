@@ -16,7 +16,7 @@ from chaos.history.reading import KEYS, argument, charged, levels, names
 from chaos.history.records import Invoke, Observation
 from chaos.judge.ledger.world import World
 
-Place = tuple[str, str]
+ChargePlace = tuple[str, str]
 
 
 @dataclass(slots=True)
@@ -24,8 +24,8 @@ class Peaks:
     """`highest` by (cgroup, key), of all worlds that were possible at any moment. `before` is what the cgroups of the
     first observation had read until then."""
 
-    highest: dict[Place, int] = field(default_factory=dict)
-    before: dict[Place, int] | None = None
+    highest: dict[ChargePlace, int] = field(default_factory=dict)
+    before: dict[ChargePlace, int] | None = None
 
     def rise(self, worlds: Iterable[World], loops: Iterable[Invoke]) -> None:
         """These worlds are possible now, with these loops of moves under way."""
@@ -52,7 +52,7 @@ class Peaks:
         return max(self.highest.get((cgroup, key), 0), self.before.get((cgroup, key), 0))
 
 
-def peaks_of(record: Observation) -> dict[Place, int]:
+def peaks_of(record: Observation) -> dict[ChargePlace, int]:
     """misc.peak of (cgroup, key); nothing before 6.12, which has no such file."""
     return {
         (cgroup, key): charged(files["peak"].get(key, 0))
@@ -73,7 +73,7 @@ def renews(change: Invoke, cgroup: str) -> bool:
     return False
 
 
-def _ahead(world: World, loop: Invoke) -> Iterable[Place]:
+def _ahead(world: World, loop: Invoke) -> Iterable[ChargePlace]:
     """The levels that a move of the loop may have charged ahead: of one at a time, since it marks its VMs."""
     payer = world.home(loop.agent)
     contexts = [world.context(source) for source in names(loop, "sources")]
