@@ -10,7 +10,7 @@ Operations, by `f`, with their arguments and, after the arrow, what `value` hold
 
     spawn {cgroup}                      a VMM process, in its cgroup before it does anything, and in the network
                                         namespace of this inode number, if it takes part in a migration → {pid, network}
-    create {vm, kind, vcpus, memory, type, lane, lanes} → {address}
+    create {vm, kind, vcpus, memory, type, lane, lanes, device} → {address}
                                         KVM_CREATE_VM of this type (0, 2 or 3), memory slots; vCPUs (of one that is not
                                         plain they come with `init` or `mirror`), which count from page `lane` on; with
                                         `lanes` also the program for so many, where nobody else will encrypt one; the

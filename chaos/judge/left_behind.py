@@ -39,7 +39,9 @@ COUNTED = (
     LeftWitness("objects", "objects in the slab cache {}", "objects"),
     LeftWitness("references", "references to the module {}", "references"),
     LeftWitness("tables", "pages of page tables of KVM's", "table-pages"),
-    LeftWitness("dying_misc", "groups of the misc controller that are gone and still referred to", "dying-misc", ours=True),
+    LeftWitness(
+        "dying_misc", "groups of the misc controller that are gone and still referred to", "dying-misc", ours=True
+    ),
 )
 
 
@@ -100,7 +102,12 @@ def _counted(
 
 
 def _differs(
-    promise: str, evidence: RunEvidence, witness: LeftWitness, name: str, text: str, both: tuple[Observation, Observation]
+    promise: str,
+    evidence: RunEvidence,
+    witness: LeftWitness,
+    name: str,
+    text: str,
+    both: tuple[Observation, Observation],
 ) -> Verdict:
     if not (witness.ours or _alone(evidence)):
         text = f"{text}, and others on this host may have changed that"

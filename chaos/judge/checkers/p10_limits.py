@@ -94,7 +94,9 @@ def _events(contract: Contract, judged: Sequence[Judged], before: Observation, a
             continue
         for key in KEYS:
             for counter in _COUNTERS:
-                yield from _counted(evidence, judged, before, after, EventCounter(cgroup, key, counter), unclear=unclear)
+                yield from _counted(
+                    evidence, judged, before, after, EventCounter(cgroup, key, counter), unclear=unclear
+                )
 
 
 def _counted(

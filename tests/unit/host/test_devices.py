@@ -21,7 +21,7 @@ def kills(step: s.FaultStep) -> tuple[str, ...]:
         ("move-back-refused", {"old", "new"}),
         ("kill-destination-in-move", {"old"}),
         ("storm-through-move", {"old"}),
-        ("two-heirs", {"old"}),
+        ("two-heirs", {"old", "one", "two"}),
         ("kill-source-in-move", set()),
         ("source-closed-in-move", set()),
         ("kill-source-at-every-stage", set()),
