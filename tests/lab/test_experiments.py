@@ -205,8 +205,12 @@ def test_inside_the_lab_with_its_own_sev_the_verdicts_are_the_same(told: Told, k
     local = Told(done.stdout)
     assert {run["host"] for run in local.runs.values()} == {"local"}
     for name in FIRST:
-        # Nobody stands between driver and firmware there, so P13 cannot be asked. Everything else is as in the lab.
-        assert local.outcomes(name) == {**told.outcomes(name), "P13": "skipped"}
+        # Nobody stands between driver and firmware there, so P13 cannot be asked; and the run leaves ASIDs to the host,
+        # so P9 cannot see whether one of those is lost. Everything else that is listed is as in the lab.
+        instead = {"P13": "skipped"} | ({"P9": "skipped"} if told.outcomes(name)["P9"] == "kept" else {})
+        listed = {v["promise"] for v in local.runs[name]["verdicts"] if v["listed"]}
+        seen, due = local.outcomes(name), {**told.outcomes(name), **instead}
+        assert {p: seen[p] for p in listed} == {p: due[p] for p in listed}
 
 
 def test_twenty_restores_of_one_snapshot_give_twenty_equal_verdicts(sevchaos: Sevchaos, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from errno import EBADF, EBUSY, EIO
 import msgspec
 import pytest
 
-from chaos.history.records import Counted, Done, Header, History, Record
+from chaos.history.records import Counted, Done, Filled, Header, History, Observation, Record
 from chaos.judge import findings
 from tests.unit.core.build import Builder, changed, moved
 from tests.unit.core.doctored import begun, verdict_of
@@ -26,6 +26,22 @@ LOST, EARLIER = "stopped-after-move-of-typed:KVM_RUN-EINVAL", "lost-in-earlier-m
 
 def on_a_host_with_others(history: History) -> History:
     return changed(history, lambda r: msgspec.structs.replace(r, shared=True) if isinstance(r, Header) else r)
+
+
+def on_a_host_of_its_own(history: History) -> History:
+    """Of its ASIDs the run may take fewer than there are."""
+
+    def fenced(record: Record) -> Record:
+        if isinstance(record, Header):
+            return msgspec.structs.replace(record, host="local")
+        if isinstance(record, Observation) and record.label == "start":
+            limited = {**record.misc["."], "max": {"sev": 6, "sev_es": 7}}
+            return msgspec.structs.replace(record, misc={**record.misc, ".": limited})
+        if isinstance(record, Filled):
+            return msgspec.structs.replace(record, count={**record.count, "sev": 6})
+        return record
+
+    return changed(history, fenced)
 
 
 def es_asked() -> History:
@@ -141,6 +157,7 @@ SHOWN: list[tuple[str, str, Callable[[], History]]] = [
     ("P1", "0002", moved_es),
     ("P9", "0002", moved_es),
     ("P9", "0002", lambda: on_a_host_with_others(moved_es())),
+    ("P9", "0002", lambda: on_a_host_of_its_own(moved_es())),
     ("P7", "0002", sev_limited),
     ("P7", "0002", es_limited),
     ("P10", "0002", es_limited),
