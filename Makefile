@@ -21,11 +21,11 @@ demo: setup
 	$(bin)/sevchaos run --accept-known $(each_kernel) $(demo_experiments)
 
 test: lint
-	$(bin)/pytest $(parallel) -m "not alone"
-	$(bin)/pytest -m alone
+	$(bin)/pytest $(parallel) -m "not alone and not nightly"
+	$(bin)/pytest -m "alone and not nightly"
 
 check: lint
-	$(bin)/pytest $(parallel) -m "not lab"
+	$(bin)/pytest $(parallel) -m "not lab and not nightly"
 
 lint: setup
 	$(bin)/ruff check

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +40,8 @@ class NightlyPart:
 
 
 def parts(kernels: Sequence[str]) -> tuple[NightlyPart, ...]:
-    """All there are. What else needs a night (kills of the runner, mutation of the judge) is to be a line here."""
-    return tuple(_catalogue(kernel) for kernel in kernels)
+    """All there are. What else needs a night (kills of the runner) is to be a line here."""
+    return (*map(_catalogue, kernels), *map(_defects, kernels))
 
 
 def _catalogue(kernel: str) -> NightlyPart:
@@ -51,6 +53,20 @@ def _catalogue(kernel: str) -> NightlyPart:
         return told(against_tables(report, whole=True), say)
 
     return NightlyPart(f"catalogue-{kernel}", carry, lambda: find_kernel(kernel).identity)
+
+
+def _defects(kernel: str) -> NightlyPart:
+    """Every defect that a test plants in one kernel is found."""
+
+    def carry(directory: Path, say: Say) -> bool:
+        chosen = f"{kernel}] or {kernel}-"  # a test's id ends so; 6.1 is no part of 6.12
+        argv = [sys.executable, "-m", "pytest", "-q", "-m", "nightly", "-k", chosen, "tests/lab"]
+        with (directory / "pytest.log").open("wb") as log:
+            done = subprocess.run(argv, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False)
+        say(f"tests of planted defects ended with {done.returncode}; see {directory / 'pytest.log'}")
+        return done.returncode == 0
+
+    return NightlyPart(f"defects-{kernel}", carry, lambda: find_kernel(kernel).identity)
 
 
 def told(differences: Sequence[OutcomeDifference], say: Say) -> bool:

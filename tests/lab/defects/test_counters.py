@@ -7,7 +7,7 @@ import pytest
 
 from tests.lab.defects.conftest import BROKEN, KEPT, SKIPPED, WithDefect, smallest
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.nightly]
 
 WITHOUT = "debian:6.1"
 

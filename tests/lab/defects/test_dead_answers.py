@@ -7,7 +7,7 @@ import pytest
 
 from tests.lab.defects.conftest import BROKEN, WithDefect, smallest
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.nightly]
 
 
 @pytest.mark.parametrize("defect", ["region-answers", "device-answers"])

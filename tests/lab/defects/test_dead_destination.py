@@ -7,7 +7,7 @@ import pytest
 
 from tests.lab.defects.conftest import BROKEN, WithDefect, smallest
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.nightly]
 
 
 def test_a_destination_that_is_dead_after_a_refusal(with_defect: WithDefect) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.lab.defects.conftest import BROKEN, WithDefect, also, smallest
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.nightly]
 
 
 def test_a_guest_that_can_never_be_moved_again(with_defect: WithDefect) -> None:

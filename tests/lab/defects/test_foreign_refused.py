@@ -9,7 +9,7 @@ import pytest
 
 from tests.lab.defects.conftest import BROKEN, WithDefect, also, smallest
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.nightly]
 
 
 def test_a_descriptor_that_was_received_and_is_refused(with_defect: WithDefect) -> None:

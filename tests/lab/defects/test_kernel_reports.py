@@ -10,7 +10,7 @@ import pytest
 
 from tests.lab.defects.conftest import BROKEN, WithDefect, smallest
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.nightly]
 
 
 def test_a_red_zone_that_was_written_to(with_defect: WithDefect) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from tests.lab.defects.conftest import BROKEN, WithDefect, smallest
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.nightly]
 
 
 def test_an_asid_that_nobody_can_have(with_defect: WithDefect) -> None:

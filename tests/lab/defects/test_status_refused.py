@@ -9,7 +9,7 @@ import pytest
 
 from tests.lab.defects.conftest import BROKEN, WithDefect, also, smallest
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.nightly]
 
 
 def test_an_owner_that_may_not_ask(with_defect: WithDefect) -> None:

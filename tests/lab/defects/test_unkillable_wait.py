@@ -9,7 +9,7 @@ import pytest
 
 from tests.lab.defects.conftest import BROKEN, WithDefect, also, smallest
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.nightly]
 
 
 def test_a_wait_that_a_fatal_signal_does_not_end(with_defect: WithDefect) -> None:

@@ -367,6 +367,6 @@ def test_the_makefile_names_the_kernels_that_are_tested() -> None:
     assert f"\nkernels := {' '.join(default_kernels())}\n" in (parts.ROOT / "Makefile").read_text()
 
 
-def test_a_night_has_the_catalogue_on_every_kernel() -> None:
+def test_a_night_has_the_catalogue_and_the_defects_on_every_kernel() -> None:
     names = [part.name for part in parts.parts(("debian:6.1", "debian:6.12"))]
-    assert names == ["catalogue-debian:6.1", "catalogue-debian:6.12"]
+    assert names == [f"{part}-debian:{kernel}" for part in ("catalogue", "defects") for kernel in ("6.1", "6.12")]
