@@ -171,8 +171,9 @@ class _Report(msgspec.Struct, frozen=True):
 
 
 def _telling(run: _Run) -> list[_Verdict]:
-    """The verdicts that count: of the promises that the experiment lists, and of others what is broken."""
-    return [verdict for verdict in run.verdicts if verdict.listed or verdict.outcome is Outcome.BROKEN]
+    """The verdicts of the promises that the experiment lists, and of any other what is broken and no finding explains:
+    no table has that."""
+    return [v for v in run.verdicts if v.listed or (v.outcome is Outcome.BROKEN and not v.accepted)]
 
 
 def read_report(report: bytes) -> tuple[RunOutcome, ...]:
