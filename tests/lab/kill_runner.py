@@ -36,8 +36,10 @@ def started(until: bytes, order: bytes = ORDER) -> subprocess.Popen[bytes]:
     assert runner.stdin is not None and runner.stdout is not None
     runner.stdin.write(order)
     runner.stdin.flush()
+    last = b""
     while until not in (line := runner.stdout.readline()):
-        assert line, f"the run ended before {until!r}"
+        assert line, f"the run ended before {until!r}: {last!r}"
+        last = line
     return runner
 
 

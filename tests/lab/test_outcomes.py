@@ -40,4 +40,4 @@ WITHIN = 900.0  # for all of them, on a machine that is busy with others
 def test_every_fault_comes_out_as_the_table_says(kernel: str, sevchaos: Sevchaos, tmp_path: Path) -> None:
     options = ("--kernel", kernel, "--seed", "7", "--json", "--accept-known", "--runs", str(tmp_path))
     report = as_expected(sevchaos("run", *STRIKING, *options, within=WITHIN))
-    assert [run["experiment"] for run in json.loads(report)] == list(STRIKING)
+    assert [run["experiment"] for run in json.loads(report)["runs"]] == list(STRIKING)
