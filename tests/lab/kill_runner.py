@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,14 @@ NAMESPACES = Path("/proc/sys/user/max_net_namespaces")
 
 def started(until: bytes, order: bytes = ORDER) -> subprocess.Popen[bytes]:
     argv = [sys.executable, "-m", "chaos.runner.main"]
-    runner = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    said = tempfile.TemporaryFile()
+    runner = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said)
     assert runner.stdin is not None and runner.stdout is not None
     runner.stdin.write(order)
     runner.stdin.flush()
     last = b""
     while until not in (line := runner.stdout.readline()):
-        assert line, f"the run ended before {until!r}: {last!r}"
+        assert line, f"the run ended before {until!r}: {last!r}, {runner.wait()}, {said.seek(0), said.read()}"
         last = line
     return runner
 
