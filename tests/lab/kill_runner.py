@@ -33,7 +33,7 @@ NAMESPACES = Path("/proc/sys/user/max_net_namespaces")
 
 def started(until: bytes, order: bytes = ORDER) -> subprocess.Popen[bytes]:
     argv = [sys.executable, "-m", "chaos.runner.main"]
-    said = tempfile.TemporaryFile()
+    said = tempfile.TemporaryFile()  # noqa: SIM115 - it ends with the runner
     runner = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said)
     assert runner.stdin is not None and runner.stdout is not None
     runner.stdin.write(order)

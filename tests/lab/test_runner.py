@@ -177,8 +177,8 @@ def test_what_is_refused_at_launch_ends_the_script_and_leaves_nothing(carry_out:
     assert_clean(run)
 
 
-# In the night, not in CI: on 6.1 the runner of the sixth or seventh run of one lab is ended with SIGKILL as it starts, and
-# why is not known yet. On 6.12 all is well.
+# In the night, not in CI: on 6.1 the runner of the sixth or seventh run of one lab is ended with SIGKILL as it starts,
+# and why is not known yet. On 6.12 all is well.
 @pytest.mark.nightly
 def test_whoever_dies_in_the_middle_of_a_run_nothing_is_left(in_lab: Sevchaos, kernel: str, tmp_path: Path) -> None:
     (tmp_path / "order.json").write_bytes(order(KILL_DESTINATION))
