@@ -30,6 +30,7 @@ script:
   - {do: launch, vm: new}
   - {do: storm, vm: old, threads: 4, calls: [KVM_GET_REGS, KVM_RUN, KVM_GET_CLOCK]}
   - {do: move, source: new, destination: old}
+  - {do: status, vm: old}  # time for some calls after the move
   - {do: fault, fault: kill, target: source}
 """
 
@@ -89,6 +90,7 @@ def test_a_storm_whose_vmm_is_killed_is_read_from_outside(sevchaos: Sevchaos, ke
     assert stormed.seq > exited.seq
     assert len(stormed.threads) == 4
     for thread in stormed.threads:
-        assert thread.ended == 0 and thread.calls > 10
+        assert thread.ended == 0  # nobody ended it: its board was read after the process was gone
+        assert thread.calls == sum(thread.errnos.values())
         assert thread.refused is None and not thread.lost
     assert max(thread.answered.ended for thread in stormed.threads if thread.answered) > move(read).ended
