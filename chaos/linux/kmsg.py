@@ -100,7 +100,7 @@ class KernelLog:
         """See how far `ahead` is. What the kernel says meanwhile is kept for `lines`. Raises OSError and `Lost`."""
         for _ in range(2):  # the first goes through code that nobody has used for long
             self.sign()
-            self._kept += self.lines(lost)
+            self._kept = list(self.lines(lost))  # what was kept before is among them
 
     def lines(self, lost: Callable[[str], None]) -> Iterator[Line]:
         """What the kernel has said until now. `lost` is told of what was overwritten before it could be read.

@@ -177,9 +177,6 @@ def test_what_is_refused_at_launch_ends_the_script_and_leaves_nothing(carry_out:
     assert_clean(run)
 
 
-# In the night, not in CI: on 6.1 the runner of the sixth or seventh run of one lab is ended with SIGKILL as it starts,
-# and why is not known yet. On 6.12 all is well.
-@pytest.mark.nightly
 def test_whoever_dies_in_the_middle_of_a_run_nothing_is_left(in_lab: Sevchaos, kernel: str, tmp_path: Path) -> None:
     (tmp_path / "order.json").write_bytes(order(KILL_DESTINATION))
     (tmp_path / "migration.json").write_bytes(order(MOVE))

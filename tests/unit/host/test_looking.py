@@ -213,6 +213,17 @@ def test_what_was_said_since_an_earlier_run_is_not_lost(tmp_path: Path, monkeypa
     log.close()
 
 
+def test_what_was_said_since_an_earlier_run_is_there_once_after_the_clocks_were_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a log with such a line the comparison took the same line again and again, until the runner was out of
+    memory."""
+    log = records_of(tmp_path / "kmsg", monkeypatch, OTHERS, "4,7,7,-;after\n")
+    log.compare(lambda lost: None)
+    assert [line.text for line in log.lines(lambda lost: None)] == ["after"]
+    log.close()
+
+
 def test_what_was_said_before_any_run_is_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = records_of(tmp_path / "kmsg", monkeypatch, "4,1,1,-;booting\n", "4,2,2,-;WARNING: CPU: 0 PID: 1 at a.c:1 b\n")
     assert not list(log.lines(lambda lost: None))
