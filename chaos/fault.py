@@ -61,7 +61,7 @@ class Victim(Protocol):
 
     @property
     def busy(self) -> tuple[int, ...]:
-        """The threads that are in system calls of operations under way."""
+        """The threads that carry out operations under way."""
 
     @property
     def status(self) -> int | None:
@@ -305,6 +305,8 @@ class Fault(abc.ABC):
     The docstring, WHERE (it may be applied), NEEDS (what a host must have) and PROOF are what `sevchaos explain` says.
     NAMES says of which options the value names something of the experiment, and what. LETS_GO is off if neither `apply`
     nor `undo` can let anything go that is held in the kernel, as a signal does that takes a vCPU out of its guest.
+    DISTURBS is off if VMs, counters and firmware answer all the same while it is applied: a process that was killed is
+    gone, and a limit is no question's. As long as one that does is not undone, the runner asks nothing by itself.
     """
 
     TARGET: ClassVar[Target]
@@ -313,6 +315,7 @@ class Fault(abc.ABC):
     PROOF: ClassVar[str]
     NAMES: ClassVar[Mapping[str, Target]] = {}
     LETS_GO: ClassVar[bool] = True
+    DISTURBS: ClassVar[bool] = True
 
     def require(self, ctx: FaultContext, target: str) -> None:  # noqa: B027 - most need nothing
         """Raises `Unsupported` if this host cannot do it. Asked before anything is done; there are no VMMs yet."""

@@ -26,6 +26,7 @@ class Enter(Fault):
     TARGET: ClassVar[Target] = "vmm"
     PROOF: ClassVar[str] = "cgroup.threads of that cgroup has every thread of the process that has not ended"
     LETS_GO: ClassVar[bool] = False
+    DISTURBS: ClassVar[bool] = False
     NAMES: ClassVar[Mapping[str, Target]] = {"into": "cgroup"}
 
     into: str
@@ -60,6 +61,7 @@ class RemoveCgroup(Fault):
     NEEDS: ClassVar[str] = "no process in the cgroup, and no cgroup below it"
     PROOF: ClassVar[str] = "it is gone, it was charged until then, and the run's cgroup counts it as a dying one"
     LETS_GO: ClassVar[bool] = False
+    DISTURBS: ClassVar[bool] = False
 
     _charged: dict[str, int] = field(init=False, default_factory=dict)
     _limits: dict[str, int] = field(init=False, default_factory=dict)
@@ -140,6 +142,7 @@ class KillCgroup(Fault):
     """End every process in a cgroup and below it at once, with cgroup.kill."""
 
     TARGET: ClassVar[Target] = "cgroup"
+    DISTURBS: ClassVar[bool] = False
     PROOF: ClassVar[str] = "every VMM that lived there was reaped, ended by SIGKILL"
 
     _hit: tuple[Victim, ...] = field(init=False, default=())
@@ -171,6 +174,7 @@ class DisableMisc(Fault):
     NEEDS: ClassVar[str] = "cgroups below the one it strikes"
     PROOF: ClassVar[str] = "cgroup.controllers of every cgroup below has no misc"
     LETS_GO: ClassVar[bool] = False
+    DISTURBS: ClassVar[bool] = False
 
     _disabled: list[str] = field(init=False, default_factory=list)
     _limits: list[tuple[str, str, int]] = field(init=False, default_factory=list)

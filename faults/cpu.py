@@ -30,6 +30,7 @@ class Pin(Fault):
     """
 
     TARGET: ClassVar[Target] = "vmm"
+    DISTURBS: ClassVar[bool] = False
     NEEDS: ClassVar[str] = "the CPU"
     PROOF: ClassVar[str] = "the affinity that the kernel tells of each thread is this CPU alone"
 

@@ -22,6 +22,7 @@ class Limit(Fault):
     TARGET: ClassVar[Target] = "cgroup"
     PROOF: ClassVar[str] = "misc.max still reads so when it is taken back; how many charges it has refused is told"
     LETS_GO: ClassVar[bool] = False
+    DISTURBS: ClassVar[bool] = False
 
     max: int
     key: Key = "sev"
@@ -67,6 +68,7 @@ class Exhaust(Fault):
     of them, and keep them until this is undone. Whether a limit or the host's capacity stops it is told."""
 
     TARGET: ClassVar[Target] = "vmm"
+    DISTURBS: ClassVar[bool] = False
     PROOF: ClassVar[str] = (
         "the counters: at some level above that VMM what is in use has reached misc.max or the capacity"
     )

@@ -32,7 +32,7 @@ class SignalStorm(Fault):
     when this is undone."""
 
     TARGET: ClassVar[Target] = "vmm"
-    PROOF: ClassVar[str] = "how many were sent, to the thread of an operation under way too, and how many were handled"
+    PROOF: ClassVar[str] = "how many were sent, to a thread with an operation under way too, and how many were handled"
 
     signals: int = 20_000
     microseconds: int = 0

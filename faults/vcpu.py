@@ -25,6 +25,7 @@ class CreateVcpu(Fault):
     TARGET: ClassVar[Target] = "vm"
     PROOF: ClassVar[str] = "how many of the calls were under way at the same time as a move from the VM or into it"
     LETS_GO: ClassVar[bool] = False
+    DISTURBS: ClassVar[bool] = False
 
     count: int = 16
     first: int = 100

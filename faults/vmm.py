@@ -28,6 +28,7 @@ class Kill(Fault):
     """End the process with a signal. What it owned goes with it, and what it was doing is never answered."""
 
     TARGET: ClassVar[Target] = "vmm"
+    DISTURBS: ClassVar[bool] = False
     PROOF: ClassVar[str] = "the process was reaped, ended by just this signal"
 
     signal: Literal["KILL", "TERM", "ABRT", "SEGV"] = "KILL"
@@ -55,6 +56,7 @@ class KillBoth(Fault):
     """End two VMMs with SIGKILL, one right after the other, so that neither side sees the other one's end first."""
 
     TARGET: ClassVar[Target] = "vmm"
+    DISTURBS: ClassVar[bool] = False
     PROOF: ClassVar[str] = "both were reaped, ended by SIGKILL; how long it took to signal them is told"
     NAMES: ClassVar[Mapping[str, Target]] = {"other": "vmm"}
 
@@ -189,6 +191,7 @@ class Oom(Fault):
     enabled, when the run is over."""
 
     TARGET: ClassVar[Target] = "vmm"
+    DISTURBS: ClassVar[bool] = False
     NEEDS: ClassVar[str] = "the memory controller, no process in any cgroup above the VMM's"
     PROOF: ClassVar[str] = "memory.events of its cgroup counts one more oom_kill, and it was reaped, ended by SIGKILL"
 

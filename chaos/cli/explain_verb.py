@@ -61,6 +61,7 @@ def describe(name: str) -> dict[str, Any]:
         "where": kind.WHERE,
         "needs": kind.NEEDS,
         "proof": kind.PROOF,
+        "disturbs": kind.DISTURBS,
     }
 
 
@@ -81,6 +82,8 @@ def _lines(told: dict[str, Any]) -> Iterator[str]:
         yield textwrap.fill(" ".join(paragraph.split()), width=_WIDTH, initial_indent="  ", subsequent_indent="  ")
     for title in ("where", "needs", "proof"):
         yield textwrap.fill(told[title], width=_WIDTH, initial_indent=f"  {title + ':':<8}", subsequent_indent=" " * 10)
+    if told["disturbs"]:
+        yield "  while it is applied nothing is asked but by steps (docs/experiments.md)"
     for option in told["options"]:
         yield f"  option {option['name']}: {option['allowed']} (default: {option['default']})"
     named = "a VMM" if told["target"] == "caller" else _TARGETS[told["target"]]

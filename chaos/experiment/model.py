@@ -68,7 +68,7 @@ class Unaskable(Part, frozen=True, kw_only=True):
 class Experiment(Part, frozen=True, kw_only=True):
     """`why` says in two sentences why anyone should care. `promises` are those it puts to the test. `unaskable`
     names promises whose question this experiment cannot ask, each with the reason; they end unknown all the same, and
-    for any other reason they count.
+    for any other reason they count. With `questions: own` nothing is asked of the VMs and the counters but by steps.
     `cgroups` says more of some; there are also those that a VMM lives in, and all above them."""
 
     name: Name
@@ -79,6 +79,7 @@ class Experiment(Part, frozen=True, kw_only=True):
     script: tuple[Step, ...]
     unaskable: dict[str, Unaskable] = msgspec.field(default_factory=dict)
     cgroups: dict[GroupPath, Group] = msgspec.field(default_factory=dict)
+    questions: Literal["automatic", "own"] = "automatic"
 
     @property
     def keys(self) -> frozenset[str]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from errno import EIO
 from typing import Any, Literal, Protocol
 
-from chaos.history.records import Done, Invoke, Record, Value
+from chaos.history.records import Done, Exited, Fault, Invoke, Record, Released, Value
 from chaos.runner.recorder import Recorder
 
 
@@ -27,10 +27,12 @@ class Process(Protocol):
 
 class OperationLog:
     """`step` is the place in the script that records are made for: -1 before it, its length after it. `moved_from` are
-    the VMs whose context a move took, by its answer."""
+    the VMs whose context a move took, by its answer. `changes` counts what may have changed an answer: while it stays
+    the same, to ask again is to ask twice."""
 
     def __init__(self, recorder: Recorder) -> None:
         self.step = -1
+        self.changes = 0
         self.moved_from: set[str] = set()
         self._sources: dict[int, str] = {}  # of moves under way, by operation
         self._recorder = recorder
@@ -52,6 +54,7 @@ class OperationLog:
         t = self.now() if t is None else t
         if f == "move":
             self._sources[op] = str(args.get("source", ""))
+        self.changes += f != "guest_status"
         self._recorder.write(
             Invoke(t=t, op=op, f=f, agent=agent, pid=pid, step=self.step, phase=phase, args=dict(args))
         )
@@ -61,6 +64,7 @@ class OperationLog:
         """The end of an operation, or what was seen of some."""
         if isinstance(record, Done) and (source := self._sources.pop(record.op, "")) and record.outcome == "ok":
             self.moved_from.add(source)
+        self.changes += isinstance(record, Exited | Fault | Released)
         self._recorder.write(record)
 
     def note(self, topic: Literal["skipped", "error", "left", "progress"], text: str) -> None:

@@ -29,6 +29,7 @@ from chaos.runner.operations import OperationLog
 from chaos.runner.order import Order
 from chaos.runner.recorder import Recorder
 from chaos.runner.script import STEPS, perform, require_all
+from chaos.runner.script.automatic import AutomaticQuestions
 from chaos.runner.script.executor import Executor
 from chaos.runner.tracing import Tracer
 from chaos.runner.uplink import Outside
@@ -213,23 +214,24 @@ class ExperimentRun:
             cgroups.make(self.order.experiment.groups)
             observer.observe("start", -1, pins=True)
             with self._going_on(), ExitStack() as undo:
+                executor = Executor(
+                    guests=guests,
+                    vmms=vmms,
+                    log=log,
+                    loop=self.loop,
+                    observer=observer,
+                    undo=undo,
+                    ctx=ctx,
+                    handlers=STEPS,
+                    untraced=untraced,
+                    withhold=self.order.withhold,
+                )
+                questions = AutomaticQuestions(executor, self.order.experiment.questions == "automatic")
                 undo.callback(guests.clear)
-                undo.callback(self._tear_down, guests)
+                undo.callback(self._tear_down, guests, questions)
                 try:
                     with self._going_on():
-                        executor = Executor(
-                            guests=guests,
-                            vmms=vmms,
-                            log=log,
-                            loop=self.loop,
-                            observer=observer,
-                            undo=undo,
-                            ctx=ctx,
-                            handlers=STEPS,
-                            untraced=untraced,
-                            withhold=self.order.withhold,
-                        )
-                        self._perform(executor)
+                        self._perform(executor, questions)
                 finally:
                     log.step = length
         with self._going_on():
@@ -239,14 +241,14 @@ class ExperimentRun:
                 below.destroy()
             self._fill("end", host, vmms, group)
 
-    def _perform(self, executor: Executor) -> None:
+    def _perform(self, executor: Executor, questions: AutomaticQuestions) -> None:
         experiment, guests = self.order.experiment, executor.guests
         guests.network = Network.lay(between(experiment.handovers))
         guests.start()
         guests.devices = with_device(
             experiment, lambda step: find(step.fault, step.options).ends(executor.ctx, step.target)
         )
-        perform(executor, experiment.script)
+        perform(executor, experiment.script, questions)
 
     def _fill(self, label: str, host: Surveyed, vmms: VmmProcesses, group: Cgroup) -> None:
         """Take every context that can be had, from within the run's cgroup, and give all back."""
@@ -279,7 +281,7 @@ class ExperimentRun:
         with contextlib.suppress(TimedOut):
             self.loop.wait(gone, GONE_WITHIN, "a removed cgroup to go", look=LOOK_AGAIN)
 
-    def _tear_down(self, guests: Guests) -> None:
+    def _tear_down(self, guests: Guests, questions: AutomaticQuestions) -> None:
         """Close every VM and end every VMM, as far as they are still there."""
         for pending in guests.under_way.values():
             if not pending.over:
@@ -289,6 +291,8 @@ class ExperimentRun:
                             guests.leave(vm)  # this is what a held move waits for
                 with self._going_on():
                     guests.vmms.wait(pending, MOVE_ENDS_WITHIN)
+        with self._going_on():
+            questions.last()
         self._last_words(guests)
         for vm in guests.all:
             if vm.created and vm.vmm.alive:

@@ -59,8 +59,8 @@ class StepFailed(Exception):
 @dataclass(slots=True)
 class PendingOperation:
     """An operation without an answer. Thread `tid` of the process `pid`, the VMM `agent`, makes its system call; `tid`
-    is 0 before that, and of an operation that is not made aside. `args` are the operation's, as recorded. `then` is
-    called when it is over."""
+    is 0 before that, and of an operation that is not made `aside`: that is the process's first thread's. `args` are the
+    operation's, as recorded. `then` is called when it is over."""
 
     op: int
     f: str
@@ -68,6 +68,7 @@ class PendingOperation:
     agent: str
     pid: int = 0
     args: Mapping[str, Any] = field(default_factory=dict)
+    aside: bool = False
     began: int = 0
     tid: int = 0
     reply: Reply | None = None
@@ -119,7 +120,8 @@ class VmmProcess:
 
     @property
     def busy(self) -> tuple[int, ...]:
-        return tuple(pending.tid for pending in tuple(self.pending.values()) if pending.tid)
+        operations = (pending for pending in tuple(self.pending.values()) if pending.recorded)
+        return tuple(filter(None, (each.tid if each.aside else self.pid for each in operations)))
 
     def wait_end(self, within: float) -> bool:
         """Whether it ended within so many seconds; it is reaped then."""
@@ -232,10 +234,10 @@ class VmmProcesses:
         self._expect_alive(vmm)
         args: dict[str, Any] = msgspec.to_builtins(operation)
         f = str(args.pop("f"))
-        pending = PendingOperation(self.log.number(), f, vmm.recorded, vmm.name, vmm.pid, args)
+        aside = aside or start is not None or isinstance(operation, Move)
+        pending = PendingOperation(self.log.number(), f, vmm.recorded, vmm.name, vmm.pid, args, aside)
         if pending.recorded:
             self.log.invoke(pending.op, f, args, agent=vmm.name, pid=vmm.pid, phase=phase)
-        aside = aside or start is not None or isinstance(operation, Move)
         if isinstance(operation, Move):
             self.moves.append(pending)
         self._send(vmm, pending, Request(id=pending.op, do=operation, aside=aside, start=start), fds)

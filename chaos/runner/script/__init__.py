@@ -12,6 +12,7 @@ from chaos.errors import Unsupported
 from chaos.experiment import steps as s
 from chaos.fault import FaultContext, find, naming_successors
 from chaos.runner.script import concurrent, faults, holds, moves, observe, running, storms, vms
+from chaos.runner.script.automatic import AutomaticQuestions
 from chaos.runner.script.executor import Executor, Handlers
 from chaos.runner.vmms import StepFailed
 
@@ -45,15 +46,18 @@ STEPS: Handlers = {
 }
 
 
-def perform(executor: Executor, script: tuple[s.Step, ...]) -> None:
+def perform(executor: Executor, script: tuple[s.Step, ...], questions: AutomaticQuestions) -> None:
     """Carry a script out. Raises `StepFailed`, having said which step it was."""
     for number, step in enumerate(script):
         executor.log.step = number
+        questions.before(script, number)
         try:
             executor.carry_out(step)
         except StepFailed as failed:
             name = step.__struct_config__.tag
             raise StepFailed(f"step {number} ({name}): {failed}", step=number) from failed
+        finally:
+            questions.carried_out(number, step)
     executor.log.step = len(script)
 
 

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the runner asks by itself, so that an experiment says what is done and not what a checker wants to know.
+
+    before   a step that moves, mirrors, pauses or closes: the counters; of the VMs that it is about how far the guest
+             has come, and the status of the context
+    after    it: the same, and of a source, which is dead now or must not be, every descriptor
+    last     once all faults are undone, what is owed, and the same of every VM that a move was about
+
+It asks where that disturbs nothing: no operation is under way or held, no hold is armed, no storm blows, and no fault
+is applied that would answer in the kernel's stead (`Fault.DISTURBS`). What cannot be asked then is owed, and asked as
+soon as it can be. Nor does it take a vCPU out of the guest that never leaves it by itself (`every: 0`): a move may be
+about to wait for that one. What a step has asked is not asked again until something has changed.
+
+That a question could not be put ends no run: whoever misses the answer says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from chaos.errors import SevchaosError
+from chaos.experiment import steps as s
+from chaos.runner.guests import Guest
+from chaos.runner.script import observe, running
+from chaos.runner.script.executor import Executor
+from chaos.runner.vmms import StepFailed
+
+# So many that a guest which stands still is seen to, and few enough for a guest that leaves at each.
+TICKS = 16
+COUNT_WITHIN = 60.0
+
+_ASKING = s.ObserveStep | s.StatusStep | s.AskStep | s.CountStep
+_MOVING = s.MoveStep | s.MovesStep | s.MigrateStep | s.MirrorStep
+_DISTURBING = s.ArmStep | s.FaultStep | s.StormStep
+
+
+@dataclass(slots=True)
+class AutomaticQuestions:
+    """`wanted` unless the experiment asks alone. `asked` is when each question was put last, by its name and VM, in
+    `OperationLog.changes`. `owed` are the VMs of steps that are over and were not asked about, `concerned` those of all
+    that moved something, both in order; `sources` are those among them that something was taken of. `after` is the
+    label under which the counters are owed."""
+
+    executor: Executor
+    wanted: bool
+    asked: dict[tuple[str, str], int] = field(default_factory=dict)
+    owed: dict[str, None] = field(default_factory=dict)
+    concerned: dict[str, None] = field(default_factory=dict)
+    sources: set[str] = field(default_factory=set)
+    after: str = ""
+
+    def before(self, script: tuple[s.Step, ...], number: int) -> None:
+        """Step `number` is about to be carried out."""
+        step = script[number]
+        if isinstance(step, _ASKING) or not self.wanted:
+            return
+        self._settle()
+        upcoming = number
+        if isinstance(step, _DISTURBING):  # then this is the last moment at which that move's VMs can be asked
+            later = (n for n, each in enumerate(script) if n > number and any(_moved(each)))
+            upcoming = next(later, number)
+        subjects = dict.fromkeys(_subjects(script[upcoming]))
+        if subjects and self._quiet():
+            moves = any(_moved(script[upcoming]))
+            if not isinstance(script[upcoming], s.PauseStep):
+                self._observe(f"before-{upcoming}")
+            for vm in map(self.executor.guests.__getitem__, subjects):
+                self._count(vm)
+                if moves:
+                    self._status(vm)
+
+    def carried_out(self, number: int, step: s.Step) -> None:
+        """Also if it failed."""
+        if isinstance(step, _ASKING):
+            self._note(step.__struct_config__.tag, "" if isinstance(step, s.ObserveStep) else step.vm)
+        subjects = dict.fromkeys(_subjects(step))
+        if subjects and not isinstance(step, s.PauseStep):
+            self.owed |= subjects
+            self.after = f"after-{number}"
+        if any(_moved(step)):
+            self.concerned |= subjects
+            self.sources |= set(_moved(step))
+
+    def last(self) -> None:
+        """Everything is undone, and nothing closed yet."""
+        if self.wanted and self._quiet():
+            self.owed |= self.concerned
+            self.after = self.after or "last"
+            self._settle()
+
+    def _settle(self) -> None:
+        """Ask what is owed, if it can be asked now."""
+        if not self.owed or not self._quiet():
+            return
+        owed, self.owed = self.owed, {}
+        label, self.after = self.after, ""
+        self._observe(label)
+        for vm in map(self.executor.guests.__getitem__, owed):
+            self._count(vm)
+            if vm.name in self.concerned:
+                self._status(vm)
+            if vm.name in self.sources and vm.every != 0:
+                self._put("ask", vm, lambda: observe.ask(self.executor, s.AskStep(vm=vm.name)))  # noqa: B023 - now
+
+    def _quiet(self) -> bool:
+        """Whether a question would neither disturb anything nor be disturbed."""
+        executor = self.executor
+        under_way = [p for vmm in executor.vmms.named.values() for p in vmm.pending.values() if p.recorded]
+        storms = any(vm.before_close is not None or vm.kept_out for vm in executor.guests.all)
+        disturbed = any(a.fault.DISTURBS and not (a.withheld or a.undone) for a in executor.applied)
+        return not (under_way or storms or disturbed or executor.armed or executor.ctx.firmware.may_stall)
+
+    # -- the questions ------------------------------------------------------------------------------------
+
+    def _observe(self, label: str) -> None:
+        if self._is_new("observe"):
+            self.executor.observer.observe(label, self.executor.log.step)
+            self._note("observe")
+
+    def _count(self, vm: Guest) -> None:
+        if vm.running and vm.every:
+            step = s.CountStep(vm=vm.name, ticks=TICKS, within=COUNT_WITHIN)
+            self._put("count", vm, lambda: running.count(self.executor, step))
+
+    def _status(self, vm: Guest) -> None:
+        self._put("status", vm, lambda: observe.status(self.executor, s.StatusStep(vm=vm.name)))
+
+    def _put(self, question: str, vm: Guest, put: Callable[[], None]) -> None:
+        if not (vm.created and vm.vmm.alive and self._is_new(question, vm.name)):
+            return
+        try:
+            put()
+        except (StepFailed, SevchaosError, OSError) as error:
+            self.executor.note("progress", f"{question} of {vm.name}, which no step asked for: {error}")
+        self._note(question, vm.name)
+
+    def _is_new(self, question: str, vm: str = "") -> bool:
+        return self.asked.get((question, vm)) != self.executor.log.changes
+
+    def _note(self, question: object, vm: str = "") -> None:
+        self.asked[str(question), vm] = self.executor.log.changes
+
+
+def _subjects(step: s.Step) -> tuple[str, ...]:
+    """The VMs that the step moves something from or to, or which it takes out of the guest or closes."""
+    if isinstance(step, s.PauseStep | s.CloseStep):
+        return (step.vm,)
+    return tuple(vm for _, inner in s.walk((step,)) if isinstance(inner, _MOVING) for vm in _both(inner))
+
+
+def _moved(step: s.Step) -> tuple[str, ...]:
+    """The VMs that the step takes a context from, or makes a mirror of."""
+    return tuple(vm for _, inner in s.walk((step,)) if isinstance(inner, _MOVING) for vm in _both(inner)[:-1])
+
+
+def _both(step: _MOVING) -> tuple[str, ...]:
+    """The VMs that it takes from, and that which takes."""
+    match step:
+        case s.MovesStep():
+            return (*step.sources, step.destination)
+        case s.MirrorStep():
+            return (*filter(None, (step.source,)), step.vm)
+        case s.MigrateStep():
+            return step.source, step.destination
+    return (*filter(None, (step.source,)), step.destination)
