@@ -34,6 +34,8 @@ def show(experiment: Experiment, *, as_json: bool) -> None:
     for name, vmm in experiment.vmms.items():
         vms = ", ".join(f"{vm} ({spec.kind.value})" for vm, spec in experiment.vms.items() if spec.vmm == name)
         click.echo(f"  VMM {name} in cgroup {vmm.cgroup}: {vms or 'no VM'}")
+    if experiment.questions == "automatic":
+        click.echo("  Around each move, and at the end, what no step asks is asked too (docs/experiments.md).")
     for number in range(len(experiment.script)):
         text = sentences.step(experiment, number)
         click.echo(textwrap.fill(text, width=96, initial_indent=f"  {number:>3} ", subsequent_indent=" " * 6))
