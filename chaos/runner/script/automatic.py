@@ -124,7 +124,8 @@ class AutomaticQuestions:
             self._put("count", vm, lambda: running.count(self.executor, step))
 
     def _status(self, vm: Guest) -> None:
-        self._put("status", vm, lambda: observe.status(self.executor, s.StatusStep(vm=vm.name)))
+        if vm.name not in self.executor.log.moved_from:  # that of the dead is among what `ask` asks
+            self._put("status", vm, lambda: observe.status(self.executor, s.StatusStep(vm=vm.name)))
 
     def _put(self, question: str, vm: Guest, put: Callable[[], None]) -> None:
         if not (vm.created and vm.vmm.alive and self._is_new(question, vm.name)):
