@@ -9,6 +9,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+DOCS = tuple(sorted((ROOT / "docs").rglob("*.md")))
+LAB = ROOT / "docs" / "lab.md"
+FIRMWARE = ROOT / "docs" / "firmware.md"
 FINDINGS = tuple(sorted((ROOT / "docs" / "findings").glob("0*.md")))
 
 
@@ -16,6 +19,12 @@ def commands(page: Path) -> list[list[str]]:
     """The arguments of every `sevchaos` that stands in a line of its own: indented, or behind a `$`."""
     lines = re.findall(r"^(?:    |\$ )sevchaos (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return [shlex.split(line, comments=True) for line in lines]
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """The page and text of every fenced block in that language, in README and docs/."""
+    fenced = re.compile(rf"^```{language}\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    return [(page.name, text) for page in (README, *DOCS) for text in fenced.findall(page.read_text(encoding="utf-8"))]
 
 
 def output(page: Path) -> tuple[list[str], list[str]]:

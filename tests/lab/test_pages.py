@@ -10,7 +10,7 @@ import pytest
 
 from chaos.errors import ExitCode
 from tests.lab.conftest import Sevchaos
-from tests.pages import FINDINGS, README, commands, output
+from tests.pages import FINDINGS, FIRMWARE, LAB, README, commands, output
 
 pytestmark = pytest.mark.lab
 
@@ -39,3 +39,19 @@ def test_the_reproducer_of_a_finding_breaks_a_promise_as_the_page_says(
     said = "".join(done.stdout.decode().split())
     signatures = re.findall(r"^\| breaks \| P\d+, `(.*)` \|$", page.read_text(encoding="utf-8"), re.MULTILINE)
     assert any(f"signature:{signature}" in said for signature in signatures), said[-2000:]
+
+
+def test_the_page_of_the_lab_shows_what_its_commands_print(sevchaos: Sevchaos) -> None:
+    """Of its commands the two that take nothing of the reader's own; the second says how many ASIDs it was given."""
+    page = LAB.read_text(encoding="utf-8")
+    first, many = (c for c in commands(LAB) if c[:2] == ["lab", "run"] and not any("./" in word for word in c))
+    done = sevchaos(*first)
+    assert done.returncode == 0 and f"misc.capacity\n{done.stdout.decode()}$ sevchaos" in page
+    asids = many[many.index("--asids") + 1]
+    assert f"- {asids})" in sevchaos(*many).stdout.decode()
+
+
+def test_the_page_of_the_firmware_delays_a_whole_run(sevchaos: Sevchaos, tmp_path: Path) -> None:
+    (arguments,) = (c for c in commands(FIRMWARE) if c[0] == "run")
+    done = sevchaos(*arguments, "--accept-known", "--runs", str(tmp_path))
+    assert done.returncode == ExitCode.KEPT, done.stdout.decode() + done.stderr.decode()
