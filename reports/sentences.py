@@ -10,7 +10,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from chaos.errors import ExitCode
 from chaos.experiment import model as e
 from chaos.experiment import steps as s
-from chaos.history.records import Asked, Counted, Done, Fault, Handover, Held, History, Invoke, Note, Stormed, Traced
+from chaos.history.records import (
+    QUESTION,
+    Asked,
+    Counted,
+    Done,
+    Fault,
+    Handover,
+    Held,
+    History,
+    Invoke,
+    Note,
+    Stormed,
+    Traced,
+)
 from chaos.judge.findings import Finding, elsewhere, matching
 from chaos.judge.timeline import During, named, told
 from chaos.judge.verdict import Outcome, RunVerdict, Tally, Verdict
@@ -230,7 +243,7 @@ def result(experiment: e.Experiment, history: History, number: int) -> str:
         complete = history.end is not None and history.end.complete
         return "not reached" if number > last and not complete else ""
     said = list(_results([r for r in records if not isinstance(r, Invoke)]))
-    said += _answers(history, [record for record in records if isinstance(record, Invoke)])
+    said += _answers(history, [r for r in records if isinstance(r, Invoke) and r.phase != QUESTION])
     return ", ".join(dict.fromkeys(said))
 
 

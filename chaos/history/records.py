@@ -118,9 +118,12 @@ class Header(_Record, frozen=True, kw_only=True):
     patience: dict[str, Int] = {}
 
 
+QUESTION = "question"
+
+
 class Invoke(_Record, frozen=True, kw_only=True):
     """`op` names the operation within the run, `f` what it is, `agent` the VMM that does it, `step` the place in
-    the script, `phase` the phase of a migration it belongs to, if any."""
+    the script, `phase` the phase of a migration it belongs to, if any, or `question` if no step asked for it."""
 
     op: Int
     f: str

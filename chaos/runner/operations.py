@@ -28,11 +28,12 @@ class Process(Protocol):
 class OperationLog:
     """`step` is the place in the script that records are made for: -1 before it, its length after it. `moved_from` are
     the VMs whose context a move took, by its answer. `changes` counts what may have changed an answer: while it stays
-    the same, to ask again is to ask twice."""
+    the same, to ask again is to ask twice. `phase` is that of operations which are said to be part of none."""
 
     def __init__(self, recorder: Recorder) -> None:
         self.step = -1
         self.changes = 0
+        self.phase = ""
         self.moved_from: set[str] = set()
         self._sources: dict[int, str] = {}  # of moves under way, by operation
         self._recorder = recorder
@@ -56,7 +57,9 @@ class OperationLog:
             self._sources[op] = str(args.get("source", ""))
         self.changes += f != "guest_status"
         self._recorder.write(
-            Invoke(t=t, op=op, f=f, agent=agent, pid=pid, step=self.step, phase=phase, args=dict(args))
+            Invoke(
+                t=t, op=op, f=f, agent=agent, pid=pid, step=self.step, phase=phase or self.phase, args=dict(args)
+            )
         )
         return t
 

@@ -16,11 +16,13 @@ That a question could not be put ends no run: whoever misses the answer says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from chaos.errors import SevchaosError
 from chaos.experiment import steps as s
+from chaos.history.records import QUESTION
 from chaos.runner.guests import Guest
 from chaos.runner.script import observe, running
 from chaos.runner.script.executor import Executor
@@ -39,8 +41,8 @@ _DISTURBING = s.ArmStep | s.FaultStep | s.StormStep
 class AutomaticQuestions:
     """`wanted` unless the experiment asks alone. `asked` is when each question was put last, by its name and VM, in
     `OperationLog.changes`. `owed` are the VMs of steps that are over and were not asked about, `concerned` those of all
-    that moved something, both in order; `sources` are those among them that something was taken of. `after` is the
-    label under which the counters are owed."""
+    that moved something, both in order; `sources` are those among them that something was taken of. `over` is the step
+    that is owed for. What is asked goes into the history as that step's."""
 
     executor: Executor
     wanted: bool
@@ -48,7 +50,7 @@ class AutomaticQuestions:
     owed: dict[str, None] = field(default_factory=dict)
     concerned: dict[str, None] = field(default_factory=dict)
     sources: set[str] = field(default_factory=set)
-    after: str = ""
+    over: int = 0
 
     def before(self, script: tuple[s.Step, ...], number: int) -> None:
         """Step `number` is about to be carried out."""
@@ -62,13 +64,13 @@ class AutomaticQuestions:
             upcoming = next(later, number)
         subjects = dict.fromkeys(_subjects(script[upcoming]))
         if subjects and self._quiet():
-            moves = any(_moved(script[upcoming]))
-            if not isinstance(script[upcoming], s.PauseStep):
-                self._observe(f"before-{upcoming}")
-            for vm in map(self.executor.guests.__getitem__, subjects):
-                self._count(vm)
-                if moves:
-                    self._status(vm)
+            with self._about(number):
+                if not isinstance(step, s.PauseStep):
+                    self._observe(f"before-{upcoming}")
+                for vm in map(self.executor.guests.__getitem__, subjects):
+                    self._count(vm)
+                    if any(_moved(script[upcoming])):
+                        self._status(vm)
 
     def carried_out(self, number: int, step: s.Step) -> None:
         """Also if it failed."""
@@ -77,7 +79,7 @@ class AutomaticQuestions:
         subjects = dict.fromkeys(_subjects(step))
         if subjects and not isinstance(step, s.PauseStep):
             self.owed |= subjects
-            self.after = f"after-{number}"
+            self.over = number
         if any(_moved(step)):
             self.concerned |= subjects
             self.sources |= set(_moved(step))
@@ -85,8 +87,8 @@ class AutomaticQuestions:
     def last(self) -> None:
         """Everything is undone, and nothing closed yet."""
         if self.wanted and self._quiet():
-            self.owed |= self.concerned
-            self.after = self.after or "last"
+            self._settle()
+            self.owed, self.over = dict(self.concerned), self.executor.log.step
             self._settle()
 
     def _settle(self) -> None:
@@ -94,14 +96,24 @@ class AutomaticQuestions:
         if not self.owed or not self._quiet():
             return
         owed, self.owed = self.owed, {}
-        label, self.after = self.after, ""
-        self._observe(label)
-        for vm in map(self.executor.guests.__getitem__, owed):
-            self._count(vm)
-            if vm.name in self.concerned:
-                self._status(vm)
-            if vm.name in self.sources and vm.every != 0:
-                self._put("ask", vm, lambda: observe.ask(self.executor, s.AskStep(vm=vm.name)))  # noqa: B023 - now
+        with self._about(self.over):
+            self._observe(f"after-{self.over}")
+            for vm in map(self.executor.guests.__getitem__, owed):
+                self._count(vm)
+                if vm.name in self.concerned:
+                    self._status(vm)
+                if vm.name in self.sources and vm.every != 0:
+                    self._ask(vm)
+
+    @contextlib.contextmanager
+    def _about(self, step: int) -> Iterator[None]:
+        """What is asked inside is recorded as asked about this step."""
+        log = self.executor.log
+        at, log.step, log.phase = log.step, step, QUESTION
+        try:
+            yield
+        finally:
+            log.step, log.phase = at, ""
 
     def _quiet(self) -> bool:
         """Whether a question would neither disturb anything nor be disturbed."""
@@ -126,6 +138,9 @@ class AutomaticQuestions:
     def _status(self, vm: Guest) -> None:
         if vm.name not in self.executor.log.moved_from:  # that of the dead is among what `ask` asks
             self._put("status", vm, lambda: observe.status(self.executor, s.StatusStep(vm=vm.name)))
+
+    def _ask(self, vm: Guest) -> None:
+        self._put("ask", vm, lambda: observe.ask(self.executor, s.AskStep(vm=vm.name)))
 
     def _put(self, question: str, vm: Guest, put: Callable[[], None]) -> None:
         if not (vm.created and vm.vmm.alive and self._is_new(question, vm.name)):
