@@ -20,9 +20,13 @@ from chaos.runner.migration.attempt import Attempt, AttemptEnded
 from chaos.runner.operations import OperationLog
 
 
-def supervise(guests: Guests, log: OperationLog, step: MigrateStep, before: Callable[[Phase], None]) -> None:
-    """Carry the step out. Raises `StepFailed` for what is no answer: a VMM that does not give any, or cannot be
-    started again."""
+def supervise(
+    guests: Guests, log: OperationLog, step: MigrateStep, before: Callable[[Phase], None], between: Callable[[], None]
+) -> None:
+    """Carry the step out; `between` is called before it is tried again.
+
+    Raises `StepFailed` for what is no answer: a VMM that does not give any, or cannot be started again.
+    """
     source, destination = guests.launched(step.source), guests.launched(step.destination)
     number = 0
     again = True
@@ -40,6 +44,8 @@ def supervise(guests: Guests, log: OperationLog, step: MigrateStep, before: Call
         if again and not destination.vmm.alive:
             guests.restart(destination.vmm.name)
             guests.create(destination)
+        if again:
+            between()
 
 
 def tries_again(step: MigrateStep, attempt: int, ended: AttemptEnded) -> bool:

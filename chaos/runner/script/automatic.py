@@ -3,6 +3,7 @@
 
     before   a step that moves, mirrors, pauses or closes: the counters; of the VMs that it is about how far the guest
              has come, and the status of the context
+    again    between two attempts of a migration: the same
     after    it: the same, and of a source, which is dead now or must not be, every descriptor
     last     once all faults are undone, what is owed, and the same of every VM that a move was about
 
@@ -52,6 +53,9 @@ class AutomaticQuestions:
     sources: set[str] = field(default_factory=set)
     over: int = 0
 
+    def __post_init__(self) -> None:
+        self.executor.between = self._between
+
     def before(self, script: tuple[s.Step, ...], number: int) -> None:
         """Step `number` is about to be carried out."""
         step = script[number]
@@ -72,6 +76,14 @@ class AutomaticQuestions:
                     if any(_moved(script[upcoming])):
                         self._status(vm)
 
+    def _between(self, step: s.MigrateStep) -> None:
+        if self.wanted and self._quiet():
+            with self._about(self.executor.log.step):
+                self._observe(f"again-{self.executor.log.step}")
+                for vm in map(self.executor.guests.__getitem__, _both(step)):
+                    self._count(vm)
+                    self._status(vm)
+
     def carried_out(self, number: int, step: s.Step) -> None:
         """Also if it failed."""
         if isinstance(step, _ASKING):
@@ -88,7 +100,9 @@ class AutomaticQuestions:
         """Everything is undone, and nothing closed yet."""
         if self.wanted and self._quiet():
             self._settle()
-            self.owed, self.over = dict(self.concerned), self.executor.log.step
+            dead = self.executor.log.moved_from  # who are asked once more when all guests are out
+            self.owed = {vm: None for vm in self.concerned if vm not in dead}
+            self.over = self.executor.log.step
             self._settle()
 
     def _settle(self) -> None:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from chaos.experiment.steps import Step
+from chaos.experiment.steps import MigrateStep, Step
 from chaos.history.records import Counted, Fault, Held, Overdue, Released
 from chaos.kvm.numbers import IOCTL_NAMES
 from chaos.linux import task
@@ -32,7 +32,7 @@ Handlers = Mapping[type, Callable[["Executor", Any], None]]
 class Executor:
     """What has to be undone afterwards is put on `undo`. `armed` are the holds by name, `applied` the faults that were
     applied, the latest last. Those of the names in `withhold` are not. Nothing that is done `untraced` is among the
-    kernel's events."""
+    kernel's events. `between` is called when an attempt of a migration has failed and another one is to follow."""
 
     guests: Guests
     vmms: VmmProcesses
@@ -46,6 +46,7 @@ class Executor:
     withhold: frozenset[str] = frozenset()
     armed: dict[str, Place] = field(default_factory=dict)
     applied: list[AppliedFault] = field(default_factory=list)
+    between: Callable[[MigrateStep], None] = lambda step: None
 
     def carry_out(self, step: Step) -> None:
         """One step, also one inside another. Raises `StepFailed`, and what a fault or a hold cannot do here."""

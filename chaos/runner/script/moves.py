@@ -16,7 +16,7 @@ def migrate(executor: Executor, step: s.MigrateStep) -> None:
         for inner in left.pop(phase, ()):
             executor.carry_out(inner)
 
-    supervise(executor.guests, executor.log, step, before)
+    supervise(executor.guests, executor.log, step, before, lambda: executor.between(step))
 
 
 def move(executor: Executor, step: s.MoveStep) -> None:

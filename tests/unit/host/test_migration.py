@@ -98,7 +98,7 @@ class House:
             if phase in left:
                 left.pop(phase)()
 
-        supervise(self.guests, self.operations, step, before)
+        supervise(self.guests, self.operations, step, before, lambda: None)
         return [record for record in self.records() if isinstance(record, Handover)]
 
     def records(self) -> list[Record]:
