@@ -47,7 +47,7 @@ class Enter(Fault):
         if ctx.vmms[target].status is not None:
             return f"{target} has ended"
         if self._from is None or not ctx.cgroups[self._from].exists:
-            return "there is no way back"
+            return "nothing to undo: there is no way back"
         ctx.cgroups.enter(ctx.vmms[target], self._from)
         return f"{target} is in {self._from} again"
 
@@ -85,7 +85,7 @@ class RemoveCgroup(Fault):
 
     def undo(self, ctx: FaultContext, target: str) -> str:
         if ctx.cgroups[target].exists:
-            return "it is there"
+            return "the cgroup is there"
         ctx.cgroups.add(target)
         for key, number in self._limits.items():
             ctx.cgroups.limit(target, key, number)
@@ -117,11 +117,11 @@ class Freeze(Fault):
     def undo(self, ctx: FaultContext, target: str) -> str:
         group = ctx.cgroups[target]
         if not group.exists:
-            return "it is gone"
+            return "the cgroup is gone"
         victims = ctx.cgroups.living_in(target)
         group.freeze(False)
         thawed = ctx.wait(lambda: not (group.frozen or _all_frozen(victims)), FROZEN_WITHIN, f"{target} to thaw")
-        return "it is thawed" if thawed else "it is still frozen"
+        return "thawed" if thawed else "still frozen"
 
 
 def _all_frozen(victims: Iterable[Victim]) -> bool:
@@ -161,7 +161,7 @@ class KillCgroup(Fault):
         return Evidence(all(one.struck for one in each), "; ".join(one.detail for one in each))
 
     def undo(self, ctx: FaultContext, target: str) -> str:
-        return "the dead stay dead"
+        return "nothing to undo"
 
 
 @dataclass(kw_only=True, slots=True)

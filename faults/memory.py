@@ -107,7 +107,7 @@ class HolePunch(Fault):
         return Evidence(hole and self._before, f"{now} at page {self.page} of {target}, where there were {then}")
 
     def undo(self, ctx: FaultContext, target: str) -> str:
-        return "what is lost stays lost"
+        return "nothing to undo: the pages are gone"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -132,16 +132,16 @@ class MemslotGone(Fault):
     def evidence(self, ctx: FaultContext, target: str) -> Evidence:
         told = ctx.vms.vmm_of(target).ask(Shown(vm=target))
         if told is None:
-            return Evidence(False, "its process has ended")
+            return Evidence(False, "the process has ended")
         return Evidence(not told["there"], f"{target} has {'its' if told['there'] else 'no'} memory slot")
 
     def undo(self, ctx: FaultContext, target: str) -> str:
         if not self._gone:
-            return "it was not taken"
+            return "not applied"
         if ctx.vms.vmm_of(target).status is not None:
-            return "its process has ended"
+            return "the process has ended"
         done = ctx.vms.set_memory(target, True)
-        return "it is there again" if done.outcome == "ok" else f"it stays away: {os.strerror(done.errno)}"
+        return "the slot is there again" if done.outcome == "ok" else f"the slot stays away: {os.strerror(done.errno)}"
 
 
 @dataclass(kw_only=True, slots=True)

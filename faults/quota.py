@@ -57,7 +57,7 @@ class Limit(Fault):
 
     def undo(self, ctx: FaultContext, target: str) -> str:
         if not self._set or not ctx.cgroups[target].exists:
-            return "nothing is to be put back"
+            return "not applied"
         ctx.cgroups.limit(target, self.key, self._before)
         return f"misc.max of {target} is {self.key} {'max' if self._before is None else self._before} again"
 

@@ -44,8 +44,8 @@ class Kill(Fault):
 
     def undo(self, ctx: FaultContext, target: str) -> str:
         if self._hit is None:
-            return "nobody was struck"
-        return "the dead stay dead" if self._hit.status is not None else "it lives"
+            return "not applied"
+        return "nothing to undo" if self._hit.status is not None else "the process lives"
 
     def evidence(self, ctx: FaultContext, target: str) -> Evidence:
         return ended(ctx.vmms[target], self.number)
@@ -79,7 +79,7 @@ class KillBoth(Fault):
         return Evidence(all(one.struck for one in each), f"{told}; signalled within {self._took / 1000:.0f} µs")
 
     def undo(self, ctx: FaultContext, target: str) -> str:
-        return "the dead stay dead"
+        return "nothing to undo"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -106,11 +106,11 @@ class Stop(Fault):
     def undo(self, ctx: FaultContext, target: str) -> str:
         victim = ctx.vmms[target]
         if victim.status is not None:
-            return "it has ended"
+            return "the process has ended"
         with contextlib.suppress(ProcessLookupError):  # it may be ending just now
             pidfd_send_signal(victim.pidfd, SIGCONT)
         gone_on = ctx.wait(lambda: "T" not in states(victim.pid), STOPPED_WITHIN, f"{target} to go on")
-        return "it goes on" if gone_on else "it does not go on"
+        return "the process runs again" if gone_on else "the process is still stopped"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -141,7 +141,7 @@ class LoseFd(Fault):
         return Evidence(bool(told["lost"]), f"{self._name} of {target} {'is lost' if told['lost'] else 'is open'}")
 
     def undo(self, ctx: FaultContext, target: str) -> str:
-        return "what is lost stays lost"
+        return "nothing to undo: the descriptor is closed"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -181,7 +181,7 @@ class ThreadExit(Fault):
         return Evidence(ended, f"{told_of}; the others by state: {_listed(states(victim.pid))}")
 
     def undo(self, ctx: FaultContext, target: str) -> str:
-        return "what has ended stays ended"
+        return "nothing to undo: the thread has ended"
 
 
 @dataclass(kw_only=True, slots=True)

@@ -338,7 +338,7 @@ class VmmProcesses:
         if pending.recorded:
             self.log.write(done)
         if reply is not None and reply.bug:
-            raise StepFailed(f"a bug of ours in {pending.f}: {reply.bug}")
+            raise StepFailed(f"internal error in {pending.f}: {reply.bug}")
         if pending.then is not None:
             pending.then()
 

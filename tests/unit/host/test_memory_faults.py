@@ -85,7 +85,7 @@ def test_a_slot_goes_and_comes_back() -> None:
     assert gone.evidence(vm.ctx(), "old").struck is False
     gone.apply(vm.ctx(), "old")
     assert gone.evidence(vm.ctx(), "old").struck is True
-    assert gone.undo(vm.ctx(), "old") == "it is there again" and vm.there
+    assert gone.undo(vm.ctx(), "old") == "the slot is there again" and vm.there
     assert MemslotGone().undo(vm.ctx(), "old") == "it was not taken"
 
 

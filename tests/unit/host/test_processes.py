@@ -239,7 +239,7 @@ def test_a_signal_that_does_not_end_it_is_no_evidence(vmms: VmmProcesses) -> Non
     vmm = vmms.spawn("source", cgroup())
     vmms.end(vmm)
     assert not Kill().evidence(context_of(vmms), "source").struck
-    assert Kill().undo(context_of(vmms), "source") == "nobody was struck"
+    assert Kill().undo(context_of(vmms), "source") == "not applied"
 
 
 @pytest.mark.parametrize("name", ["TERM", "ABRT", "SEGV"])
