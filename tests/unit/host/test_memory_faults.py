@@ -86,7 +86,7 @@ def test_a_slot_goes_and_comes_back() -> None:
     gone.apply(vm.ctx(), "old")
     assert gone.evidence(vm.ctx(), "old").struck is True
     assert gone.undo(vm.ctx(), "old") == "the slot is there again" and vm.there
-    assert MemslotGone().undo(vm.ctx(), "old") == "it was not taken"
+    assert MemslotGone().undo(vm.ctx(), "old") == "not applied"
 
 
 def test_a_slot_that_kvm_keeps_is_not_gone_and_one_of_a_dead_vm_stays_away() -> None:
@@ -95,7 +95,7 @@ def test_a_slot_that_kvm_keeps_is_not_gone_and_one_of_a_dead_vm_stays_away() -> 
     vm, gone = Slot(), MemslotGone()
     gone.apply(vm.ctx(), "old")
     vm.errno = 5
-    assert gone.undo(vm.ctx(), "old").startswith("it stays away")
+    assert gone.undo(vm.ctx(), "old").startswith("the slot stays away")
 
 
 @dataclass
