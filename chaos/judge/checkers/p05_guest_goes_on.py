@@ -124,7 +124,8 @@ def _context(evidence: RunEvidence, move: TriedMove, before: Done | None, after:
     if not move.happened and before and before.outcome == "fail" and before.errno == after.errno:
         text = f"{move}; GUEST_STATUS of {move.source} fails with {errname(after.errno)} as before"
         return kept(PROMISE, text, (before, after))
-    when = f"{'later-' * later}{'after-move' if move.happened else 'after-failed-move'}"
+    into = "-into-the-dying" if evidence.died_meanwhile(move) else ""
+    when = f"{'later-' * later}{f'after-move{into}' if move.happened else 'after-failed-move'}"
     refused = after.outcome != "ok" and not after.firmware
     if refused and (_unexplained(evidence, move, after) if before is None else before.errno != after.errno):
         return _refused(move, before, after, when)

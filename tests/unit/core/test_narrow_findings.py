@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from errno import EBADF, EBUSY, EINVAL, EIO
+from errno import EBADF, EBUSY, EINVAL, EIO, ENOTTY
 
 import msgspec
 import pytest
@@ -167,6 +167,7 @@ def crossed(*, at_once: bool) -> History:
     b = begun()
     b.launch("old", "source", "sev")
     b.launch("new", "destination")
+    b.status("new", "destination", error=ENOTTY)
     b.do("send_fd", "source", vm="old", to="destination")
     b.do("send_fd", "destination", vm="new", to="source")
     slow = None
@@ -188,6 +189,8 @@ def crossed(*, at_once: bool) -> History:
 def test_a_vm_that_died_while_it_was_given_the_guest_is_no_dead_vm_that_is_given_one() -> None:
     assert [excused(promise, crossed(at_once=True)) for promise in ("P4", "P7")] == ["0007", "0007"]
     assert [excused(promise, crossed(at_once=False)) for promise in ("P4", "P7")] == ["", ""]
+    into = [verdict_of("P5", crossed(at_once=at_once)).deviations for at_once in (True, False)]
+    assert into == [("guest_status-after-move-into-the-dying:EIO",), ("guest_status-after-move:EIO",)]
 
 
 def test_an_init_that_fails_without_a_flush_that_did() -> None:
