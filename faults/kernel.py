@@ -85,6 +85,9 @@ class Return(_Calls):
 
     They are calls `nth` to `nth + times - 1` from now on, or with `times` 0 all from `nth` on. Which functions may
     return what is in docs/kfault.md. What such a call would have done is not done, and nothing makes it good later.
+
+    An errno that comes of it is put down to the fault. With `planted` it is judged as the kernel's own: so a defect is
+    planted that P7 must find.
     """
 
     ACTION: ClassVar[Action] = Action.RETURN
@@ -92,6 +95,7 @@ class Return(_Calls):
     PROOF: ClassVar[str] = "kfault says of each call that was left out which thread of which process had made it"
 
     value: int | str
+    planted: bool = False
 
     @property
     def _argument(self) -> int:

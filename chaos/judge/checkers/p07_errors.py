@@ -36,8 +36,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
     if contract.gap:
         return unknown(PROMISE, contract.gap)
     every = list(contract.judged())
-    # Who lists the promise puts errnos to the test, also those that a fault has chosen: a planted defect is one.
-    forced = [] if PROMISE in experiment.promises else _forced(experiment, history)
+    forced = _forced(experiment, history)
     judged = [each for each in every if not _is_left_to_p5(evidence, each) and not _by_fault(each, forced)]
     wrong = [each for each in judged if not each.fits or (each.gap and each.answer.errno)]
     parts = [_judged(contract, every, each) for each in wrong]
@@ -63,11 +62,12 @@ def _listed(answered: Sequence[Judged]) -> str:
 
 
 def _forced(experiment: Experiment, history: History) -> list[tuple[int, int, int]]:
-    """The errnos that a fault made functions of the kernel return, each with the records between which it was there."""
+    """The errnos that a fault made functions of the kernel return, each with the records between which it was there.
+    What is `planted` is a defect and no fault: it is to be found."""
     faults = [r for r in history.records if isinstance(r, Fault) and r.fault == RETURNS]
     forced = []
     for number, step in walk(experiment.script):
-        if not isinstance(step, FaultStep) or step.fault != RETURNS:
+        if not isinstance(step, FaultStep) or step.fault != RETURNS or step.options.get("planted"):
             continue
         told = str(step.options.get("value"))
         code = getattr(errno, told.removeprefix("-"), None) if told.startswith("-E") else -int(told)

@@ -22,9 +22,12 @@ def limits(b: Builder, label: str) -> None:
         files |= {"max": {}, "events": {"sev.max": 0, "sev_es.max": 0}}
 
 
-def left_out(answer: int, *, value: str = "-EINTR", struck: bool = True, undone: bool = False) -> Verdict:
+def left_out(
+    answer: int, *, value: str = "-EINTR", struck: bool = True, undone: bool = False, planted: bool = False
+) -> Verdict:
     """P7 of a move that was answered so while a function of the kernel was left out, or when it no longer was."""
-    strike = FaultStep(fault="kernel-return", target="destination", options={"function": "f", "value": value})
+    options: dict[str, str | int | float | bool] = {"function": "f", "value": value, "planted": planted}
+    strike = FaultStep(fault="kernel-return", target="destination", options=options)
     experiment: Experiment = msgspec.structs.replace(shipped(MOVE), script=(strike,))
     b = begun()
     b.launch("old", "source", "sev")
@@ -51,6 +54,7 @@ def test_an_errno_that_a_fault_has_chosen_is_none_of_the_kernels() -> None:
         left_out(EINTR, value="0"),
         left_out(EINTR, struck=False),
         left_out(EINTR, undone=True),
+        left_out(EINTR, planted=True),
     ):
         assert wrong.outcome is Outcome.BROKEN, wrong.reason
 
