@@ -324,6 +324,10 @@ class Fault(abc.ABC):
         """The VMMs whose end it may be. Asked before `apply`."""
         return (target,) if self.TARGET == "vmm" else ()
 
+    @property
+    def disturbs(self) -> bool:
+        return self.DISTURBS
+
     @abc.abstractmethod
     def apply(self, ctx: FaultContext, target: str) -> None: ...
 

@@ -98,6 +98,10 @@ class Return(_Calls):
     planted: bool = False
 
     @property
+    def disturbs(self) -> bool:
+        return not self.planted
+
+    @property
     def _argument(self) -> int:
         if isinstance(self.value, int):
             return self.value

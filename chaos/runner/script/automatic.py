@@ -134,7 +134,7 @@ class AutomaticQuestions:
         executor = self.executor
         under_way = [p for vmm in executor.vmms.named.values() for p in vmm.pending.values() if p.recorded]
         storms = any(vm.before_close is not None or vm.kept_out for vm in executor.guests.all)
-        disturbed = any(a.fault.DISTURBS and not (a.withheld or a.undone) for a in executor.applied)
+        disturbed = any(a.fault.disturbs and not (a.withheld or a.undone) for a in executor.applied)
         return not (under_way or storms or disturbed or executor.armed or executor.ctx.firmware.may_stall)
 
     # -- the questions ------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ class Plant(Fault):
     NEEDS: ClassVar[str] = "a lab, whose kernel is not to be used for anything else"
     PROOF: ClassVar[str] = "the module counts how often the kernel did there what a stock one would not have done"
     LETS_GO: ClassVar[bool] = False
+    DISTURBS: ClassVar[bool] = False  # what a kernel with the defect answers is its answer
 
     defect: str
 
