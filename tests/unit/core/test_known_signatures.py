@@ -38,7 +38,7 @@ def on_a_host_of_its_own(history: History) -> History:
             limited = {**record.misc["."], "max": {"sev": 6, "sev_es": 7}}
             return msgspec.structs.replace(record, misc={**record.misc, ".": limited})
         if isinstance(record, Filled):
-            return msgspec.structs.replace(record, count={**record.count, "sev": 6})
+            return msgspec.structs.replace(record, count={**record.count, "sev": record.count["sev"] - 2})
         return record
 
     return changed(history, fenced)
@@ -168,6 +168,7 @@ SHOWN: list[tuple[str, str, Callable[[], History]]] = [
     ("P5", "0003", typed),
     ("P5", "0003", lambda: typed(more=True)),
     *((promise, "0004", moved_mirror) for promise in ("P1", "P2", "P9")),
+    ("P9", "0004", lambda: on_a_host_of_its_own(moved_mirror())),
     ("P7", "0005", lambda: mirror_asked(elsewhere=True)),
     ("P7", "0005", vmsa_elsewhere),
     ("P7", "0006", unflushed),
