@@ -108,7 +108,7 @@ def test_nothing_is_asked_while_an_operation_is_held_or_a_hold_is_armed(told: To
     between = read.records[begun - 4 : released]
     assert not [r for r in between if isinstance(r, Observation | Asked)]
     assert not [r for r in between if isinstance(r, Invoke) and r.f == "guest_status"]
-    assert labels(read) == ["start", "before-4", "after-4", "end"]
+    assert labels(read)[:3] == ["start", "before-4", "after-4"]
 
 
 def test_a_fault_that_answers_in_the_kernels_stead_is_over_before_anything_is_asked(told: Told) -> None:
