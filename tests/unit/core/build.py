@@ -368,6 +368,8 @@ def _held(b: Builder, *, status: bool) -> Invoke:
         b.status("old", "source", step=4)
         step = 5
     b.observe("before", {"source": 1}, step=step)
+    if not status:
+        b.status("old", "source", step=step + 1)  # no step asks for it: the runner does before any move
     b.do("send_fd", "source", step=step + 1, vm="old", to="destination")
     invoke = b.invoke("move", "destination", step=step + 1, vm="new", source="old")
     b.hold(invoke, step=step + 2)

@@ -87,7 +87,7 @@ def test_p4_ebadf_means_owning() -> None:
     ("name", "change", "reason"),
     [
         (MOVE, without_operation("guest_status", "new"), "the owner was not asked"),
-        (KILL_DESTINATION, without_operation("guest_status", "old"), "the owner was not asked"),
+        (KILL_DESTINATION, without_operation("guest_status", "old", 1), "the owner was not asked"),
         (MOVE, without(Asked), "old was not asked whether it owns a context as well"),
         (MOVE, replaced(Observation, {}, guests=None), "guest count was not read"),
         (MOVE, without(Observation, label="after"), "guest count was not read"),
