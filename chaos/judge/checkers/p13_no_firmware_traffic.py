@@ -101,6 +101,11 @@ def _once(evidence: RunEvidence) -> Iterator[Verdict]:
         text = f"{nameless[0].command} was answered, and of which context it was is not on record"
         yield unknown(PROMISE, text, nameless)
         return
+    launched = [d for i, d in evidence.operations if i.f == "launch_start" and d is not None and d.outcome == "ok"]
+    started = [r for r in contexts.seen if r.command in STARTS and (r.status == 0 or r.fault)]
+    if len(started) < len(launched):
+        text = f"{len(launched)} guests were launched, and the firmware was seen to start {len(started)}"
+        yield unknown(PROMISE, text, (*launched, *started))
     # The firmware refuses to decommission a guest that it does not have; a driver that asks has lost count.
     if contexts.refused:
         reason = "a context was decommissioned that there was none of, or a second time"

@@ -147,7 +147,7 @@ class Kept:
 
     def judged(self, history: History) -> Verdict:
         """As `judge` does, which would judge the other twelve promises as well."""
-        experiment = _experiment(self.experiment)
+        experiment = experiment_of(self.experiment)
         verdict, void = CHECKERS[self.promise](experiment, history), list(shortcomings(experiment, history))
         if not void or verdict.outcome is Outcome.BROKEN:
             return verdict
@@ -155,7 +155,7 @@ class Kept:
 
 
 @cache
-def _experiment(name: str) -> Experiment:
+def experiment_of(name: str) -> Experiment:
     """The one that is shipped by that name; a history by hand is of none, and its script has no fault and no hold."""
     return shipped(name) if name else msgspec.structs.replace(shipped(MOVE), name="by-hand")
 
