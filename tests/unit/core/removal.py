@@ -15,6 +15,7 @@ from functools import cache
 import msgspec
 
 from chaos.experiment.model import Experiment
+from chaos.experiment.steps import FaultStep
 from chaos.history.file import up_to_damage
 from chaos.history.records import (
     Asked,
@@ -31,11 +32,13 @@ from chaos.history.records import (
     Invoke,
     Observation,
     Record,
+    Stormed,
 )
 from chaos.judge.checkers import CHECKERS
+from chaos.judge.checkers.p07_errors import RETURNS
 from chaos.judge.judge import shortcomings
 from chaos.judge.verdict import Outcome, Verdict
-from tests.unit.core.build import ALL, Builder, shipped
+from tests.unit.core.build import ALL, Builder, changed, shipped
 from tests.unit.core.doctored import (
     ES,
     KILL_DESTINATION,
@@ -46,11 +49,13 @@ from tests.unit.core.doctored import (
     begun,
     failed,
     ready,
+    see,
     tried_again,
 )
 from tests.unit.core.test_hung_task import BEHIND, STALLED, TID, hangs
 from tests.unit.core.test_p01_balance import both_killed
 from tests.unit.core.test_p02_one_charge import moved_mirror
+from tests.unit.core.test_p03_storms import at_one_instant, stormed
 from tests.unit.core.test_p04_one_owner import killed_later, replayed
 from tests.unit.core.test_p06_clean_failure import usable
 from tests.unit.core.test_p07_errors import refused
@@ -107,6 +112,49 @@ def refused_by_the_firmware() -> History:
     return b.finish()
 
 
+def moved_in_a_storm() -> History:
+    """The source is asked by a storm through the move, and one by one after it."""
+    b = Builder()
+    b.begin()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.do("storm", "source", vm="old", threads=2, calls=["KVM_GET_REGS", "KVM_RUN"])
+    done = b.move("old", "new", "destination")
+    b.do("calm", "source", vm="old")
+    b.add(msgspec.structs.replace(stormed(*at_one_instant(done)), t=b.tick()))
+    b.ask("old", "source", dead=True)
+    return b.finish()
+
+
+def refused_beside_a_fault() -> History:
+    """A move that is answered what a fault makes a function of the kernel return, and a mirror that is refused."""
+    b = begun()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    see(b, "before", {"source": 1})
+    fault = Fault(t=b.tick(), fault="kernel-return", event="apply", step=0, target="destination")
+    b.add(fault)
+    b.move("old", "new", "destination", error=errno.EINTR)
+    b.add(msgspec.structs.replace(fault, t=b.tick(), event="evidence", struck=True))
+    b.add(msgspec.structs.replace(fault, t=b.tick(), event="undo"))
+    b.do("mirror", "destination", error=errno.EINVAL, vm="new", source="old")
+    return b.finish()
+
+
+def limited_and_local() -> History:
+    """A move into a full cgroup, on a kernel that also counts at whose limit it was."""
+
+    def change(record: Record) -> Record:
+        if not isinstance(record, Observation):
+            return record
+        at = {"destination": int(record.label == "after")}
+        local = {cgroup: {"events.local": {"sev.max": at.get(cgroup, 0), "sev_es.max": 0}} for cgroup in record.misc}
+        misc = {cgroup: {**files, **local[cgroup]} for cgroup, files in record.misc.items()}
+        return msgspec.structs.replace(record, misc=misc)
+
+    return changed(limited(), change)
+
+
 def hung_in_a_hold() -> History:
     """kill-destination-in-move, in which the kernel reports somebody who waits behind the move that is held."""
     told = Builder(KILL_DESTINATION)
@@ -156,14 +204,20 @@ class Kept:
 
 @cache
 def experiment_of(name: str) -> Experiment:
-    """The one that is shipped by that name; a history by hand is of none, and its script has no fault and no hold."""
-    return shipped(name) if name else msgspec.structs.replace(shipped(MOVE), name="by-hand")
+    """The one that is shipped by that name; a history by hand is of none, and its script has no fault and no hold, but
+    for the one `RETURNS`."""
+    if name != RETURNS:
+        return shipped(name) if name else msgspec.structs.replace(shipped(MOVE), name="by-hand")
+    options: dict[str, str | int | float | bool] = {"function": "f", "value": "-EINTR"}
+    strike = FaultStep(fault=RETURNS, target="destination", options=options)
+    return msgspec.structs.replace(shipped(MOVE), name="by-hand", script=(strike,))
 
 
 def _kept(promise: str, make: Callable[[], History] | str, *rests_on: type[Record]) -> Kept:
     if isinstance(make, str):
         return Kept(promise, ALL[make], frozenset(rests_on), make)
-    return Kept(promise, make, frozenset(rests_on), KILL_DESTINATION if make is hung_in_a_hold else "")
+    of = {hung_in_a_hold: KILL_DESTINATION, refused_beside_a_fault: RETURNS}.get(make, "")
+    return Kept(promise, make, frozenset(rests_on), of)
 
 
 # A run in which a fault was planned, or a hold, is void without its record.
@@ -175,6 +229,7 @@ KEPT: dict[str, Kept] = {
     "p2-moved-mirror": _kept("P2", lambda: moved_mirror().finish(), Observation),
     "p3": _kept("P3", MOVE, Asked),
     "p3-destination-killed": _kept("P3", KILL_DESTINATION, Asked, Exited, Fault, Held),
+    "p3-storm": _kept("P3", moved_in_a_storm, Asked, Stormed),
     "p4": _kept("P4", MOVE, Asked, Observation),
     "p4-destination-killed": _kept("P4", KILL_DESTINATION, Observation, Exited, Fault, Held),
     "p4-source-killed": _kept("P4", KILL_SOURCE, Observation, Exited, Fault, Held),
@@ -190,11 +245,13 @@ KEPT: dict[str, Kept] = {
     "p7": _kept("P7", lambda: refused(error=errno.EINVAL, f="mirror")),
     "p7-limit": _kept("P7", limited, Observation),
     "p7-firmware": _kept("P7", refused_by_the_firmware, Firmware),
+    "p7-fault": _kept("P7", refused_beside_a_fault, Fault),
     "p8": _kept("P8", MOVE),
     "p8-destination-killed": _kept("P8", KILL_DESTINATION, Exited, Fault, Held),
     "p8-source-killed": _kept("P8", KILL_SOURCE, Fault, Held),
     "p9": _kept("P9", MOVE, Observation, Filled, Exited),
     "p10": _kept("P10", limited, Observation),
+    "p10-local": _kept("P10", limited_and_local, Observation),
     "p11": _kept("P11", lambda: went({"source": 1, "elsewhere": 0}), Observation),
     "p11-two": _kept("P11", two_that_went, Observation),
     "p12": _kept("P12", MOVE),
@@ -230,11 +287,11 @@ class Removal:
 
 
 def unanswered(f: str, vm: str, nth: int = 0) -> Change:
-    """Leave out the answer to an operation on a VM: the `nth` of its kind."""
+    """Leave out the answer to an operation on a VM, or of a VMM: the `nth` of its kind."""
     invokes: list[Invoke] = []
 
     def change(record: Record) -> Record | None:
-        if isinstance(record, Invoke) and record.f == f and record.args.get("vm") == vm:
+        if isinstance(record, Invoke) and record.f == f and vm in (record.args.get("vm"), record.agent):
             invokes.append(record)
         mine = isinstance(record, Done) and len(invokes) == nth + 1 and record.op == invokes[nth].op
         return None if mine else record

@@ -31,6 +31,7 @@ from chaos.history.records import (
     Held,
     Observation,
     Record,
+    Stormed,
 )
 from chaos.judge.checkers import CHECKERS
 from chaos.judge.verdict import Outcome
@@ -114,6 +115,7 @@ P2 = [
     row("p2-moved-mirror", "were not read while it lived on", without, Observation, label="moved"),
     row("p2-moved-mirror", "were not read while it lived on", unread, "moved", "source", file="current"),
     row("p2-moved-mirror", "no mirror was made", unanswered, "mirror", "mirror"),
+    row("p2-moved-mirror", "were not read while it lived on", unanswered, "move", "new"),
     row(
         "p2-moved-mirror",
         "were not read while a mirror lived",
@@ -141,6 +143,12 @@ P3 = [
         "new",
         other=partial(without, Exited, agent="destination"),
     ),
+]
+
+P3 += [
+    row("p3-storm", "what the storm on old was answered is not on record", without, Stormed),
+    row("p3-storm", "the storm on old: it made no call", replaced, Stormed, {}, threads=()),
+    row("p3-storm", "old was not asked afterwards", without, Asked),
 ]
 
 P4 = [
@@ -236,6 +244,10 @@ P7 = [
         other=partial(without, Observation),  # the one after it shows the limit, and those before it that there was one
     ),
     row("p7-limit", REFUSED, unanswered, "move", "new"),
+    row("p7-fault", "has chosen that is not on record", without, Fault, event="apply"),
+    row("p7-fault", "has chosen that is not on record", without, Fault, event="evidence"),
+    row("p7-fault", "has chosen that is not on record", replaced, Fault, {"event": "evidence"}, struck=None),
+    row("p7-fault", REFUSED, unanswered, "mirror", "new"),
     row("p7-firmware", REFUSED, without, Firmware),
     row("p7-firmware", REFUSED, without, Firmware, command="LAUNCH_START"),
     row("p7-firmware", REFUSED, unanswered, "launch_finish", "old"),
@@ -278,6 +290,12 @@ P9 = [
     *(row("p9", "could not be asked", replaced, Observation, where, guests=None) for where in SIDES.values()),
     row("p9", "were not read at its end", unread, "end", "."),
     row("p9", "were not read at its end", unread, "end", ".", file="current"),
+    row(
+        "p9",
+        "were not read at its end",
+        partial(unread, "end", "source", "destination"),
+        other=partial(unread, "end", "."),  # which sums them up
+    ),
     row("p9", "in use at the start of the run was not read", unread, "start"),
     row("p9", "in use at the start of the run was not read", unread, "start", ".", file="current"),
     *(row("p9", "pages of the host were not", replaced, Observation, where, pinned=None) for where in SIDES.values()),
@@ -315,11 +333,20 @@ P10 = [
     row("p10", "the limits were not read", without, Observation, label="before", other=partial(without, Observation)),
 ]
 
+P10 += [
+    row(
+        "p10-local",
+        "the events of destination were not read",
+        partial(unread, "after", "destination", file="events.local"),
+        other=partial(unread, "after", "destination", file="events"),
+    ),
+]
+
 P11 = [
     row("p11", "source went into elsewhere, and no charge of its own was seen", without, Observation, label="went"),
     row("p11", "no charge of its own was seen", unread, "went", "source"),
     row("p11", "no charge of its own was seen", unread, "went", "source", file="current"),
-    row("p11", "no process changed its cgroup", without, Done, op=9),
+    row("p11", "no process changed its cgroup", unanswered, "enter", "source"),
     row("p11-two", "destination went into elsewhere, and no charge", without, Observation, label="destination-went"),
     row("p11-two", "source went into elsewhere, and no charge", unread, "source-went", "source", file="current"),
 ]
