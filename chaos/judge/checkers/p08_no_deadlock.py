@@ -9,7 +9,8 @@ as long as it was to wait, and found asleep inside a system call with nothing in
 
 That a process is gone in the end does not show that the signal ended its move: the runner takes vCPUs out and opens
 holds when a kill does not work, and then the old signal is delivered. So a killed move must be gone within a stated
-time, and before anything was let go that it may have waited for.
+time, and before anything was let go that it may have waited for. Where the end of a process is not on record, or what
+the script did to it, nobody can say what ended the move.
 """
 
 from __future__ import annotations

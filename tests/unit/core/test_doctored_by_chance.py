@@ -18,7 +18,7 @@ from chaos.judge.judge import judge
 from chaos.judge.verdict import Outcome, RunVerdict, Verdict
 from chaos.promises import PROMISES
 from tests.unit.core.doctoring import BROKEN, altered
-from tests.unit.core.removal import experiment_of, read_again
+from tests.unit.core.removal import KEPT, experiment_of, read_again
 
 EVIDENCE: dict[tuple[str, str], str] = {
     ("p3-source-answers", "move of new"): "a source whose move has failed must answer",
@@ -33,6 +33,9 @@ EVIDENCE: dict[tuple[str, str], str] = {
     ("p12-warning", "Kernel"): "a log without its warning is a quiet one; that a line was lost is noted (Note)",
 }
 """Where a run may become one that keeps the promise: the history, what of it, and why."""
+
+
+EXCUSES = {("p12-held", "Kernel"): "a task that is reported as hung is so until its stack says what it waits behind"}
 
 
 @cache
@@ -94,6 +97,18 @@ def test_a_broken_promise_is_not_kept_when_one_record_is_doctored(
         what = named(history, record)
         assert (name, what) in EVIDENCE and (way == "altered" or what == "Kernel"), f"{what} was {way}: {after.reason}"
         assert record.seq in before.records, f"record {record.seq} is no evidence: {before.reason}"
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@given(name=st.sampled_from(sorted(KEPT)), which=st.integers(min_value=0, max_value=10_000))
+def test_a_kept_promise_is_not_broken_when_one_record_is_missing(name: str, which: int) -> None:
+    kept = KEPT[name]
+    records = kept.make().records
+    gone = records[which % len(records)]
+    verdict = kept.judged(read_again(record for record in records if record is not gone))
+    event(verdict.outcome.value)
+    if (name, named(History(records), gone)) not in EXCUSES:
+        assert verdict.outcome in (Outcome.KEPT, Outcome.UNKNOWN), verdict.reason
 
 
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
