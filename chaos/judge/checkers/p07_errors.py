@@ -5,7 +5,8 @@ Every move, mirror, INIT, launch command and GUEST_STATUS that a kernel has answ
 GUEST_STATUS says where a context was moved to is left to P5, which has something to compare it with. The promise is
 about refusals, so a run in which nothing was refused shows nothing. An EBUSY that the oracle allows because another
 move or mirror may have been in the way must have had one there (`migration_flag`). What the contract leaves open is
-counted apart: it is not wrong, and documented it is not either.
+counted apart: it is not wrong, and documented it is not either. An errno that a fault may have chosen is nobody's
+while the evidence of that fault is not on record.
 """
 
 from __future__ import annotations
