@@ -7,7 +7,7 @@ created it, every question (`chaos.history.questions`) on every descriptor of it
 answer EIO. A dead process cannot be asked. Whatever is done to the dead source, it is asked again after that.
 
 A storm asks all the time, and shows more: that there is one instant before which everything is answered and after
-which nothing is, and that it lies inside the move.
+which nothing is, and that it lies inside the move. One whose answers are not on record leaves that open.
 """
 
 from __future__ import annotations
