@@ -9,7 +9,20 @@ from pathlib import Path
 
 import msgspec
 
-from chaos.history.records import FORMAT, Done, End, Header, History, Invoke, Observation, Record, decode, encode
+from chaos.history.records import (
+    FORMAT,
+    Done,
+    End,
+    Header,
+    Held,
+    History,
+    Invoke,
+    Observation,
+    Overdue,
+    Record,
+    decode,
+    encode,
+)
 
 
 def up_to_damage(records: Sequence[Record], unreadable: str = "") -> History:
@@ -45,6 +58,8 @@ def _first_problem(records: Sequence[Record]) -> tuple[int, str] | None:
             if record.op not in under_way:
                 return number, f"record {number} answers operation {record.op}, which is not under way"
             under_way.remove(record.op)
+        elif isinstance(record, Held | Overdue) and record.op not in begun:
+            return number, f"record {number} is about operation {record.op}, which was not begun"
     return None
 
 

@@ -116,6 +116,8 @@ class Contract:
         header = self.evidence.history.header
         if header is None:
             return "the history does not say on which kernel it was made"
+        if not header.asids:
+            return "the history does not say how many ASIDs the host has"
         try:
             oracle.rules(header.kernel)
         except UsageError as error:

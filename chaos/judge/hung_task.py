@@ -13,6 +13,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from chaos.experiment.model import Experiment
+from chaos.experiment.steps import HoldStep, walk
 from chaos.history.records import Console, Done, Exited, Firmware, Held, Kernel, Released
 from chaos.judge.evidence import RunEvidence
 
@@ -55,12 +57,21 @@ def hung(line: Kernel | Console) -> int | None:
     return None if found is None else int(found["tid"])
 
 
-def cannot_tell(evidence: RunEvidence, line: Kernel | Console) -> str:
-    """Why nobody can say whether the firmware kept the task asleep on purpose: the word of who stands between it and
-    the driver comes at the end of a run. "" if it is there, or if the task does not wait for the firmware."""
+def cannot_tell(experiment: Experiment, evidence: RunEvidence, line: Kernel | Console) -> str:
+    """Why nobody can say whether the task was kept asleep on purpose. A hold of the script is not on record; or it
+    waits for the firmware, and the word of who stands between that and the driver, which comes at the end of a run in
+    a lab, is not there, or not all of it. "" if nothing is missing."""
     history = evidence.history
-    there = history.end is not None and not evidence.lost_of("firmware")
-    if hung(line) is None or there or not _fits("firmware", tuple(_stack(evidence, line))):
+    if hung(line) is None:
+        return ""
+    held = {(r.step, r.hold) for r in history.records if isinstance(r, Held)}
+    for number, step in walk(experiment.script):
+        carried_out = history.end is not None and history.end.complete
+        if isinstance(step, HoldStep) and carried_out and (number, step.at) not in held:
+            return f"The hold {step.at!r} of step {number} is not on record, so nobody can say what kept it asleep"
+    alone = history.header is not None and history.header.host != "lab"  # nobody could tell the firmware anything
+    there = history.end is not None and (alone or evidence.contexts.whole)
+    if there or not _fits("firmware", tuple(_stack(evidence, line))):
         return ""
     return "What the firmware was told to do with its commands was lost, so nobody can say what kept it asleep"
 

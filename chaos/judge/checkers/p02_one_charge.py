@@ -35,7 +35,9 @@ def check(experiment: Experiment, history: History) -> Verdict:
         parts.append(kept(PROMISE, told, [entry.record for entry in good]))
     if not lived:
         parts.append(unknown(PROMISE, "the counters were not read while a mirror lived"))
-    moves = [move for move in evidence.moves if move.happened and any(_is_mirror(evidence, made, move.source))]
+    moves = [
+        move for move in evidence.moves if move.happened is not False and any(_is_mirror(evidence, made, move.source))
+    ]
     for move in moves:
         if not any(entry.record.seq > (move.over or 0) for entry in lived):
             parts.append(unknown(PROMISE, f"{move}, and the counters were not read while it lived on", move.records))

@@ -7,7 +7,7 @@ created it, every question (`chaos.history.questions`) on every descriptor of it
 answer EIO. A dead process cannot be asked. Whatever is done to the dead source, it is asked again after that.
 
 A storm asks all the time, and shows more: that there is one instant before which everything is answered and after
-which nothing is, and that it lies inside the move.
+which nothing is, and that it lies inside the move. One whose answers are not on record leaves that open.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
     if not evidence.moves:
         parts.append(unknown(PROMISE, f"{evidence.untried}, so no source could die"))
     parts += [part for stormed in evidence.stormed for part in _storm(evidence, stormed)]
+    parts += _silent_storms(evidence)
     return combine(PROMISE, parts)
 
 
@@ -189,6 +190,17 @@ def _storm(evidence: RunEvidence, stormed: Stormed) -> Iterator[Verdict]:
     elif not found:
         yield kept(PROMISE, _lived_or_died(evidence, stormed, death), (*(death.records if death else ()), stormed))
     yield from found
+
+
+def _silent_storms(evidence: RunEvidence) -> Iterator[Verdict]:
+    """Storms of which nobody has written down what they were answered."""
+    told = Counter(stormed.vm for stormed in evidence.stormed)
+    for invoke, done in evidence.operations:
+        vm = argument(invoke, "vm")
+        if invoke.f == "storm" and done is not None and done.outcome == "ok":
+            told[vm] -= 1
+            if told[vm] < 0:
+                yield unknown(PROMISE, f"what the storm on {vm} was answered is not on record", (invoke, done))
 
 
 def _impossible(evidence: RunEvidence, stormed: Stormed, death: TriedMove | None, *, failed: bool) -> Iterator[Verdict]:

@@ -45,10 +45,11 @@ def _move(evidence: RunEvidence, move: TriedMove) -> Iterator[Verdict]:
     if not move.happened and not evidence.had_guest(move):
         return
     before, after = _before(evidence, move), _after(evidence, move)
-    if move.happened and not after:
-        yield _unheard(evidence, move)
-    elif move.happened or before is not None:
+    later, _ = evidence.changed(move.source, move)
+    if after:
         yield from _contexts(evidence, move, before, after)
+    elif move.happened or later is None or not later.happened:  # or else that one is compared with what was before
+        yield _unheard(evidence, move)
     given = _given(evidence, move)
     if given is not None and _broken(evidence, move) is None:
         yield _registers(move, given)
@@ -140,10 +141,8 @@ def _same(evidence: RunEvidence, move: TriedMove, before: Done, after: Done, whe
     fields = _comparable(evidence, move, before, after)
     if not fields:
         return unknown(PROMISE, f"{move}; the context was launched only then, so nothing can compare", records)
-    unsaid = [field for field in fields if before.value.get(field) is None]
-    if unsaid:
-        return unknown(PROMISE, f"{move}; GUEST_STATUS before it did not say {' and '.join(unsaid)}", records)
-    changed = [field for field in fields if before.value.get(field) != after.value.get(field)]
+    unsaid = {field for field in fields if None in (before.value.get(field), after.value.get(field))}
+    changed = [field for field in fields if field not in unsaid and before.value[field] != after.value[field]]
     if changed:
         return broken(
             PROMISE,
@@ -153,7 +152,11 @@ def _same(evidence: RunEvidence, move: TriedMove, before: Done, after: Done, whe
             expected=", ".join(f"{field} {before.value.get(field)}" for field in changed),
             seen=", ".join(f"{field} {after.value.get(field)}" for field in changed),
         )
-    told = ", ".join(f"{field} {after.value[field]}" for field in fields if field in after.value)
+    if unsaid:
+        side = "before" if any(before.value.get(field) is None for field in unsaid) else "after"
+        told = " and ".join(field for field in fields if field in unsaid)
+        return unknown(PROMISE, f"{move}; GUEST_STATUS {side} it did not say {told}", records)
+    told = ", ".join(f"{field} {after.value[field]}" for field in fields)
     return kept(PROMISE, f"{move}; GUEST_STATUS of {move.survivor} gives {told} as before", records)
 
 
@@ -403,7 +406,10 @@ def _compared(evidence: RunEvidence, promise: str, last: Counted, first: Counted
         )
     told = f"{last.ticks} ticks at {last.vm} before, {first.ticks} at {first.vm} after"
     then, since = last.each or (last.ticks,), first.each or (first.ticks,)
-    for number, (was, now) in enumerate(zip(then, since, strict=False)):
+    # Where only one of the two readings has a counter for each, the least of all can be compared.
+    alike = bool(last.each) == bool(first.each)
+    pairs = zip(then, since, strict=False) if alike else ((last.ticks, first.ticks),)
+    for number, (was, now) in enumerate(pairs):
         if now <= was:
             return broken(
                 promise,
@@ -413,7 +419,7 @@ def _compared(evidence: RunEvidence, promise: str, last: Counted, first: Counted
                 expected=f"more than {was} ticks",
                 seen=f"{now} ticks",
             )
-    if len(since) < len(then):
+    if len(since) < len(then) or not (alike or len(since) == 1):
         text = f"whether the guest itself goes on: of {len(then)} vCPUs that counted before, {len(since)} did after"
         return unknown(promise, text, records)
     return kept(promise, f"the guest itself went on: {told}", records)

@@ -16,12 +16,13 @@ from errno import EBUSY
 
 from chaos.experiment.model import Experiment
 from chaos.history.reading import errname, ioctl_answered, owns, said_dead, says_dead
-from chaos.history.records import History
+from chaos.history.records import History, Observation
 from chaos.judge.against_oracle import Contract
 from chaos.judge.checkers.p01_balance import paid, shows_charge
 from chaos.judge.checkers.p03_dead_source import judge_asked
 from chaos.judge.checkers.p05_guest_goes_on import goes_on, statuses
 from chaos.judge.evidence import IOCTLS, RunEvidence, TriedMove
+from chaos.judge.ledger.replay import Entry
 from chaos.judge.migration_flag import MigrationFlags
 from chaos.judge.parts import broken, combine, kept, unknown
 from chaos.judge.verdict import Verdict
@@ -138,11 +139,12 @@ def _charges(evidence: RunEvidence, move: TriedMove) -> Verdict:
     if wrong:
         first = wrong[0]
         record = next(entry.record for entry in evidence.ledger.entries if entry.record.seq == first.record)
+        before = [entry.record for entry in evidence.observations if entry.record.seq < move.invoke.seq][-1:]
         what = "the firmware's guest count" if first.kind == "guests" else f"{first.where} {first.key}"
         return broken(
             PROMISE,
             f"{move}, and left {what} at {first.seen}",
-            (*move.records, record),
+            (*move.records, *before, record),
             signature=f"{first.kind}-after-failed-move",
             expected=" or ".join(str(value) for value in sorted(first.expected)),
             seen=str(first.seen),
@@ -150,23 +152,35 @@ def _charges(evidence: RunEvidence, move: TriedMove) -> Verdict:
     if evidence.ledger.lost:
         return unknown(PROMISE, f"what must be charged cannot be told: {evidence.ledger.lost}")
     seen = [entry for entry in evidence.observations if shows_charge(entry)]
-    before = [entry for entry in seen if entry.record.seq < move.invoke.seq]
-    after = [entry for entry in seen if entry.record.seq > over]
-    if not before or not after:
-        return unknown(
-            PROMISE, f"no observation shows a charge {'before' if not before else 'after'} the move that failed"
-        )
-    records = (before[-1].record, after[0].record)
-    if already and paid(before[-1]) != paid(after[0]):
-        return broken(
-            PROMISE,
-            f"{move}, and changed the charges",
-            records,
-            signature="charge-after-failed-move",
-            expected=paid(before[-1]),
-            seen=paid(after[0]),
-        )
-    return kept(PROMISE, f"charged as before: {paid(after[0])}", records)
+    earlier = [entry for entry in seen if entry.record.seq < move.invoke.seq]
+    later = [entry for entry in seen if entry.record.seq > over]
+    if not earlier or not later:
+        side = "after" if earlier else "before"
+        return unknown(PROMISE, f"no observation shows a charge {side} the move that failed")
+    was, now = earlier[-1], later[0]
+    records = (was.record, now.record)
+    guests = [_guests_off(evidence, entry) for entry in (was, now)]
+    for what, told in (("charge", [paid(was), paid(now)]), ("guests", guests)):
+        if already and all(told) and told[0] != told[1]:
+            return broken(
+                PROMISE,
+                f"{move}, and changed the {what}{'s' * (what == 'charge')}",
+                records,
+                signature=f"{what}-after-failed-move",
+                expected=told[0],
+                seen=told[1],
+            )
+    return kept(PROMISE, f"charged as before: {paid(now)}", records)
+
+
+def _guests_off(evidence: RunEvidence, entry: Entry) -> str:
+    """By how many guests the firmware counted otherwise than it must, "" if it was not asked."""
+    record = entry.record
+    if not isinstance(record, Observation) or evidence.contexts.guests(record) is None:
+        return ""
+    counted = [mismatch for mismatch in entry.mismatches if mismatch.kind == "guests"]
+    off = {mismatch.seen - value for mismatch in counted for value in mismatch.expected}
+    return " or ".join(f"{by:+} guests" for by in sorted(off)) or "as many guests as live"
 
 
 def _destination(evidence: RunEvidence, move: TriedMove) -> Verdict:

@@ -5,13 +5,15 @@ Every move, mirror, INIT, launch command and GUEST_STATUS that a kernel has answ
 GUEST_STATUS says where a context was moved to is left to P5, which has something to compare it with. The promise is
 about refusals, so a run in which nothing was refused shows nothing. An EBUSY that the oracle allows because another
 move or mirror may have been in the way must have had one there (`migration_flag`). What the contract leaves open is
-counted apart: it is not wrong, and documented it is not either.
+counted apart: it is not wrong, and documented it is not either. An errno that a fault may have chosen is nobody's
+while the evidence of that fault is not on record.
 """
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
+from dataclasses import dataclass
 from errno import EBUSY
 
 from chaos.experiment.model import Experiment
@@ -38,8 +40,12 @@ def check(experiment: Experiment, history: History) -> Verdict:
     every = list(contract.judged())
     forced = _forced(experiment, history)
     judged = [each for each in every if not _is_left_to_p5(evidence, each) and not _by_fault(each, forced)]
+    doubtful = [each for each in every if _by_fault(each, [f for f in forced if not f.sure])]
     wrong = [each for each in judged if not each.fits or (each.gap and each.answer.errno)]
     parts = [_judged(contract, every, each) for each in wrong]
+    for each in doubtful:
+        text = f"{_named(each)} answered {_said(each.answer)}, and whether {RETURNS} has chosen that is not on record"
+        parts.append(unknown(PROMISE, text, (each.invoke, each.done)))
     flags = MigrationFlags(evidence, contract)
     unheld = [(each, part) for each in judged if each not in wrong if (part := _unheld(evidence, flags, each))]
     parts += [part for _, part in unheld]
@@ -61,28 +67,42 @@ def _listed(answered: Sequence[Judged]) -> str:
     return told + (f", and {len(answered) - 3} more" if len(answered) > 3 else "")
 
 
-def _forced(experiment: Experiment, history: History) -> list[tuple[int, int, int]]:
-    """The errnos that a fault made functions of the kernel return, each with the records between which it was there.
-    What is `planted` is a defect and no fault: it is to be found."""
+@dataclass(frozen=True, slots=True)
+class Forced:
+    """An errno that a fault made a function of the kernel return, between two records; `sure` if that is on record."""
+
+    code: int
+    begun: int
+    over: int
+    sure: bool
+
+
+def _forced(experiment: Experiment, history: History) -> list[Forced]:
+    """What faults have chosen, or may have in a run that was carried out and does not say what became of them. What is
+    `planted` is a defect and no fault: it is to be found."""
+    whole = history.end is not None and history.end.complete
     faults = [r for r in history.records if isinstance(r, Fault) and r.fault == RETURNS]
     forced = []
     for number, step in walk(experiment.script):
         if not isinstance(step, FaultStep) or step.fault != RETURNS or step.options.get("planted"):
             continue
-        told = str(step.options.get("value"))
-        code = getattr(errno, told.removeprefix("-"), None) if told.startswith("-E") else -int(told)
+        value = str(step.options.get("value"))
+        code = getattr(errno, value.removeprefix("-"), None) if value.startswith("-E") else -int(value)
         mine = [r for r in faults if r.step == number and r.target == step.target]
         begun = [r.seq for r in mine if r.event == "apply"]
         undone = [r.seq for r in mine if r.event == "undo"]
-        if begun and isinstance(code, int) and any(r.event == "evidence" and r.struck for r in mine):
-            forced.append((code, begun[0], undone[0] if undone else len(history.records)))
+        told = [r.struck for r in mine if r.event == "evidence" and r.struck is not None]
+        known = bool(told and begun) or any(r.event == "withheld" for r in mine)
+        if isinstance(code, int) and ((begun and any(told)) or (whole and not known)):
+            over = undone[0] if undone else len(history.records)
+            forced.append(Forced(code, begun[0] if begun else -1, over, sure=known))
     return forced
 
 
-def _by_fault(each: Judged, forced: Sequence[tuple[int, int, int]]) -> bool:
+def _by_fault(each: Judged, forced: Sequence[Forced]) -> bool:
     """Whether a fault, and no check of the kernel's, may have chosen the errno."""
     seen, at = each.answer.errno, each.done.seq
-    return not each.fits and any(code == seen and begun < each.invoke.seq and at < over for code, begun, over in forced)
+    return not each.fits and any(f.code == seen and f.begun < each.invoke.seq and at < f.over for f in forced)
 
 
 def _is_left_to_p5(evidence: RunEvidence, each: Judged) -> bool:

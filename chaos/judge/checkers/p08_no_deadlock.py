@@ -9,7 +9,8 @@ as long as it was to wait, and found asleep inside a system call with nothing in
 
 That a process is gone in the end does not show that the signal ended its move: the runner takes vCPUs out and opens
 holds when a kill does not work, and then the old signal is delivered. So a killed move must be gone within a stated
-time, and before anything was let go that it may have waited for.
+time, and before anything was let go that it may have waited for. Where the end of a process is not on record, or what
+the script did to it, nobody can say what ended the move.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from chaos.experiment.model import Experiment
+from chaos.experiment.steps import FaultStep, walk
 from chaos.history.reading import argument, names
 from chaos.history.records import (
     Done,
@@ -53,8 +55,9 @@ ENDS_WITHIN = 10.0
 def check(experiment: Experiment, history: History) -> Verdict:
     evidence = RunEvidence(history)
     whole = not history.damage and history.end is not None and history.end.complete
+    unsaid = _unsaid(experiment, history)
     parts = [
-        _left(evidence, invoke, done, whole=whole)
+        _left(evidence, invoke, done, unsaid, whole=whole)
         for invoke, done in evidence.operations
         if done is None or done.outcome == "info"
     ]
@@ -77,7 +80,17 @@ def check(experiment: Experiment, history: History) -> Verdict:
     return combine(PROMISE, parts)
 
 
-def _left(evidence: RunEvidence, invoke: Invoke, done: Done | None, *, whole: bool) -> Verdict:
+def _unsaid(experiment: Experiment, history: History) -> str:
+    """A fault of the script whose record is missing, or does not say whom it kills; "" if there is none."""
+    faults = (r for r in history.records if isinstance(r, Fault) and r.event in ("apply", "withheld"))
+    told = {(r.step, r.fault, r.target) for r in faults if r.ends or r.fault not in SIGNALS}
+    for number, step in walk(experiment.script):
+        if isinstance(step, FaultStep) and (number, step.fault, step.target) not in told:
+            return f"{step.fault} of step {number}"
+    return ""
+
+
+def _left(evidence: RunEvidence, invoke: Invoke, done: Done | None, unsaid: str, *, whole: bool) -> Verdict:
     """An operation that gave no answer: whether its process had a reason to go, and went."""
     exited = evidence.exited(invoke.agent, after=invoke.seq)
     struck = _struck(evidence, invoke)
@@ -85,6 +98,8 @@ def _left(evidence: RunEvidence, invoke: Invoke, done: Done | None, *, whole: bo
     late = _overdue(evidence, invoke)
     records: tuple[Record, ...] = tuple(r for r in (invoke, late, done, struck, exited, last) if r is not None)
     sure = late is not None  # what was seen does not need the rest of the run
+    if not sure and (missing := _missing(done, struck, exited, unsaid)):
+        return unknown(PROMISE, f"{named(invoke)} ended with its process, and {missing} is not on record", records)
     if struck is not None and (found := _outlived(evidence, invoke, struck, exited)) is not None:
         outcome, reason, how = found.outcome, found.reason, "signal-did-not-end"
         records = tuple(r for r in evidence.history.records if r.seq in found.records or r in records)
@@ -109,6 +124,13 @@ def _left(evidence: RunEvidence, invoke: Invoke, done: Done | None, *, whole: bo
         PROMISE, reason, records, signature=f"{how}:{invoke.f}", expected="an answer, or the end of its process",
         seen=_seen(late, last),
     )  # fmt: skip
+
+
+def _missing(done: Done | None, struck: Fault | None, exited: Exited | None, unsaid: str) -> str:
+    """Which record of the end of a process is missing, in words, "" if none is."""
+    if exited is None:
+        return "" if done is None else "when that was"
+    return f"whom {unsaid} struck" if struck is None and exited.status < 0 and unsaid else ""
 
 
 def _outlived(evidence: RunEvidence, invoke: Invoke, struck: Fault, exited: Exited | None) -> Verdict | None:

@@ -150,7 +150,11 @@ def _pinned(evidence: RunEvidence, start: Observation, end: Observation) -> Verd
 def _filled(evidence: RunEvidence, start: Filled, end: Filled) -> Iterator[Verdict]:
     """A freed ASID can be had again once the firmware has done a DF_FLUSH."""
     for key in sorted({*start.count, *end.count}):
-        before, after = start.count.get(key, 0), end.count.get(key, 0)
+        if key not in start.count or key not in end.count:
+            where = "end" if key in start.count else "start"
+            yield unknown(PROMISE, f"{key} was not filled to capacity at the {where} of the run", (start, end))
+            continue
+        before, after = start.count[key], end.count[key]
         if before > after and evidence.contexts.gone_by(end.t):
             text = f"{after} contexts of {key} could be had after the run, {before} before it"
             yield unknown(PROMISE, f"{text}, and {evidence.contexts.gone}", (start, end), signature=GONE)
@@ -192,6 +196,8 @@ def _full(evidence: RunEvidence, observed: Observation, start: Filled, end: Fill
     if "current" not in mine:
         yield unknown(PROMISE, "what was in use at the start of the run was not read", (observed,))
         return
+    for key in sorted(start.count.keys() - header.asids.keys()):
+        yield unknown(PROMISE, f"the history does not say how many ASIDs of {key} the host has", both)
     for key, capacity in sorted(header.asids.items()):
         left = capacity - mine["current"].get(key, 0)
         due = min(left, mine.get("max", {}).get(key, left))

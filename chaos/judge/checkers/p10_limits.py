@@ -89,7 +89,9 @@ def _events(contract: Contract, judged: Sequence[Judged], before: Observation, a
         if invoke.f in CHARGING and invoke.seq < after.seq and (done is None or done.seq > before.seq)
     )
     changes = [invoke for invoke, done in contract.changes if _between(invoke.seq, done.seq, before, after)]
-    for cgroup in sorted(after.misc.keys() & before.misc.keys()):
+    limits = {limit for each in judged for limit in each.limits}
+    due_in = {level for limit in limits for level in levels(limit)}  # also where nobody read them
+    for cgroup in sorted({*before.misc, *after.misc, *due_in}):
         if any(renews(change, cgroup) for change in changes):
             continue
         for key in KEYS:

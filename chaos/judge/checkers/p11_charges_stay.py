@@ -42,7 +42,8 @@ def _went(evidence: RunEvidence, invoke: Invoke, done: Done) -> Iterator[Verdict
     later = (i.seq for i, _ in evidence.operations if i.f == "enter" and i.agent == invoke.agent and i.seq > done.seq)
     again = next(later, len(evidence.history.records))
     seen = [entry for entry in evidence.observations if done.seq < entry.record.seq < again]
-    if seen and not any(_paid_by(evidence, world, invoke.agent) for entry in seen for world in entry.fits):
+    worlds = {world for entry in seen for world in entry.fits} | evidence.ledger.during.get(invoke.op, frozenset())
+    if worlds and not any(_paid_by(evidence, world, invoke.agent) for world in worlds):
         return
     told = False
     for entry in seen:

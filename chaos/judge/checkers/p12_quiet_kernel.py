@@ -130,7 +130,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
             text = f"before this run, after an earlier one had closed the log, the kernel said: {line.text}"
             parts.append(unknown(PROMISE, text, (line,)))
             continue
-        reason, lost = kept_asleep(evidence, line), cannot_tell(evidence, line)
+        reason, lost = kept_asleep(evidence, line), cannot_tell(experiment, evidence, line)
         # khungtaskd reports a task anew whenever it looks: the first time says it.
         if task is not None and ((reason or lost), task) in seen:
             continue

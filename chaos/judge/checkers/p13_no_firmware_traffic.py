@@ -16,13 +16,14 @@ from chaos.experiment.model import Experiment
 from chaos.history.records import Done, Exited, Firmware, History, Invoke, Observation
 from chaos.judge.evidence import RunEvidence, TriedMove
 from chaos.judge.ledger.commands import LOOKS
-from chaos.judge.ledger.firmware_contexts import GONE, told
+from chaos.judge.ledger.firmware_contexts import ENDS, GONE, STARTS, told
 from chaos.judge.parts import broken, combine, kept, skipped, unknown
 from chaos.judge.verdict import Verdict
 
 PROMISE = "P13"
 # Operations that send commands, at once or (the last three) because a context goes with them.
 SENDS = ("init", "launch_", "guest_status", "close", "exit", "kill")
+NAMELESS = (0, None, "")  # the status, handle and fault of a command that was carried out on nobody knows what
 
 
 def check(experiment: Experiment, history: History) -> Verdict:
@@ -95,6 +96,16 @@ def _once(evidence: RunEvidence) -> Iterator[Verdict]:
     """Each guest that was started is decommissioned once. A handle may be given anew after that. What a fault has kept
     in the firmware was asked for once as well."""
     contexts = evidence.contexts
+    nameless = [r for r in contexts.seen if r.command in (*STARTS, ENDS) and (r.status, r.handle, r.fault) == NAMELESS]
+    if nameless:
+        text = f"{nameless[0].command} was answered, and of which context it was is not on record"
+        yield unknown(PROMISE, text, nameless)
+        return
+    launched = [d for i, d in evidence.operations if i.f == "launch_start" and d is not None and d.outcome == "ok"]
+    started = [r for r in contexts.seen if r.command in STARTS and (r.status == 0 or r.fault)]
+    if len(started) < len(launched):
+        text = f"{len(launched)} guests were launched, and the firmware was seen to start {len(started)}"
+        yield unknown(PROMISE, text, (*launched, *started))
     # The firmware refuses to decommission a guest that it does not have; a driver that asks has lost count.
     if contexts.refused:
         reason = "a context was decommissioned that there was none of, or a second time"

@@ -232,7 +232,7 @@ class _Replay:
         if invoke.f in EFFECTS:
             self.pending |= {each.op: each for each in (invoke, *attempts(invoke))}
         self._become(begin(world, invoke) for world in self.worlds)
-        if invoke.f in WATCHED:
+        if invoke.f in WATCHED or invoke.f == "enter":  # P11 asks what the process was charged for then
             self._open(invoke.seq)
 
     def _finish(self, invoke: Invoke, done: Done) -> None:

@@ -299,6 +299,20 @@ def moved(*, status_error: int = 0, ask_dead: bool = True) -> History:
     return b.finish(watched=True)
 
 
+def guest_moved(*, registers: bool = True) -> Builder:
+    """A guest that was counted and asked for its status, and was moved; the destination was given its registers."""
+    b = Builder()
+    b.begin()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.count("old", "source", 100)
+    b.status("old", "source")
+    b.move("old", "new", "destination")
+    if registers:
+        b.give_state("new", "destination")
+    return b
+
+
 def _migrate(b: Builder, *, step: int) -> None:
     b.do("connect", "source", step=step, vm="old", peer="new")
     b.do("connect", "destination", step=step, vm="new", peer="old")
@@ -368,6 +382,8 @@ def _held(b: Builder, *, status: bool) -> Invoke:
         b.status("old", "source", step=4)
         step = 5
     b.observe("before", {"source": 1}, step=step)
+    if not status:
+        b.status("old", "source", step=step + 1)  # no step asks for it: the runner does before any move
     b.do("send_fd", "source", step=step + 1, vm="old", to="destination")
     invoke = b.invoke("move", "destination", step=step + 1, vm="new", source="old")
     b.hold(invoke, step=step + 2)

@@ -45,6 +45,7 @@ def verdict_of(promise: str, history: History) -> Verdict:
     verdict = CHECKERS[promise](shipped(MOVE), history)
     assert verdict.promise == promise
     assert set(verdict.records) <= {record.seq for record in history.records}
+    assert verdict.records or verdict.outcome is not DEVIATED, "nothing shows what is broken"
     assert (
         verdict.signature
         if verdict.outcome is DEVIATED

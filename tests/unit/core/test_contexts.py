@@ -247,9 +247,9 @@ def failed_move(fault: str) -> History:
 def test_an_answer_that_was_made_up_shows_nothing() -> None:
     for fault in ("fail:HWERROR_PLATFORM", "garbage"):
         told = failed_move(fault)
-        assert verdict_of("P5", told).outcome is HELD, "the guest itself; its context was not asked after the move"
-        verdict = verdict_of("P6", told)
-        assert verdict.outcome is UNKNOWN and "was not asked for its status afterwards" in verdict.reason
+        for promise in ("P5", "P6"):
+            verdict = verdict_of(promise, told)
+            assert verdict.outcome is UNKNOWN and "was not asked for its status afterwards" in verdict.reason
         assert verdict_of("P3", told).outcome is HELD, "EIO with a status of the firmware's is no death"
         assert verdict_of("P4", told).outcome is not DEVIATED, "and whoever reaches the firmware owns a context"
     assert verdict_of("P5", failed_move("delay:1ms")).signature == "guest_status-after-failed-move:handle"

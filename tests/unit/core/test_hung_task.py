@@ -47,7 +47,14 @@ def answered(b: Builder, invoke: Invoke, tid: int = TID) -> None:
     b.records[done.seq] = msgspec.structs.replace(done, tid=tid)
 
 
+def watched(b: Builder) -> None:
+    """The firmware was told nothing."""
+    b.add(Firmware(t=b.tick(), order=0, command="PLATFORM_STATUS", status=0))
+
+
 def p12(b: Builder) -> Verdict:
+    if not any(isinstance(record, Firmware) for record in b.records):
+        watched(b)
     return CHECKERS["P12"](shipped(MOVE), b.end())
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from chaos.history.records import Value
 from chaos.judge.verdict import Outcome, Verdict
-from tests.unit.core.build import ALL, Builder, changed
+from tests.unit.core.build import ALL, Builder, changed, guest_moved
 from tests.unit.core.doctored import MOVE, answered, failed, verdict_of, without_operation
 
 HANDLE_2: dict[str, Value] = {"handle": 2, "policy": 0, "state": 3}
@@ -17,14 +17,7 @@ HANDLE_2: dict[str, Value] = {"handle": 2, "policy": 0, "state": 3}
 
 def moved(*, status_error: int = 0) -> Builder:
     """A guest that was moved, counted and asked for its status."""
-    b = Builder()
-    b.begin()
-    b.launch("old", "source", "sev")
-    b.launch("new", "destination")
-    b.count("old", "source", 100)
-    b.status("old", "source")
-    b.move("old", "new", "destination")
-    b.give_state("new", "destination")
+    b = guest_moved()
     b.count("new", "destination", 203)
     b.status("new", "destination", error=status_error)
     return b
@@ -162,13 +155,7 @@ def test_the_damage_of_the_first_move_is_not_the_seconds() -> None:
 
 
 def test_a_guest_that_was_not_given_its_registers_is_no_witness_at_its_pause() -> None:
-    b = Builder()
-    b.begin()
-    b.launch("old", "source", "sev")
-    b.launch("new", "destination")
-    b.count("old", "source", 100)
-    b.status("old", "source")
-    b.move("old", "new", "destination")
+    b = guest_moved(registers=False)
     b.status("new", "destination")
     pause(b, "new", "destination", torn=[0])
     assert verdict_of("P5", b.finish()).outcome is Outcome.UNKNOWN

@@ -150,7 +150,7 @@ def test_p6_a_status_that_fails_as_before_is_as_before() -> None:
     [
         (
             KILL_DESTINATION,
-            answered("guest_status", "old", outcome="fail", errno=errno.EBADF),
+            answered("guest_status", "old", 1, outcome="fail", errno=errno.EBADF),
             "guest_status-after-failed-move:EBADF",
         ),
         (KILL_DESTINATION, replaced(Counted, {"ticks": 900}, ticks=1), "counter-stopped-after-failed-move"),
