@@ -32,6 +32,7 @@ def experiment(*script: dict[str, object]) -> Experiment:
         "name": "script",
         "why": "a test",
         "promises": ["P8"],
+        "questions": "own",
         "vmms": {"source": {"cgroup": "source"}, "destination": {"cgroup": "destination"}},
         "vms": {
             "old": {"vmm": "source", "kind": "sev-es"},

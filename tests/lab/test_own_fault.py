@@ -41,7 +41,7 @@ def test_a_fault_of_ones_own_runs_in_the_lab(tmp_path: Path) -> None:
     explained = sevchaos(site, "explain", "renice")
     assert b"Give a VMM the lowest priority" in explained.stdout, explained.stderr.decode()
     runs = str(tmp_path / "runs")
-    done = sevchaos(site, "run", "--quiet", "--json", "--runs", runs, str(PACKAGE / "nice.yaml"))
+    done = sevchaos(site, "run", "--quiet", "--json", "--accept-known", "--runs", runs, str(PACKAGE / "nice.yaml"))
     assert done.returncode == ExitCode.KEPT, done.stderr.decode()
     (run,) = json.loads(done.stdout)["runs"]
     assert run["outcome"] == "kept"

@@ -48,7 +48,7 @@ def test_the_page_of_the_lab_shows_what_its_commands_print(sevchaos: Sevchaos) -
     done = sevchaos(*first)
     assert done.returncode == 0 and f"misc.capacity\n{done.stdout.decode()}$ sevchaos" in page
     asids = many[many.index("--asids") + 1]
-    assert f"- {asids})" in sevchaos(*many).stdout.decode()
+    assert f" {asids} SEV and" in sevchaos(*many).stdout.decode()
 
 
 def test_the_page_of_the_firmware_delays_a_whole_run(sevchaos: Sevchaos, tmp_path: Path) -> None:

@@ -59,7 +59,8 @@ def carry_out(in_lab: Sevchaos, kernel: str, tmp_path: Path) -> Carry:
         path = tmp_path / "script.yaml"
         script = "\n".join(f"  - {{do: {step}}}" for step in steps)
         vmms = "{a: {cgroup: a}, b: {cgroup: b}, c: {cgroup: c}}"
-        path.write_text(f"name: script\nwhy: a test\npromises: [P1]\nvmms: {vmms}\nvms: {vms}\nscript:\n{script}\n")
+        head = "name: script\nwhy: a test\npromises: [P1]\nquestions: own"
+        path.write_text(f"{head}\nvmms: {vmms}\nvms: {vms}\nscript:\n{script}\n")
         done = in_lab("python3", "-m", "chaos.runner.main", options=("--kernel", kernel), stdin=order(path))
         assert (done.returncode, done.stderr) == (0, b""), done.stderr.decode()
         return Run([records.decode(line) for line in done.stdout.splitlines()])
