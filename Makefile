@@ -36,6 +36,7 @@ setup:
 	@setup/setup.sh
 
 nightly: setup
+	$(bin)/pip install --quiet --requirement tests/nightly/requirements.txt
 	$(bin)/python -m tests.nightly run $(again) $(each_kernel)
 
 outcomes: setup
