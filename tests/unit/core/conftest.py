@@ -6,6 +6,7 @@ A verdict on a promise joins several answers, so that one without its records wo
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -29,6 +30,9 @@ def whole(**fields: Any) -> Verdict:
         assert verdict.signature and verdict.expected and verdict.seen, f"{verdict}: what was expected, what was seen?"
     if verdict.outcome in (Outcome.BROKEN, Outcome.KEPT):
         assert verdict.records or verdict.promise == "P12", f"{verdict}: of what does it say so?"
+    assert all(re.fullmatch(r"skipped:[a-z-]+", skip) for skip in verdict.skips)
+    if verdict.outcome is Outcome.UNKNOWN and "+" not in verdict.signature:
+        assert re.fullmatch(r"[a-z-]*(:[A-Za-z_-]+)?", verdict.signature), f"{verdict}: no experiment can name that"
     if "the move from" in verdict.reason:
         assert verdict.records, f"{verdict}: it tells of a move and has no record of it"
     return verdict

@@ -10,8 +10,9 @@ import pytest
 
 from chaos.history.records import Exited, Filled, Header, Observation, Record
 from chaos.judge.checkers import CHECKERS
+from chaos.judge.ledger.firmware_contexts import GONE
 from chaos.judge.verdict import Outcome
-from tests.unit.core.build import Builder, shipped
+from tests.unit.core.build import Builder, changed, shipped
 from tests.unit.core.doctored import MOVE, Change, charge, check, replaced, without
 
 WITNESSES = {
@@ -49,6 +50,30 @@ def elsewhere(shared: bool, values: dict[str, object], label: str = "end") -> Ch
     return change
 
 
+TOLD = {
+    "charge-left:sev": ("0 everywhere", ". sev 1"),
+    "charge-left:sev_es": ("0 everywhere", "destination sev_es 1"),
+    "firmware-counts-more": ("0", "1"),
+    "firmware-counts-fewer": ("1", "0"),
+    "dying-cgroups": ("0", "1"),
+    "more-pages-pinned": ("5", "6"),
+    "fewer-pages-pinned": ("5", "4"),
+    "fewer-contexts:sev": ("8", "7"),
+    "fewer-contexts-than-asids:sev_es+more-contexts:sev_es": ("6; 7", "7; 6"),
+    "fewer-contexts-than-asids:sev": ("8", "7"),
+    "more-contexts-than-asids:sev": ("8", "9"),
+    "fewer-contexts-than-asids:sev+fewer-contexts-than-asids:sev_es": ("8; 7", "0"),
+    "more-cgroups-referred-to": ("0", "1"),
+    "vms-left": ("no VM", "101-9"),
+    "more-objects:kvm_vcpu": ("0", "1"),
+    "fewer-objects:kvm_vcpu": ("1", "0"),
+    "more-references:kvm_amd": ("0", "2"),
+    "more-table-pages": ("0", "3"),
+    "more-dying-misc": ("0", "1"),
+}
+"""What was expected and what was seen, by the signature."""
+
+
 @pytest.mark.parametrize(
     ("change", "signature"),
     [
@@ -83,6 +108,7 @@ def elsewhere(shared: bool, values: dict[str, object], label: str = "end") -> Ch
 def test_p9_deviations(change: Change, signature: str) -> None:
     verdict = check("P9", MOVE, change)
     assert (verdict.outcome, verdict.signature) == (Outcome.BROKEN, signature)
+    assert (verdict.expected, verdict.seen) == TOLD[signature]
 
 
 @pytest.mark.parametrize(
@@ -207,3 +233,47 @@ def test_p9_a_spawn_that_failed_leaves_no_process() -> None:
     b.begin()
     b.do("spawn", "third", cgroup="third", error=errno.EAGAIN)
     assert CHECKERS["P9"](shipped(MOVE), b.finish()).outcome is Outcome.KEPT
+
+
+def test_p9_a_lost_firmware_excuses_its_own_questions_alone() -> None:
+    """A guest count that cannot be had, and contexts that are missing, are unknown for that reason; before it was lost
+    they were not."""
+    lost = (
+        replaced(Observation, {"label": "end"}, guests=None),
+        replaced(Filled, {"label": "end"}, count={"sev": 5, "sev_es": 7}),
+    )
+    for change in lost:
+        b = Builder()
+        b.begin()
+        b.kernel("ccp 0000:00:05.0: sev command 0x1 timed out, disabling PSP")
+        history = changed(b.finish(), change)
+        verdict = CHECKERS["P9"](shipped(MOVE), history)
+        assert (verdict.outcome, verdict.signature) == (Outcome.UNKNOWN, GONE), verdict.reason
+
+
+def test_p9_a_process_that_is_reaped_after_the_end_was_observed_still_lived() -> None:
+    b = Builder()
+    b.begin()
+    end = b.observe("end")
+    b.exit("source")
+    b.exit("destination")
+    verdict = CHECKERS["P9"](shipped(MOVE), b.end())
+    assert verdict.outcome is Outcome.UNKNOWN and verdict.reason.startswith("source, destination still lived")
+    assert verdict.records == (end.seq,)
+
+
+def test_p9_a_process_that_was_started_again_is_reaped_again() -> None:
+    b = Builder()
+    b.begin()
+    b.exit("source")
+    b.do("spawn", "source", cgroup="source")
+    b.exit("destination")
+    b.observe("end")
+    assert CHECKERS["P9"](shipped(MOVE), b.end()).reason.startswith("source still lived")
+
+
+def test_p9_a_spawn_that_was_never_answered_may_have_left_a_process() -> None:
+    b = Builder()
+    b.begin()
+    b.invoke("spawn", "third", cgroup="third")
+    assert CHECKERS["P9"](shipped(MOVE), b.finish()).reason.startswith("third still lived")
