@@ -16,9 +16,9 @@ called while the module is imported, and then only. mutmut changes the bodies of
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import os
-import random
 import resource
 import signal
 import sys
@@ -207,6 +207,13 @@ def _in_child(do: Callable[[], object], *, limit: int) -> object:
     return json.loads(said) if said else "died"
 
 
+def _rank(seed: int, path: Path, mutant: Shown) -> str:
+    """Where the mutant stands in the order of a seed: by chance, and at the same place when others come or go, so that
+    an edit elsewhere leaves a sample as it is."""
+    told = f"{seed} {path} {mutant.function}\n{mutant.before}\n{mutant.after}"
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
 @click.command()
 @click.argument("path", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("written", type=click.Path(dir_okay=False, path_type=Path))
@@ -226,8 +233,8 @@ def main(path: Path, written: Path, sample: int, seed: int, functions: tuple[str
     if survivors:
         known = {tuple(each) for each in json.loads(written.read_text())["survived"]}
         chosen = {name: m for name, m in chosen.items() if (m.function, m.before, m.after) in known}
-    if sample and sample < len(chosen):
-        chosen = {name: chosen[name] for name in random.Random(f"{seed} {path}").sample(sorted(chosen), sample)}
+    if sample:
+        chosen = dict(sorted(chosen.items(), key=lambda item: _rank(seed, path, item[1]))[:sample])
     sys.meta_path.insert(0, _Finder(module_name(path), path, code))
     set_mutant_under_test("stats")
     began = time.monotonic()

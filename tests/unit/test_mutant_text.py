@@ -88,3 +88,11 @@ def test_a_sample_has_an_interval_and_all_mutants_have_none() -> None:
     assert 0.82 < low < score.score == 0.9 < high < 0.95
     whole = ModuleScore("a.py", 100, 10, 100, 88, 2, (), 1)
     assert whole.interval == (0.9, 0.9)
+
+
+def test_the_whole_is_weighed_by_the_mutants_of_each_module() -> None:
+    small, large = ModuleScore("a.py", 30, 0, 30, 30, 0, (), 1), ModuleScore("b.py", 300, 0, 30, 15, 0, (), 1)
+    score, (low, high) = mutation.overall([small, large])
+    assert score == pytest.approx((30 + 150) / 330)
+    assert low < score < high
+    assert mutation.overall([small]) == (1.0, (1.0, 1.0))

@@ -8,7 +8,7 @@ import errno
 import msgspec
 import pytest
 
-from chaos.history.records import Asked, Record
+from chaos.history.records import Answer, Asked, Record
 from chaos.judge.checkers import CHECKERS
 from chaos.judge.verdict import Outcome
 from tests.unit.core.build import Builder, changed, shipped
@@ -279,3 +279,24 @@ def test_p3_the_firmwares_own_eio_is_no_sign_of_death() -> None:
     assert (verdict.outcome, verdict.signature) == (Outcome.BROKEN, "source-after-move:answered")
     verdict = CHECKERS["P3"](shipped(MOVE), changed(failed().finish(), refused))
     assert verdict.outcome is not Outcome.BROKEN, verdict.reason
+
+
+def test_p3_of_a_descriptor_of_an_unknown_kind_no_question_is_due() -> None:
+    def change(record: Record) -> Record:
+        if not isinstance(record, Asked):
+            return record
+        more = Answer(fd="memory 0", ioctl="KVM_SOMETHING", errno=errno.EIO, control=0)
+        return msgspec.structs.replace(record, answers=(*record.answers, more))
+
+    assert check("P3", MOVE, change).outcome is Outcome.KEPT
+
+
+def test_p3_of_a_vm_that_the_experiment_does_not_have_no_vcpus_are_due() -> None:
+    b = Builder()
+    b.begin()
+    b.launch("mine", "source", "sev")
+    b.launch("yours", "destination")
+    b.move("mine", "yours", "destination")
+    b.ask("mine", "source", dead=True, vcpus=0)
+    verdict = CHECKERS["P3"](shipped(MOVE), b.history())
+    assert verdict.outcome is Outcome.KEPT, verdict.reason

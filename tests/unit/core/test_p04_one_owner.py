@@ -8,8 +8,9 @@ import errno
 import msgspec
 import pytest
 
-from chaos.history.records import Asked, Observation
+from chaos.history.records import Asked, Header, Observation, Record
 from chaos.judge.checkers import CHECKERS
+from chaos.judge.ledger.firmware_contexts import GONE
 from chaos.judge.verdict import Outcome, Verdict
 from tests.unit.core.build import Builder, shipped
 from tests.unit.core.doctored import (
@@ -229,3 +230,43 @@ def test_p4_a_vm_that_has_lost_its_descriptor_cannot_be_asked() -> None:
     b.do("lose_fd", "destination", vm="new", fd="vm")
     verdict = CHECKERS["P4"](shipped(MOVE), b.history())
     assert (verdict.outcome, verdict.signature) == (Outcome.UNKNOWN, "descriptor-lost")
+
+
+def test_p4_a_context_that_is_moved_into_a_vm_that_was_dead_has_no_owner() -> None:
+    """Not as in finding 0007, where it died while the move was under way."""
+    b = Builder()
+    b.begin()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.move("old", "new", "destination")
+    b.move("new", "old", "source")
+    b.observe("after", {"source": 1})
+    b.status("old", "source", error=errno.EIO)
+    verdict = CHECKERS["P4"](shipped(MOVE), b.history())
+    assert verdict.outcome is Outcome.BROKEN
+    assert "owner-was-dead" in verdict.signature.split("+"), verdict
+
+
+def test_p4_a_shared_host_counts_guests_of_others() -> None:
+    def change(record: Record) -> Record:
+        return msgspec.structs.replace(record, shared=True) if isinstance(record, Header) else record
+
+    assert check("P4", MOVE, change).signature == "skipped:guests-of-others"
+
+
+@pytest.mark.parametrize(("lost", "signature"), [(True, GONE), (False, "")])
+def test_p4_an_owner_that_did_not_say_is_excused_by_a_lost_firmware_alone(lost: bool, signature: str) -> None:
+    b = Builder()
+    b.begin()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.observe("before", {"source": 1})
+    b.move("old", "new", "destination")
+    b.ask("old", "source", dead=True)
+    b.observe("after", {"destination": 1})
+    if lost:
+        b.kernel("ccp 0000:00:05.0: sev command 0x1 timed out, disabling PSP")
+    silent = b.status("new", "destination", error=errno.ENODEV if lost else errno.EBUSY)
+    verdict = CHECKERS["P4"](shipped(MOVE), b.history())
+    assert (verdict.outcome, verdict.signature) == (Outcome.UNKNOWN, signature)
+    assert silent.seq in verdict.records and "says which of new and old owns the context" in verdict.reason
