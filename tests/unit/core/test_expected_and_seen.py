@@ -8,7 +8,7 @@ import errno
 import msgspec
 import pytest
 
-from chaos.history.records import Asked, Counted, Done, History, Observation, Record
+from chaos.history.records import Asked, Counted, Done, History, Observation, Record, Value
 from chaos.judge.checkers import CHECKERS
 from chaos.judge.verdict import Outcome
 from tests.unit.core.build import ALL, Builder, changed, shipped
@@ -66,6 +66,33 @@ def two_owners() -> History:
     return b.finish()
 
 
+def counted_by_each(before: tuple[int, ...], after: tuple[int, ...]) -> Change:
+    """Two vCPUs of the guest, before and after."""
+
+    def change(record: Record) -> Record:
+        if not isinstance(record, Counted):
+            return record
+        return msgspec.structs.replace(record, each=before if record.vm == "old" else after)
+
+    return change
+
+
+def paused_at_the_end(**said: Value) -> History:
+    """The vCPUs are taken out once more after the move."""
+    b = Builder()
+    b.begin()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.count("old", "source", 10)
+    b.status("old", "source")
+    b.move("old", "new", "destination")
+    b.give_state("new", "destination")
+    b.status("new", "destination")
+    b.count("new", "destination", 20)
+    b.done(b.invoke("pause", "destination", vm="new"), value=dict(said))
+    return b.finish()
+
+
 CASES: dict[str, tuple[str, History, str, str, str, set[type[Record]]]] = {
     "two": ("P4", two_owners(), "two-own", "0", "1", {Done}),
     "none": ("P4", of(MOVE, NOT_THE_OWNER), "none-owns", "1", "0", {Done}),
@@ -117,6 +144,62 @@ CASES: dict[str, tuple[str, History, str, str, str, set[type[Record]]]] = {
         "more than 100 ticks",
         "99 ticks",
         {Counted},
+    ),
+    "one of two": (
+        "P5",
+        of(MOVE, counted_by_each((7, 9), (8, 9))),
+        "counter-stopped-after-move",
+        "more than 9 ticks",
+        "9 ticks",
+        {Counted},
+    ),
+    "registers": (
+        "P5",
+        of(MOVE, answered("set_state", "new", value={"vcpus": 1, "differs": ["vcpu 0: rip", "vcpu 0: fs base"]})),
+        "state-differs-after-move:fs-base+rip",
+        "as they were given",
+        "fs base, rip",
+        {Done},
+    ),
+    "no registers": (
+        "P5",
+        of(MOVE, answered("set_state", "new", outcome="fail", errno=errno.EINVAL, value={"call": "KVM_SET_SREGS"})),
+        "state-refused-after-move:KVM_SET_SREGS:EINVAL",
+        "ok",
+        "EINVAL",
+        {Done},
+    ),
+    "not entered": (
+        "P5",
+        of(MOVE, answered("run", "new", outcome="fail", errno=errno.EINVAL, value={"call": "KVM_RUN"})),
+        "not-entered-after-move:KVM_RUN:EINVAL",
+        "a guest that runs",
+        "EINVAL",
+        {Done},
+    ),
+    "astray": (
+        "P5",
+        paused_at_the_end(astray=[0]),
+        "astray-after-move",
+        "a guest that runs",
+        "vCPUs [0] of new had left the guest's program",
+        {Done},
+    ),
+    "torn": (
+        "P5",
+        paused_at_the_end(torn=[1]),
+        "torn-after-move",
+        "a guest that runs",
+        "memory was not what the registers said of vCPUs [1] of new",
+        {Done},
+    ),
+    "taken out": (
+        "P5",
+        paused_at_the_end(ended="KVM_EXIT_SHUTDOWN"),
+        "stopped-after-move:KVM_EXIT_SHUTDOWN",
+        "a guest that runs",
+        "the guest at new had stopped by itself (KVM_EXIT_SHUTDOWN)",
+        {Done},
     ),
     "answers": ("P3", of(MOVE, alive), "source-after-move:answered", "EIO", "58 ok", {Asked}),
     "dead": ("P3", of(KILL_DESTINATION, dead), "source-after-failed-move:dead", "no EIO", "31 EIO", {Asked}),
