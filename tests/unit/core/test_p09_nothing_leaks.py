@@ -277,3 +277,11 @@ def test_p9_a_spawn_that_was_never_answered_may_have_left_a_process() -> None:
     b.begin()
     b.invoke("spawn", "third", cgroup="third")
     assert CHECKERS["P9"](shipped(MOVE), b.finish()).reason.startswith("third still lived")
+
+
+@pytest.mark.parametrize(("had", "signature"), [(7, ""), (8, "more-contexts-than-asids:sev")])
+def test_p9_what_is_in_use_at_the_start_cannot_be_had(had: int, signature: str) -> None:
+    used = {".": {"current": {"sev": 1, "sev_es": 0}}}
+    start = replaced(Observation, {"label": "start"}, misc=used)
+    filled = replaced(Filled, {}, count={"sev": had, "sev_es": 7})
+    assert check("P9", MOVE, lambda record: filled(start(record) or record)).signature == signature
