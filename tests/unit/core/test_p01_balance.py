@@ -196,8 +196,11 @@ def test_p1_in_a_script_without_a_move_one_observation_of_a_charge_is_not_enough
     b.launch("old", "source", "sev")
     first = b.observe("one", {"source": 1})
     assert "no observation shows a charge after the move" in CHECKERS["P1"](experiment, b.history()).reason
-    second = b.observe("two", {"source": 1})
-    assert {first.seq, second.seq} <= set(CHECKERS["P1"](experiment, b.history()).records)
+    b.launch("more", "source", "sev")
+    second = b.observe("two", {"source": 2})
+    verdict = CHECKERS["P1"](experiment, b.history())
+    assert {first.seq, second.seq} <= set(verdict.records)
+    assert "source sev 1 before, source sev 2 after" in verdict.reason
 
 
 def test_p1_what_was_wrong_before_the_move_and_in_it_and_after_it_is_named_once() -> None:

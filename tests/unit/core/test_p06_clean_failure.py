@@ -16,6 +16,7 @@ from tests.unit.core.doctored import (
     KILL_DESTINATION,
     MOVE,
     Change,
+    again,
     answered,
     charge,
     check,
@@ -334,3 +335,10 @@ def test_p6_rests_on_the_records_of_the_move_and_of_each_answer() -> None:
     assert {usable_by.seq, tried.seq - 1, tried.seq} <= set(verdict.records)
     observed = [record.seq for record in b.records if isinstance(record, Observation) and record.label != "start"]
     assert set(observed) <= set(verdict.records)
+
+
+def test_p6_a_destination_that_then_takes_the_context_was_usable() -> None:
+    b = again(ask=False)
+    verdict = p6(b)
+    assert (verdict.outcome, verdict.signature) == (Outcome.KEPT, "")
+    assert "new was usable: the move from old to new succeeded" in verdict.reason
