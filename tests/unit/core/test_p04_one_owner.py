@@ -124,6 +124,7 @@ def between_two_guests(*, handle: int, asked: bool = True) -> Verdict:
     b.move("old", "full", "destination", error=errno.EINVAL)
     b.observe("after", {"source": 1, "destination": 1})
     b.done(b.invoke("guest_status", "source", vm="old"), value={"handle": 1, "policy": 0, "state": 3})
+    b.do("launch_measure", "destination", vm="full")  # which says nothing of which context it is
     if asked:
         b.done(b.invoke("guest_status", "destination", vm="full"), value={"handle": handle, "policy": 0, "state": 3})
     return CHECKERS["P4"](shipped(MOVE), b.finish())
@@ -270,3 +271,43 @@ def test_p4_an_owner_that_did_not_say_is_excused_by_a_lost_firmware_alone(lost: 
     verdict = CHECKERS["P4"](shipped(MOVE), b.history())
     assert (verdict.outcome, verdict.signature) == (Outcome.UNKNOWN, signature)
     assert silent.seq in verdict.records and "says which of new and old owns the context" in verdict.reason
+
+
+def test_p4_that_the_firmware_counts_the_guest_while_the_move_is_not_over_does_not_say_who_has_it() -> None:
+    def told(*, late: bool) -> str:
+        b = Builder()
+        b.begin()
+        b.launch("old", "source", "sev")
+        b.launch("new", "destination")
+        move = b.invoke("move", "destination", vm="new", source="old")
+        b.hold(move)
+        b.kill("source")
+        if not late:
+            b.observe("held", {"source": 1, "destination": 1}, guests=1)
+        b.done(move)
+        b.status("new", "destination", error=errno.EBADF)
+        if late:
+            b.observe("after", {"destination": 1})
+        return CHECKERS["P4"](shipped(MOVE), b.history()).reason
+
+    assert "the process of old died and took no context along" in told(late=True)
+    assert "the process of old died, before it was asked" in told(late=False)
+
+
+def test_p4_a_move_that_the_kernel_began_after_this_one_leaves_a_moment_between_them() -> None:
+    """It may have been called for earlier; that the source owned nothing in between was then to be asked."""
+    for overlaps in (False, True):
+        b = Builder()
+        b.begin()
+        b.launch("old", "source", "sev")
+        b.launch("third", "source", "sev")
+        b.launch("new", "destination")
+        first = b.invoke("move", "destination", vm="new", source="old")
+        second = b.invoke("move", "source", vm="old", source="third")
+        ended = b.done(first).ended
+        given = b.done(second)
+        assert second.t < ended < given.began
+        if overlaps:
+            b.records[-1] = msgspec.structs.replace(given, began=ended - 1)
+        reason = CHECKERS["P4"](shipped(MOVE), b.history()).reason
+        assert ("old was given a context meanwhile" in reason) is overlaps, reason
