@@ -101,6 +101,8 @@ def test_combine_is_as_bad_as_the_worst_part() -> None:
     both = combine("P1", [deviation, skip, none, good])
     assert (both.signature, both.deviations, both.skips) == ("b+part-unknown+skipped:x", ("b",), ("skipped:x",))
     assert combine("P1", [good, good]).reason == "good"
+    twice = [kept("P1", "one; two", saw), kept("P1", "two; three", saw)]
+    assert combine("P1", twice).reason == "one; two; three"
 
 
 def test_errname() -> None:
