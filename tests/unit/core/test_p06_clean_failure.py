@@ -250,6 +250,7 @@ def test_p6_of_a_refusal_by_a_flag_that_was_left_both_moves_are_shown(f: str) ->
     again = b.do(f, "destination", error=errno.EBUSY, vm="new", source="old")
     verdict = p6(b)
     assert (verdict.expected, verdict.seen) == ("anything but EBUSY", "EBUSY")
+    assert f"; then {f} of new from old answered EBUSY" in verdict.reason
     assert {first.seq - 1, first.seq, again.seq - 1, again.seq} <= set(verdict.records)
 
 
@@ -342,3 +343,9 @@ def test_p6_a_destination_that_then_takes_the_context_was_usable() -> None:
     verdict = p6(b)
     assert (verdict.outcome, verdict.signature) == (Outcome.KEPT, "")
     assert "new was usable: the move from old to new succeeded" in verdict.reason
+
+
+def test_p6_a_mirror_that_is_refused_for_its_flags_never_came_to_the_migration_flags() -> None:
+    b = usable()
+    b.do("mirror", "destination", error=errno.EINVAL, vm="new", source="old", flags=1)
+    assert p6(b).signature == "not-tried-again"
