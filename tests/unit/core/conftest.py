@@ -33,6 +33,8 @@ def whole(**fields: Any) -> Verdict:
     assert all(re.fullmatch(r"skipped:[a-z-]+", skip) for skip in verdict.skips)
     if verdict.outcome is Outcome.UNKNOWN and "+" not in verdict.signature:
         assert re.fullmatch(r"[a-z-]*(:[A-Za-z_-]+)?", verdict.signature), f"{verdict}: no experiment can name that"
+    if verdict.promise == "P9" and verdict.outcome is Outcome.UNKNOWN:
+        assert verdict.records or "the host was not" in verdict.reason, f"{verdict}: what was compared?"
     if "the move from" in verdict.reason:
         assert verdict.records, f"{verdict}: it tells of a move and has no record of it"
     return verdict

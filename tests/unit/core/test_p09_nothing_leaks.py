@@ -135,6 +135,7 @@ def test_p9_deviations(change: Change, signature: str) -> None:
         (replaced(Observation, {"label": "start"}, misc={}), "in use at the start of the run was not read"),
         (replaced(Filled, {}, dying=None, dying_misc=None), "does not say whether the run's cgroups went"),
         (replaced(Observation, {"label": "end"}, objects={}), "kvm_vcpu were not counted at the end"),
+        (replaced(Observation, {"label": "start"}, objects={}), "kvm_vcpu were not counted at the start of the run"),
         *(
             (replaced(Observation, where, **{name: None}), f"no count of {what} at the {where.get('label', 'start')}")
             for name, what in WITNESSES.items()
@@ -177,7 +178,10 @@ def test_p9_on_a_host_with_others_it_may_be_theirs(
 
 @pytest.mark.parametrize(("folder", "outcome"), [("101-9", Outcome.BROKEN), ("4711-9", Outcome.KEPT)])
 def test_p9_a_vm_is_known_by_who_made_it_on_a_host_with_others(folder: str, outcome: Outcome) -> None:
-    assert check("P9", MOVE, elsewhere(False, {"vms": {folder: 2}})).outcome is outcome
+    local = check("P9", MOVE, elsewhere(False, {"vms": {folder: 2}}))
+    assert local.outcome is outcome
+    assert ("debugfs any more, 1 of others;" in f"{local.reason};") is (outcome is Outcome.KEPT)
+    assert "debugfs any more;" in check("P9", MOVE).reason
     assert check("P9", MOVE, replaced(Observation, {"label": "end"}, vms={folder: 2})).outcome is Outcome.BROKEN
 
 
