@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from chaos.errors import InternalError
+
 ROOT = Path(__file__).parent.parent.parent
 JUDGE = ROOT / "chaos" / "judge"
 KNOWN = Path(__file__).parent / "survivors.txt"
@@ -148,11 +150,11 @@ def _score_of(module: Path, *, sample: int, seed: int, again: bool) -> ModuleSco
         done.unlink(missing_ok=True)
         STATE.mkdir(parents=True, exist_ok=True)
         argv = [sys.executable, "-m", "tests.nightly.mutants", str(module), str(written)]
+        argv += ["--sample", str(sample), "--seed", str(seed)]
         with (STATE / f"{name}.log").open("wb") as log:
-            subprocess.run(
-                [*argv, "--sample", str(sample), "--seed", str(seed)],
-                cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=True,
-            )  # fmt: skip
+            ended = subprocess.run(argv, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False)
+        if ended.returncode:
+            raise InternalError(f"the mutants of {module} could not be tried: see {STATE / f'{name}.log'}")
         done.write_text(passed_with)
     return read_score(json.loads(written.read_text()))
 
