@@ -81,6 +81,16 @@ def test_p1_many_wrong_counters_are_summed_up() -> None:
     assert verdict.signature == "overcharged-before-move:sev_es"  # where it is first seen
 
 
+def test_p1_of_four_wrong_counters_three_are_told() -> None:
+    def change(record: Record) -> Record:
+        for cgroup in ("source", "destination"):
+            for key in ("sev", "sev_es"):
+                record = charge("after", cgroup, 5, key)(record) or record
+        return record
+
+    assert check("P1", MOVE, change).reason.endswith(", and 1 more")
+
+
 def test_p1_a_counter_below_zero_is_printed_without_its_sign() -> None:
     verdict = check("P1", MOVE, charge("after", "source", (1 << 64) - 1))
     assert (verdict.signature, verdict.seen) == ("below-zero-after-move:sev", "source sev -1")

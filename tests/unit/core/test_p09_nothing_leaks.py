@@ -120,6 +120,8 @@ def test_p9_deviations(change: Change, signature: str) -> None:
         (without(Filled), "not filled to capacity at the start and end"),
         (replaced(Filled, {}, count={}), "no key was filled"),
         (replaced(Filled, {"label": "end"}, errno={"sev": errno.ENOMEM, "sev_es": errno.EBUSY}), "different reasons"),
+        (replaced(Filled, {"label": "end"}, errno={}), "for different reasons: EBUSY, then ok"),
+        (replaced(Filled, {"label": "start"}, errno={}), "for different reasons: ok, then EBUSY"),
         (replaced(Observation, {"label": "end"}, guests=None), "the firmware could not be asked"),
         (replaced(Observation, {"label": "end"}, misc={}), "were not read at its end"),
         (replaced(Observation, {"label": "end"}, pinned=None), "pages of the host were not counted"),
