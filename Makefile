@@ -3,8 +3,8 @@
 # make demo    everything needed is installed, then real experiments run on two stock kernels in the lab
 # make test    everything needed is installed, then all checks and tests, the lab's included
 # make check   the checks and the tests that need no lab
-# make nightly the whole catalogue on each kernel against its table of outcomes (docs/outcomes.md); a part that passed
-#              is not repeated, `make nightly again=--again` repeats all
+# make nightly the whole catalogue on each kernel against its table of outcomes (docs/outcomes.md), and mutants of the
+#              judge (docs/mutation.md); a part that passed is not repeated, `make nightly again=--again` repeats all
 # make outcomes  the tables of outcomes, made anew; `git diff experiments/outcomes` shows what changed
 # make bench   figures, side by side with what they are compared with; takes minutes
 # make wheel   dist/sevchaos-*.whl
@@ -36,6 +36,7 @@ setup:
 	@setup/setup.sh
 
 nightly: setup
+	$(bin)/pip install --quiet --requirement tests/nightly/requirements.txt
 	$(bin)/python -m tests.nightly run $(again) $(each_kernel)
 
 outcomes: setup

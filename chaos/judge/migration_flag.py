@@ -128,7 +128,7 @@ def _without_holder(bids: Sequence[Bid]) -> frozenset[int]:
     """The refused bids, by number, that nothing explains. What two refused ones explain of each other counts, so it
     starts with every explanation and takes away those that rest on none."""
     refused = frozenset(n for n, bid in enumerate(bids) if not bid.passed)
-    beside = {n: [m for m, other in enumerate(bids) if _overlap(bids[n], other, same=m == n)] for n in refused}
+    beside = {n: [m for m, other in enumerate(bids) if _overlap(bids[n], other)] for n in refused}
     by_source = refused  # those that may have had their destination's flag, and failed on their source's
     while True:
         blocked = {n for n in by_source if any(_blocks(bids[n].source, bids[m], m in by_source) for m in beside[n])}
@@ -145,8 +145,8 @@ def _blocks(vm: str, other: Bid, by_source: bool) -> bool:
     return (other.passed and vm in (other.source, other.destination)) or (by_source and vm == other.destination)
 
 
-def _overlap(refused: Bid, other: Bid, *, same: bool) -> bool:
-    """Calls of a loop of one thread come one after the other."""
-    if (same or refused.invoke.op == other.invoke.op) and not refused.several:
+def _overlap(refused: Bid, other: Bid) -> bool:
+    """Calls of a loop of one thread come one after the other, and no call is beside itself."""
+    if refused.invoke.op == other.invoke.op and not refused.several:
         return False
     return other.began <= refused.ended and other.ended >= refused.since

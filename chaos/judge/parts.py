@@ -34,7 +34,7 @@ def skipped(promise: str, reason: str, records: Iterable[Record] = (), *, what: 
 
 
 def broken(
-    promise: str, reason: str, records: Iterable[Record], *, signature: str, expected: str = "", seen: str = ""
+    promise: str, reason: str, records: Iterable[Record], *, signature: str, expected: str, seen: str
 ) -> Verdict:
     return Verdict(
         promise=promise,

@@ -12,7 +12,7 @@ from chaos.cli.common import explain
 from chaos.controller import outcomes
 from chaos.errors import SevchaosError
 from chaos.lab.kernel.find import default_kernels
-from tests.nightly import catalogue, parts
+from tests.nightly import catalogue, mutation, parts
 
 _reports = click.argument(
     "reports", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -73,6 +73,17 @@ def compare_(reports: tuple[Path, ...], whole: bool) -> None:
     """Compare reports with the tables."""
     well = [parts.told(catalogue.against_tables(path.read_bytes(), whole=whole), click.echo) for path in reports]
     sys.exit(0 if all(well) else 1)
+
+
+@main.command("mutation")
+@click.option("--module", "modules", multiple=True, type=click.Path(path_type=Path), help="Repeatable. [default: all]")
+@click.option("--sample", default=mutation.SAMPLE, show_default=True, metavar="N", help="Of a module; 0: all.")
+@click.option("--seed", default=0, show_default=True, metavar="S", help="Which N.")
+@click.option("--again", is_flag=True, help="Repeat what is done.")
+def mutation_(modules: tuple[Path, ...], sample: int, seed: int, again: bool) -> None:
+    """Try mutants of the judge: which of them no test kills."""
+    chosen = modules or mutation.modules()
+    sys.exit(0 if mutation.carry_out(chosen, click.echo, sample=sample, seed=seed, again=again) else 1)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pathlib import Path
 import experiments
 from chaos.controller.outcomes import OutcomeDifference
 from chaos.lab.kernel.find import find_kernel
+from tests.nightly import mutation
 from tests.nightly.catalogue import against_tables, carry_out
 
 ROOT = Path(__file__).parent.parent.parent
@@ -41,7 +42,7 @@ class NightlyPart:
 
 def parts(kernels: Sequence[str]) -> tuple[NightlyPart, ...]:
     """All there are. What else needs a night (kills of the runner) is to be a line here."""
-    return (*map(_catalogue, kernels), *map(_defects, kernels))
+    return (*map(_catalogue, kernels), *map(_defects, kernels), _mutation())
 
 
 def _catalogue(kernel: str) -> NightlyPart:
@@ -67,6 +68,15 @@ def _defects(kernel: str) -> NightlyPart:
         return done.returncode == 0
 
     return NightlyPart(f"defects-{kernel}", carry, lambda: find_kernel(kernel).identity)
+
+
+def _mutation() -> NightlyPart:
+    """Every mutant of the judge that survives is known. A module that was tried with this tree is not tried again."""
+
+    def carry(directory: Path, say: Say) -> bool:
+        return mutation.carry_out(mutation.modules(), say)
+
+    return NightlyPart("mutation", carry, lambda: "no kernel")
 
 
 def told(differences: Sequence[OutcomeDifference], say: Say) -> bool:

@@ -40,7 +40,8 @@ def check(experiment: Experiment, history: History) -> Verdict:
         if not evidence.moves:
             return unknown(PROMISE, f"{evidence.untried}, so no charge had to follow one")
         if evidence.settled is None:
-            return unknown(PROMISE, f"{evidence.moves[-1]}: the charges after it cannot be asked for")
+            last = evidence.moves[-1]
+            return unknown(PROMISE, f"{last}: the charges after it cannot be asked for", last.records)
         begun, over = evidence.moves[0].invoke.seq, evidence.settled
         before = [entry for entry in charged if entry.record.seq < begun]
         after = [entry for entry in charged if entry.record.seq > over] or _nobody_left(evidence, over)

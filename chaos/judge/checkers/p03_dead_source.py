@@ -266,7 +266,7 @@ def _operations(evidence: RunEvidence, move: TriedMove, done: Iterable[tuple[Inv
     for invoke, answer in done:
         if says_dead(answer) == move.happened or not ioctl_answered(answer) or evidence.lost(invoke):
             continue
-        said = "ok" if answer.outcome == "ok" else errname(answer.errno)
+        said = errname(answer.errno)
         yield broken(
             PROMISE,
             f"{move}, and {invoke.f} of {move.source} answered {said} afterwards",

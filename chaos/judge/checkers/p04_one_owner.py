@@ -30,7 +30,8 @@ def check(experiment: Experiment, history: History) -> Verdict:
     elif not evidence.moves:
         parts.append(unknown(PROMISE, f"{evidence.untried}, so ownership was never in question"))
     elif evidence.settled is None:
-        parts.append(unknown(PROMISE, f"{evidence.moves[-1]}: who owns the context after it cannot be asked"))
+        last = evidence.moves[-1]
+        parts.append(unknown(PROMISE, f"{last}: who owns the context after it cannot be asked", last.records))
     else:
         after = [entry for entry in evidence.ledger.entries if _asked(evidence, entry) > evidence.settled]
         lineages = dict.fromkeys(evidence.lineage(move.source) for move in evidence.moves)

@@ -36,7 +36,7 @@ from chaos.history.records import (
 from chaos.judge.evidence import RunEvidence
 from chaos.judge.parts import broken, combine, kept, unknown
 from chaos.judge.timeline import named, told
-from chaos.judge.verdict import Outcome, Verdict
+from chaos.judge.verdict import Verdict
 
 PROMISE = "P8"
 ASLEEP = "D"  # where no signal but a fatal one reaches it
@@ -101,11 +101,10 @@ def _left(evidence: RunEvidence, invoke: Invoke, done: Done | None, unsaid: str,
     if not sure and (missing := _missing(done, struck, exited, unsaid)):
         return unknown(PROMISE, f"{named(invoke)} ended with its process, and {missing} is not on record", records)
     if struck is not None and (found := _outlived(evidence, invoke, struck, exited)) is not None:
-        outcome, reason, how = found.outcome, found.reason, "signal-did-not-end"
-        records = tuple(r for r in evidence.history.records if r.seq in found.records or r in records)
-        if outcome is Outcome.UNKNOWN:
+        sure, reason, more = found
+        how, records = "signal-did-not-end", (*records, *more)
+        if not sure:
             return unknown(PROMISE, reason, records)
-        sure = True
     elif exited is None and struck is not None:
         reason, how = f"{struck.fault} struck {invoke.agent}, and did not end {named(invoke)}", "signal-did-not-end"
     elif exited is None or (struck is None and exited.status < 0):  # whoever carries out the run clears it away
@@ -133,9 +132,12 @@ def _missing(done: Done | None, struck: Fault | None, exited: Exited | None, uns
     return f"whom {unsaid} struck" if struck is None and exited.status < 0 and unsaid else ""
 
 
-def _outlived(evidence: RunEvidence, invoke: Invoke, struck: Fault, exited: Exited | None) -> Verdict | None:
-    """That a move or mirror outlived the fatal signal: what it waited for was let go first, or it took too long. None
-    if the signal ended it. Of other operations nothing is promised: who waits for the firmware cannot be killed."""
+def _outlived(
+    evidence: RunEvidence, invoke: Invoke, struck: Fault, exited: Exited | None
+) -> tuple[bool, str, tuple[Record, ...]] | None:
+    """That a move or mirror outlived the fatal signal: what it waited for was let go first, or it took too long. It is
+    whether that is sure, what is told of it, and the records. None if the signal ended it. Of other operations nothing
+    is promised: who waits for the firmware cannot be killed."""
     if struck.fault not in SIGNALS or invoke.f not in MOVES:
         return None
     end = exited if exited is not None else evidence.history.records[-1]
@@ -150,10 +152,10 @@ def _outlived(evidence: RunEvidence, invoke: Invoke, struck: Fault, exited: Exit
     if took <= ENDS_WITHIN and (release is None or exited is None):
         return None
     if (excuse := _held_up(evidence, invoke, struck)) is not None:
-        return unknown(PROMISE, f"{told}; {excuse}", records)
+        return False, f"{told}; {excuse}", records
     if took > ENDS_WITHIN or (release is not None and (release.t - struck.t) / NS > LONGEST):
-        return broken(PROMISE, told, records, signature=f"signal-did-not-end:{invoke.f}")
-    return unknown(PROMISE, f"{told}; nobody can say which of the two ended it", records)
+        return True, told, records
+    return False, f"{told}; nobody can say which of the two ended it", records
 
 
 def _releases(evidence: RunEvidence, invoke: Invoke, struck: Fault, before: int) -> Iterator[Record]:
@@ -195,7 +197,7 @@ def _overdue(evidence: RunEvidence, invoke: Invoke) -> Overdue | None:
 def _seen(late: Overdue | None, last: Traced | None) -> str:
     if last is not None:
         return f"its thread last {told(last)}"
-    return f"it slept in {late.sleeping or late.call}" if late is not None else ""
+    return f"it slept in {late.sleeping or late.call}" if late is not None else "neither in time"
 
 
 def _struck(evidence: RunEvidence, invoke: Invoke) -> Fault | None:

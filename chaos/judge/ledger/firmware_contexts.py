@@ -47,14 +47,14 @@ class Owed:
 
 @dataclass(slots=True)
 class Contexts:
-    """`live` are the starts of contexts that were never ended and are not owed to a fault. `ended` counts the others.
-    `refused` are the DECOMMISSIONs that the firmware refused for no fault's sake, and those of contexts that a fault
-    had kept when they were asked for before. `gone` is why the firmware cannot be asked any more, "" if it can, and
-    `gone_at` since when. `seen` are all commands, `tampered` those to which something was done. `gaps` are the pairs
-    between which records are missing. It is `whole` if none are, from the first command on."""
+    """`live` are the starts of contexts that were never ended and are not owed to a fault. `ended` are the
+    DECOMMISSIONs of the others. `refused` are those that the firmware refused for no fault's sake, and those of
+    contexts that a fault had kept when they were asked for before. `gone` is why the firmware cannot be asked any more,
+    "" if it can, and `gone_at` since when. `seen` are all commands, `tampered` those to which something was done.
+    `gaps` are the pairs between which records are missing. It is `whole` if none are, from the first command on."""
 
     live: dict[int, Firmware] = field(default_factory=dict)
-    ended: int = 0
+    ended: list[Firmware] = field(default_factory=list)
     refused: list[Firmware] = field(default_factory=list)
     owed: list[Owed] = field(default_factory=list)
     gone: str = ""
@@ -185,7 +185,8 @@ class Contexts:
         if handle in self._kept:  # it was asked for before
             self.refused.append(record)
         elif word == "lie" or (record.status == 0 and word not in NOT_DONE):
-            self.ended += self.live.pop(handle, None) is not None
+            if self.live.pop(handle, None) is not None:
+                self.ended.append(record)
         elif record.status < 0 or self.gone_by(record.t):
             pass  # nobody has heard of it
         elif started is not None and (word not in HONEST or handle in self._bound):

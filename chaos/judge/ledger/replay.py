@@ -286,7 +286,7 @@ class _Replay:
 
     def _exited(self, agent: str) -> None:
         self.doomed.discard(agent)
-        self._let_go(agent=agent)
+        self._let_go()
         worlds = set(self.worlds)
         for op in [op for op, invoke in self.pending.items() if invoke.agent == agent]:
             del self.pending[op]

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -46,6 +47,7 @@ KERNEL = "6.12.117"
 R = TypeVar("R", bound=Record)
 
 
+@cache
 def shipped(name: str) -> Experiment:
     return load(SHIPPED / f"{name}.yaml")
 

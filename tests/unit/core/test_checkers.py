@@ -91,15 +91,18 @@ def test_a_chain_of_moves(promise: str) -> None:
 
 
 def test_combine_is_as_bad_as_the_worst_part() -> None:
-    good, none, skip = kept("P1", "good"), unknown("P1", "none"), skipped("P1", "skip", what="x")
+    saw = (Note(seq=3, t=0, topic="left", text=""),)
+    good, none, skip = kept("P1", "good", saw), unknown("P1", "none"), skipped("P1", "skip", what="x")
     assert combine("P1", []).outcome is Outcome.UNKNOWN
     assert combine("P1", [good, skip]).outcome is Outcome.SKIPPED
     assert combine("P1", [good, none, skip]).reason == "none; skip; good"
     assert (combine("P1", [good, skip]).signature, combine("P1", [skip, none]).signature) == ("skipped:x", "")
-    deviation = broken("P1", "bad", (), signature="b")
+    deviation = broken("P1", "bad", saw, signature="b", expected="one", seen="two")
     both = combine("P1", [deviation, skip, none, good])
     assert (both.signature, both.deviations, both.skips) == ("b+part-unknown+skipped:x", ("b",), ("skipped:x",))
     assert combine("P1", [good, good]).reason == "good"
+    twice = [kept("P1", "one; two", saw), kept("P1", "two; three", saw)]
+    assert combine("P1", twice).reason == "one; two; three"
 
 
 def test_errname() -> None:

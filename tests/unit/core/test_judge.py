@@ -369,3 +369,17 @@ def test_what_a_run_leaves_on_its_host_shows_in_the_exit_code() -> None:
     deviated = Verdict(promise="P1", outcome=Outcome.BROKEN, reason="a charge that is wrong")
     wrong = msgspec.structs.replace(left, verdicts=(deviated,))
     assert exit_code([left, wrong]) is ExitCode.BROKEN  # evidence against the kernel is not hidden
+
+
+@pytest.mark.parametrize(("gone", "void"), [("source", False), ("destination", True)])
+def test_a_signal_has_struck_whoever_had_a_move_under_way_when_it_was_sent(gone: str, void: bool) -> None:
+    """That another process has ended before changes nothing; one that has ended itself has no move under way."""
+    b = Builder("kill-destination-in-move")
+    b.begin()
+    move = b.invoke("move", "destination", vm="new", source="old", step=6)
+    b.hold(move, step=7)
+    b.exited(gone)
+    b.kill_begins("destination", step=8)
+    b.add(Fault(t=b.tick(), fault="kill", event="evidence", step=8, target="destination", struck=False))
+    told = list(shortcomings(shipped("kill-destination-in-move"), b.end()))
+    assert any("nothing shows that the fault 'kill'" in each for each in told) is void

@@ -7,7 +7,9 @@ import errno
 
 import pytest
 
-from tests.unit.core.build import Builder
+from chaos.history.records import Invoke
+from chaos.judge.ledger.replay import replay
+from tests.unit.core.build import Builder, destination_killed, moved
 from tests.unit.core.on_ledger import held, ledger, payers, two
 
 
@@ -207,3 +209,10 @@ def test_a_move_holds_both_files_whoever_closes_them(vm: str) -> None:
     b.done(invoke)
     assert payers(ledger(b)) == ({("source",)} if vm == "old" else {()})
     assert ledger(b).lost == ""
+
+
+def test_in_what_world_a_killed_move_was_made_is_not_told() -> None:
+    """Its process may have been gone before it came to it."""
+    for history, told in ((destination_killed(), False), (moved(), True)):
+        (move,) = [record for record in history.records if isinstance(record, Invoke) and record.f == "move"]
+        assert (move.op in replay(history).during) is told

@@ -120,3 +120,22 @@ def test_two_moves_that_are_both_refused(first: tuple[str, str], second: tuple[s
     verdict = p7(b)
     assert verdict.outcome is outcome
     assert ("EBUSY-of-nobody" in verdict.signature) == (outcome is Outcome.BROKEN)
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_call_that_the_kernel_began_later_explains_nothing(beside: bool) -> None:
+    """However early its process was told to make it."""
+    b = begun()
+    b.launch("a", "source", "sev")
+    b.launch("b", "destination")
+    b.launch("c", "source")
+    b.do("send_fd", "source", vm="a", to="destination")
+    see(b, "before", {"source": 1})
+    other = b.invoke("mirror", "source", vm="c", source="a")
+    refused = b.do("move", "destination", vm="b", source="a", error=errno.EBUSY)
+    b.t = refused.ended + 10_000_000
+    done = b.done(other, "fail", error=errno.EINVAL)  # which is past the flags
+    assert other.t < refused.began and done.began > refused.ended
+    if beside:
+        b.records[-1] = msgspec.structs.replace(done, began=refused.began)
+    assert ("EBUSY-of-nobody" in p7(b).signature) is not beside, p7(b).reason

@@ -359,7 +359,7 @@ def test_a_part_that_cannot_be_carried_out_has_not_passed_and_stops_no_other(mon
     monkeypatch.setattr(parts, "run", run)
     done = CliRunner().invoke(main, ["run"])
     assert done.exit_code == 1
-    assert carried == [f"{part}-{kernel}" for part in ("catalogue", "defects") for kernel in default_kernels()]
+    assert carried == [part.name for part in parts.parts(default_kernels())]
     assert f"FAILED  {carried[0]}\npassed  {carried[1]}" in done.output
 
 
@@ -367,6 +367,7 @@ def test_the_makefile_names_the_kernels_that_are_tested() -> None:
     assert f"\nkernels := {' '.join(default_kernels())}\n" in (parts.ROOT / "Makefile").read_text()
 
 
-def test_a_night_has_the_catalogue_and_the_defects_on_every_kernel() -> None:
+def test_a_night_has_the_catalogue_and_the_defects_on_every_kernel_and_the_mutants_of_the_judge() -> None:
     names = [part.name for part in parts.parts(("debian:6.1", "debian:6.12"))]
-    assert names == [f"{part}-debian:{kernel}" for part in ("catalogue", "defects") for kernel in ("6.1", "6.12")]
+    every = [f"{part}-debian:{kernel}" for part in ("catalogue", "defects") for kernel in ("6.1", "6.12")]
+    assert names == [*every, "mutation"]

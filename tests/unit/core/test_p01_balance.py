@@ -23,6 +23,8 @@ def test_p1_a_source_that_stays_charged() -> None:
     assert verdict.outcome is Outcome.BROKEN
     assert verdict.signature == "overcharged-after-move:sev"
     assert "cgroup 'source' read sev 1 where 0 was due" in verdict.reason
+    assert verdict.reason.startswith("at 'after' (after the move) cgroup '.' read sev 2 where 1 was due")
+    assert "more" not in verdict.reason
     assert verdict.expected == ". sev 1; source sev 0"
     assert verdict.seen == ". sev 2; source sev 1"
 
@@ -77,6 +79,16 @@ def test_p1_many_wrong_counters_are_summed_up() -> None:
     verdict = check("P1", MOVE, change)
     assert verdict.reason.endswith("and 3 more")
     assert verdict.signature == "overcharged-before-move:sev_es"  # where it is first seen
+
+
+def test_p1_of_four_wrong_counters_three_are_told() -> None:
+    def change(record: Record) -> Record:
+        for cgroup in ("source", "destination"):
+            for key in ("sev", "sev_es"):
+                record = charge("after", cgroup, 5, key)(record) or record
+        return record
+
+    assert check("P1", MOVE, change).reason.endswith(", and 1 more")
 
 
 def test_p1_a_counter_below_zero_is_printed_without_its_sign() -> None:
@@ -166,6 +178,46 @@ def both_killed(*, left: int = 0, killed: bool = True) -> History:
 
 
 def test_p1_after_both_sides_were_killed_nothing_is_due() -> None:
-    assert CHECKERS["P1"](shipped(MOVE), both_killed()).outcome is Outcome.KEPT
+    verdict = CHECKERS["P1"](shipped(MOVE), both_killed())
+    assert verdict.outcome is Outcome.KEPT
+    assert "source sev 1 before, nothing after" in verdict.reason
     assert CHECKERS["P1"](shipped(MOVE), both_killed(killed=False)).outcome is Outcome.UNKNOWN
     assert CHECKERS["P1"](shipped(MOVE), both_killed(left=1)).signature.startswith("overcharged")
+
+
+@pytest.mark.parametrize("killed", ["source", "destination"])
+def test_p1_while_one_side_of_a_killed_move_lives_a_charge_is_due(killed: str) -> None:
+    """With nothing charged afterwards, the promise is not shown by who is gone."""
+    b = Builder()
+    b.begin()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.observe("before", {"source": 1})
+    move = b.invoke("move", "destination", vm="new", source="old")
+    b.kill(killed)
+    b.done(move, "info") if killed == "destination" else b.done(move)
+    assert "no observation shows a charge after the move" in CHECKERS["P1"](shipped(MOVE), b.finish()).reason
+
+
+def test_p1_in_a_script_without_a_move_one_observation_of_a_charge_is_not_enough() -> None:
+    experiment = msgspec.structs.replace(shipped(MOVE), script=())
+    b = Builder()
+    b.begin()
+    b.launch("old", "source", "sev")
+    first = b.observe("one", {"source": 1})
+    assert "no observation shows a charge after the move" in CHECKERS["P1"](experiment, b.history()).reason
+    b.launch("more", "source", "sev")
+    second = b.observe("two", {"source": 2})
+    verdict = CHECKERS["P1"](experiment, b.history())
+    assert {first.seq, second.seq} <= set(verdict.records)
+    assert "source sev 1 before, source sev 2 after" in verdict.reason
+
+
+def test_p1_what_was_wrong_before_the_move_and_in_it_and_after_it_is_named_once() -> None:
+    def change(record: Record) -> Record:
+        for label in ("before", "held", "after"):
+            record = charge(label, "destination", 3)(record) or record
+        return record
+
+    assert check("P1", KILL_SOURCE, change).signature == "overcharged-before-move:sev"
+    assert check("P1", KILL_SOURCE, charge("held", "destination", 3)).signature == "overcharged-in-move:sev"

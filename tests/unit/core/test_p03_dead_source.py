@@ -8,7 +8,7 @@ import errno
 import msgspec
 import pytest
 
-from chaos.history.records import Asked, Record
+from chaos.history.records import Answer, Asked, Record
 from chaos.judge.checkers import CHECKERS
 from chaos.judge.verdict import Outcome
 from tests.unit.core.build import Builder, changed, shipped
@@ -279,3 +279,45 @@ def test_p3_the_firmwares_own_eio_is_no_sign_of_death() -> None:
     assert (verdict.outcome, verdict.signature) == (Outcome.BROKEN, "source-after-move:answered")
     verdict = CHECKERS["P3"](shipped(MOVE), changed(failed().finish(), refused))
     assert verdict.outcome is not Outcome.BROKEN, verdict.reason
+
+
+def test_p3_of_a_descriptor_of_an_unknown_kind_no_question_is_due() -> None:
+    def change(record: Record) -> Record:
+        if not isinstance(record, Asked):
+            return record
+        more = Answer(fd="memory 0", ioctl="KVM_SOMETHING", errno=errno.EIO, control=0)
+        return msgspec.structs.replace(record, answers=(*record.answers, more))
+
+    assert check("P3", MOVE, change).outcome is Outcome.KEPT
+
+
+def test_p3_of_a_vm_that_the_experiment_does_not_have_no_vcpus_are_due() -> None:
+    b = Builder()
+    b.begin()
+    b.launch("mine", "source", "sev")
+    b.launch("yours", "destination")
+    b.move("mine", "yours", "destination")
+    b.ask("mine", "source", dead=True, vcpus=0)
+    verdict = CHECKERS["P3"](shipped(MOVE), b.history())
+    assert verdict.outcome is Outcome.KEPT, verdict.reason
+
+
+def test_p3_an_answer_from_before_the_move_that_is_written_down_after_it_is_no_deviation() -> None:
+    """Moves of a loop are recorded when the loop is over."""
+    for late in (False, True):
+        b = begun()
+        b.launch("old", "source", "sev")
+        b.launch("new", "destination")
+        early = b.tick()
+        moved = b.move("old", "new", "destination")
+        asked = b.invoke("launch_measure", "source", vm="old")
+        answer = b.done(asked)
+        if not late:
+            b.records[-2] = msgspec.structs.replace(asked, t=early)
+            b.records[-1] = msgspec.structs.replace(answer, began=early + 1, ended=early + 2)
+        b.ask("old", "source", dead=True, vcpus=1)
+        verdict = verdict_of("P3", b.history())
+        assert verdict.outcome is (Outcome.BROKEN if late else Outcome.KEPT), verdict.reason
+        if late:
+            assert (verdict.expected, verdict.seen) == ("EIO", "ok")
+            assert {moved.seq, asked.seq, answer.seq} <= set(verdict.records)

@@ -8,8 +8,9 @@ import errno
 import msgspec
 import pytest
 
-from chaos.history.records import Observation
+from chaos.history.records import Header, Observation, Record
 from chaos.judge.checkers import CHECKERS
+from chaos.judge.ledger.firmware_contexts import GONE
 from chaos.judge.verdict import Outcome, Verdict
 from tests.unit.core.build import Builder, shipped
 from tests.unit.core.doctored import (
@@ -103,6 +104,7 @@ def between_two_guests(*, handle: int, asked: bool = True) -> Verdict:
     b.move("old", "full", "destination", error=errno.EINVAL)
     b.observe("after", {"source": 1, "destination": 1})
     b.done(b.invoke("guest_status", "source", vm="old"), value={"handle": 1, "policy": 0, "state": 3})
+    b.do("launch_measure", "destination", vm="full")  # which says nothing of which context it is
     if asked:
         b.done(b.invoke("guest_status", "destination", vm="full"), value={"handle": handle, "policy": 0, "state": 3})
     return CHECKERS["P4"](shipped(MOVE), b.finish())
@@ -209,3 +211,83 @@ def test_p4_a_vm_that_has_lost_its_descriptor_cannot_be_asked() -> None:
     b.do("lose_fd", "destination", vm="new", fd="vm")
     verdict = CHECKERS["P4"](shipped(MOVE), b.history())
     assert (verdict.outcome, verdict.signature) == (Outcome.UNKNOWN, "descriptor-lost")
+
+
+def test_p4_a_context_that_is_moved_into_a_vm_that_was_dead_has_no_owner() -> None:
+    """Not as in finding 0007, where it died while the move was under way."""
+    b = Builder()
+    b.begin()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.move("old", "new", "destination")
+    b.move("new", "old", "source")
+    b.observe("after", {"source": 1})
+    b.status("old", "source", error=errno.EIO)
+    verdict = CHECKERS["P4"](shipped(MOVE), b.history())
+    assert verdict.outcome is Outcome.BROKEN
+    assert "owner-was-dead" in verdict.signature.split("+"), verdict
+
+
+def test_p4_a_shared_host_counts_guests_of_others() -> None:
+    def change(record: Record) -> Record:
+        return msgspec.structs.replace(record, shared=True) if isinstance(record, Header) else record
+
+    assert check("P4", MOVE, change).signature == "skipped:guests-of-others"
+
+
+@pytest.mark.parametrize(("lost", "signature"), [(True, GONE), (False, "")])
+def test_p4_an_owner_that_did_not_say_is_excused_by_a_lost_firmware_alone(lost: bool, signature: str) -> None:
+    b = Builder()
+    b.begin()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.observe("before", {"source": 1})
+    b.move("old", "new", "destination")
+    b.ask("old", "source", dead=True)
+    b.observe("after", {"destination": 1})
+    if lost:
+        b.kernel("ccp 0000:00:05.0: sev command 0x1 timed out, disabling PSP")
+    silent = b.status("new", "destination", error=errno.ENODEV if lost else errno.EBUSY)
+    verdict = CHECKERS["P4"](shipped(MOVE), b.history())
+    assert (verdict.outcome, verdict.signature) == (Outcome.UNKNOWN, signature)
+    assert silent.seq in verdict.records and "says which of new and old owns the context" in verdict.reason
+
+
+def test_p4_that_the_firmware_counts_the_guest_while_the_move_is_not_over_does_not_say_who_has_it() -> None:
+    def told(*, late: bool) -> str:
+        b = Builder()
+        b.begin()
+        b.launch("old", "source", "sev")
+        b.launch("new", "destination")
+        move = b.invoke("move", "destination", vm="new", source="old")
+        b.hold(move)
+        b.kill("source")
+        if not late:
+            b.observe("held", {"source": 1, "destination": 1}, guests=1)
+        b.done(move)
+        b.status("new", "destination", error=errno.EBADF)
+        if late:
+            b.observe("after", {"destination": 1})
+        return CHECKERS["P4"](shipped(MOVE), b.history()).reason
+
+    assert "the process of old died and took no context along" in told(late=True)
+    assert "the process of old died, before it was asked" in told(late=False)
+
+
+def test_p4_a_move_that_the_kernel_began_after_this_one_leaves_a_moment_between_them() -> None:
+    """It may have been called for earlier; that the source owned nothing in between was then to be asked."""
+    for overlaps in (False, True):
+        b = Builder()
+        b.begin()
+        b.launch("old", "source", "sev")
+        b.launch("third", "source", "sev")
+        b.launch("new", "destination")
+        first = b.invoke("move", "destination", vm="new", source="old")
+        second = b.invoke("move", "source", vm="old", source="third")
+        ended = b.done(first).ended
+        given = b.done(second)
+        assert second.t < ended < given.began
+        if overlaps:
+            b.records[-1] = msgspec.structs.replace(given, began=ended - 1)
+        reason = CHECKERS["P4"](shipped(MOVE), b.history()).reason
+        assert ("old was given a context meanwhile" in reason) is overlaps, reason

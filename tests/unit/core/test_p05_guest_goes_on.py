@@ -246,3 +246,12 @@ def test_p5_a_status_that_says_nothing_is_not_the_same_as_before() -> None:
     silent = answered("guest_status", "old", value={})
     verdict = check("P5", MOVE, lambda record: answered("guest_status", "new", value={})(silent(record) or record))
     assert verdict.outcome is Outcome.UNKNOWN and "did not say handle and policy and state" in verdict.reason
+
+
+def test_p5_a_run_that_fails_without_naming_its_call_is_named_itself() -> None:
+    verdict = check("P5", MOVE, answered("run", "new", outcome="fail", errno=errno.EINVAL, value={}))
+    assert verdict.signature == "not-entered-after-move:run:EINVAL"
+
+
+def test_p5_a_plain_guest_goes_on_where_no_sev_es_guest_can_run() -> None:
+    assert check("P5", MOVE, replaced(Header, {}, executes_es=False)).outcome is Outcome.KEPT

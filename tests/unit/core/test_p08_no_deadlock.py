@@ -6,7 +6,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from chaos.history.records import Fault, History, Invoke, Overdue
+from chaos.history.records import Done, Exited, Fault, History, Invoke, Overdue
 from chaos.judge.verdict import Outcome
 from tests.unit.core.build import Builder, moved, source_killed
 from tests.unit.core.doctored import DEVIATED, HELD, UNKNOWN, begun, verdict_of
@@ -85,6 +85,9 @@ def test_p8_a_signal_that_did_not_end_a_move_as_the_runner_writes_it() -> None:
     assert (verdict.outcome, verdict.signature) == (DEVIATED, "signal-did-not-end:move")
     assert "ended 30.0 s after kill struck destination" in verdict.reason
     assert "may have been let go before, after 29.9 s" in verdict.reason
+    assert (verdict.expected, verdict.seen) == ("an answer, or the end of its process", "neither in time")
+    kinds = [type(b.records[number]) for number in verdict.records]
+    assert kinds == [Invoke, Fault, Invoke, Exited, Done]  # the second is what may have let it go
 
 
 @pytest.mark.parametrize("kind", ["pause", "released", "undo", "exited"])

@@ -8,11 +8,12 @@ import errno
 import msgspec
 import pytest
 
-from chaos.history.records import Filled, Header, Observation, Record
+from chaos.history.records import Exited, Filled, Header, Observation, Record
 from chaos.judge.checkers import CHECKERS
+from chaos.judge.ledger.firmware_contexts import GONE
 from chaos.judge.verdict import Outcome
-from tests.unit.core.build import Builder, shipped
-from tests.unit.core.doctored import MOVE, Change, charge, check, replaced
+from tests.unit.core.build import Builder, changed, shipped
+from tests.unit.core.doctored import MOVE, Change, charge, check, replaced, without
 
 WITNESSES = {
     "vms": "VMs in KVM's debugfs",
@@ -21,6 +22,7 @@ WITNESSES = {
     "tables": "pages of page tables of KVM's",
     "dying_misc": "groups of the misc controller that are gone and still referred to",
 }
+EITHER: tuple[dict[str, object], ...] = ({"label": "start"}, {"label": "end"}, {})
 
 
 def refused(key: str, error: int, count: int) -> Change:
@@ -44,6 +46,30 @@ def elsewhere(shared: bool, values: dict[str, object], label: str = "end") -> Ch
         return msgspec.structs.replace(record, host="local", shared=shared) if isinstance(record, Header) else record
 
     return change
+
+
+TOLD = {
+    "charge-left:sev": ("0 everywhere", ". sev 1"),
+    "charge-left:sev_es": ("0 everywhere", "destination sev_es 1"),
+    "firmware-counts-more": ("0", "1"),
+    "firmware-counts-fewer": ("1", "0"),
+    "dying-cgroups": ("0", "1"),
+    "more-pages-pinned": ("5", "6"),
+    "fewer-pages-pinned": ("5", "4"),
+    "fewer-contexts:sev": ("8", "7"),
+    "fewer-contexts-than-asids:sev_es+more-contexts:sev_es": ("6; 7", "7; 6"),
+    "fewer-contexts-than-asids:sev": ("8", "7"),
+    "more-contexts-than-asids:sev": ("8", "9"),
+    "fewer-contexts-than-asids:sev+fewer-contexts-than-asids:sev_es": ("8; 7", "0"),
+    "more-cgroups-referred-to": ("0", "1"),
+    "vms-left": ("no VM", "101-9"),
+    "more-objects:kvm_vcpu": ("0", "1"),
+    "fewer-objects:kvm_vcpu": ("1", "0"),
+    "more-references:kvm_amd": ("0", "2"),
+    "more-table-pages": ("0", "3"),
+    "more-dying-misc": ("0", "1"),
+}
+"""What was expected and what was seen, by the signature."""
 
 
 @pytest.mark.parametrize(
@@ -80,17 +106,34 @@ def elsewhere(shared: bool, values: dict[str, object], label: str = "end") -> Ch
 def test_p9_deviations(change: Change, signature: str) -> None:
     verdict = check("P9", MOVE, change)
     assert (verdict.outcome, verdict.signature) == (Outcome.BROKEN, signature)
+    assert (verdict.expected, verdict.seen) == TOLD[signature]
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         (replaced(Filled, {"label": "end"}, errno={"sev": errno.ENOMEM, "sev_es": errno.EBUSY}), "different reasons"),
+        (replaced(Filled, {"label": "end"}, errno={}), "for different reasons: EBUSY, then ok"),
+        (replaced(Filled, {"label": "start"}, errno={}), "for different reasons: ok, then EBUSY"),
+        (replaced(Observation, {"label": "end"}, guests=None), "the firmware could not be asked"),
+        (replaced(Observation, {"label": "end"}, misc={}), "were not read at its end"),
+        (replaced(Observation, {"label": "end"}, pinned=None), "pages of the host were not counted"),
+        (replaced(Observation, {"label": "start"}, pinned=None), "pages of the host were not counted"),
+        (without(Exited, agent="source"), "source still lived"),
         (refused("sev", errno.ENOMEM, 8), "filling sev stopped at 8 for ENOMEM where EBUSY was due"),
         (refused("sev", errno.EIO, 7), "and the next was refused with EIO, which no missing ASID is"),
         (
             replaced(Filled, {"label": "end"}, count={"sev": 5, "sev_es": 7}, errno={"sev": errno.ENOMEM}),
             "then it was refused with ENOMEM, which no missing ASID is",
+        ),
+        (replaced(Observation, {"label": "start"}, misc={}), "in use at the start of the run was not read"),
+        (replaced(Filled, {}, dying=None, dying_misc=None), "does not say whether the run's cgroups went"),
+        (replaced(Observation, {"label": "end"}, objects={}), "kvm_vcpu were not counted at the end"),
+        (replaced(Observation, {"label": "start"}, objects={}), "kvm_vcpu were not counted at the start of the run"),
+        *(
+            (replaced(Observation, where, **{name: None}), f"no count of {what} at the {where.get('label', 'start')}")
+            for name, what in WITNESSES.items()
+            for where in EITHER
         ),
         *(
             (
@@ -130,7 +173,10 @@ def test_p9_on_a_host_with_others_it_may_be_theirs(
 
 @pytest.mark.parametrize(("folder", "outcome"), [("101-9", Outcome.BROKEN), ("4711-9", Outcome.KEPT)])
 def test_p9_a_vm_is_known_by_who_made_it_on_a_host_with_others(folder: str, outcome: Outcome) -> None:
-    assert check("P9", MOVE, elsewhere(False, {"vms": {folder: 2}})).outcome is outcome
+    local = check("P9", MOVE, elsewhere(False, {"vms": {folder: 2}}))
+    assert local.outcome is outcome
+    assert ("debugfs any more, 1 of others;" in f"{local.reason};") is (outcome is Outcome.KEPT)
+    assert "debugfs any more;" in check("P9", MOVE).reason
     assert check("P9", MOVE, replaced(Observation, {"label": "end"}, vms={folder: 2})).outcome is Outcome.BROKEN
 
 
@@ -186,3 +232,55 @@ def test_p9_a_spawn_that_failed_leaves_no_process() -> None:
     b.begin()
     b.do("spawn", "third", cgroup="third", error=errno.EAGAIN)
     assert CHECKERS["P9"](shipped(MOVE), b.finish()).outcome is Outcome.KEPT
+
+
+def test_p9_a_lost_firmware_excuses_its_own_questions_alone() -> None:
+    """A guest count that cannot be had, and contexts that are missing, are unknown for that reason; before it was lost
+    they were not."""
+    lost = (
+        replaced(Observation, {"label": "end"}, guests=None),
+        replaced(Filled, {"label": "end"}, count={"sev": 5, "sev_es": 7}),
+    )
+    for change in lost:
+        b = Builder()
+        b.begin()
+        b.kernel("ccp 0000:00:05.0: sev command 0x1 timed out, disabling PSP")
+        history = changed(b.finish(), change)
+        verdict = CHECKERS["P9"](shipped(MOVE), history)
+        assert (verdict.outcome, verdict.signature) == (Outcome.UNKNOWN, GONE), verdict.reason
+
+
+def test_p9_a_process_that_is_reaped_after_the_end_was_observed_still_lived() -> None:
+    b = Builder()
+    b.begin()
+    end = b.observe("end")
+    b.exit("source")
+    b.exit("destination")
+    verdict = CHECKERS["P9"](shipped(MOVE), b.end())
+    assert verdict.outcome is Outcome.UNKNOWN and verdict.reason.startswith("source, destination still lived")
+    assert verdict.records == (end.seq,)
+
+
+def test_p9_a_process_that_was_started_again_is_reaped_again() -> None:
+    b = Builder()
+    b.begin()
+    b.exit("source")
+    b.do("spawn", "source", cgroup="source")
+    b.exit("destination")
+    b.observe("end")
+    assert CHECKERS["P9"](shipped(MOVE), b.end()).reason.startswith("source still lived")
+
+
+def test_p9_a_spawn_that_was_never_answered_may_have_left_a_process() -> None:
+    b = Builder()
+    b.begin()
+    b.invoke("spawn", "third", cgroup="third")
+    assert CHECKERS["P9"](shipped(MOVE), b.finish()).reason.startswith("third still lived")
+
+
+@pytest.mark.parametrize(("had", "signature"), [(7, ""), (8, "more-contexts-than-asids:sev")])
+def test_p9_what_is_in_use_at_the_start_cannot_be_had(had: int, signature: str) -> None:
+    used = {".": {"current": {"sev": 1, "sev_es": 0}}}
+    start = replaced(Observation, {"label": "start"}, misc=used)
+    filled = replaced(Filled, {}, count={"sev": had, "sev_es": 7})
+    assert check("P9", MOVE, lambda record: filled(start(record) or record)).signature == signature

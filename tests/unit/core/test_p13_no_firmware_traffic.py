@@ -6,7 +6,7 @@ from __future__ import annotations
 import msgspec
 
 from chaos.history.records import Firmware, Header, History, Invoke, Note, Record
-from tests.unit.core.build import changed
+from tests.unit.core.build import changed, moved
 from tests.unit.core.doctored import DEVIATED, HELD, SKIPPED, UNKNOWN, again, begun, verdict_of
 
 
@@ -91,3 +91,11 @@ def test_p13_without_its_witness() -> None:
     b.add(Firmware(t=b.tick(), order=2, command="GUEST_STATUS", status=0, handle=1, move=invoke.op))
     verdict = verdict_of("P13", b.end())
     assert verdict.outcome is UNKNOWN and "perhaps by guest_status" in verdict.reason
+
+
+def test_p13_that_each_context_was_decommissioned_once_rests_on_those_commands() -> None:
+    history = moved()
+    ends = [r.seq for r in history.records if isinstance(r, Firmware) and r.command == "DECOMMISSION"]
+    verdict = verdict_of("P13", history)
+    assert verdict.outcome is HELD and "1 contexts were decommissioned, each once" in verdict.reason
+    assert ends and set(ends) <= set(verdict.records)

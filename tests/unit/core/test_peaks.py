@@ -51,6 +51,7 @@ def test_a_counter_was_never_higher_than_it_had_to_be(peaks: Peaks, signature: s
     verdict = verdict_of("P1", peaked(moved(), peaks))
     assert (verdict.outcome, verdict.signature) == (DEVIATED if signature else HELD, signature)
     assert signature or verdict.reason.endswith("no counter was ever higher (misc.peak)")
+    assert not signature or f"up to {list(peaks)[-1]!r} cgroup" in verdict.reason
 
 
 def test_a_kernel_without_peaks_is_said_to_have_none() -> None:
@@ -124,3 +125,20 @@ def test_a_finding_explains_as_many_as_there_were_moves_to_make() -> None:
     for highest, signature in ((1, "under-wrong-key-after-es-move"), (2, "peak-too-high-after-move:sev")):
         verdict = verdict_of("P1", peaked(moved_es(), {**up, "after": {"destination": highest}}))
         assert verdict.signature == signature
+
+
+def test_a_peak_that_a_moved_mirror_explains_has_the_signature_of_its_finding() -> None:
+    b = begun()
+    b.launch("owner", "source", "sev")
+    b.do("create", "source", vm="mirror", kind="mirror", vcpus=1, memory="guest")
+    b.do("mirror", "source", vm="mirror", source="owner")
+    b.launch("new", "destination")
+    b.observe("before", {"source": 1})
+    b.do("send_fd", "source", vm="mirror", to="destination")
+    b.move("mirror", "new", "destination")
+    b.observe("after", {"source": 1})
+    history, up = b.finish(), {"start": FILLED, "before": {"source": 1}}
+    for highest, signature in ((1, "overcharged-after-mirror-move:sev"), (2, "peak-too-high-after-move:sev")):
+        verdict = verdict_of("P1", peaked(history, {**up, "after": {"destination": highest}}))
+        assert verdict.signature == signature
+        assert f"destination sev {highest}" in verdict.seen.split("; ")

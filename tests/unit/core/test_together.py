@@ -208,3 +208,21 @@ def test_what_did_not_overlap_shows_nothing(first: tuple[int, int], second: tupl
         b.records[-1] = msgspec.structs.replace(done, began=began, ended=over)
     said = [text for text in shortcomings(experiment_with_together(), b.finish()) if "overlapped" in text]
     assert bool(said) == void
+
+
+def test_a_loop_and_the_moves_that_it_is_made_of_do_not_overlap() -> None:
+    b = Builder()
+    b.begin()
+    loop = b.invoke("moves", "source", step=0, vm="a", sources=["b"])
+    part = b.invoke("move", "source", step=0, vm="a", source="b", of=loop.op)
+    for invoke in (part, loop):
+        b.records[-1] = msgspec.structs.replace(b.done(invoke, "fail", error=EINVAL), began=10, ended=20)
+    assert any("overlapped" in text for text in shortcomings(experiment_with_together(), b.finish()))
+
+
+def test_what_was_never_answered_is_not_known_to_have_overlapped() -> None:
+    b = Builder()
+    b.begin()
+    b.done(b.invoke("move", "source", step=0, vm="a", source="b"), "fail", error=EINVAL)
+    b.invoke("move", "source", step=0, vm="b", source="a")
+    assert any("overlapped" in text for text in shortcomings(experiment_with_together(), b.history()))
