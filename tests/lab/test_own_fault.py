@@ -50,7 +50,8 @@ def test_a_fault_of_ones_own_runs_in_the_lab(tmp_path: Path) -> None:
     ]
     (evidence,) = [r for r in records if r["type"] == "Fault" and r["event"] == "evidence"]
     assert evidence["struck"] and evidence["detail"] == "destination has niceness 19"
-    withheld = sevchaos(site, "run", "--quiet", "--withhold", "renice", "--runs", runs, str(PACKAGE / "nice.yaml"))
+    options = ("--quiet", "--accept-known", "--withhold", "renice", "--runs", runs)
+    withheld = sevchaos(site, "run", *options, str(PACKAGE / "nice.yaml"))
     assert withheld.returncode == ExitCode.UNKNOWN
 
 
