@@ -69,11 +69,11 @@ def check(experiment: Experiment, history: History) -> Verdict:
     if moves:
         held_ops = {r.op for r in history.records if isinstance(r, Held) and r.reached}
         waited = sum(invoke.op in held_ops for invoke, _ in moves)
-        told = f"{len(moves)} moves and mirrors ended" + (f", {waited} of them after a hold" if waited else "")
+        told = f"every move and mirror ended: {len(moves)}" + (f", {waited} of them after a hold" if waited else "")
         parts.append(kept(PROMISE, told, [done for _, done in moves]))
         for invoke, done in moves:
             if (late := _overdue(evidence, invoke)) is not None:
-                text = f"{named(invoke)} was waited for in vain; it ended only when what it waited for was gone"
+                text = f"{named(invoke)} timed out; it completed only when what it was blocked on was gone"
                 parts.append(unknown(PROMISE, text, (invoke, late, done)))
     elif not any(invoke.f in MOVES for invoke, _ in evidence.operations):
         parts.append(unknown(PROMISE, "no move and no mirror was tried, so none could wait for another"))
