@@ -19,7 +19,7 @@ from collections.abc import Iterator
 
 from chaos.experiment.model import Experiment
 from chaos.experiment.steps import FaultStep, walk
-from chaos.history.reading import argument, names
+from chaos.history.reading import argument, fatal, names
 from chaos.history.records import (
     Done,
     Exited,
@@ -41,9 +41,6 @@ from chaos.judge.verdict import Verdict
 PROMISE = "P8"
 ASLEEP = "D"  # where no signal but a fatal one reaches it
 MOVES = ("move", "mirror", "moves")
-# Faults that send a fatal signal whatever they find. Of others that may end a process, an OOM for one, only their
-# evidence says that anybody was struck.
-SIGNALS = ("kill", "kill-both", "kill-cgroup")
 NS = 1_000_000_000
 # Of 300 runs in the lab the slowest killed process was gone 0.26 s after the signal: it has to close its VM, and CPUs
 # are shared. LONGEST is four times that; whatever is let go later than it, the signal had had its time. ENDS_WITHIN
@@ -83,7 +80,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
 def _unsaid(experiment: Experiment, history: History) -> str:
     """A fault of the script whose record is missing, or does not say whom it kills; "" if there is none."""
     faults = (r for r in history.records if isinstance(r, Fault) and r.event in ("apply", "withheld"))
-    told = {(r.step, r.fault, r.target) for r in faults if r.ends or r.fault not in SIGNALS}
+    told = {(r.step, r.fault, r.target) for r in faults if r.ends or not fatal(r)}
     for number, step in walk(experiment.script):
         if isinstance(step, FaultStep) and (number, step.fault, step.target) not in told:
             return f"{step.fault} of step {number}"
@@ -138,7 +135,7 @@ def _outlived(
     """That a move or mirror outlived the fatal signal: what it waited for was let go first, or it took too long. It is
     whether that is sure, what is told of it, and the records. None if the signal ended it. Of other operations nothing
     is promised: who waits for the firmware cannot be killed."""
-    if struck.fault not in SIGNALS or invoke.f not in MOVES:
+    if not fatal(struck) or invoke.f not in MOVES:
         return None
     end = exited if exited is not None else evidence.history.records[-1]
     took = (end.t - struck.t) / NS
@@ -211,7 +208,7 @@ def _struck(evidence: RunEvidence, invoke: Invoke) -> Fault | None:
             record
             for record in faults
             if record.event == "apply" and invoke.agent in record.ends
-            if gone or record.fault in SIGNALS or (record.fault, record.target, record.step) in hit
+            if gone or fatal(record) or (record.fault, record.target, record.step) in hit
         ),
         None,
     )
