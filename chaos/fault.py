@@ -305,6 +305,7 @@ class Fault(abc.ABC):
     The docstring, WHERE (it may be applied), NEEDS (what a host must have) and PROOF are what `sevchaos explain` says.
     NAMES says of which options the value names something of the experiment, and what. LETS_GO is off if neither `apply`
     nor `undo` can let anything go that is held in the kernel, as a signal does that takes a vCPU out of its guest.
+    FATAL is on if it sends a fatal signal, whatever it finds: a move that goes on all the same breaks P8.
     DISTURBS is off if VMs, counters and firmware answer all the same while it is applied: a process that was killed is
     gone, and a limit is no question's. As long as one that does is not undone, the runner asks nothing by itself.
     """
@@ -315,6 +316,7 @@ class Fault(abc.ABC):
     PROOF: ClassVar[str]
     NAMES: ClassVar[Mapping[str, Target]] = {}
     LETS_GO: ClassVar[bool] = True
+    FATAL: ClassVar[bool] = False
     DISTURBS: ClassVar[bool] = True
 
     def require(self, ctx: FaultContext, target: str) -> None:  # noqa: B027 - most need nothing

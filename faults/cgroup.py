@@ -142,6 +142,7 @@ class KillCgroup(Fault):
     """End every process in a cgroup and below it at once, with cgroup.kill."""
 
     TARGET: ClassVar[Target] = "cgroup"
+    FATAL: ClassVar[bool] = True
     DISTURBS: ClassVar[bool] = False
     PROOF: ClassVar[str] = "every VMM that lived there was reaped, ended by SIGKILL"
 

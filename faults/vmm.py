@@ -28,6 +28,7 @@ class Kill(Fault):
     """End the process with a signal. What it owned goes with it, and what it was doing is never answered."""
 
     TARGET: ClassVar[Target] = "vmm"
+    FATAL: ClassVar[bool] = True
     DISTURBS: ClassVar[bool] = False
     PROOF: ClassVar[str] = "the process was reaped, ended by just this signal"
 
@@ -56,6 +57,7 @@ class KillBoth(Fault):
     """End two VMMs with SIGKILL, one right after the other, so that neither side sees the other one's end first."""
 
     TARGET: ClassVar[Target] = "vmm"
+    FATAL: ClassVar[bool] = True
     DISTURBS: ClassVar[bool] = False
     PROOF: ClassVar[str] = "both were reaped, ended by SIGKILL; how long it took to signal them is told"
     NAMES: ClassVar[Mapping[str, Target]] = {"other": "vmm"}

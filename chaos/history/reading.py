@@ -7,7 +7,7 @@ import errno
 import os
 from errno import EBADF, EIO, ENOTTY
 
-from chaos.history.records import Answer, Asked, Done, Invoke, Observation
+from chaos.history.records import Answer, Asked, Done, Fault, Invoke, Observation
 
 Witness = Observation | Done | Asked
 KEYS = ("sev", "sev_es")
@@ -99,6 +99,12 @@ def names(invoke: Invoke, key: str) -> tuple[str, ...]:
 def errname(number: int) -> str:
     """ "EIO" for 5, "ok" for 0, the number itself if it has no name."""
     return errno.errorcode.get(number, f"errno {number}") if number else "ok"
+
+
+def fatal(fault: Fault) -> bool:
+    """Whether it sends a fatal signal whatever it finds. Of others that may end a process, an OOM for one, only their
+    evidence says that anybody was struck. Older runs do not say it; these were the ones."""
+    return fault.fault in ("kill", "kill-both", "kill-cgroup") if fault.fatal is None else fault.fatal
 
 
 def says_dead(done: Done) -> bool:

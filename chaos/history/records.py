@@ -322,7 +322,8 @@ class Fault(_Record, frozen=True, kw_only=True):
     """A fault's life. `target` is what it strikes, "" for the host. One that is `withheld` was to be applied and was
     not, to see that it leaves no evidence then. For `evidence`, `struck` says whether it did what it was meant to; that
     may be known at the end only. For `apply`, `ends` names the VMMs whose end it may be. It `lets_go` if what it does
-    may let something go that is held in the kernel."""
+    may let something go that is held in the kernel. A `fatal` one sends a fatal signal whatever it finds; older runs
+    have None."""
 
     fault: str
     event: Literal["apply", "withheld", "evidence", "undo"]
@@ -332,6 +333,7 @@ class Fault(_Record, frozen=True, kw_only=True):
     detail: str = ""
     ends: tuple[str, ...] = ()
     lets_go: bool = True
+    fatal: bool | None = None
 
 
 class Handover(_Record, frozen=True, kw_only=True):

@@ -18,10 +18,10 @@ import msgspec
 
 from chaos.experiment.model import Experiment
 from chaos.experiment.steps import FaultStep, HoldStep, TogetherStep, walk
+from chaos.history.reading import fatal
 from chaos.history.records import Done, Exited, Fault, Held, History, Invoke, Note
 from chaos.judge import findings
 from chaos.judge.checkers import CHECKERS
-from chaos.judge.checkers.p08_no_deadlock import SIGNALS
 from chaos.judge.findings import Finding
 from chaos.judge.parts import skipped
 from chaos.judge.verdict import Outcome, RunVerdict, Verdict, worst
@@ -109,7 +109,7 @@ def _struck(history: History) -> Iterator[Fault]:
         elif isinstance(record, Exited):
             moving = {op: agent for op, agent in moving.items() if agent != record.agent}
             sent = {key: ends - {record.agent} for key, ends in sent.items()}
-        elif isinstance(record, Fault) and record.event == "apply" and record.fault in SIGNALS:
+        elif isinstance(record, Fault) and record.event == "apply" and fatal(record):
             sent[record.step, record.fault, record.target] = set(record.ends) & set(moving.values())
         if isinstance(record, Fault) and record.event == "evidence":
             hit = record.struck or sent.get((record.step, record.fault, record.target))

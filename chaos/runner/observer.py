@@ -44,15 +44,15 @@ class Observer:
         self._platform = platform
         self._lost: Callable[[str], None] | None = lost
 
-    def observe(self, label: str, step: int, *, pins: bool = False) -> Observation:
-        """With `pins` also what is of the whole host."""
+    def observe(self, label: str, step: int, *, whole_host: bool = False) -> Observation:
+        """With `whole_host` also what is not the run's alone."""
         recorder = self._recorder
         began = recorder.now()
         misc = {self._name(group): group.misc() for group in self._group.walk()}
         observation = Observation(
             t=began, label=label, step=step, until=began, misc=misc, guests=self._guests(), dying=self._group.dying()
         )
-        if pins:
+        if whole_host:
             observation = self._with_objects(observation)
         observation = msgspec.structs.replace(observation, until=recorder.now())
         recorder.write(observation)

@@ -212,7 +212,7 @@ class ExperimentRun:
         self._fill("start", host, vmms, group)
         with self.tracer.recording(self.loop, self.recorder, group.path.name) as untraced:
             cgroups.make(self.order.experiment.groups)
-            observer.observe("start", -1, pins=True)
+            observer.observe("start", -1, whole_host=True)
             with self._going_on(), ExitStack() as undo:
                 executor = Executor(
                     guests=guests,
@@ -236,7 +236,7 @@ class ExperimentRun:
                     log.step = length
         with self._going_on():
             self._settle(group)
-            observer.observe("end", length, pins=True)
+            observer.observe("end", length, whole_host=True)
             for below in group.children():
                 below.destroy()
             self._fill("end", host, vmms, group)

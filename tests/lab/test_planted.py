@@ -48,7 +48,7 @@ def test_an_uncharge_that_is_left_out(found: Verdicts) -> None:
     assert balance["signature"] == "overcharged-after-move:sev"
     assert balance["expected"] == ". sev 1; source sev 0; . sev 0; source sev 0"
     assert balance["seen"] == ". sev 2; source sev 1; . sev 1; source sev 1"
-    assert "cgroup 'source' read sev 1 where 0 was due" in balance["reason"]
+    assert "source: misc.current sev = 1, expected 0" in balance["reason"]
     assert "charges were left: . sev 1, source sev 1" in found["planted-uncharge-left-out"]["P9"]["reason"]
 
 
@@ -59,7 +59,7 @@ def test_a_charge_that_is_left_out(found: Verdicts) -> None:
     assert balance["signature"] == "below-zero-after-close:sev+undercharged-after-move:sev"
     assert balance["expected"] == ". sev 1; destination sev 1; . sev 0; destination sev 0"
     assert balance["seen"] == ". sev 0; destination sev 0; . sev -1; destination sev -1"
-    assert "cgroup 'destination' read sev 0 where 1 was due" in balance["reason"]
+    assert "destination: misc.current sev = 0, expected 1" in balance["reason"]
     assert found["planted-charge-left-out"]["P12"]["signature"] == "warn:misc_cg_uncharge-in-close", "no finding's"
 
 

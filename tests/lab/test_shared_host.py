@@ -39,4 +39,4 @@ def test_on_a_shared_host_the_foreign_guest_is_untouched(in_lab: Sevchaos, kerne
     told, said = beside(in_lab, kernel, "--shared-host", "--accept-known", *CHOSEN)
     assert told["before"] == told["after"] and told["before"]["charge"].startswith("sev 1\n")
     assert told["code"] == ExitCode.KEPT, said
-    assert "5 contexts of sev can be had as before" in said  # of 8: one is the guest's, two are left to others
+    assert "5 sev ASIDs can be allocated again" in said  # of 8: one is the guest's, two are left to others

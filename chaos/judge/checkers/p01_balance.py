@@ -49,7 +49,8 @@ def check(experiment: Experiment, history: History) -> Verdict:
         before, after = charged[:1], charged[1:]
     for side, name in ((before, "before"), (after, "after")):
         if not side:
-            return unknown(PROMISE, f"no observation shows a charge {name} the move")
+            few = f"{len(charged)} observations show a charge, and two are needed to compare"
+            return unknown(PROMISE, f"no observation shows a charge {name} the move" if evidence.moves else few)
     seen = [entry.record for entry in evidence.observations]
     peaks = any(peaks_of(record) for record in seen if isinstance(record, Observation))
     higher = "no counter was ever higher (misc.peak)" if peaks else "this kernel has no misc.peak to ask about between"
@@ -129,8 +130,8 @@ def _told(evidence: RunEvidence, mismatch: Mismatch) -> tuple[str, str]:
         return _told_of_peak(evidence, mismatch, label)
     when = _when(evidence, mismatch)
     if when == _BY_ES_MOVE:
-        text = f"at {label!r} cgroup {mismatch.where!r} read {mismatch.key} {mismatch.seen} where {_values(mismatch)}"
-        return f"{text} was due, as if a moved SEV-ES context went by the key sev", when
+        text = f"{_counter(mismatch)}, expected {_values(mismatch)} (observation {label!r})"
+        return f"{text}, as if a moved SEV-ES context went by the key sev", when
     way = "miscounted"
     if mismatch.seen < 0:
         way = "below-zero"
@@ -139,14 +140,13 @@ def _told(evidence: RunEvidence, mismatch: Mismatch) -> tuple[str, str]:
     elif mismatch.seen < min(mismatch.expected):
         way = "undercharged"
     moment = when.replace("-", " the ", 1).replace("-", " ")
-    text = f"at {label!r} ({moment}) cgroup {mismatch.where!r} read {mismatch.key} {mismatch.seen}"
-    return f"{text} where {_values(mismatch)} was due", f"{way}-{when}:{mismatch.key}"
+    text = f"{_counter(mismatch)}, expected {_values(mismatch)} (observation {label!r}, {moment})"
+    return text, f"{way}-{when}:{mismatch.key}"
 
 
 def _told_of_peak(evidence: RunEvidence, mismatch: Mismatch, label: str) -> tuple[str, str]:
     """The same of a counter that was too high at some moment that nobody looked at."""
-    text = f"up to {label!r} cgroup {mismatch.where!r} was charged {mismatch.seen} of {mismatch.key} at some moment"
-    text = f"{text}, where {_values(mismatch)} at most was due"
+    text = f"{_counter(mismatch)}, expected at most {_values(mismatch)} (up to observation {label!r})"
     match peak_explained(evidence, mismatch):
         case "es-move":
             return f"{text}, as if a moved SEV-ES context went by the key sev", _BY_ES_MOVE
@@ -154,6 +154,11 @@ def _told_of_peak(evidence: RunEvidence, mismatch: Mismatch, label: str) -> tupl
             return text, f"overcharged-after-mirror-move:{mismatch.key}"
     begun = any(move.invoke.seq < mismatch.record for move in evidence.moves)
     return text, f"peak-too-high-{'after-move' if begun else 'before-move'}:{mismatch.key}"
+
+
+def _counter(mismatch: Mismatch) -> str:
+    file = "misc.peak" if mismatch.kind == "peak" else "misc.current"
+    return f"{mismatch.where}: {file} {mismatch.key} = {mismatch.seen}"
 
 
 def _first(signatures: set[str]) -> set[str]:

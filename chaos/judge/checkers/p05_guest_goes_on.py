@@ -231,7 +231,7 @@ def _registers(move: TriedMove, given: Done) -> Verdict:
             expected="as they were given",
             seen=", ".join(parts),
         )
-    return kept(PROMISE, f"{move}; the registers of {given.value.get('vcpus')} vCPUs are as they were given", records)
+    return kept(PROMISE, f"{move}; registers as they were given, vCPUs: {given.value.get('vcpus')}", records)
 
 
 def goes_on(evidence: RunEvidence, move: TriedMove, promise: str) -> Verdict:

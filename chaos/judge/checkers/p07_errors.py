@@ -121,7 +121,7 @@ def _judged(contract: Contract, every: Sequence[Judged], each: Judged) -> Verdic
     own = sorted({_said(answer) for answer in each.allowed if not answer.firmware}) or due
     return broken(
         PROMISE,
-        f"{_named(each)} answered {seen} where {' or '.join(due)} was due{_though(evidence, each)}",
+        f"{_named(each)}: {seen}, expected {' or '.join(due)}{_though(evidence, each)}",
         records,
         signature=f"{_kind(contract, every, each)}:{seen}-for-{'-or-'.join(own)}".replace(" ", "-"),
         expected=" or ".join(due),

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 
 from chaos.experiment.model import Experiment
 from chaos.experiment.steps import FaultStep, walk
-from chaos.history.reading import argument, names
+from chaos.history.reading import argument, fatal, names
 from chaos.history.records import (
     Done,
     Exited,
@@ -41,9 +41,6 @@ from chaos.judge.verdict import Verdict
 PROMISE = "P8"
 ASLEEP = "D"  # where no signal but a fatal one reaches it
 MOVES = ("move", "mirror", "moves")
-# Faults that send a fatal signal whatever they find. Of others that may end a process, an OOM for one, only their
-# evidence says that anybody was struck.
-SIGNALS = ("kill", "kill-both", "kill-cgroup")
 NS = 1_000_000_000
 # Of 300 runs in the lab the slowest killed process was gone 0.26 s after the signal: it has to close its VM, and CPUs
 # are shared. LONGEST is four times that; whatever is let go later than it, the signal had had its time. ENDS_WITHIN
@@ -69,11 +66,11 @@ def check(experiment: Experiment, history: History) -> Verdict:
     if moves:
         held_ops = {r.op for r in history.records if isinstance(r, Held) and r.reached}
         waited = sum(invoke.op in held_ops for invoke, _ in moves)
-        told = f"{len(moves)} moves and mirrors ended" + (f", {waited} of them after a hold" if waited else "")
+        told = f"every move and mirror ended: {len(moves)}" + (f", {waited} of them after a hold" if waited else "")
         parts.append(kept(PROMISE, told, [done for _, done in moves]))
         for invoke, done in moves:
             if (late := _overdue(evidence, invoke)) is not None:
-                text = f"{named(invoke)} was waited for in vain; it ended only when what it waited for was gone"
+                text = f"{named(invoke)} timed out; it completed only when what it was blocked on was gone"
                 parts.append(unknown(PROMISE, text, (invoke, late, done)))
     elif not any(invoke.f in MOVES for invoke, _ in evidence.operations):
         parts.append(unknown(PROMISE, "no move and no mirror was tried, so none could wait for another"))
@@ -83,7 +80,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
 def _unsaid(experiment: Experiment, history: History) -> str:
     """A fault of the script whose record is missing, or does not say whom it kills; "" if there is none."""
     faults = (r for r in history.records if isinstance(r, Fault) and r.event in ("apply", "withheld"))
-    told = {(r.step, r.fault, r.target) for r in faults if r.ends or r.fault not in SIGNALS}
+    told = {(r.step, r.fault, r.target) for r in faults if r.ends or not fatal(r)}
     for number, step in walk(experiment.script):
         if isinstance(step, FaultStep) and (number, step.fault, step.target) not in told:
             return f"{step.fault} of step {number}"
@@ -138,7 +135,7 @@ def _outlived(
     """That a move or mirror outlived the fatal signal: what it waited for was let go first, or it took too long. It is
     whether that is sure, what is told of it, and the records. None if the signal ended it. Of other operations nothing
     is promised: who waits for the firmware cannot be killed."""
-    if struck.fault not in SIGNALS or invoke.f not in MOVES:
+    if not fatal(struck) or invoke.f not in MOVES:
         return None
     end = exited if exited is not None else evidence.history.records[-1]
     took = (end.t - struck.t) / NS
@@ -211,7 +208,7 @@ def _struck(evidence: RunEvidence, invoke: Invoke) -> Fault | None:
             record
             for record in faults
             if record.event == "apply" and invoke.agent in record.ends
-            if gone or record.fault in SIGNALS or (record.fault, record.target, record.step) in hit
+            if gone or fatal(record) or (record.fault, record.target, record.step) in hit
         ),
         None,
     )

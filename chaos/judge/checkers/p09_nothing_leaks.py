@@ -156,18 +156,18 @@ def _filled(evidence: RunEvidence, start: Filled, end: Filled) -> Iterator[Verdi
             continue
         before, after = start.count[key], end.count[key]
         if before > after and evidence.contexts.gone_by(end.t):
-            text = f"{after} contexts of {key} could be had after the run, {before} before it"
+            text = f"{after} {key} ASIDs could be allocated after the run, {before} before it"
             yield unknown(PROMISE, f"{text}, and {evidence.contexts.gone}", (start, end), signature=GONE)
         elif before != after and evidence.shared:
-            text = f"{after} contexts of {key} could be had after the run, {before} before it, on a shared host"
+            text = f"{after} {key} ASIDs could be allocated after the run, {before} before it, on a shared host"
             yield unknown(PROMISE, text, (start, end))
         elif before > after and end.errno.get(key, errno.EBUSY) != errno.EBUSY:
-            text = f"{after} contexts of {key} could be had after the run, {before} before it: then it was refused with"
+            text = f"{after} {key} ASIDs could be allocated after the run, {before} before it: then it was refused with"
             yield unknown(PROMISE, f"{text} {errname(end.errno[key])}, which no missing ASID is", (start, end))
         elif before != after:
             yield broken(
                 PROMISE,
-                f"{after} contexts of {key} could be had after the run, {before} before it",
+                f"{after} {key} ASIDs could be allocated after the run, {before} before it",
                 (start, end),
                 signature=f"{_way(evidence, key, before - after, end)}:{key}",
                 expected=str(before),
@@ -178,7 +178,7 @@ def _filled(evidence: RunEvidence, start: Filled, end: Filled) -> Iterator[Verdi
             text = f"filling {key} stopped at {before} twice, but for different reasons: {names[0]}, then {names[1]}"
             yield unknown(PROMISE, text, (start, end))
         else:
-            yield kept(PROMISE, f"{after} contexts of {key} can be had as before", (start, end))
+            yield kept(PROMISE, f"{after} {key} ASIDs can be allocated again", (start, end))
     if not start.count and not end.count:
         yield unknown(PROMISE, "no key was filled to capacity", (start, end))
 
@@ -189,7 +189,7 @@ def _full(evidence: RunEvidence, observed: Observation, start: Filled, end: Fill
     header, both = evidence.history.header, (start, end)
     if header is None or evidence.shared:
         yield skipped(
-            PROMISE, "how many contexts can be had at most depends on others of this host", both, what="asids-of-others"
+            PROMISE, "how many ASIDs can be allocated depends on others of this host", both, what="asids-of-others"
         )
         return
     mine = observed.misc.get(".", {})
@@ -201,7 +201,7 @@ def _full(evidence: RunEvidence, observed: Observation, start: Filled, end: Fill
     for key, capacity in sorted(header.asids.items()):
         left = capacity - mine["current"].get(key, 0)
         due = min(left, mine.get("max", {}).get(key, left))
-        could = f"capacity {capacity}, {start.count.get(key, 0)} of {key} can be had"
+        could = f"capacity {capacity}, {start.count.get(key, 0)} {key} ASIDs can be allocated"
         if capacity and key not in start.count:
             yield unknown(PROMISE, f"{key} was not filled to capacity", both)
         elif start.count.get(key, 0) == due and due < left:
@@ -225,9 +225,9 @@ def _stopped(key: str, due: int, start: Filled, end: Filled) -> Verdict:
     """By what, of a host that had `due` contexts of the key; why it was otherwise in the end is asked elsewhere."""
     why = start.errno.get(key, 0)
     if due and why != errno.EBUSY:
-        text = f"filling {key} stopped at {due} for {errname(why)} where EBUSY was due"
+        text = f"allocating {key} ASIDs stopped at {due} with {errname(why)}, expected EBUSY"
         return unknown(PROMISE, text, (start, end))
-    return kept(PROMISE, f"{due} contexts of {key} could be had, which is every ASID", (start, end))
+    return kept(PROMISE, f"all {due} {key} ASIDs could be allocated", (start, end))
 
 
 def _referred(evidence: RunEvidence, start: Filled, end: Filled) -> Verdict:

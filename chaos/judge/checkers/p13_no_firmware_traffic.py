@@ -119,10 +119,10 @@ def _once(evidence: RunEvidence) -> Iterator[Verdict]:
         text = f"{len(left)} contexts were not seen to be decommissioned{why}"
         yield unknown(PROMISE, text, left, signature=GONE if contexts.gone else "")
     elif contexts.owed:
-        text = f"each context was decommissioned once at most; {told(contexts.owed)}"
+        text = f"no context was decommissioned twice; {told(contexts.owed)}"
         yield kept(PROMISE, text, (*contexts.ended, *(owed.record for owed in contexts.owed)))
     elif contexts.ended:
-        yield kept(PROMISE, f"{len(contexts.ended)} contexts were decommissioned, each once", contexts.ended)
+        yield kept(PROMISE, f"each context was decommissioned once: {len(contexts.ended)}", contexts.ended)
 
 
 def _all_gone(evidence: RunEvidence) -> bool:

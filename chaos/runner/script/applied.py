@@ -62,6 +62,6 @@ class AppliedFault:
         self.log.write(
             Record(
                 t=self.log.now(), fault=self.name, event=event, step=self.step, target=self.target, struck=struck,
-                detail=detail, ends=ends, lets_go=self.fault.LETS_GO,
+                detail=detail, ends=ends, lets_go=self.fault.LETS_GO, fatal=self.fault.FATAL,
             )
         )  # fmt: skip

@@ -141,7 +141,7 @@ class AutomaticQuestions:
 
     def _observe(self, label: str) -> None:
         if self._is_new("observe"):
-            self.executor.observer.observe(label, self.executor.log.step)
+            self._guarded("observe", lambda: self.executor.observer.observe(label, self.executor.log.step))
             self._note("observe")
 
     def _count(self, vm: Guest) -> None:
@@ -157,13 +157,15 @@ class AutomaticQuestions:
         self._put("ask", vm, lambda: observe.ask(self.executor, s.AskStep(vm=vm.name)))
 
     def _put(self, question: str, vm: Guest, put: Callable[[], None]) -> None:
-        if not (vm.created and vm.vmm.alive and self._is_new(question, vm.name)):
-            return
+        if vm.created and vm.vmm.alive and self._is_new(question, vm.name):
+            self._guarded(f"{question} of {vm.name}", put)
+            self._note(question, vm.name)
+
+    def _guarded(self, what: str, put: Callable[[], object]) -> None:
         try:
             put()
         except (StepFailed, SevchaosError, OSError) as error:
-            self.executor.note("progress", f"{question} of {vm.name}, which no step asked for: {error}")
-        self._note(question, vm.name)
+            self.executor.note("progress", f"{what}, which no step asked for: {error}")
 
     def _is_new(self, question: str, vm: str = "") -> bool:
         return self.asked.get((question, vm)) != self.executor.log.changes

@@ -173,7 +173,7 @@ def dead(*, kernel: bool, left: int = 5) -> History:
 def test_the_dead_cannot_be_asked(kernel: bool) -> None:
     verdict = verdict_of("P9", dead(kernel=kernel))
     assert verdict.outcome is UNKNOWN and "the firmware cannot be asked" in verdict.reason
-    assert "5 contexts of sev could be had after the run, 8 before it" in verdict.reason
+    assert "5 sev ASIDs could be allocated after the run, 8 before it" in verdict.reason
     assert verdict_of("P13", dead(kernel=kernel)).outcome is UNKNOWN
     assert verdict_of("P9", dead(kernel=kernel, left=9)).outcome is DEVIATED, "more than before is no fault's doing"
 

@@ -294,7 +294,7 @@ def test_a_finding_may_show_in_several_promises() -> None:
     deviated = [judged for judged in verdict.verdicts if judged.outcome is Outcome.BROKEN]
     assert [judged.promise for judged in deviated] == ["P1", "P9", "P12"]
     assert {judged.accepted for judged in deviated} == {str(KNOWN[1])}
-    assert "cgroup 'source' read sev -1 where 0 was due" in deviated[0].reason
+    assert "source: misc.current sev = -1, expected 0" in deviated[0].reason
     assert "source sev -1" in deviated[1].reason
     assert verdict.exit_code is ExitCode.KEPT
 

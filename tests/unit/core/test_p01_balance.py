@@ -22,8 +22,8 @@ def test_p1_a_source_that_stays_charged() -> None:
     verdict = check("P1", MOVE, both)
     assert verdict.outcome is Outcome.BROKEN
     assert verdict.signature == "overcharged-after-move:sev"
-    assert "cgroup 'source' read sev 1 where 0 was due" in verdict.reason
-    assert verdict.reason.startswith("at 'after' (after the move) cgroup '.' read sev 2 where 1 was due")
+    assert "source: misc.current sev = 1, expected 0" in verdict.reason
+    assert verdict.reason.startswith(".: misc.current sev = 2, expected 1 (observation 'after', after the move)")
     assert "more" not in verdict.reason
     assert verdict.expected == ". sev 1; source sev 0"
     assert verdict.seen == ". sev 2; source sev 1"
@@ -205,7 +205,7 @@ def test_p1_in_a_script_without_a_move_one_observation_of_a_charge_is_not_enough
     b.begin()
     b.launch("old", "source", "sev")
     first = b.observe("one", {"source": 1})
-    assert "no observation shows a charge after the move" in CHECKERS["P1"](experiment, b.history()).reason
+    assert "1 observations show a charge, and two are needed" in CHECKERS["P1"](experiment, b.history()).reason
     b.launch("more", "source", "sev")
     second = b.observe("two", {"source": 2})
     verdict = CHECKERS["P1"](experiment, b.history())

@@ -106,6 +106,19 @@ def test_p8_how_long_it_took(kept: float, outcome: Outcome) -> None:
     assert f"{kept:.1f}" in verdict.reason
 
 
+@pytest.mark.parametrize(
+    ("fault", "fatal", "outcome"),
+    [("kill", None, DEVIATED), ("shoot", True, DEVIATED), ("shoot", None, HELD), ("kill", False, HELD)],
+)
+def test_p8_whether_a_fault_sends_a_fatal_signal_is_what_it_says_of_itself(
+    fault: str, fatal: bool | None, outcome: Outcome
+) -> None:
+    """Of runs that do not say it, the name tells."""
+    b = outlived(kept=11.0, fault=fault)
+    b.records = [msgspec.structs.replace(r, fatal=fatal) if isinstance(r, Fault) else r for r in b.records]
+    assert verdict_of("P8", b.end()).outcome is outcome
+
+
 def test_p8_what_comes_after_the_end_of_the_process_let_nothing_go() -> None:
     b = outlived(kept=0.2)
     b.do("pause", "source", vm="old")

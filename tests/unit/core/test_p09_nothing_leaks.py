@@ -120,7 +120,7 @@ def test_p9_deviations(change: Change, signature: str) -> None:
         (replaced(Observation, {"label": "end"}, pinned=None), "pages of the host were not counted"),
         (replaced(Observation, {"label": "start"}, pinned=None), "pages of the host were not counted"),
         (without(Exited, agent="source"), "source still lived"),
-        (refused("sev", errno.ENOMEM, 8), "filling sev stopped at 8 for ENOMEM where EBUSY was due"),
+        (refused("sev", errno.ENOMEM, 8), "allocating sev ASIDs stopped at 8 with ENOMEM, expected EBUSY"),
         (refused("sev", errno.EIO, 7), "and the next was refused with EIO, which no missing ASID is"),
         (
             replaced(Filled, {"label": "end"}, count={"sev": 5, "sev_es": 7}, errno={"sev": errno.ENOMEM}),

@@ -45,7 +45,7 @@ def watched(
 
 def test_p13() -> None:
     verdict = verdict_of("P13", watched())
-    assert verdict.outcome is HELD and "1 contexts were decommissioned" in verdict.reason
+    assert verdict.outcome is HELD and "each context was decommissioned once: 1" in verdict.reason
     assert verdict_of("P13", watched(in_move="DEACTIVATE")).signature == "sent-in-move:DEACTIVATE"
     assert verdict_of("P13", watched(in_move="PLATFORM_STATUS", look=True)).outcome is HELD
     assert verdict_of("P13", watched(in_move="PLATFORM_STATUS")).outcome is DEVIATED
@@ -97,5 +97,5 @@ def test_p13_that_each_context_was_decommissioned_once_rests_on_those_commands()
     history = moved()
     ends = [r.seq for r in history.records if isinstance(r, Firmware) and r.command == "DECOMMISSION"]
     verdict = verdict_of("P13", history)
-    assert verdict.outcome is HELD and "1 contexts were decommissioned, each once" in verdict.reason
+    assert verdict.outcome is HELD and "each context was decommissioned once: 1" in verdict.reason
     assert ends and set(ends) <= set(verdict.records)

@@ -51,7 +51,7 @@ def test_a_counter_was_never_higher_than_it_had_to_be(peaks: Peaks, signature: s
     verdict = verdict_of("P1", peaked(moved(), peaks))
     assert (verdict.outcome, verdict.signature) == (DEVIATED if signature else HELD, signature)
     assert signature or verdict.reason.endswith("no counter was ever higher (misc.peak)")
-    assert not signature or f"up to {list(peaks)[-1]!r} cgroup" in verdict.reason
+    assert not signature or f"(up to observation {list(peaks)[-1]!r})" in verdict.reason
 
 
 def test_a_kernel_without_peaks_is_said_to_have_none() -> None:
