@@ -34,7 +34,11 @@ def sevchaos() -> Sevchaos:
     """Runs `sevchaos ARGUMENTS…` and gives exit code, stdout and stderr."""
 
     def run(*arguments: str, stdin: bytes = b"", within: float = DEADLINE) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(command(*arguments), input=stdin, capture_output=True, timeout=within, check=False)
+        try:
+            return subprocess.run(command(*arguments), input=stdin, capture_output=True, timeout=within, check=False)
+        except subprocess.TimeoutExpired as late:  # which says what was run, and not how far it came
+            said = (late.stderr or b"")[-2000:].decode(errors="replace")
+            pytest.fail(f"sevchaos {' '.join(arguments)} took more than {within:g} s; it had said: {said}")
 
     return run
 
