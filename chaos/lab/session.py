@@ -13,7 +13,7 @@ from typing import Protocol
 import msgspec
 
 from chaos.cache.entries import Say
-from chaos.errors import LabFailed, LabHung
+from chaos.errors import InternalError, LabFailed, LabHung, QemuDied
 from chaos.lab import snapshot
 from chaos.lab.image import make_image
 from chaos.lab.kernel.find import find_kernel
@@ -62,10 +62,8 @@ async def open_lab(wish: Wish, *, say: Say, listener: Callable[[str], None] | No
             if await _restored(lab, saved, say):
                 yield lab
                 return
-    async with stopping(Lab(spec, SerialLines(listener))) as lab:
-        say(f"booting {spec.kernel.release} with {_described(spec)}")
-        await lab.start()
-        await lab.greet(BOOT_DEADLINE, warm=not wish.cold)
+    async with contextlib.AsyncExitStack() as stack:
+        lab = await _booted(spec, wish, stack, say, listener)
         if not lab.ready.sev:
             raise LabFailed(
                 "the lab came up without /dev/sev: the drivers did not accept the software PSP",
@@ -74,6 +72,29 @@ async def open_lab(wish: Wish, *, say: Say, listener: Callable[[str], None] | No
         if not wish.cold:
             await snapshot.save(lab)
         yield lab
+
+
+async def _booted(
+    spec: Spec, wish: Wish, stack: contextlib.AsyncExitStack, say: Say, listener: Callable[[str], None] | None
+) -> Lab:
+    """A QEMU that ends by itself while the kernel boots, when nobody's program has run yet, is started once more, and
+    that is said. It was seen a few times on loaded machines, with SIGABRT. A kernel that panics is no such case."""
+    for last in (False, True):
+        say(f"booting {spec.kernel.release} with {_described(spec)}")
+        async with contextlib.AsyncExitStack() as attempt:
+            lab = await attempt.enter_async_context(stopping(Lab(spec, SerialLines(listener))))
+            try:
+                await lab.start()
+                await lab.greet(BOOT_DEADLINE, warm=not wish.cold)
+            except QemuDied as died:
+                if last:
+                    raise
+                words = died.message.splitlines()
+                say(f"{words[0].partition(':')[0]} before the lab had booted: {words[-1]}")
+                continue
+            await stack.enter_async_context(attempt.pop_all())
+            return lab
+    raise InternalError("a lab neither booted nor failed")
 
 
 def _described(spec: Spec) -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import signal
@@ -13,7 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from chaos.errors import ExitCode
+from chaos.errors import ExitCode, QemuDied
+from chaos.lab.kernel.find import default_kernels
+from chaos.lab.machine import Lab
+from chaos.lab.session import Wish, open_lab
 from tests.lab.conftest import DEADLINE, Sevchaos, command
 
 pytestmark = [pytest.mark.lab, pytest.mark.alone]
@@ -47,6 +51,34 @@ def test_a_machine_that_would_start_again(in_lab: Sevchaos, how: str, words: byt
     assert done.returncode == ExitCode.QEMU_DIED
     assert b"QEMU ended (exit code 0, " + words in done.stderr
     assert b"CPU Reset" not in done.stderr
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_qemu_that_ends_before_the_kernel_has_booted_is_started_once_more(
+    times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    greet, killed = Lab.greet, 0
+
+    async def greeted(lab: Lab, deadline: float, *, warm: bool = False) -> None:
+        nonlocal killed
+        if killed < times:
+            killed += 1
+            lab._processes[-1].send_signal(signal.SIGABRT)
+        await greet(lab, deadline, warm=warm)
+
+    async def booted() -> bool:
+        async with open_lab(Wish(kernel=default_kernels()[-1], cold=True), say=said.append) as lab:
+            return lab.ready.sev
+
+    monkeypatch.setattr(Lab, "greet", greeted)
+    if times == 1:
+        assert asyncio.run(booted())
+    else:
+        with pytest.raises(QemuDied, match="killed by SIGABRT"):
+            asyncio.run(booted())
+    assert [line.split()[0] for line in said if "QEMU" in line] == ["booting", "QEMU", "booting"]
+    assert "QEMU ended (killed by SIGABRT) before the lab had booted" in " ".join(said)
 
 
 @pytest.mark.parametrize(

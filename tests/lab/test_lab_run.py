@@ -29,7 +29,7 @@ def test_the_host_has_the_asids_that_were_asked_for(
     in_lab: Sevchaos, kernel: str, asids: tuple[str, ...], expected: str
 ) -> None:
     done = in_lab("cat", "/sys/fs/cgroup/misc.capacity", options=["--kernel", kernel, *asids])
-    assert (done.returncode, done.stdout.decode()) == (0, expected)
+    assert (done.returncode, done.stdout.decode()) == (0, expected), done.stderr.decode()
 
 
 def test_the_kernel_is_the_stock_one_and_its_drivers_accept_the_psp(in_lab: Sevchaos, kernel: str) -> None:
