@@ -67,6 +67,6 @@ def test_a_refusal_where_there_is_room(found: Verdicts) -> None:
     errors = found["planted-refusal"]["P7"]
     assert errors["outcome"] == "broken"
     assert errors["seen"] == "EBUSY" and "ok" in errors["expected"].split(" or ")
-    assert "move of new from old answered EBUSY" in errors["reason"]
+    assert "move of new from old: EBUSY, expected ok" in errors["reason"]
     assert "cgroup 'destination' had room for a charge of sev" in errors["reason"]
     assert found["planted-refusal"]["P1"]["outcome"] == "kept", "nothing was charged, and nothing had to be"
