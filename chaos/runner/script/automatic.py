@@ -18,7 +18,7 @@ That a question could not be put ends no run: whoever misses the answer says so.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from chaos.errors import SevchaosError
@@ -71,18 +71,13 @@ class AutomaticQuestions:
             with self._about(number):
                 if not isinstance(step, s.PauseStep):
                     self._observe(f"before-{upcoming}")
-                for vm in map(self.executor.guests.__getitem__, subjects):
-                    self._count(vm)
-                    if any(_moved(script[upcoming])):
-                        self._status(vm)
+                self._ask_each(subjects, status=any(_moved(script[upcoming])))
 
     def _between(self, step: s.MigrateStep) -> None:
         if self.wanted and self._quiet():
             with self._about(self.executor.log.step):
                 self._observe(f"again-{self.executor.log.step}")
-                for vm in map(self.executor.guests.__getitem__, _both(step)):
-                    self._count(vm)
-                    self._status(vm)
+                self._ask_each(_both(step), status=True)
 
     def carried_out(self, number: int, step: s.Step) -> None:
         """Also if it failed."""
@@ -138,6 +133,12 @@ class AutomaticQuestions:
         return not (under_way or storms or disturbed or executor.armed or executor.ctx.firmware.may_stall)
 
     # -- the questions ------------------------------------------------------------------------------------
+
+    def _ask_each(self, vms: Iterable[str], *, status: bool) -> None:
+        for vm in map(self.executor.guests.__getitem__, vms):
+            self._count(vm)
+            if status:
+                self._status(vm)
 
     def _observe(self, label: str) -> None:
         if self._is_new("observe"):

@@ -301,6 +301,20 @@ def moved(*, status_error: int = 0, ask_dead: bool = True) -> History:
     return b.finish(watched=True)
 
 
+def two_owners() -> History:
+    """After a move the source answers for the context too."""
+    b = Builder()
+    b.begin()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.move("old", "new", "destination")
+    b.observe("after", {"destination": 1})
+    b.status("new", "destination")
+    b.status("old", "source")
+    b.ask("old", "source", dead=True)
+    return b.finish()
+
+
 def guest_moved(*, registers: bool = True) -> Builder:
     """A guest that was counted and asked for its status, and was moved; the destination was given its registers."""
     b = Builder()

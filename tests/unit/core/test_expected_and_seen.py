@@ -11,7 +11,7 @@ import pytest
 from chaos.history.records import Asked, Counted, Done, History, Observation, Record, Value
 from chaos.judge.checkers import CHECKERS
 from chaos.judge.verdict import Outcome
-from tests.unit.core.build import ALL, Builder, changed, shipped
+from tests.unit.core.build import ALL, Builder, changed, guest_moved, shipped, two_owners
 from tests.unit.core.doctored import KILL_DESTINATION, MOVE, Change, answered, replaced
 
 NOT_THE_OWNER = answered("guest_status", "new", outcome="fail", errno=errno.ENOTTY, value={})
@@ -53,19 +53,6 @@ def another_context() -> History:
     return b.finish()
 
 
-def two_owners() -> History:
-    b = Builder()
-    b.begin()
-    b.launch("old", "source", "sev")
-    b.launch("new", "destination")
-    b.move("old", "new", "destination")
-    b.observe("after", {"destination": 1})
-    b.status("new", "destination")
-    b.status("old", "source")
-    b.ask("old", "source", dead=True)
-    return b.finish()
-
-
 def counted_by_each(before: tuple[int, ...], after: tuple[int, ...]) -> Change:
     """Two vCPUs of the guest, before and after."""
 
@@ -79,16 +66,9 @@ def counted_by_each(before: tuple[int, ...], after: tuple[int, ...]) -> Change:
 
 def paused_at_the_end(**said: Value) -> History:
     """The vCPUs are taken out once more after the move."""
-    b = Builder()
-    b.begin()
-    b.launch("old", "source", "sev")
-    b.launch("new", "destination")
-    b.count("old", "source", 10)
-    b.status("old", "source")
-    b.move("old", "new", "destination")
-    b.give_state("new", "destination")
+    b = guest_moved()
     b.status("new", "destination")
-    b.count("new", "destination", 20)
+    b.count("new", "destination", 120)
     b.done(b.invoke("pause", "destination", vm="new"), value=dict(said))
     return b.finish()
 

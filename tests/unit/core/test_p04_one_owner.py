@@ -12,7 +12,7 @@ from chaos.history.records import Header, Observation, Record
 from chaos.judge.checkers import CHECKERS
 from chaos.judge.ledger.firmware_contexts import GONE
 from chaos.judge.verdict import Outcome, Verdict
-from tests.unit.core.build import Builder, shipped
+from tests.unit.core.build import Builder, shipped, two_owners
 from tests.unit.core.doctored import (
     KILL_SOURCE,
     MOVE,
@@ -56,16 +56,7 @@ def test_p4_nobody_owns_the_context() -> None:
 
 
 def test_p4_two_own_the_context() -> None:
-    b = Builder()
-    b.begin()
-    b.launch("old", "source", "sev")
-    b.launch("new", "destination")
-    b.move("old", "new", "destination")
-    b.observe("after", {"destination": 1})
-    b.status("new", "destination")
-    b.status("old", "source")
-    b.ask("old", "source", dead=True)
-    verdict = CHECKERS["P4"](shipped(MOVE), b.finish())
+    verdict = CHECKERS["P4"](shipped(MOVE), two_owners())
     assert (verdict.outcome, verdict.signature) == (Outcome.BROKEN, "two-own")
 
 
