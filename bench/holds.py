@@ -45,8 +45,8 @@ async def histories(kernel: str, times: int) -> list[list[Record]]:
     async with LabHost(Wish(kernel=kernel), say=print).open(lambda line: None) as session:
         for seed in range(times):
             runs.append([])
-            order = Order(experiment=experiment, seed=seed, host="lab")
-            await session.carry_out(order, record=runs[-1].append, timeout=TIMEOUT)
+            order = Order(experiment=experiment, seed=seed, host="lab", timeout=TIMEOUT)
+            await session.carry_out(order, record=runs[-1].append)
             if (seed + 1) % EVERY == 0:
                 print(f"{kernel}: {seed + 1} of {times} runs", file=sys.stderr)
     return runs

@@ -71,7 +71,7 @@ from chaos.judge import findings, verdict
 @click.option(
     "--timeout",
     type=click.FloatRange(1, 86400),
-    default=300.0,
+    default=180.0,
     show_default=True,
     metavar="S",
     help="Abort a run after S seconds.",

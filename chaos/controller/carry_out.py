@@ -55,8 +55,10 @@ async def carry_out(
     with (directory.path / "dmesg.log").open("w") as dmesg, console.into(directory.path / "console.log"):
         book = _Book(writer, dmesg, console, watch)
         try:
-            order = Order(experiment=experiment, seed=seed, host=where.host, withhold=withhold, shared=shared)
-            await session.carry_out(order, record=book.record, timeout=timeout)
+            order = Order(
+                experiment=experiment, seed=seed, host=where.host, withhold=withhold, shared=shared, timeout=timeout
+            )
+            await session.carry_out(order, record=book.record)
         except SevchaosError as error:
             broken = error
             book.close(last_words(error))

@@ -30,6 +30,7 @@ class Conversation:
         self._record: Write = lambda entry: None
         self._answer: Answerer = not_ours
         self._end: asyncio.Future[End] | None = None
+        self._latest = b"nothing"
         self.words = ""
 
     async def stdin(self) -> bytes:
@@ -41,6 +42,7 @@ class Conversation:
             if questions.is_question(line):
                 self._input.put_nowait(questions.encode(await self._answer(questions.decode(line))))
                 continue
+            self._latest = line
             try:
                 entry = records.decode(line)
             except msgspec.DecodeError as error:
@@ -60,19 +62,23 @@ class Conversation:
         self._record = record
         self._answer = answer
 
-    async def ask(
-        self, order: Order, record: Write, runner: asyncio.Task[int], timeout: float, *, answer: Answerer
-    ) -> End:
-        """The End of the order, which is not given to `record`: others may have something to say before it."""
+    async def ask(self, order: Order, record: Write, runner: asyncio.Task[int], *, answer: Answerer) -> End:
+        """The End of the order, which is not given to `record`: others may have something to say before it.
+
+        Raises `LabHung` after the time the order gives, with what the runner has said of where it is.
+        """
         self.listen(record, answer)
         self._end = asyncio.get_running_loop().create_future()
         self._input.put_nowait(msgspec.json.encode(order) + b"\n")
         both: set[asyncio.Future[Any]] = {self._end, runner}
-        await asyncio.wait(both, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(both, timeout=order.timeout, return_when=asyncio.FIRST_COMPLETED)
         if self._end.done():
             return self._end.result()
         if not runner.done():
-            raise LabHung(f"the run was not done after {timeout:g} s", remedy="give it longer with --timeout")
+            latest = self._latest[:300].decode(errors="replace")
+            details = f"its last record: {latest}\n{self.words.strip()}"
+            remedy = "give it longer with --timeout"
+            raise LabHung(f"the run was not done after {order.timeout:g} s\n{details}", remedy=remedy)
         code = runner.result()
         raise SevchaosError(
             f"the runner ended with {code}:\n{self.words.strip()}", remedy="this is an internal error; please report it"

@@ -2,7 +2,7 @@
 """Where runs happen: a lab, or this machine. Both are one runner that takes orders and gives records.
 
     async with host.open(console) as session:        what the machine lacks is said here, before a run begins
-        await session.carry_out(order, record=…, timeout=…)
+        await session.carry_out(order, record=…)
         if not session.spent:
             await session.carry_out(another, …)       on the same kernel, which may remember the first
 
@@ -31,7 +31,7 @@ class Session(Protocol):
     def spent(self) -> str:
         """Why no further order should be given, "" if one may: a fault that nothing undoes is left in the host."""
 
-    async def carry_out(self, order: Order, *, record: Write, timeout: float) -> None:
+    async def carry_out(self, order: Order, *, record: Write) -> None:
         """Carry out one order; `record` gets each record as it comes.
 
         Raises what broke the host; what was recorded until then stands, and the session is of no more use.
@@ -63,5 +63,6 @@ async def _under_way(work: Coroutine[object, object, int]) -> AsyncIterator[asyn
 
 
 def last_words(error: SevchaosError) -> str:
-    """How a run that broke is described in its End record."""
-    return error.message if not isinstance(error, LabFailed) else f"the host broke: {error.message}"
+    """How a run that broke is described in its End record; what else there is to say is in the error."""
+    message = error.message.partition("\n")[0]
+    return message if not isinstance(error, LabFailed) else f"the host broke: {message}"

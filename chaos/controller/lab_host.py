@@ -64,7 +64,7 @@ class LabSession:
         self.lab, self._clock, self._talk, self._runner = lab, clock, talk, runner
         self.spent = ""
 
-    async def carry_out(self, order: Order, *, record: Write, timeout: float) -> None:
+    async def carry_out(self, order: Order, *, record: Write) -> None:
         """The records of the runner, and before the last of them what the firmware saw."""
         from chaos.controller.lab_failpoints import PspFailpoints
         from chaos.controller.lab_witness import firmware_records
@@ -82,9 +82,9 @@ class LabSession:
         before = await firmware.begin()
         await psp.trace(True)
         try:
-            end = await self._talk.ask(order, keep, self._runner, timeout, answer=firmware.answer)
+            end = await self._talk.ask(order, keep, self._runner, answer=firmware.answer)
         except LabHung as hung:
-            hung.console = self.lab.console.tail()
+            hung.console = await self.lab.interrogate()
             raise
         finally:
             with contextlib.suppress(LabFailed):  # then there is no firmware any more

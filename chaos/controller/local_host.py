@@ -91,8 +91,8 @@ class _LocalSession:
         self._talk, self._runner = talk, runner
         self.spent = ""
 
-    async def carry_out(self, order: Order, *, record: Write, timeout: float) -> None:
-        record(await self._talk.ask(order, record, self._runner, timeout, answer=not_ours))
+    async def carry_out(self, order: Order, *, record: Write) -> None:
+        record(await self._talk.ask(order, record, self._runner, answer=not_ours))
 
 
 async def _converse(process: asyncio.subprocess.Process, talk: Conversation) -> int:

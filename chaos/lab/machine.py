@@ -50,6 +50,13 @@ _PANIC = re.compile(r"Kernel panic - not syncing: (.*)")
 # What an oops begins with, some fifty lines before the panic that follows it.
 _OOPS = re.compile(r"BUG: |Oops: |general protection fault|kernel BUG at |stack segment: |double fault: ")
 _KEPT_LINES = 400
+# A kernel that is asked what hangs (SysRq): say all of it on the console; what each CPU is at; every task that sleeps
+# where no signal wakes it. The first announces itself so:
+_SYSRQ_KEYS: Final = b"8lw"
+_ASKED = re.compile(r"sysrq: Changing Loglevel")
+_SILENT_AFTER: Final = 1.0  # seconds without a line, and the kernel is taken to have said what it had to say
+_ANSWER_WITHIN: Final = 15.0
+_AT = re.compile(r"^CPU#(\d+)|^(RIP=\w+).*(HLT=\d)", re.MULTILINE)
 # What QEMU says with -d cpu_reset; after the first come all registers of the CPU.
 _RESET, _TRIPLE_FAULT = "CPU Reset", "Triple fault"
 
@@ -75,6 +82,7 @@ class SerialLines:
         self.lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self.panic: str | None = None
         self.listener = listener
+        self._heard = asyncio.Event()
 
     async def follow(self, reader: asyncio.StreamReader) -> None:
         rest = b""
@@ -88,14 +96,26 @@ class SerialLines:
     def _line(self, raw: bytes) -> None:
         line = raw.decode(errors="replace").rstrip("\r")
         self.lines.append(line)
+        self._heard.set()
         if found := _PANIC.search(line):
             self.panic = found[1]
         if self.listener is not None:
             self.listener(line)
 
+    async def silence(self, seconds: float) -> None:
+        """Return when no line has come for so long."""
+        with contextlib.suppress(TimeoutError):
+            while True:
+                self._heard.clear()
+                await asyncio.wait_for(self._heard.wait(), seconds)
+
     def tail(self, count: int = 25) -> tuple[str, ...]:
-        """The last lines, oldest first; after a panic, from the oops before it on, or a little before it."""
+        """The last lines, oldest first; after a panic, from the oops before it on, or a little before it; of a kernel
+        that was asked what hangs, all of its answer."""
         lines = tuple(self.lines)
+        asked = next((number for number in reversed(range(len(lines))) if _ASKED.search(lines[number])), None)
+        if asked is not None:
+            return lines[max(0, asked - count) :]
         at = next((number for number, line in enumerate(lines) if _PANIC.search(line)), None)
         if at is None:
             return lines[-count:]
@@ -283,7 +303,7 @@ class Lab:
             raise LabHung(
                 f"waited {deadline:g} s for {waited_for}, in vain",
                 remedy="give it longer with --timeout, if it was at work",
-                console=self.console.tail(),
+                console=await self.interrogate(),
             )
         except (ConnectionError, asyncio.IncompleteReadError):
             # The stream broke; who ended is known in a moment.
@@ -294,6 +314,21 @@ class Lab:
         finally:
             running.cancel()
 
+    async def interrogate(self) -> tuple[str, ...]:
+        """What a lab in which nothing goes on is at: the end of its console, its kernel's answer to SysRq included, and
+        where QEMU has each CPU. Whoever asks has a failure to report already, so a lab that cannot say raises nothing.
+        """
+        at: tuple[str, ...] = ()
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(_ANSWER_WITHIN):
+                registers = await self.monitor.execute("human-monitor-command", {"command-line": "info registers -a"})
+                at = (_where(str(registers)),)
+                for key in _SYSRQ_KEYS:
+                    await self.monitor.execute("chardev-send-break", {"id": "console"})
+                    self.ports["console"].writer.write(bytes([key]))
+                    await self.console.silence(_SILENT_AFTER)
+        return self.console.tail() + at
+
     # -- talking to the agent -----------------------------------------------------------------------------
 
     def send(self, message: protocol.ToAgent) -> None:
@@ -303,6 +338,12 @@ class Lab:
         """The agent's next message."""
         line = await self.wait(self.ports["control"].reader.readuntil(b"\n"), deadline, waited_for)
         return protocol.decode_from_agent(line)
+
+
+def _where(registers: str) -> str:
+    """Of all that QEMU tells of its CPUs, which instruction each is at, and whether it is halted (HLT=1)."""
+    found = _AT.findall(registers)
+    return "QEMU:" + "".join(f" CPU {cpu}" if cpu else f" {rip} {halted}" for cpu, rip, halted in found)
 
 
 def _how(code: int) -> str:
@@ -319,7 +360,7 @@ def command_line(spec: Spec, fds: dict[str, int], *, incoming: bool) -> list[str
     # quiet keeps the slow serial console free for what matters: warnings and worse still come through.
     # tsc=reliable: the watchdog would otherwise now and then call TCG's clock unstable, a warning of no meaning.
     kernel_line = (
-        "console=ttyS0 loglevel=5 panic=-1 nokaslr mitigations=off tsc=reliable "
+        "console=ttyS0 loglevel=5 panic=-1 nokaslr mitigations=off tsc=reliable sysrq_always_enabled "
         f"cryptomgr.notests rcupdate.rcu_expedited=1 {shim}"
     )
     command = [

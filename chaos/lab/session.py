@@ -157,7 +157,7 @@ async def execute(
     except TimeoutError:
         raise LabHung(
             f"{argv[0]} was not done after {timeout:g} s",
-            remedy="give it longer with --timeout", console=lab.console.tail(),
+            remedy="give it longer with --timeout", console=await lab.interrogate(),
         ) from None  # fmt: skip
     finally:
         for task in (feeding, *pumps):

@@ -26,6 +26,7 @@ could say everything it had to, whether or not the runs were complete.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import signal
 import sys
 import traceback
@@ -50,6 +51,7 @@ from chaos.vmm.server import ForkServer
 # -- the program ------------------------------------------------------------------------------------------
 
 _decoder = msgspec.json.Decoder(Order)
+SAYS_BEFORE = 5.0  # seconds before its time is over
 _WANTED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -97,11 +99,15 @@ def _serve(server: ForkServer, warden: Warden, recorder: Recorder, outside: Outs
         except msgspec.DecodeError as error:
             sys.stderr.write(f"this is no order: {error}\n")
             return ExitCode.USAGE
+        # Just before the controller gives up, so that a run that hangs says where, whatever it waits for.
+        faulthandler.dump_traceback_later(max(order.timeout - SAYS_BEFORE, order.timeout / 2))
         try:
             ExperimentRun(order, server, warden, recorder, outside, tracer).carry_out()
         except Interrupted as why:
             recorder.write(End(t=recorder.now(), complete=False, reason=f"interrupted by {why}"))
             raise
+        finally:
+            faulthandler.cancel_dump_traceback_later()
     return 0
 
 

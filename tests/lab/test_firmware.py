@@ -45,8 +45,8 @@ def experiment(*script: dict[str, object]) -> Experiment:
 
 async def carry_out(session: Session, script: Sequence[dict[str, object]], timeout: float = TIMEOUT) -> list[Record]:
     records: list[Record] = []
-    order = Order(experiment=experiment(*script), seed=3, host="lab")
-    await session.carry_out(order, record=records.append, timeout=timeout)
+    order = Order(experiment=experiment(*script), seed=3, host="lab", timeout=timeout)
+    await session.carry_out(order, record=records.append)
     return records
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import signal
@@ -19,6 +20,18 @@ from chaos.lab.kernel.find import default_kernels
 from chaos.lab.machine import Lab
 from chaos.lab.session import Wish, open_lab
 from tests.lab.conftest import DEADLINE, Sevchaos, command
+
+ENDLESS = """
+name: endless
+why: A guest that is waited for longer than anybody waits for the run.
+promises: [P5]
+vmms: {source: {cgroup: source}}
+vms: {old: {vmm: source, kind: sev}}
+script:
+  - {do: launch, vm: old}
+  - {do: run, vm: old}
+  - {do: count, vm: old, ticks: 1000000, within: 600}
+"""
 
 pytestmark = [pytest.mark.lab, pytest.mark.alone]
 
@@ -37,6 +50,34 @@ def test_a_program_that_takes_too_long(in_lab: Sevchaos) -> None:
     assert done.returncode == ExitCode.HUNG
     assert b"sleep was not done after 2 s" in done.stderr
     assert b"--timeout" in done.stderr
+
+
+def test_a_lab_in_which_nothing_goes_on_says_what_it_is_at(sevchaos: Sevchaos, kernel: str, tmp_path: Path) -> None:
+    """A task that sleeps where no signal wakes it, by the kernel's own word."""
+    sleeper = "import ctypes, os; os._exit(0) if ctypes.CDLL(None).vfork() else os.read(os.pipe()[0], 1)"
+    done = sevchaos("lab", "run", "--kernel", kernel, "--timeout", "10", "--", "python3", "-c", sleeper)
+    assert done.returncode == ExitCode.HUNG
+    said = done.stderr.decode()
+    assert "sysrq: Show backtrace of all active CPUs" in said
+    blocked = said.partition("sysrq: Show Blocked State")[2]
+    assert "task:python" in blocked and "vfork" in blocked
+    assert all(f"CPU {cpu} RIP=" in blocked.partition("QEMU: ")[2] for cpu in range(3))
+
+
+def test_a_run_that_is_not_done_says_where_it_is(sevchaos: Sevchaos, tmp_path: Path) -> None:
+    file = tmp_path / "endless.yaml"
+    file.write_text(ENDLESS)
+    done = sevchaos("run", str(file), "--timeout", "30", "--json", "--runs", str(tmp_path))
+    assert done.returncode == ExitCode.UNKNOWN
+    (run,) = json.loads(done.stdout)["runs"]
+    assert run["verdicts"][0]["reason"].startswith(
+        "the run is incomplete: the host broke: the run was not done after 30 s"
+    )
+    said = done.stderr.decode()
+    assert 'the run was not done after 30 s\nits last record: {"' in said
+    assert "most recent call first" in said and "in carry_out" in said
+    console = Path(run["directory"]) / "console.log"
+    assert "sysrq: Show Blocked State" in console.read_text()
 
 
 def test_a_machine_that_is_switched_off(in_lab: Sevchaos) -> None:

@@ -77,7 +77,7 @@ class Panics:
     def __init__(self, console: SerialConsole, told: History) -> None:
         self._console, self._told = console, told
 
-    async def carry_out(self, order: Order, *, record: Callable[[Record], None], timeout: float) -> None:
+    async def carry_out(self, order: Order, *, record: Callable[[Record], None]) -> None:
         records = self._told.records[:20]
         for entry in (msgspec.structs.replace(records[0], log_ahead=AHEAD), *records[1:]):
             record(entry)
