@@ -18,6 +18,8 @@ Sevchaos = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 # What a lab command may take on a machine that is busy with others, cold boot included.
 DEADLINE = 240.0
+# By verb, after how many seconds a run, or a program in the lab, is taken to hang. A run takes three to twenty.
+PATIENCE = {("run",): "120", ("lab", "run"): "200"}
 
 
 @pytest.fixture(params=default_kernels())
@@ -26,7 +28,12 @@ def kernel(request: pytest.FixtureRequest) -> str:
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "chaos.cli", *arguments]
+    """What starts `sevchaos ARGUMENTS…`. What hangs is told to say so itself, with all that it can say of where."""
+    program = [sys.executable, "-m", "chaos.cli"]
+    for verb, seconds in PATIENCE.items():
+        if arguments[: len(verb)] == verb and "--timeout" not in arguments:
+            return [*program, *verb, "--timeout", seconds, *arguments[len(verb) :]]
+    return [*program, *arguments]
 
 
 @pytest.fixture
