@@ -18,7 +18,7 @@ until something lets it go, it comes no further.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
@@ -54,6 +54,9 @@ from chaos.judge.ledger.peaks import Peaks, peaks_of
 from chaos.judge.ledger.world import STILL, Reach, Reference, World, die, drop, forget, give_back
 
 WitnessKind = Literal["charge", "peak", "guests", "owner", "answer"]
+MANY = 1000
+"""Worlds that are more than anybody can tell apart. Runs have less than a hundred; a history in which nothing was
+answered has more than there is memory for."""
 Rule = Callable[[World, Invoke], World | None]
 # Operations whose answer is judged by what was possible while they were under way.
 WATCHED = frozenset(
@@ -131,7 +134,8 @@ class Ledger:
 def replay(history: History) -> Ledger:
     """Replay the history from its first record to its last."""
     replayed = _Replay(history, contexts=Contexts.of(history), answers=Owners.of(history))
-    for _, _, act in sorted(replayed.events(), key=lambda event: event[:2]):
+    for _, (record, _), act in sorted(replayed.events(), key=lambda event: event[:2]):
+        replayed.at = record
         act()
     return Ledger(tuple(replayed.entries), replayed.worlds, replayed.lost, replayed.lost_at, replayed.during)
 
@@ -156,6 +160,7 @@ class _Replay:
     history: History
     worlds: frozenset[World] = frozenset({World()})
     lost: str = ""
+    overgrown: bool = False
     entries: list[Entry] = field(default_factory=list)
     pending: dict[int, Invoke] = field(default_factory=dict)
     stopped: dict[int, Held] = field(default_factory=dict)
@@ -164,6 +169,7 @@ class _Replay:
     owners: dict[str, str] = field(default_factory=dict)
     guests_before: int | None = None
     lost_at: int | None = None
+    at: int = 0
     during: dict[int, frozenset[World]] = field(default_factory=dict)
     contexts: Contexts = field(default_factory=Contexts)
     answers: Owners = field(default_factory=Owners)
@@ -196,13 +202,24 @@ class _Replay:
     def _become(self, worlds: Iterable[World]) -> None:
         """The worlds are these, and all that they can turn into by themselves."""
         acting = [i for op, i in self.pending.items() if op not in self.stopped and i.f != "moves"]
-        before, self.worlds = self.worlds, _reachable(worlds, acting, self.doomed)
+        before, self.worlds = self.worlds, frozenset(worlds)
+        if not self.overgrown:
+            self._grow(acting)
         if before != self.worlds:
             self.peaks.rise(self.worlds, [i for i in self.pending.values() if i.f == "moves"])
         for window in self.windows.values():
             window.calm &= before == self.worlds
             window.steady &= window.calm
             window.worlds |= self.worlds
+
+    def _grow(self, acting: Sequence[Invoke]) -> None:
+        grown = _reachable(self.worlds, acting, self.doomed)
+        self.overgrown = grown is None
+        if grown is not None:
+            self.worlds = grown
+        elif not self.lost:
+            self.lost = f"at record {self.at} more than {MANY} courses of events are possible"
+            self.lost_at = self.at
 
     def _release(self, hold: str = "", agent: str = "") -> None:
         """Something was done, and it may have let go what was held."""
@@ -364,11 +381,14 @@ def _answered(worlds: Iterable[World], invoke: Invoke, done: Done, rule: Rule = 
             yield forget(after if happened else left_behind(after, invoke, call=call), invoke.op)
 
 
-def _reachable(worlds: Iterable[World], acting: Iterable[Invoke], doomed: Iterable[str]) -> frozenset[World]:
-    """The worlds, and every one that they can turn into without anything more being asked of anybody."""
+def _reachable(worlds: Iterable[World], acting: Iterable[Invoke], doomed: Iterable[str]) -> frozenset[World] | None:
+    """The worlds, and every one that they can turn into without anything more being asked of anybody; None if there are
+    more than `MANY`."""
     seen = set(worlds)
     todo = list(seen)
     while todo:
+        if len(seen) > MANY:
+            return None
         for world in _successors(todo.pop(), acting, doomed):
             if world not in seen:
                 seen.add(world)

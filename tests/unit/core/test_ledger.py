@@ -9,7 +9,7 @@ import pytest
 
 from chaos.history.reading import argument, levels
 from chaos.history.records import Done
-from chaos.judge.ledger.replay import deaths_begin, replay
+from chaos.judge.ledger.replay import MANY, deaths_begin, replay
 from chaos.judge.ledger.world import Context, Reference, World
 from tests.unit.core.build import Builder, destination_killed, moved, moved_es, source_killed
 from tests.unit.core.on_ledger import ledger, payers, two
@@ -146,6 +146,19 @@ def test_a_success_that_cannot_be_loses_the_ledger() -> None:
     replayed = ledger(b)
     assert replayed.lost.startswith("init of old succeeded at record")
     assert payers(replayed) == {("source",)}
+
+
+def test_a_history_in_which_nothing_is_answered_loses_the_ledger_and_not_the_memory() -> None:
+    """As somebody may write one: each of thirty guests may have been charged, or not."""
+    b = Builder()
+    b.spawn("source")
+    for number in range(30):
+        b.do("create", "source", vm=f"old-{number}")
+        b.invoke("init", "source", vm=f"old-{number}", key="sev")
+    b.observe("after", {"source": 7})
+    replayed = ledger(b)
+    assert replayed.lost.endswith(f"more than {MANY} courses of events are possible")
+    assert replayed.lost_at is not None and replayed.lost_at < replayed.entries[0].record.seq
 
 
 @pytest.mark.parametrize("f", ["spawn", "launch_start", "create", "close", "init", "move"])
