@@ -6,7 +6,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import pytest
 
@@ -14,7 +15,13 @@ from chaos.errors import ExitCode
 from chaos.lab.kernel.find import default_kernels
 from tests.nightly.catalogue import against_tables
 
+T = TypeVar("T")
 Sevchaos = Callable[..., "subprocess.CompletedProcess[bytes]"]
+
+
+class Once(Protocol[T]):
+    def __call__(self, key: Hashable, make: Callable[[], T]) -> T: ...
+
 
 # What a lab command may take on a machine that is busy with others, cold boot included.
 DEADLINE = 240.0
@@ -34,6 +41,19 @@ def command(*arguments: str) -> list[str]:
         if arguments[: len(verb)] == verb and "--timeout" not in arguments:
             return [*program, *verb, "--timeout", seconds, *arguments[len(verb) :]]
     return [*program, *arguments]
+
+
+@pytest.fixture(scope="module")
+def once() -> Once[Any]:
+    """What the tests of a file share and is dear to have: made for the first that asks for it by this key."""
+    made: dict[Hashable, Any] = {}
+
+    def get(key: Hashable, make: Callable[[], Any]) -> Any:
+        if key not in made:
+            made[key] = make()
+        return made[key]
+
+    return get
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import experiments
-from tests.lab.conftest import Sevchaos, as_expected
+from tests.lab.conftest import Once, Sevchaos, as_expected
 
 pytestmark = pytest.mark.lab
 
@@ -22,24 +22,21 @@ WITHIN = 900.0  # for more than thirty runs, on a machine that is busy with othe
 Told = dict[str, dict[str, str]]
 
 
-@pytest.fixture(scope="module")
-def told_before() -> dict[str, Told]:
-    return {}
-
-
 @pytest.fixture
-def told(told_before: dict[str, Told], kernel: str, sevchaos: Sevchaos, tmp_path: Path) -> Told:
+def told(once: Once[Told], kernel: str, sevchaos: Sevchaos, tmp_path: Path) -> Told:
+    return once(kernel, lambda: carried_out(sevchaos, tmp_path, kernel))
+
+
+def carried_out(sevchaos: Sevchaos, where: Path, kernel: str) -> Told:
     """Experiment → promise → what it came to: an outcome, or the finding that a deviation is."""
-    if kernel not in told_before:
-        options = ("--kernel", kernel, "--seed", "7", "--json", "--accept-known", "--runs", str(tmp_path))
-        done = sevchaos("run", *CONFORMANCE, *RACES, *options, within=WITHIN)
-        told_before[kernel] = {
-            run["experiment"]: {
-                v["promise"]: v["accepted"].split(":")[0] or v["outcome"] for v in run["verdicts"] if v["listed"]
-            }
-            for run in json.loads(as_expected(done))["runs"]
+    options = ("--kernel", kernel, "--seed", "7", "--json", "--accept-known", "--runs", str(where))
+    done = sevchaos("run", *CONFORMANCE, *RACES, *options, within=WITHIN)
+    return {
+        run["experiment"]: {
+            v["promise"]: v["accepted"].split(":")[0] or v["outcome"] for v in run["verdicts"] if v["listed"]
         }
-    return told_before[kernel]
+        for run in json.loads(as_expected(done))["runs"]
+    }
 
 
 def test_the_conformance_set_and_the_races_come_out_as_the_table_says(told: Told) -> None:

@@ -15,8 +15,8 @@ import experiments
 from chaos.errors import ExitCode
 from chaos.experiment.steps import AskStep, CountStep, Step
 from chaos.history.records import Asked, Counted, Done, History, Invoke, Note
-from tests.lab.conftest import Sevchaos, as_expected
-from tests.lab.test_experiments import Told, charges
+from tests.lab.conftest import Once, Sevchaos
+from tests.lab.told import Told, carried_out, charges
 from tests.unit.core.doctored import RESTS_ON
 
 pytestmark = pytest.mark.lab
@@ -38,26 +38,13 @@ def by_steps(read: History, name: str, kind: type[Counted | Asked], step: type[S
     return [record for record in found if isinstance(script[record.step], step)]
 
 
-def carried_out(sevchaos: Sevchaos, where: Path, kernel: str, *names: str) -> Told:
-    options = ("--kernel", kernel, "--seed", "7", "--json", "--accept-known", "--runs", str(where))
-    done = sevchaos("run", *names, *options)
-    return Told(as_expected(done))
-
-
-@pytest.fixture(scope="module")
-def kept() -> dict[tuple[str, str], Told]:
-    return {}
-
-
 @pytest.fixture
-def carry(kept: dict[tuple[str, str], Told], sevchaos: Sevchaos, tmp_path_factory: pytest.TempPathFactory) -> Carry:
-    """All topologies with one kind of guest, in one lab, carried out once for all tests of this file."""
+def carry(once: Once[Told], sevchaos: Sevchaos, tmp_path_factory: pytest.TempPathFactory) -> Carry:
+    """All topologies with one kind of guest."""
 
     def told(kernel: str, guest: str) -> Told:
-        if (kernel, guest) not in kept:
-            names = [f"{topology}{guest}" for topology in TOPOLOGIES]
-            kept[kernel, guest] = carried_out(sevchaos, tmp_path_factory.mktemp("runs"), kernel, *names)
-        return kept[kernel, guest]
+        names = [f"{topology}{guest}" for topology in TOPOLOGIES]
+        return once((kernel, guest), lambda: carried_out(sevchaos, tmp_path_factory.mktemp("runs"), kernel, *names))
 
     return told
 

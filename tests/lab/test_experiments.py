@@ -3,19 +3,17 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
 
 from chaos.errors import ExitCode
-from chaos.history import file
 from chaos.history.records import Asked, Counted, Done, Fault, Header, Held, History, Invoke, Note, Observation
 from chaos.judge.timeline import During
-from tests.lab.conftest import Sevchaos, as_expected
+from tests.lab.conftest import Once, Sevchaos
+from tests.lab.told import Told, carried_out, charges
 
 pytestmark = pytest.mark.lab
 
@@ -23,44 +21,10 @@ FIRST = ("move-across-cgroups", "move-across-cgroups-es", "kill-destination-in-m
 EIO = 5
 
 
-class Told:
-    """What `sevchaos run --json` said, by experiment."""
-
-    def __init__(self, output: bytes) -> None:
-        self.runs: dict[str, Any] = {run["experiment"]: run for run in json.loads(output)["runs"]}
-
-    def outcomes(self, name: str) -> dict[str, str]:
-        """Of the promises that the experiment lists."""
-        return {v["promise"]: v["outcome"] for v in self.runs[name]["verdicts"] if v["listed"]}
-
-    def accepted(self, name: str) -> dict[str, str]:
-        return {v["promise"]: v["accepted"] for v in self.runs[name]["verdicts"] if v["accepted"] and v["listed"]}
-
-    def history(self, name: str) -> History:
-        return file.read(Path(self.runs[name]["directory"]) / "history.jsonl")
-
-
-def charges(told: History, label: str) -> dict[str, dict[str, int]]:
-    """Cgroup → key → charge, zeros left out, of the observation of this label."""
-    found = next(r for r in told.records if isinstance(r, Observation) and r.label == label)
-    return {name: {k: v for k, v in files["current"].items() if v} for name, files in found.misc.items()}
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Told]:
-    return {}
-
-
 @pytest.fixture
-def told(runs: dict[str, Told], kernel: str, sevchaos: Sevchaos, tmp_path_factory: pytest.TempPathFactory) -> Told:
-    """All four on one kernel, carried out once for all tests of this file."""
-    if kernel not in runs:
-        where = tmp_path_factory.mktemp("runs")
-        done = sevchaos(
-            "run", *FIRST, "--kernel", kernel, "--seed", "7", "--json", "--accept-known", "--runs", str(where)
-        )
-        runs[kernel] = Told(as_expected(done))
-    return runs[kernel]
+def told(once: Once[Told], kernel: str, sevchaos: Sevchaos, tmp_path_factory: pytest.TempPathFactory) -> Told:
+    """All four on one kernel."""
+    return once(kernel, lambda: carried_out(sevchaos, tmp_path_factory.mktemp("runs"), kernel, *FIRST))
 
 
 def test_histories_are_whole(told: Told) -> None:

@@ -7,8 +7,8 @@ from __future__ import annotations
 import pytest
 
 from chaos.history.records import Fault
-from tests.lab.conftest import Sevchaos, as_expected
-from tests.lab.test_experiments import Told
+from tests.lab.conftest import Once, Sevchaos, as_expected
+from tests.lab.told import Told
 
 pytestmark = pytest.mark.lab
 
@@ -24,25 +24,21 @@ EXPERIMENTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def kept() -> dict[str, tuple[Told, Told]]:
-    return {}
+Both = tuple[Told, Told]
 
 
 @pytest.fixture
-def both(
-    kept: dict[str, tuple[Told, Told]], kernel: str, sevchaos: Sevchaos, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Told, Told]:
+def both(once: Once[Both], kernel: str, sevchaos: Sevchaos, tmp_path_factory: pytest.TempPathFactory) -> Both:
+    return once(kernel, lambda: with_and_without(sevchaos, str(tmp_path_factory.mktemp("runs")), kernel))
+
+
+def with_and_without(sevchaos: Sevchaos, where: str, kernel: str) -> Both:
     """All of them with their faults, and without, each in one go of a lab."""
-    if kernel not in kept:
-        where = str(tmp_path_factory.mktemp("runs"))
-        # With this seed every kind of fate is among those of the relay's first dozen packets, several times.
-        seeded = ("--seed", "4", "--json", "--accept-known", "--runs", where)
-        options = (*EXPERIMENTS.values(), "--kernel", kernel, *seeded)
-        done = sevchaos("run", *options)
-        without = sevchaos("run", *options, *(word for fault in EXPERIMENTS for word in ("--withhold", fault)))
-        kept[kernel] = Told(as_expected(done)), Told(without.stdout)
-    return kept[kernel]
+    # With this seed every kind of fate is among those of the relay's first dozen packets, several times.
+    options = (*EXPERIMENTS.values(), "--kernel", kernel, "--seed", "4", "--json", "--accept-known", "--runs", where)
+    done = sevchaos("run", *options)
+    without = sevchaos("run", *options, *(word for fault in EXPERIMENTS for word in ("--withhold", fault)))
+    return Told(as_expected(done)), Told(without.stdout)
 
 
 def evidence_of(told: Told, fault: str) -> list[bool | None]:
@@ -51,7 +47,7 @@ def evidence_of(told: Told, fault: str) -> list[bool | None]:
 
 
 @pytest.mark.parametrize("fault", EXPERIMENTS)
-def test_a_fault_strikes_and_leaves_no_evidence_if_it_was_withheld(both: tuple[Told, Told], fault: str) -> None:
+def test_a_fault_strikes_and_leaves_no_evidence_if_it_was_withheld(both: Both, fault: str) -> None:
     given, withheld = both
     assert evidence_of(given, fault) and all(evidence_of(given, fault))
     assert not any(evidence_of(withheld, fault))

@@ -11,8 +11,8 @@ import pytest
 
 import experiments
 from chaos.history.records import Asked, Done, Fault, Held, History, Invoke, Observation, Released
-from tests.lab.conftest import Sevchaos
-from tests.lab.test_experiments import Told
+from tests.lab.conftest import Once, Sevchaos
+from tests.lab.told import Told
 
 pytestmark = pytest.mark.lab
 
@@ -56,27 +56,22 @@ PROMISES = f"promises: [{', '.join(sorted({*PUT_TO_THE_TEST, 'P5'}))}]\n"
 GUEST_STATUS_IS_LOST = "finding 0001"  # which is all that P5 has against a move between processes
 
 
-@pytest.fixture(scope="module")
-def kept() -> dict[str, Told]:
-    return {}
-
-
 @pytest.fixture
-def told(kept: dict[str, Told], kernel: str, sevchaos: Sevchaos, tmp_path_factory: pytest.TempPathFactory) -> Told:
-    """All of them; `own` is the first with the questions turned off."""
-    if kernel not in kept:
-        where = tmp_path_factory.mktemp("written")
-        texts = {name: f"name: {name}\n{PROMISES}{TWO}{script}" for name, script in SCRIPTS.items()}
-        first = texts["nothing-but-a-migration"]
-        texts["own"] = f"{first.replace('name: nothing-but-a-migration', 'name: own')}questions: own\n"
-        scaffold = experiments.scaffold("scaffold", kind="sev", fault="kill")
-        texts["scaffold"] = scaffold
-        for name, text in texts.items():
-            (where / f"{name}.yaml").write_text(text)
-        files = [str(where / f"{name}.yaml") for name in texts]
-        done = sevchaos("run", *files, "--kernel", kernel, "--json", "--accept-known", "--runs", str(where))
-        kept[kernel] = Told(done.stdout)
-    return kept[kernel]
+def told(once: Once[Told], kernel: str, sevchaos: Sevchaos, tmp_path_factory: pytest.TempPathFactory) -> Told:
+    return once(kernel, lambda: written(sevchaos, tmp_path_factory.mktemp("written"), kernel))
+
+
+def written(sevchaos: Sevchaos, where: Path, kernel: str) -> Told:
+    """All of them, and the scaffold; `own` is the first with the questions turned off."""
+    texts = {name: f"name: {name}\n{PROMISES}{TWO}{script}" for name, script in SCRIPTS.items()}
+    first = texts["nothing-but-a-migration"]
+    texts["own"] = f"{first.replace('name: nothing-but-a-migration', 'name: own')}questions: own\n"
+    texts["scaffold"] = experiments.scaffold("scaffold", kind="sev", fault="kill")
+    files = [where / f"{name}.yaml" for name in texts]
+    for path, text in zip(files, texts.values(), strict=True):
+        path.write_text(text)
+    done = sevchaos("run", *map(str, files), "--kernel", kernel, "--json", "--accept-known", "--runs", str(where))
+    return Told(done.stdout)
 
 
 def labels(read: History) -> list[str]:

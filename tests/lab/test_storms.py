@@ -11,9 +11,8 @@ import pytest
 from chaos.errors import ExitCode
 from chaos.history.records import Done, Exited, History, Stormed
 from chaos.vmm.storm import MORE
-from tests.lab.conftest import Sevchaos
-from tests.lab.test_deeper import carried_out
-from tests.lab.test_experiments import Told
+from tests.lab.conftest import Once, Sevchaos
+from tests.lab.told import Told, carried_out
 
 pytestmark = pytest.mark.lab
 
@@ -35,16 +34,9 @@ script:
 """
 
 
-@pytest.fixture(scope="module")
-def kept() -> dict[str, Told]:
-    return {}
-
-
 @pytest.fixture
-def told(kept: dict[str, Told], kernel: str, sevchaos: Sevchaos, tmp_path_factory: pytest.TempPathFactory) -> Told:
-    if kernel not in kept:
-        kept[kernel] = carried_out(sevchaos, tmp_path_factory.mktemp("runs"), kernel, *THROUGH_MOVE)
-    return kept[kernel]
+def told(once: Once[Told], kernel: str, sevchaos: Sevchaos, tmp_path_factory: pytest.TempPathFactory) -> Told:
+    return once(kernel, lambda: carried_out(sevchaos, tmp_path_factory.mktemp("runs"), kernel, *THROUGH_MOVE))
 
 
 def storm(read: History) -> Stormed:
