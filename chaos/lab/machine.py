@@ -57,8 +57,9 @@ _ASKED = re.compile(r"sysrq: Changing Loglevel")
 _SILENT_AFTER: Final = 1.0  # seconds without a line, and the kernel is taken to have said what it had to say
 _ANSWER_WITHIN: Final = 15.0
 _AT = re.compile(r"^CPU#(\d+)|^(RIP=\w+).*(HLT=\d)", re.MULTILINE)
-# What QEMU says with -d cpu_reset; after the first come all registers of the CPU.
-_RESET, _TRIPLE_FAULT = "CPU Reset", "Triple fault"
+# What QEMU says with -d cpu_reset beside its own words: all registers of a CPU, when it starts and in a triple fault.
+_TRIPLE_FAULT = "Triple fault"
+_DUMPED = re.compile(r"CPU Reset|Triple fault|[A-Z][A-Z0-9]{1,4} ?=|.*TCG doesn't support requested feature")
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +279,7 @@ class Lab:
         if self.console.panic is not None:
             return KernelPanicked(f"the lab's kernel panicked: {self.console.panic}", console=self.console.tail())
         why = "" if code else f", {await self._why_shut_down()}{', a triple fault' if _TRIPLE_FAULT in words else ''}"
-        said = _said(words.partition(_RESET)[0].strip())
+        said = _said("\n".join(line for line in words.splitlines() if not _DUMPED.match(line)))
         return QemuDied(f"QEMU ended ({_how(code)}{why}){said}", console=self.console.tail())
 
     async def _why_shut_down(self) -> str:

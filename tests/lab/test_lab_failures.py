@@ -123,18 +123,21 @@ def test_a_qemu_that_ends_before_the_kernel_has_booted_is_started_once_more(
 
 
 @pytest.mark.parametrize(
-    ("victim", "code", "words"),
+    ("victim", "signum", "code", "words"),
     [
-        ("qemu-system", ExitCode.QEMU_DIED, b"QEMU ended (killed by SIGKILL)"),
-        ("chaos.lab.psp", ExitCode.PSP_DIED, b"software PSP"),
+        ("qemu-system", signal.SIGKILL, ExitCode.QEMU_DIED, b"QEMU ended (killed by SIGKILL)\n"),
+        ("qemu-system", signal.SIGTERM, ExitCode.QEMU_DIED, b"QEMU ended (exit code 0, host-signal): "),
+        ("qemu-system", signal.SIGTERM, ExitCode.QEMU_DIED, b": terminating on signal 15 from pid "),
+        ("chaos.lab.psp", signal.SIGKILL, ExitCode.PSP_DIED, b"software PSP"),
     ],
 )
-def test_a_part_that_dies_is_named(victim: str, code: ExitCode, words: bytes) -> None:
+def test_a_part_that_dies_is_named(victim: str, signum: int, code: ExitCode, words: bytes) -> None:
+    """With its last words, which QEMU says after the registers of every CPU."""
     with running_lab() as lab:
-        os.kill(child_of(lab.pid, victim), signal.SIGKILL)
+        os.kill(child_of(lab.pid, victim), signum)
         _, errors = lab.communicate(timeout=DEADLINE)
     assert lab.returncode == code
-    assert words in errors
+    assert words in errors and b"CR0=" not in errors
 
 
 def test_no_memory_for_a_lab(sevchaos: Sevchaos) -> None:
