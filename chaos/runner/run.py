@@ -14,6 +14,7 @@ from chaos.errors import CleanupFailed, HostLacks, SevchaosError, Unsupported
 from chaos.fault import find
 from chaos.history.records import End, Filled, Header, Kernel
 from chaos.kvm.sev import Platform
+from chaos.linux.batches import drain_page_batches
 from chaos.linux.kmsg import KernelLog, Lost, rearm
 from chaos.linux.loop import LOOK_AGAIN, Loop, TimedOut
 from chaos.linux.patience import patience
@@ -273,10 +274,14 @@ class ExperimentRun:
         )  # fmt: skip
 
     def _settle(self, group: Cgroup) -> None:
-        """The kernel lets go of a removed cgroup a moment later; what stays longer shows in the next record."""
+        """The kernel lets go of a removed cgroup a moment later; what stays longer shows in the next record. Pages that
+        a CPU has not put away yet are not what is looked for."""
 
         def gone() -> bool:
-            return not (group.dying() or group.dying_of("misc"))
+            if not (group.dying() or group.dying_of("misc")):
+                return True
+            drain_page_batches()
+            return False
 
         with contextlib.suppress(TimedOut):
             self.loop.wait(gone, GONE_WITHIN, "a removed cgroup to go", look=LOOK_AGAIN)
