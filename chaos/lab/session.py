@@ -6,9 +6,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -18,7 +18,7 @@ from chaos.lab import snapshot
 from chaos.lab.image import make_image
 from chaos.lab.kernel.find import find_kernel
 from chaos.lab.kernel.vmlinux import bootable
-from chaos.lab.machine import BOOT_DEADLINE, RESTORE_DEADLINE, Lab, SerialLines, Spec, stopping
+from chaos.lab.machine import BOOT_DEADLINE, RESTORE_DEADLINE, Lab, SerialLines, Spec, T, stopping
 from chaos.lab.protocol import Execute, ProgramExited, StdinEnd, Terminal
 from chaos.lab.qemu import find_qemu
 
@@ -146,34 +146,43 @@ async def execute(
     order = Execute(argv=tuple(argv), environment=dict(environment or {}), terminal=terminal, warm=warm)
     lab.send(order)
     outputs = [_Output(lab.ports["stdout"].reader, stdout), _Output(lab.ports["stderr"].reader, stderr)]
-    feeding = asyncio.create_task(_feed(lab, stdin))
-    pumps = [asyncio.create_task(output.pump()) for output in outputs]
-    what = f"{argv[0]} to end"
+    beside = [asyncio.create_task(_feed(lab, stdin)), *(asyncio.create_task(output.pump()) for output in outputs)]
+    ending = asyncio.create_task(_ended(lab, argv[0], outputs))
     try:
         async with asyncio.timeout(timeout):
-            ended = await _ended(lab, what)
-            for output, count in zip(outputs, (ended.stdout, ended.stderr), strict=True):
-                await lab.wait(output.reached(count), 60.0, f"the last of the output of {argv[0]}")
+            return await _first(ending, beside)
     except TimeoutError:
         raise LabHung(
             f"{argv[0]} was not done after {timeout:g} s",
             remedy="give it longer with --timeout", console=await lab.interrogate(),
         ) from None  # fmt: skip
     finally:
-        for task in (feeding, *pumps):
+        for task in (ending, *beside):
             task.cancel()
-        results = await asyncio.gather(feeding, *pumps, return_exceptions=True)
-    for result in results:
-        if isinstance(result, Exception) and not isinstance(result, ConnectionError):
-            raise result
-    return ended
+        await asyncio.gather(ending, *beside, return_exceptions=True)
 
 
-async def _ended(lab: Lab, what: str) -> ProgramExited:
-    while True:
-        message = await lab.receive(None, what)
-        if isinstance(message, ProgramExited):
-            return message
+async def _first(ending: asyncio.Task[T], beside: Iterable[asyncio.Task[None]]) -> T:
+    """What `ending` comes to; or what one of the others raises meanwhile, without which the end would be waited for in
+    vain. A stream that breaks is none of these: what broke the lab is known in a moment."""
+    waited: set[asyncio.Task[Any]] = {ending, *beside}
+    while not ending.done():
+        done, waited = await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        for task in done - {ending}:
+            failure = task.exception()
+            if failure is not None and not isinstance(failure, ConnectionError):
+                raise failure
+    return ending.result()
+
+
+async def _ended(lab: Lab, program: str, outputs: Sequence[_Output]) -> ProgramExited:
+    """How it ended, when all that it wrote has come."""
+    message = await lab.receive(None, f"{program} to end")
+    while not isinstance(message, ProgramExited):
+        message = await lab.receive(None, f"{program} to end")
+    for output, count in zip(outputs, (message.stdout, message.stderr), strict=True):
+        await lab.wait(output.reached(count), 60.0, f"the last of the output of {program}")
+    return message
 
 
 async def _feed(lab: Lab, source: Source) -> None:

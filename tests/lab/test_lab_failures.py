@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import random
@@ -18,7 +19,7 @@ import pytest
 from chaos.errors import ExitCode, QemuDied
 from chaos.lab.kernel.find import default_kernels
 from chaos.lab.machine import Lab
-from chaos.lab.session import Wish, open_lab
+from chaos.lab.session import Wish, execute, open_lab
 from tests.lab.conftest import DEADLINE, Sevchaos, command
 
 ENDLESS = """
@@ -78,6 +79,18 @@ def test_a_run_that_is_not_done_says_where_it_is(sevchaos: Sevchaos, tmp_path: P
     assert "most recent call first" in said and "in carry_out" in said
     console = Path(run["directory"]) / "console.log"
     assert "sysrq: Show Blocked State" in console.read_text()
+
+
+def test_what_cannot_be_taken_of_a_programs_output_is_raised_and_its_end_not_waited_for() -> None:
+    async def full(data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "the disk is full")
+
+    async def run() -> None:
+        async with open_lab(Wish(kernel=default_kernels()[-1]), say=print) as lab:
+            await execute(lab, ["sh", "-c", "echo here; sleep 1000"], stdout=full, stderr=full, timeout=60)
+
+    with pytest.raises(OSError, match="the disk is full"):
+        asyncio.run(run())
 
 
 def test_a_machine_that_is_switched_off(in_lab: Sevchaos) -> None:
