@@ -31,6 +31,7 @@ ExcInfo = tuple[type[BaseException], BaseException, object]
 
 # What lives in the cache; `sevchaos lab list` shows these words. A kind not named here is shown as "other".
 KINDS = {
+    "apt": "Debian's package lists",
     "kernels": "kernel fetched from Debian, unpacked",
     "trees": "modules gathered from a kernel build tree",
     "modules": "the lab's kernel modules, built",

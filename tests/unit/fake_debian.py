@@ -9,6 +9,7 @@ directory steer the fake apt: `offline`, `full`, `hang-after-first`; everything 
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from chaos.lab.kernel import debian
+from chaos.lab.kernel import archive
 
 CONFIG = """#
 # Automatically generated file; DO NOT EDIT.
@@ -45,15 +46,18 @@ CONFIG_USERFAULTFD=y
 APT_CACHE = """#!{python}
 import pathlib, sys
 archive = pathlib.Path({archive!r})
+words = sys.argv[1:]
+while words[0] == "-o":
+    words = words[2:]
 with (archive / "log").open("a") as log:
-    print("apt-cache", *sys.argv[1:], file=log)
+    print("apt-cache", *words, file=log)
 index = archive / "index"
-if sys.argv[1] == "pkgnames":
+if words[0] == "pkgnames":
     for line in (index / "names").read_text().split():
-        if line.startswith(sys.argv[2]):
+        if line.startswith(words[1]):
             print(line)
-else:
-    for name in sys.argv[3:]:
+elif words[0] == "show":
+    for name in words[1:]:
         if (index / (name + ".control")).exists():
             print((index / (name + ".control")).read_text(), end="\\n\\n")
 """
@@ -64,12 +68,28 @@ archive = pathlib.Path({archive!r})
 def log(*words):
     with (archive / "log").open("a") as file:
         print(*words, file=file)
+words, options = sys.argv[1:], {{}}
+while words[0] == "-o":
+    options.update([words[1].split("=", 1)])
+    words = words[2:]
+if words[0] == "indextargets":
+    print("Debian Debian http://mirror.example/debian/")
+    sys.exit()
 if (archive / "offline").exists():
     sys.exit("E: Failed to fetch: Could not resolve the host")
 if (archive / "full").exists():
     sys.exit("E: You don't have enough free space in /var/cache/apt/archives/.")
-wanted = [word for word in sys.argv[1:] if "=" in word and "::" not in word]
-log("apt-get", *sys.argv[1:])
+log("apt-get", *words)
+if words[0] == "update":
+    for line in pathlib.Path(options["Dir::Etc::SourceList"]).read_text().splitlines():
+        *_, mirror, suite, component = line.split()
+        if not (archive / ("no-" + suite)).exists():
+            place = mirror.removeprefix("http://").replace("/", "_")
+            name = place + "dists_" + suite + "_" + component + "_binary-amd64_Packages"
+            (pathlib.Path(options["Dir::State::Lists"]) / name).touch()
+    print("W: Some index files failed to download.")
+    sys.exit()
+wanted = [word for word in words if "=" in word]
 (archive / "pid").write_text(str(os.getpid()))
 for number, want in enumerate(wanted):
     name, version = want.split("=")
@@ -113,11 +133,9 @@ class FakeDebian:
 
     def __init__(self, where: Path) -> None:
         self.where = where
-        self.lists = where / "lists"
         (where / "index").mkdir(parents=True)
         (where / "bin").mkdir()
-        self.lists.mkdir()
-        (self.lists / "mirror_dists_bookworm_Packages.lz4").touch()
+        (where / "keyring.gpg").touch()
         (where / "index" / "names").touch()
         for name, text in (("apt-cache", APT_CACHE), ("apt-get", APT_GET), ("depmod", DEPMOD)):
             program = where / "bin" / name
@@ -143,8 +161,8 @@ class FakeDebian:
             (self.where / name).unlink()
 
     def lists_changed(self) -> None:
-        now = self.lists.stat().st_mtime_ns
-        os.utime(self.lists, ns=(now, now + 10**9))
+        now = archive.lists().stat().st_mtime_ns
+        os.utime(archive.lists(), ns=(now, now + 10**9))
 
     def add(self, name: str, version: str, files: dict[str, str | bytes], *, depends: str = "") -> None:
         root = self.where / "build" / name
@@ -226,8 +244,9 @@ class FakeDebian:
         self.add(kbuild, version, {f"usr/lib/{kbuild}/scripts/mod/modpost": b"modpost"})
 
 
-def use(monkeypatch: pytest.MonkeyPatch, archive: FakeDebian, cache: Path) -> None:
+def use(monkeypatch: pytest.MonkeyPatch, fake: FakeDebian, cache: Path) -> None:
     """Point the code under test at the archive and at a cache of its own."""
-    monkeypatch.setenv("PATH", archive.path)
+    monkeypatch.setenv("PATH", fake.path)
     monkeypatch.setenv("SEVCHAOS_CACHE", str(cache))
-    monkeypatch.setattr(debian, "APT_LISTS", archive.lists)
+    monkeypatch.setattr(archive, "KEYRING", fake.where / "keyring.gpg")
+    monkeypatch.setattr(platform, "freedesktop_os_release", lambda: {"ID": "debian", "VERSION_ID": "12"})

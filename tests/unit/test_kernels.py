@@ -12,7 +12,7 @@ import pytest
 
 from chaos.cache import entries
 from chaos.errors import HostLacks, NoKernel, NoSpace, UsageError
-from chaos.lab.kernel import fetched
+from chaos.lab.kernel import archive, fetched
 from chaos.lab.kernel.debian import unpack
 from chaos.lab.kernel.find import LabKernel, find_busybox, find_kernel
 from tests.unit.fake_debian import CONFIG, FakeDebian, static_elf, use
@@ -84,7 +84,7 @@ def test_only_what_a_lab_needs_is_kept(debian: FakeDebian, said: Said) -> None:
     entry = kernel.image.parents[1]
     assert not (entry / "usr" / "share").exists()
     assert not (kernel.modules / "kernel" / "drivers" / "gpu").exists()
-    assert [e.path for e in entries.entries()] == [entry]  # no archives, no staging
+    assert [e.path for e in entries.entries() if e.kind != "apt"] == [entry]  # no archives, no staging
     assert not list(entry.rglob("*.deb"))
 
 
@@ -170,17 +170,53 @@ def test_a_source_that_can_be_none_is_refused_with_what_is_allowed(debian: FakeD
 
 
 def test_an_unknown_series_names_the_known_kernels(debian: FakeDebian) -> None:
-    with pytest.raises(NoKernel, match=r"apt knows no 5\.10 kernel; it knows 6\.1\.0-56-amd64") as caught:
+    with pytest.raises(NoKernel, match=r"archive has no 5\.10 kernel; it has 6\.1\.0-56-amd64") as caught:
         find_kernel("debian:5.10")
-    assert "apt-get update" in caught.value.remedy
+    assert "kernel list --refresh" in caught.value.remedy
 
 
-def test_apt_without_lists_is_told_from_apt_without_the_kernel(debian: FakeDebian) -> None:
-    for path in debian.lists.iterdir():
-        path.unlink()
-    with pytest.raises(NoKernel, match="never fetched") as caught:
+def test_no_lists_to_be_had_is_told_from_an_archive_without_the_kernel(debian: FakeDebian) -> None:
+    debian.switch("offline")
+    with pytest.raises(NoKernel, match=r"(?s)fetching Debian's package lists.*Could not resolve") as caught:
         find_kernel("debian:5.10")
-    assert "apt-get update" in caught.value.remedy
+    assert "is there a network?" in caught.value.remedy
+
+
+def test_the_lists_are_fetched_once_and_each_is_of_the_machines_mirror(debian: FakeDebian, said: Said) -> None:
+    find_kernel("debian:6.1", say=said)
+    assert debian.log().count("apt-get update -q") == 1
+    sources = (archive.lists().parent / "sources.list").read_text().splitlines()
+    assert (
+        f"deb [arch=amd64 signed-by={archive.KEYRING}] http://mirror.example/debian/ trixie-backports main" in sources
+    )
+    assert [line.split()[-3] for line in sources if "-security" in line] == [archive.SECURITY] * 2
+    debian.switch("offline")
+    archive.refresh(say=said)  # what was there stays
+    assert "no list was to be had" not in said
+    find_kernel("debian:6.1", say=said)
+
+
+def test_a_suite_that_the_mirror_lacks_is_told(debian: FakeDebian, said: Said) -> None:
+    debian.switch("no-experimental")
+    find_kernel("debian:6.1", say=said)
+    assert "no list was to be had of experimental: W: Some index files failed" in said
+
+
+def test_without_debians_keyring_nothing_is_believed(debian: FakeDebian) -> None:
+    archive.KEYRING.unlink()
+    with pytest.raises(NoKernel, match=r"keyring\.gpg is not there") as caught:
+        find_kernel("debian:6.1")
+    assert "debian-archive-keyring" in caught.value.remedy
+
+
+def test_the_machines_own_debian_comes_before_a_newer_one(debian: FakeDebian, said: Said) -> None:
+    debian.add_kernel("6.12.117+deb12-amd64", "6.12.117-1~deb12u1")
+    debian.add_kernel("6.12.118+deb13-amd64", "6.12.118-1")
+    assert find_kernel("debian:6.12", say=said).version == "6.12.117"
+    debian.add_kernel("7.2.12+deb13-amd64", "7.2.12-1~bpo13+1")
+    debian.add_kernel("7.2.13+deb14-amd64", "7.2.13-1")
+    debian.lists_changed()
+    assert find_kernel("debian:7.2", say=said).version == "7.2.13"
 
 
 def test_without_apt_the_other_ways_are_named(debian: FakeDebian, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,6 +248,7 @@ def test_headers_of_an_unknown_layout_are_refused(debian: FakeDebian, said: Said
 
 
 def test_a_full_disk_as_apt_says_it(debian: FakeDebian, said: Said) -> None:
+    archive.refresh(say=said)
     debian.switch("full")
     with pytest.raises(NoSpace, match=r"kernel 6\.1\.0-56-amd64 needs"):
         find_kernel("debian:6.1", say=said)

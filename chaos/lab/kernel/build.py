@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from chaos.cache import entries
@@ -84,11 +84,21 @@ def _make(source: Path, work: Path, build_dir: Path, config: Mapping[str, str], 
         shutil.copy(path, work)
     make = tool("make", package="make", purpose=_PURPOSE)
     # Type information for BPF is of no use here, and would take pahole: 6.12's headers have a vmlinux for it.
-    flags = ["CONFIG_DEBUG_INFO_BTF_MODULES=", *_compiler(build_dir, config)]
+    compiler = _compiler(build_dir, config)
+    flags = ["CONFIG_DEBUG_INFO_BTF_MODULES=", *compiler, *_unknown_flags(compiler, config)]
     argv = [make, "-C", str(build_dir), f"M={work}", *flags, "modules"]
     # A make that started us would hand its flags and its job server down to this one.
     clean = {"MAKEFLAGS": "", "MAKELEVEL": "", "MFLAGS": "", "KBUILD_OUTPUT": "", "ARCH": "x86"}
     return run(argv, timeout=300, env=clean, keep=(lock.fd,))
+
+
+def _unknown_flags(compiler: Sequence[str], config: Mapping[str, str]) -> list[str]:
+    """Options of make that leave out what the kernel's compiler knew and ours does not."""
+    if config.get("CC_HAS_MIN_FUNCTION_ALIGNMENT") != "y" or "LLVM=1" in compiler:
+        return []
+    gcc = next((word.removeprefix("CC=") for word in compiler), "gcc")
+    asked = run([gcc, "-fmin-function-alignment=16", "-x", "c", "-c", "/dev/null", "-o", "/dev/null"], timeout=60)
+    return ["CONFIG_CC_HAS_MIN_FUNCTION_ALIGNMENT="] if asked.status else []
 
 
 def _compiler(build_dir: Path, config: Mapping[str, str]) -> list[str]:

@@ -3,29 +3,29 @@
 
 apt does what it is good at: it knows which packages there are, fetches them, resumes an interrupted download,
 and verifies what came. `apt-get download` works without root. What is ours: which packages make up a kernel,
-taking only what the lab needs out of them, and making headers work outside /usr/src.
+taking only what the lab needs out of them, giving all of them one layout, and making headers work outside /usr/src.
 """
 
 from __future__ import annotations
 
-import os
+import platform
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from chaos.cache.command import must, run, tool
+from chaos.cache.command import CommandResult, must, run, tool
 from chaos.cache.entries import Lock, Say, megabytes
 from chaos.errors import HostLacks, NoKernel
-
-APT_LISTS = Path("/var/lib/apt/lists")
+from chaos.lab.kernel import archive
+from chaos.lab.kernel.archive import HOW_OTHERWISE
 
 # An ABI name without a flavour: 6.1.0-47-amd64, 6.12.100+deb12-amd64, 6.12.90+deb12.1-amd64.
 _PLAIN_ABI = re.compile(r"\d+\.\d+\.\d+(?:-\d+|\+deb\d+(?:\.\d+)?)(?:\+bpo)?-amd64")
-_HOW_OTHERWISE = (
-    "name another kernel: --kernel running, --kernel installed:RELEASE, or --kernel PATH of a kernel build tree"
-)
+
+_LIBRARY = re.compile(r"\b(?:lib[a-z0-9.+-]+|zlib1g)\b")
+_LOADER = "ld-linux-x86-64.so.2"
+RUNTIME = Path("usr/lib/runtime")  # in a kernel's tree: what kbuild's programs run with where the machine's is older
 
 # Drivers of hardware that no lab has. They are two thirds of what Debian's image package weighs unpacked.
 _NOT_IN_A_LAB = (
@@ -60,8 +60,8 @@ class Package:
     depends: str
 
     @property
-    def archive(self) -> str:
-        """The start of the name that `apt-get download` gives the file."""
+    def file(self) -> str:
+        """The start of the name that `apt-get download` gives it."""
         return f"{self.name}_{self.version.replace(':', '%3a')}_"
 
 
@@ -70,54 +70,84 @@ def is_plain(abi: str) -> bool:
     return _PLAIN_ABI.fullmatch(abi) is not None
 
 
-def newest_abi(series: str) -> tuple[str, str]:
-    """The newest (ABI, package version) of a series such as "6.12" that apt knows. Raises NoKernel."""
-    known = known_abis()
-    for abi in sorted((a for a in known if a.startswith(f"{series}.")), key=_by_number, reverse=True):
+def newest_abi(series: str, *, say: Say) -> tuple[str, str]:
+    """The (ABI, package version) that a series such as "6.12" means: the newest of this machine's own Debian, or, where
+    that has none, of any. Raises NoKernel."""
+    known = known_abis(say=say)
+    for abi in sorted((a for a in known if a.startswith(f"{series}.")), key=_own_and_newest, reverse=True):
         # A name may outlive its packages: only one whose image and headers are both there will do.
-        found = {p.name: p for p in _show([f"linux-image-{abi}", f"linux-headers-{abi}"])}
+        found = {p.name: p for p in _show([f"linux-image-{abi}", f"linux-headers-{abi}"], say=say)}
         if len(found) == 2:
             return abi, found[f"linux-image-{abi}"].version
     raise _unknown(f"no {series} kernel", known)
 
 
-def known_abis() -> tuple[str, ...]:
-    """The ABI names of the kernels that apt knows, oldest first."""
-    done = run([_apt("apt-cache"), "pkgnames", "linux-image-"], timeout=60, merge=False)
+def known_abis(*, say: Say) -> tuple[str, ...]:
+    """The ABI names of the kernels in the archive, oldest first. Of some the headers are gone."""
+    done = _ask(["pkgnames", "linux-image-"], say)
     names = {line.removeprefix("linux-image-") for line in done.output.split()}
     return tuple(sorted((n for n in names if is_plain(n)), key=_by_number))
 
 
-def kernel_packages(abi: str) -> tuple[Package, ...]:
-    """The packages of one kernel: image, both headers, kbuild. Raises NoKernel."""
+def kernel_packages(abi: str, *, say: Say) -> tuple[Package, ...]:
+    """The packages of one kernel: image, headers, kbuild, and what each of these is divided into; and the libraries of
+    kbuild's programs, where this machine's C library is too old for them. Raises NoKernel."""
     image, headers = f"linux-image-{abi}", f"linux-headers-{abi}"
-    found = {p.name: p for p in _show([image, headers])}
+    found = {p.name: p for p in _show([image, headers], say=say)}
     for name in (image, headers):
         if name not in found:
-            raise _unknown(f"no package {name}", known_abis())
-    # The name of kbuild follows the series in 6.1 and the ABI in 6.12: the headers say which.
-    more = [
-        dep for dep in re.findall(r"linux-(?:headers|kbuild)-[^\s,|()]+", found[headers].depends) if dep not in found
-    ]
-    return found[image], found[headers], *_show_all(more)
+            raise _unknown(f"no package {name}", known_abis(say=say))
+    # From 7.2 on the image is empty and depends on its parts. The name of kbuild follows the series in 6.1 and the ABI
+    # later: the headers say which.
+    parts = re.findall(rf"linux-(?:base|binary|modules)-{re.escape(abi)}(?![^\s,|()])", found[image].depends)
+    parts += re.findall(r"linux-(?:headers|kbuild)-[^\s,|()]+", found[headers].depends)
+    more = _show_all([part for part in dict.fromkeys(parts) if part not in found], say=say)
+    return found[image], found[headers], *more, *_runtime(more, say=say)
 
 
-def packages(*names: str) -> tuple[Package, ...]:
-    """The newest version of each package. Raises HostLacks."""
-    return _show_all(names)
+def _runtime(kernel: Sequence[Package], *, say: Say) -> tuple[Package, ...]:
+    """The libraries that kbuild's programs want, where this machine's own are older than those want."""
+    kbuild = next((p for p in kernel if p.name.startswith("linux-kbuild-")), None)
+    wanted = re.search(r"\blibc6 \(>= (\d+)\.(\d+)", kbuild.depends) if kbuild is not None else None
+    name, here = platform.libc_ver()
+    if kbuild is None or wanted is None:
+        return ()
+    if name == "glibc" and tuple(map(int, here.split(".")[:2])) >= tuple(map(int, wanted.groups())):
+        return ()
+    found: dict[str, Package] = {}
+    todo = [kbuild]
+    while todo:
+        names = _LIBRARY.findall(todo.pop().depends)
+        more = _show_all([name for name in names if name not in found], say=say)
+        found |= {p.name: p for p in more}
+        todo += more
+    return tuple(found.values())
 
 
-def _show_all(names: Sequence[str]) -> tuple[Package, ...]:
-    found = {p.name: p for p in _show(names)}
+def oldest(name: str, *, say: Say) -> Package:
+    """The oldest version of a package in the archive, which moves on least. Raises NoKernel."""
+    versions = _show([name], say=say, every=True)
+    if not versions:
+        raise _unknown(f"no package {name}", ())
+    return versions[-1]
+
+
+def _show_all(names: Sequence[str], *, say: Say) -> tuple[Package, ...]:
+    found = {p.name: p for p in _show(names, say=say)} if names else {}
     for name in names:
         if name not in found:
             raise _unknown(f"no package {name}", ())
     return tuple(found[name] for name in names)
 
 
-def _show(names: Sequence[str]) -> list[Package]:
-    """What apt would install of these packages; those that it does not know are left out."""
-    done = run([_apt("apt-cache"), "show", "--no-all-versions", *names], timeout=60, merge=False)
+def _ask(arguments: Sequence[str], say: Say) -> CommandResult:
+    return run(archive.apt("apt-cache", *arguments, say=say), timeout=120, merge=False)
+
+
+def _show(names: Sequence[str], *, say: Say, every: bool = False) -> list[Package]:
+    """What apt would install of these packages, or every version, newest first; those that it does not know are left
+    out."""
+    done = _ask(["show", *([] if every else ["--no-all-versions"]), *names], say)
     shown = []
     for paragraph in done.output.split("\n\n"):
         field = dict(re.findall(r"^([A-Za-z-]+): (.*)$", paragraph, flags=re.MULTILINE))
@@ -139,23 +169,26 @@ def _by_number(abi: str) -> tuple[int, ...]:
     return tuple(int(n) for n in re.findall(r"\d+", abi.removesuffix("-amd64")))
 
 
-def _apt(name: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        raise NoKernel("kernels named debian:… are fetched with apt, and this machine has none", remedy=_HOW_OTHERWISE)
-    return found
+def _own_and_newest(abi: str) -> tuple[bool, tuple[int, ...]]:
+    own = f"+deb{_debian()}" in abi if "+deb" in abi else True
+    return own, _by_number(abi)
+
+
+def _debian() -> str:
+    """The number of this machine's Debian, "" if it is another distribution."""
+    try:
+        release = platform.freedesktop_os_release()
+    except OSError:
+        return ""
+    return release.get("VERSION_ID", "") if release.get("ID") == "debian" else ""
 
 
 def _unknown(what: str, known: Sequence[str]) -> NoKernel:
-    if not any(APT_LISTS.glob("*_Packages*")):
-        return NoKernel(
-            f"apt knows {what}, because its package lists were never fetched here",
-            remedy="run `apt-get update` as root once, then try again",
-        )
-    there = f"; it knows {', '.join(known)}" if known else ""
+    there = f"; it has {', '.join(known)}" if known else ""
     return NoKernel(
-        f"apt knows {what}{there}",
-        remedy=f"`apt-get update`, as root, may bring new ones; old ones leave Debian's archive. Or {_HOW_OTHERWISE}",
+        f"Debian's archive has {what}{there}",
+        remedy="`sevchaos kernel list --refresh` fetches newer lists; old kernels leave Debian's archive."
+        f" Or {HOW_OTHERWISE}",
     )
 
 
@@ -167,14 +200,9 @@ def download(wanted: Sequence[Package], into: Path, *, lock: Lock, say: Say) -> 
 
     apt compares each file with the signed hash, a complete one that was there before as well.
     """
-    argv = [_apt("apt-get"), "download", "-q"]
-    if os.geteuid() == 0:
-        # Root's apt drops to a user who cannot write to root's cache, warns, and goes on as root.
-        argv += ["-o", "APT::Sandbox::User=root"]
-    for option in ("Retries=3", "http::Timeout=30", "https::Timeout=30"):
-        argv += ["-o", f"Acquire::{option}"]
+    versions = (f"{p.name}={p.version}" for p in wanted)
     done = run(
-        [*argv, *(f"{p.name}={p.version}" for p in wanted)],
+        archive.apt("apt-get", "download", "-q", *versions, say=say),
         timeout=3600,
         cwd=into,
         keep=(lock.fd,),
@@ -186,7 +214,7 @@ def download(wanted: Sequence[Package], into: Path, *, lock: Lock, say: Say) -> 
         what,
         error=NoKernel,
         remedy="is there a network? What has come is kept, and the next try goes on from it."
-        " If the archive has moved on, run `apt-get update` as root first",
+        " If the archive has moved on, `sevchaos kernel list --refresh` first",
     )
     return [_archive_of(package, into) for package in wanted]
 
@@ -200,10 +228,10 @@ def _progress(into: Path, total: int, say: Say) -> Callable[[], None]:
 
 
 def _archive_of(package: Package, where: Path) -> Path:
-    found = [p for p in where.iterdir() if p.name.startswith(package.archive) and p.suffix == ".deb"]
+    found = [p for p in where.iterdir() if p.name.startswith(package.file) and p.suffix == ".deb"]
     if len(found) != 1:
         raise HostLacks(
-            f"apt-get download said it was done, but {package.archive}*.deb is not there",
+            f"apt-get download said it was done, but {package.file}*.deb is not there",
             remedy="`sevchaos lab clean`, then try again",
         )
     return found[0]
@@ -230,10 +258,16 @@ def unpack(archive: Path, into: Path, *, lock: Lock, leave: Sequence[str] = ()) 
 def unpack_kernel(archives: Sequence[Path], tree: Path, abi: str, *, lock: Lock) -> None:
     """Make a tree of boot/, lib/modules/, usr/src/ and usr/lib/ that works where it stands."""
     modules = tree / "lib" / "modules" / abi
-    leave = ["./usr/share", *(f"./lib/modules/{abi}/kernel/{part}" for part in _NOT_IN_A_LAB)]
+    kept = (f"./{place}/{abi}/kernel/" for place in ("lib/modules", "usr/lib/modules"))
+    leave = ["./usr/share", *(f"{kernel}{part}" for kernel in kept for part in _NOT_IN_A_LAB)]
     tree.mkdir(parents=True)
-    for archive in archives:
-        unpack(archive, tree, lock=lock, leave=leave)
+    for package in archives:
+        into = tree if package.name.startswith("linux-") else tree / RUNTIME
+        into.mkdir(parents=True, exist_ok=True)
+        unpack(package, into, lock=lock, leave=leave)
+    _lay_out(tree, abi)
+    if (tree / RUNTIME).is_dir():
+        _give_runtime(tree)
     depmod = tool("depmod", package="kmod", purpose="to index a kernel's modules")
     must(
         run([depmod, "-b", str(tree), abi], timeout=300, keep=(lock.fd,)),
@@ -243,16 +277,45 @@ def unpack_kernel(archives: Sequence[Path], tree: Path, abi: str, *, lock: Lock)
     _localise(tree, modules, abi)
 
 
+def _lay_out(tree: Path, abi: str) -> None:
+    """Debian 13 has its modules below usr/lib, and 7.2 brought what was in boot to them."""
+    if (tree / "usr" / "lib" / "modules").is_dir() and not (tree / "lib").exists():
+        (tree / "lib").symlink_to("usr/lib")
+    modules, boot = tree / "lib" / "modules" / abi, tree / "boot"
+    boot.mkdir(exist_ok=True)
+    for name in ("vmlinuz", "config", "System.map"):
+        if (modules / name).is_file() and not (boot / f"{name}-{abi}").exists():
+            (modules / name).rename(boot / f"{name}-{abi}")
+
+
+def _give_runtime(tree: Path) -> None:
+    """Have each program of kbuild run with the libraries that came along, wherever the tree is moved."""
+    libraries = tree / RUNTIME / "usr" / "lib" / "x86_64-linux-gnu"
+    for path in [p for p in (tree / "usr" / "lib").glob("linux-kbuild-*/**/*") if p.is_file() and not p.is_symlink()]:
+        with path.open("rb") as file:
+            if file.read(4) != b"\x7fELF":
+                continue
+        program = path.with_name(f"{path.name}.elf")
+        path.rename(program)
+        up = "../" * (len(path.parent.relative_to(tree).parts))
+        there = f'"${{0%/*}}/{up}{libraries.relative_to(tree)}'
+        # The name that it was called by, for two of them look for others beside them.
+        path.write_text(f'#!/bin/sh\nexec {there}/{_LOADER}" --library-path {there}" --argv0 "$0" "$0.elf" "$@"\n')
+        path.chmod(0o755)
+
+
 def _localise(tree: Path, modules: Path, abi: str) -> None:
     """Point what names /usr/src at the unpacked tree, relative to itself: it works wherever it is moved."""
     headers = tree / "usr" / "src" / f"linux-headers-{abi}"
     makefile = headers / "Makefile"
     text = makefile.read_text()
-    here = "$(dir $(lastword $(MAKEFILE_LIST)))../"
-    local = re.sub(r"^include /usr/src/", lambda _: f"include {here}", text, flags=re.MULTILINE)
+    here = "$(dir $(lastword $(MAKEFILE_LIST)))"
+    local = re.sub(r"^include /usr/src/", lambda _: f"include {here}../", text, flags=re.MULTILINE)
+    # From 7.3 on; at once, for the list of makefiles grows.
+    local = local.replace(f"KBUILD_OUTPUT=/usr/src/{headers.name}\n", f"KBUILD_OUTPUT:=$(abspath {here})\n")
     if local == text or "/usr/src" in local:
         raise NoKernel(
-            f"the headers of {abi} are not laid out as Debian 12's are: {makefile} reads {text[:200]!r}",
+            f"the headers of {abi} are not laid out as Debian's others are: {makefile} reads {text[:200]!r}",
             remedy="this is a fault of ours, please report it; meanwhile use a build tree (--kernel PATH)",
         )
     makefile.write_text(local)

@@ -5,7 +5,7 @@ A kernel's entry is `kernels/ABI_VERSION`, with a manifest written last: what wa
 what must be there. Using an entry costs reading that and a stat call for each module; one that does not match
 is thrown away and fetched again, with a notice.
 
-Which ABI "debian:6.12" is today takes apt half a second to say: the answer is kept until apt's lists change.
+Which ABI "debian:6.12" is takes apt some seconds to say: the answer is kept until our lists of the archive change.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ import msgspec
 from chaos.cache import entries
 from chaos.cache.entries import Say, megabytes
 from chaos.errors import InternalError, NoKernel, UsageError
-from chaos.lab.kernel import debian
+from chaos.lab.kernel import archive, debian
 from chaos.lab.kernel.kconfig import check_config, full_version, read_config
 
 # Part of every identity: raise it when what is kept of a package, or how it is laid out, changes.
-_LAYOUT = 1
+_LAYOUT = 2
 _SERIES = re.compile(r"\d+\.\d+")
 _ABI = re.compile(r"\d+\.\d+\.\d+[A-Za-z0-9.+~-]*-amd64")
 
@@ -62,7 +62,7 @@ class Manifest(msgspec.Struct, frozen=True):
 
 
 class _FoundBefore(msgspec.Struct, frozen=True):
-    stamp: int  # when apt's lists changed last, ns
+    stamp: int  # when our lists changed last, ns
     abi: str
     version: str
 
@@ -108,11 +108,10 @@ def _newest_cached(series: str) -> str | None:
 def _newest(series: str, say: Say) -> tuple[str, str]:
     record = entries.root() / "series.json"
     known = _known_answers(record)
-    stamp = _lists_stamp()
-    if (answer := known.get(series)) and answer.stamp == stamp:
+    if (answer := known.get(series)) and answer.stamp == _lists_stamp():
         return answer.abi, answer.version
     try:
-        abi, version = debian.newest_abi(series)
+        abi, version = debian.newest_abi(series, say=say)
     except NoKernel as error:
         # An emptied list, or an archive that dropped the series: what we have is still good.
         here = _newest_cached(series)
@@ -121,7 +120,7 @@ def _newest(series: str, say: Say) -> tuple[str, str]:
         abi, _, version = here.partition("_")
         say(f"{error.message.split(';')[0]}; using {abi} from the cache")
         return abi, version
-    known[series] = _FoundBefore(stamp=stamp, abi=abi, version=version)
+    known[series] = _FoundBefore(stamp=_lists_stamp(), abi=abi, version=version)
     temporary = record.with_name(f".{record.name}.{os.getpid()}")
     with entries.space_guard("a note on kernel versions", 4096):
         temporary.write_bytes(msgspec.json.encode(known))
@@ -138,7 +137,7 @@ def _known_answers(record: Path) -> dict[str, _FoundBefore]:
 
 def _lists_stamp() -> int:
     try:
-        return debian.APT_LISTS.stat().st_mtime_ns
+        return archive.lists().stat().st_mtime_ns
     except OSError:
         return 0
 
@@ -160,7 +159,7 @@ def _fetch_or_older(series: str, abi: str, say: Say) -> Found:
 
 
 def _fetch(abi: str, say: Say) -> Found:
-    wanted = debian.kernel_packages(abi)
+    wanted = debian.kernel_packages(abi, say=say)
     entry = _entry_name(abi, wanted[0].version)
     with entries.locked("kernels", entry, say=say) as lock, _space(f"kernel {abi}", wanted):
         if found := _use(entry, say):  # whoever had the lock before us fetched it
@@ -307,7 +306,7 @@ def find_busybox(*, say: Say) -> Path:
             "the lab needs a statically linked busybox, and there is none here, nor an apt to fetch it with",
             remedy="install one; distributions call the package busybox-static or busybox",
         )
-    wanted = debian.packages("busybox-static")
+    wanted = (debian.oldest("busybox-static", say=say),)
     entry = f"busybox_{wanted[0].version.replace(':', '.')}"
     with entries.locked("tools", entry, say=say) as lock, _space("busybox", wanted):
         final = entries.entry_path("tools", entry)

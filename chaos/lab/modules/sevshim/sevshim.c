@@ -113,8 +113,9 @@ static bool carry_out(struct pt_regs *regs, const u8 *instruction)
 	case JMP32_INSN_OPCODE:
 		int3_emulate_jmp(regs, at + JMP32_INSN_SIZE + *(const s32 *)(instruction + 1));
 		return true;
-	case CALL_INSN_OPCODE:
-		int3_emulate_call(regs, at + CALL_INSN_SIZE + *(const s32 *)(instruction + 1));
+	case CALL_INSN_OPCODE:	/* int3_emulate_call() has other parameters from 7.3 on */
+		int3_emulate_push(regs, at + CALL_INSN_SIZE);
+		int3_emulate_jmp(regs, at + CALL_INSN_SIZE + *(const s32 *)(instruction + 1));
 		return true;
 	}
 	return false;
