@@ -8,9 +8,11 @@
 set -euo pipefail # so no pipe into `grep -q` or `head`: who writes more than they read would be a failure
 cd "$(dirname "$0")/.."
 
-# gcc, make and binutils build the lab's two small kernel modules; libelf1 and libssl3 are what the tools in
-# Debian's kernel headers are linked with; kmod has depmod.
-packages=(binutils gcc kmod libelf1 libssl3 make)
+# gcc, make and binutils build the lab's two small kernel modules, and with libc6-dev the native loops; kmod has depmod.
+# The libraries are what the tools in Debian's kernel headers are linked with, under the names of Debian 12 and of 13.
+packages=(binutils gcc kmod libc6-dev make)
+libraries_of_12=(libelf1 libssl3)
+libraries_of_13=(libelf1t64 libssl3t64)
 newest_single_threaded=9 # QEMU's major version; see chaos/lab/qemu.py
 state=.venv/.setup
 
@@ -73,12 +75,14 @@ not_installed() {
 # Packages
 
 debian_packages() {
-    local missing qemu want_backports=
-    mapfile -t missing < <(not_installed "${packages[@]}")
+    local missing qemu want_backports= libraries="libraries_of_$debian[@]"
+    mapfile -t missing < <(not_installed "${packages[@]}" "${!libraries}")
     choose_python
     if [ -z "$python" ]; then mapfile -t -O "${#missing[@]}" missing < <(not_installed python3 python3-venv); fi
     qemu=$(qemu_major)
-    if [ "$qemu" = 0 ] || { [ "$qemu" -le "$newest_single_threaded" ] && newer_qemu_is_worth_a_try; }; then
+    if [ "$debian" != 12 ]; then # whose own QEMU is new enough
+        if [ "$qemu" = 0 ]; then missing+=(qemu-system-x86); fi
+    elif [ "$qemu" = 0 ] || { [ "$qemu" -le "$newest_single_threaded" ] && newer_qemu_is_worth_a_try; }; then
         want_backports=yes
     fi
     if [ "${#missing[@]}" = 0 ] && [ -z "$want_backports" ]; then return; fi
@@ -142,7 +146,7 @@ add_backports() {
     return 1
 }
 
-# Elsewhere than on Debian 12 we say what is needed, and install nothing.
+# Elsewhere than on Debian we say what is needed, and install nothing.
 other_system() {
     local missing=() name
     for name in gcc make ld depmod; do
@@ -153,7 +157,7 @@ other_system() {
     if [ -z "$python" ]; then missing+=("python 3.11 or later with venv"); fi
     if [ "${#missing[@]}" = 0 ]; then return; fi
     local IFS=,
-    die "set-up installs packages on Debian 12 only, and this is ${1:-another system}. Missing here: ${missing[*]}" \
+    die "set-up installs packages on Debian 12 and 13 only, and this is ${1:-another system}. Missing here: ${missing[*]}" \
         "install these and run this again." \
         "To use a kernel that you have: --kernel running, --kernel installed:RELEASE, or --kernel PATH of a build tree"
 }
@@ -177,20 +181,6 @@ virtual_environment() {
     echo "$wanted" >"$state/venv"
 }
 
-# Kernels
-
-kernels() {
-    local status=0
-    .venv/bin/python setup/kernels.py "$@" || status=$?
-    if [ "$status" = 75 ] && [ "$debian12" = yes ] && may_be_root; then
-        say "fetching apt's package lists, which may be missing or old"
-        apt_get update || die "apt-get update failed; is there a network?"
-        status=0
-        .venv/bin/python setup/kernels.py "$@" || status=$?
-    fi
-    if [ "$status" != 0 ]; then exit 69; fi
-}
-
 main() {
     if [ "$(uname -m)" != x86_64 ] || [ "$(uname -s)" != Linux ]; then
         die "sevchaos needs Linux on x86-64, and this is $(uname -sm)"
@@ -203,12 +193,12 @@ main() {
     fi
     # shellcheck disable=SC1090
     . "${SEVCHAOS_OS_RELEASE:-/etc/os-release}" 2>/dev/null || true # the variable is for the tests
-    debian12=no
-    if [ "${ID:-}" = debian ] && [ "${VERSION_ID:-}" = 12 ]; then debian12=yes; fi
-    if [ "$debian12" = yes ]; then debian_packages; else other_system "${PRETTY_NAME:-}"; fi
+    debian=
+    if [ "${ID:-}" = debian ] && [[ ${VERSION_ID:-} =~ ^1[23]$ ]]; then debian=$VERSION_ID; fi
+    if [ -n "$debian" ]; then debian_packages; else other_system "${PRETTY_NAME:-}"; fi
     choose_python
     virtual_environment
-    if [ "$debian12" = yes ] || [ "$#" != 0 ]; then kernels "$@"; fi
+    if [ -n "$debian" ] || [ "$#" != 0 ]; then .venv/bin/python setup/kernels.py "$@"; fi
 }
 
 main "$@"

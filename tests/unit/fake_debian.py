@@ -43,6 +43,8 @@ CONFIG_USERFAULTFD=y
 # CONFIG_MODULE_SIG_FORCE is not set
 """
 
+MAKEFILE = "include /usr/src/linux-headers-{common}/Makefile\n"
+
 APT_CACHE = """#!{python}
 import pathlib, sys
 archive = pathlib.Path({archive!r})
@@ -176,6 +178,8 @@ class FakeDebian:
                 target.write_text(content)
             else:
                 target.write_bytes(content)
+                if content.startswith(b"\x7fELF"):
+                    target.chmod(0o755)
         control = f"Package: {name}\nVersion: {version}\nArchitecture: amd64\nMaintainer: nobody <n@example>\n"
         control += f"Depends: {depends}\n" if depends else ""
         control += "Installed-Size: 64\nDescription: a package of the tests\n"
@@ -207,41 +211,81 @@ class FakeDebian:
         *,
         kbuild: str = "",
         config: str = CONFIG,
-        makefile: str = "include /usr/src/linux-headers-{common}/Makefile\n",
+        makefile: str = MAKEFILE,
+        modules: str = "lib/modules",
+        program: bytes = b"modpost",
+        libraries: str = "libc6 (>= 2.34)",
     ) -> None:
-        common = abi.removesuffix("-amd64") + "-common"
-        kbuild = kbuild or f"linux-kbuild-{abi.removesuffix('-amd64')}"
-        xyz = version.split("-", maxsplit=1)[0]
-        modules = f"lib/modules/{abi}"
-        headers = f"usr/src/linux-headers-{abi}"
+        """As Debian 12 packages it; 13 has its `modules` below usr/lib."""
+        files = self._headers(abi, version, kbuild or _kbuild(abi), config, makefile, modules, program, libraries)
         self.add(
             f"linux-image-{abi}",
             version,
             {
                 f"boot/vmlinuz-{abi}": b"image of " + version.encode(),
-                f"boot/config-{abi}": config.format(version=xyz),
+                f"boot/config-{abi}": files["config"],
                 f"boot/System.map-{abi}": "ffff T _text\n",
-                f"{modules}/kernel/arch/x86/kvm/kvm-amd.ko": b"kvm-amd " * 9,
-                f"{modules}/kernel/drivers/crypto/ccp/ccp.ko": b"ccp",
-                f"{modules}/kernel/drivers/gpu/drm/huge.ko": b"not in a lab",
-                f"{modules}/modules.builtin": "",
+                **_modules(f"{modules}/{abi}"),
+                f"{modules}/{abi}/modules.builtin": "",
                 f"usr/share/doc/linux-image-{abi}/copyright": "words",
             },
         )
-        self.add(
-            f"linux-headers-{abi}",
-            version,
-            {
-                f"{headers}/Makefile": makefile.format(common=common),
-                f"{headers}/.config": config.format(version=xyz),
-                f"{headers}/Module.symvers": "0x0\tsymbol\tvmlinux\tEXPORT_SYMBOL\n",
-                f"{modules}/build": f"-> /usr/src/linux-headers-{abi}",
-                f"{modules}/source": f"-> /usr/src/linux-headers-{common}",
-            },
-            depends=f"linux-headers-{common} (= {version}), {kbuild} (>= {version}), linux-compiler-gcc-12-x86",
+
+    def add_kernel_in_parts(
+        self,
+        abi: str,
+        version: str,
+        *,
+        makefile: str = f"KBUILD_OUTPUT=/usr/src/linux-headers-{{abi}}\n{MAKEFILE}",
+        program: bytes = b"modpost",
+        libraries: str = "libc6 (>= 2.34)",
+    ) -> None:
+        """As it is packaged from 7.2 on, with the makefile of 7.3."""
+        place = f"usr/lib/modules/{abi}"
+        files = self._headers(
+            abi, version, _kbuild(abi), CONFIG, makefile, "usr/lib/modules", program, libraries, links=False
         )
+        base = {"config": files["config"], "System.map": "ffff T _text\n", "modules.builtin": ""}
+        self.add(f"linux-base-{abi}", version, {f"{place}/{name}": text for name, text in base.items()})
+        self.add(f"linux-binary-{abi}", version, {f"{place}/vmlinuz": b"image of " + version.encode()})
+        self.add(f"linux-modules-{abi}", version, _modules(place))
+        parts = ", ".join(f"linux-{part}-{abi} (= {version})" for part in ("base", "binary", "modules"))
+        self.add(f"linux-image-{abi}", version, {}, depends=f"dracut | initramfs-tools (>= 0.120), {parts}")
+
+    def _headers(
+        self, abi: str, version: str, kbuild: str, config: str, makefile: str, modules: str, program: bytes,
+        libraries: str, *, links: bool = True,
+    ) -> dict[str, str]:  # fmt: skip
+        common = abi.removesuffix("-amd64") + "-common"
+        text = config.format(version=version.split("-", maxsplit=1)[0])
+        headers = f"usr/src/linux-headers-{abi}"
+        files: dict[str, str | bytes] = {
+            f"{headers}/Makefile": makefile.format(common=common, abi=abi),
+            f"{headers}/.config": text,
+            f"{headers}/Module.symvers": "0x0\tsymbol\tvmlinux\tEXPORT_SYMBOL\n",
+        }
+        if links:
+            files |= {
+                f"{modules}/{abi}/build": f"-> /usr/src/linux-headers-{abi}",
+                f"{modules}/{abi}/source": f"-> /usr/src/linux-headers-{common}",
+            }
+        depends = f"linux-headers-{common} (= {version}), {kbuild} (>= {version}), linux-compiler-gcc-12-x86"
+        self.add(f"linux-headers-{abi}", version, files, depends=depends)
         self.add(f"linux-headers-{common}", version, {f"usr/src/linux-headers-{common}/Makefile": "all:\n"})
-        self.add(kbuild, version, {f"usr/lib/{kbuild}/scripts/mod/modpost": b"modpost"})
+        self.add(kbuild, version, {f"usr/lib/{kbuild}/scripts/mod/modpost": program}, depends=f"pahole, {libraries}")
+        return {"config": text}
+
+
+def _kbuild(abi: str) -> str:
+    return f"linux-kbuild-{abi.removesuffix('-amd64')}"
+
+
+def _modules(place: str) -> dict[str, str | bytes]:
+    return {
+        f"{place}/kernel/arch/x86/kvm/kvm-amd.ko": b"kvm-amd " * 9,
+        f"{place}/kernel/drivers/crypto/ccp/ccp.ko": b"ccp",
+        f"{place}/kernel/drivers/gpu/drm/huge.ko": b"not in a lab",
+    }
 
 
 def use(monkeypatch: pytest.MonkeyPatch, fake: FakeDebian, cache: Path) -> None:

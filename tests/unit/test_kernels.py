@@ -101,6 +101,53 @@ def test_the_identity_is_of_the_contents_and_not_of_the_place(
     assert find_kernel("debian:6.1", say=said).identity != first.identity
 
 
+def test_debian_13_has_its_modules_below_usr(debian: FakeDebian, said: Said) -> None:
+    debian.add_kernel("6.12.118+deb13-amd64", "6.12.118-1", modules="usr/lib/modules")
+    kernel = find_kernel("debian:6.12.118+deb13-amd64", say=said)
+    assert (kernel.modules / "kernel/arch/x86/kvm/kvm-amd.ko").is_file()
+    assert (kernel.modules / "modules.dep").is_file()
+    assert not (kernel.modules / "kernel" / "drivers" / "gpu").exists()
+    assert (kernel.modules / "build").resolve() == kernel.build
+
+
+def test_a_kernel_in_parts_is_as_any_other(debian: FakeDebian, said: Said, tmp_path: Path) -> None:
+    debian.add_kernel_in_parts("7.3.4+deb13-amd64", "7.3.4-1~bpo13+1")
+    kernel = find_kernel("debian:7.3", say=said)
+    assert (kernel.version, kernel.image.read_bytes()) == ("7.3.4", b"image of 7.3.4-1~bpo13+1")
+    assert (kernel.modules / "kernel/arch/x86/kvm/kvm-amd.ko").is_file()
+    assert not (kernel.modules / "kernel" / "drivers" / "gpu").exists()
+    shutil.move(kernel.build.parents[2], tmp_path / "elsewhere")
+    moved = tmp_path / "elsewhere" / "usr" / "src" / kernel.build.name
+    assert subprocess.run(["make", "-s", "-C", moved], timeout=30, check=False).returncode == 0
+    assert "KBUILD_OUTPUT:=$(abspath $(dir" in (moved / "Makefile").read_text()
+
+
+def test_programs_for_a_newer_c_library_bring_it_along(debian: FakeDebian, said: Said, tmp_path: Path) -> None:
+    """With the machine's own in its place: it runs any program, and is found where the tree stands."""
+    loader = Path("/lib64/ld-linux-x86-64.so.2")
+    if not loader.exists():
+        pytest.skip("this machine has no glibc")
+    place = "usr/lib/x86_64-linux-gnu"
+    libraries = {path.name: path.resolve().read_bytes() for path in loader.resolve().parent.glob("libc.so.6")}
+    debian.add("libc6", "99.9-1", {f"{place}/{loader.name}": loader.resolve().read_bytes()}, depends="libgcc-s1")
+    debian.add("libgcc-s1", "16-1", {f"{place}/{name}": data for name, data in libraries.items()})
+    program = Path(shutil.which("echo") or "").resolve().read_bytes()
+    debian.add_kernel_in_parts("7.3.4+deb13-amd64", "7.3.4-1", program=program, libraries="libc6 (>= 99.9)")
+    kernel = find_kernel("debian:7.3", say=said)
+    shutil.move(kernel.build.parents[2], tmp_path / "elsewhere")
+    modpost = tmp_path / "elsewhere/usr/lib/linux-kbuild-7.3.4+deb13/scripts/mod/modpost"
+    assert modpost.read_bytes().startswith(b"#!/bin/sh\n")
+    ran = subprocess.run([modpost, "it", "runs"], capture_output=True, timeout=30, check=False)
+    assert (ran.stdout, ran.stderr) == (b"it runs\n", b"")
+
+
+def test_a_c_library_that_will_do_is_not_fetched(debian: FakeDebian, said: Said) -> None:
+    debian.add("libc6", "99.9-1", {})
+    debian.add_kernel_in_parts("7.3.4+deb13-amd64", "7.3.4-1", libraries="libc6 (>= 2.4)")
+    find_kernel("debian:7.3", say=said)
+    assert "fetched libc6" not in fetches(debian)
+
+
 # Which kernel
 
 

@@ -15,7 +15,7 @@ TOOLS = (
     *("bash", "cat", "chmod", "dirname", "env", "find", "flock", "grep", "head", "mkdir", "rm", "sed", "sh"),
     *("sha256sum", "sort", "tail", "tee", "touch", "uname"),
 )
-PACKAGES = ["binutils", "gcc", "kmod", "libelf1", "libssl3", "make"]
+PACKAGES = ("binutils", "gcc", "kmod", "libc6-dev", "libelf1", "libssl3", "make")
 
 
 class Machine:
@@ -234,17 +234,21 @@ def test_elsewhere_with_everything_there_it_goes_on(machine: Machine) -> None:
     assert "setup/kernels.py" not in machine.log("python")
 
 
-def test_apts_lists_are_fetched_when_that_may_bring_the_kernel(machine: Machine) -> None:
+def test_kernels_that_cannot_be_had_fail_it(machine: Machine) -> None:
     python = machine.checkout / ".venv" / "bin" / "python"
-    python.write_text(
-        f'#!/bin/bash\necho "$*" >>{machine.where}/python.log\n'
-        f'if [ "$1" = setup/kernels.py ] && ! grep -q update {machine.where}/root.log; then exit 75; fi\n'
-    )
-    (machine.where / "root.log").touch()
+    python.write_text('#!/bin/bash\nif [ "$1" = setup/kernels.py ]; then exit 69; fi\n')
+    assert machine.set_up().returncode == 69
+
+
+def test_debian_13_names_its_libraries_otherwise_and_has_a_qemu_that_will_do(machine: Machine) -> None:
+    machine.system("debian", "13", "Debian GNU/Linux 13 (trixie)")
+    machine.without("qemu-system-x86_64")
     done = machine.set_up()
     assert done.returncode == 0, done.stderr
-    assert machine.log("python").count("setup/kernels.py") == 2
-    assert [line.rpartition(" ")[2] for line in machine.log("root")] == ["update"]
+    wanted = "libelf1t64 libssl3t64 qemu-system-x86"
+    assert done.stderr.splitlines()[0] == f"setup: about to install, with apt-get as root: {wanted}"
+    assert [line.rpartition("--no-install-recommends ")[2] for line in machine.log("root")][1:] == [wanted]
+    assert "backports" not in done.stderr
 
 
 def test_a_changed_pin_is_installed(machine: Machine) -> None:

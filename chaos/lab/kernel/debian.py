@@ -8,6 +8,7 @@ taking only what the lab needs out of them, giving all of them one layout, and m
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 from collections.abc import Callable, Sequence
@@ -74,7 +75,7 @@ def newest_abi(series: str, *, say: Say) -> tuple[str, str]:
     """The (ABI, package version) that a series such as "6.12" means: the newest of this machine's own Debian, or, where
     that has none, of any. Raises NoKernel."""
     known = known_abis(say=say)
-    for abi in sorted((a for a in known if a.startswith(f"{series}.")), key=_own_and_newest, reverse=True):
+    for abi in sorted((a for a in known if a.startswith(f"{series}.")), key=own_and_newest, reverse=True):
         # A name may outlive its packages: only one whose image and headers are both there will do.
         found = {p.name: p for p in _show([f"linux-image-{abi}", f"linux-headers-{abi}"], say=say)}
         if len(found) == 2:
@@ -86,7 +87,19 @@ def known_abis(*, say: Say) -> tuple[str, ...]:
     """The ABI names of the kernels in the archive, oldest first. Of some the headers are gone."""
     done = _ask(["pkgnames", "linux-image-"], say)
     names = {line.removeprefix("linux-image-") for line in done.output.split()}
-    return tuple(sorted((n for n in names if is_plain(n)), key=_by_number))
+    return tuple(sorted((n for n in names if is_plain(n)), key=by_number))
+
+
+def whole_kernels(*, say: Say) -> dict[str, str]:
+    """The version of the image package, by ABI, of the kernels of which image and headers are both in the archive."""
+    known = known_abis(say=say)
+    names = [f"linux-{part}-{abi}" for abi in known for part in ("image", "headers")]
+    versions = {p.name: p.version for p in _show(names, say=say)}
+    return {
+        abi: versions[f"linux-image-{abi}"]
+        for abi in known
+        if f"linux-headers-{abi}" in versions and f"linux-image-{abi}" in versions
+    }
 
 
 def kernel_packages(abi: str, *, say: Say) -> tuple[Package, ...]:
@@ -165,13 +178,13 @@ def _show(names: Sequence[str], *, say: Say, every: bool = False) -> list[Packag
     return shown
 
 
-def _by_number(abi: str) -> tuple[int, ...]:
+def by_number(abi: str) -> tuple[int, ...]:
     return tuple(int(n) for n in re.findall(r"\d+", abi.removesuffix("-amd64")))
 
 
-def _own_and_newest(abi: str) -> tuple[bool, tuple[int, ...]]:
+def own_and_newest(abi: str) -> tuple[bool, tuple[int, ...]]:
     own = f"+deb{_debian()}" in abi if "+deb" in abi else True
-    return own, _by_number(abi)
+    return own, by_number(abi)
 
 
 def _debian() -> str:
@@ -324,7 +337,7 @@ def _localise(tree: Path, modules: Path, abi: str) -> None:
             target = link.readlink()
             link.unlink()
             if target.is_relative_to("/usr/src"):
-                link.symlink_to(Path("../../..") / target.relative_to("/"))
+                link.symlink_to(os.path.relpath(tree / target.relative_to("/"), modules.resolve()))
 
 
 def space_needed(wanted: Sequence[Package]) -> int:

@@ -96,6 +96,12 @@ def build_module(kernel: LabKernel, name: str, *, say: Say = silent, source: Pat
     )
 
 
+def build_modules(kernel: LabKernel, *, say: Say = silent) -> None:
+    """All of the lab's modules for this kernel, so that a lab need not build them. Raises HostLacks."""
+    for name in sorted(path.name for path in build.SOURCES.iterdir() if (path / "Kbuild").is_file()):
+        build_module(kernel, name, say=say)
+
+
 def module_warnings(kernel: LabKernel, name: str) -> list[str]:
     """What was warned of when `name` was built for this kernel; the tests want none."""
     return build.warnings(build_module(kernel, name))

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`sevchaos kernel`: the kernels that a lab can run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from chaos.cli.common import say
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from chaos.judge.findings import Finding
+    from chaos.lab.kernel.offers import KernelOffer
+
+
+@click.group()
+def kernel_() -> None:
+    """Kernels for the lab: Debian's, of every suite of its archive, whatever this machine runs.
+
+    They are fetched by apt, verified against Debian's keyring, unpacked into the cache and never installed. Nothing
+    needs root, and of the machine's own packages and lists nothing is touched.
+    """
+
+
+@kernel_.command("list")
+@click.option("--all", "every", is_flag=True, help="Every kernel of each series, not the newest alone.")
+@click.option(
+    "--refresh", is_flag=True, help="Fetch the lists of the archive first."
+)
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def list_(*, every: bool, refresh: bool, as_json: bool) -> None:
+    """Which there are, which of them are here, and which findings were seen on exactly that version.
+
+    What a series such as debian:6.12 means is the newest of it in the lists, which change with --refresh alone; on
+    Debian 12 and 13 it is the newest that was built for that Debian, if there is one.
+    """
+    from chaos.judge import findings
+    from chaos.lab.kernel import offers
+
+    found = offers.offers(say=say, refresh=refresh)
+    shown = found if every else offers.newest(found)
+    known = findings.load()
+    if as_json:
+        import msgspec
+
+        rows = [
+            {"kernel": o.source, "version": o.version, "bytes": o.here, "gone": o.gone, "findings": _seen(o, known)}
+            for o in shown
+        ]
+        click.echo(msgspec.json.encode(rows))
+        return
+    _table(shown, known)
+    if not every:
+        click.echo(f"{len(found) - len(shown)} older ones can be had too: --all", err=True)
+
+
+def _seen(offer: KernelOffer, known: Sequence[Finding]) -> list[str]:
+    return [f.id for f in known if offer.series in f.kernels and offer.version in f.kernels[offer.series].seen]
+
+
+def _table(shown: Sequence[KernelOffer], known: Sequence[Finding]) -> None:
+    from chaos.cache.entries import megabytes
+
+    click.echo(f"{'kernel':<34} {'version':<10} {'here':>8}  findings seen on it")
+    for offer in shown:
+        here = "" if offer.here is None else megabytes(offer.here)
+        gone = "  (no longer in the archive)" if offer.gone else ""
+        click.echo(f"{offer.source:<34} {offer.version:<10} {here:>8}  {' '.join(_seen(offer, known))}{gone}".rstrip())
+
+
+@kernel_.command("fetch")
+@click.argument("sources", nargs=-1, required=True, metavar="KERNEL…")
+def fetch(sources: tuple[str, ...]) -> None:
+    """Fetch kernels, and build the lab's modules for them, so that a lab starts without a network.
+
+    \b
+    sevchaos kernel fetch debian:7.3
+    sevchaos kernel fetch debian:6.12.95+deb12-amd64
+    """
+    from chaos.lab.kernel.find import build_modules, find_kernel
+
+    for source in sources:
+        kernel = find_kernel(source, say=say)
+        build_modules(kernel, say=say)
+        click.echo(f"{source}: {kernel.release}, Linux {kernel.version}")
+
+
+@kernel_.command("remove")
+@click.argument("sources", nargs=-1, required=True, metavar="KERNEL…")
+def remove(sources: tuple[str, ...]) -> None:
+    """Remove kernels that were fetched, by their whole names, and the modules that were built for them."""
+    from chaos.cache.entries import megabytes
+    from chaos.lab.kernel import offers
+
+    cleaned = offers.remove(sources, say=say)
+    for entry in cleaned.busy:
+        click.echo(f"{entry.kind}/{entry.name} is in use and was left", err=True)
+    freed = sum(entry.size for entry in cleaned.removed)
+    click.echo(f"removed {len(cleaned.removed)} entries, {megabytes(freed)}")
