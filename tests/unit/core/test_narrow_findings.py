@@ -10,8 +10,8 @@ import pytest
 
 from chaos.history.records import History, Observation
 from chaos.judge import findings
-from tests.unit.core.build import KERNEL, Builder
-from tests.unit.core.doctored import DEVIATED, begun, verdict_of
+from tests.unit.core.build import KERNEL, Builder, changed
+from tests.unit.core.doctored import DEVIATED, begun, verdict_of, without
 
 KNOWN = findings.load()
 ES = "sev_es"
@@ -71,14 +71,17 @@ def test_more_than_a_context_under_the_wrong_key(more: tuple[str, str, int]) -> 
     assert excused("P9", moved_es(left=(more,))) == ""
 
 
-def es_into(*, limit: dict[str, int], error: int, events: dict[str, int]) -> History:
-    """A SEV-ES guest is moved into a cgroup with these limits, is answered so, and these events are counted there."""
+def es_into(
+    *, limit: dict[str, int], error: int, events: dict[str, int], before: dict[str, int] | None = None
+) -> History:
+    """A SEV-ES guest is moved into a cgroup with these limits, is answered so, and these events are counted there then,
+    and those `before`."""
     b = begun()
     b.launch("old", "source", ES)
     b.do("launch_update_vmsa", "source", vm="old")
     b.launch("new", "destination")
     b.do("send_fd", "source", vm="old", to="destination")
-    _limited(b, "before", limit, {})
+    _limited(b, "before", limit, before or {})
     b.move("old", "new", "destination", error=error)
     _limited(b, "after", limit, events)
     return b.end()
@@ -111,6 +114,23 @@ def test_the_limits_of_the_other_key(
     promise: str, limit: dict[str, int], error: int, events: dict[str, int], finding: str
 ) -> None:
     assert excused(promise, es_into(limit=limit, error=error, events=events)) == finding
+
+
+@pytest.mark.parametrize(("events", "finding"), [(1, ""), (2, "0002")])
+def test_an_event_that_was_counted_before_the_move_is_none_of_its_own(events: int, finding: str) -> None:
+    history = es_into(limit={"sev": 0}, error=EBUSY, before={"sev": 1}, events={"sev": events})
+    assert excused("P7", history) == finding
+
+
+@pytest.mark.parametrize("left_out", [("after",), ("start", "limits", "before")])
+def test_an_ebusy_whose_events_were_not_read_on_both_sides_is_not_put_down_to_the_finding(
+    left_out: tuple[str, ...],
+) -> None:
+    history = es_into(limit={"sev": 0}, error=EBUSY, events={"sev": 1})
+    assert excused("P7", history) == "0002"
+    for label in left_out:
+        history = changed(history, without(Observation, label=label))
+    assert excused("P7", history) == ""
 
 
 def moved_mirror(*, charged: int = 2, sev: int = 7, dying: int = 1) -> History:

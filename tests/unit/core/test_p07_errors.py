@@ -106,6 +106,7 @@ def test_p7_the_firmware_s_own_refusals() -> None:
             left = "1 answers are not in the contract: launch_start of old: EIO"
             assert verdict.reason == f"{NONE.format(2)}; {left}"
     assert verdict.signature == "launch_start:EIO-for-ok"
+    assert verdict.expected == "EIO of the firmware or ok"
 
 
 NONE = "none of {} operations was refused as the contract says, so no errno was seen"
