@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from errno import EBADF, EBUSY, EFAULT, EINVAL, EIO, ENOTTY, ETIMEDOUT
+from errno import EBADF, EBUSY, EFAULT, EINVAL, EIO, ENOMEM, ENOTTY, ETIMEDOUT
 
 import msgspec
 import pytest
@@ -289,3 +289,17 @@ def test_p7_of_a_mirror_says_that_it_is_one(f: str) -> None:
 def test_p7_leaves_the_status_after_a_move_to_p5() -> None:
     verdict = verdict_of("P7", mirror_asked("guest_status", error=EBADF, moved=True))
     assert (verdict.outcome, verdict.reason) == (UNKNOWN, NONE.format(7))
+
+
+@pytest.mark.parametrize("over", [True, False])
+def test_p7_a_vcpu_that_could_not_be_created_is_in_the_way_of_nothing_afterwards(over: bool) -> None:
+    """While it is being created a move may be told EBUSY for it."""
+    b = begun()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.do("send_fd", "source", vm="old", to="destination")
+    creating = b.invoke("create_vcpu", "source", vm="old", id=1)
+    if over:
+        b.done(creating, "fail", error=ENOMEM)
+    b.move("old", "new", "destination", error=EBUSY)
+    assert ("move:EBUSY-for-ok" in verdict_of("P7", b.finish()).deviations) == over
