@@ -151,6 +151,16 @@ def test_p12_what_was_said_between_two_runs_is_nobodys() -> None:
     assert "before this run, after an earlier one had closed the log, the kernel said: WARNING" in verdict.reason
 
 
+def test_p12_what_was_said_before_a_run_hides_nothing_of_what_is_said_in_it() -> None:
+    b = Builder()
+    b.kernel("WARNING: CPU: 1 PID: 402 at a.c:1 b+0x1/0x2")
+    b.records[-1] = msgspec.structs.replace(b.records[-1], t=b.records[0].t - 1)
+    b.kernel("Oops: 0002 [#1] PREEMPT SMP")
+    verdict = CHECKERS["P12"](shipped(MOVE), b.end())
+    assert (verdict.outcome, verdict.signature) == (Outcome.BROKEN, "oops+part-unknown")
+    assert verdict.reason.startswith("the kernel said: Oops: 0002 [#1] PREEMPT SMP; before this run")
+
+
 PATIENT = {"hung task": 120, "soft lockup": 20, "hard lockup": 0, "RCU stall": 21}
 SHORT = {"hung task": 5, "soft lockup": 20, "hard lockup": 10, "RCU stall": 5}
 
