@@ -32,6 +32,13 @@ def begun(place: str = "firmware") -> tuple[Builder, Invoke]:
     return b, invoke
 
 
+def hangs_on_console(b: Builder, tid: int, stack: tuple[str, ...]) -> None:
+    """The same on the serial console, where the log does not have it any more."""
+    b.t += 6 * NS
+    for text in (f"INFO: task vcpu:{tid} blocked for more than 6 seconds.", *(f" {f}+0x2b2/0x800" for f in stack)):
+        b.console(f"[   12.345678] {text}")
+
+
 def hangs(b: Builder, tid: int, stack: tuple[str, ...], *, for_seconds: int = 6) -> None:
     """khungtaskd reports that it has slept so long, which is how much time has passed."""
     b.t += for_seconds * NS
@@ -128,19 +135,66 @@ def test_the_stack_of_another_task_is_not_its_own() -> None:
     assert "vcpu:400" in verdict.reason and "is put down" in verdict.reason
 
 
+@pytest.mark.parametrize(("stack", "outcome"), [(STALLED, Outcome.KEPT), (STRANGER, Outcome.BROKEN)])
+def test_what_the_console_alone_has_is_read_there(stack: tuple[str, ...], outcome: Outcome) -> None:
+    b, invoke = begun()
+    hangs_on_console(b, 400, stack)
+    b.kernel(f" {STALLED[-1]}+0x2b2/0x800 [ccp]")  # the log has another one's
+    answered(b, invoke)
+    assert p12(b).outcome is outcome
+
+
+@pytest.mark.parametrize("other", ["hold", "operation", "process"])
+def test_a_hold_lasts_while_others_come_to_an_end(other: str) -> None:
+    b, invoke = begun()
+    b.spawn("destination")
+    if other == "hold":
+        b.release("another")
+    elif other == "operation":
+        b.do("run", "destination", vm="new")
+    else:
+        b.exit("destination")
+    hangs(b, 400, BEHIND)
+    answered(b, invoke)
+    assert p12(b).outcome is Outcome.KEPT
+
+
+@pytest.mark.parametrize("over", ["operation", "process"])
+def test_a_hold_is_over_with_its_operation_and_its_process(over: str) -> None:
+    b, invoke = begun()
+    if over == "operation":
+        answered(b, invoke)
+    else:
+        b.exited("source", -9)
+    hangs(b, 400, BEHIND)
+    assert p12(b).outcome is Outcome.BROKEN
+
+
 @pytest.mark.parametrize(
-    ("fault", "outcome"),
-    [("stall", Outcome.KEPT), ("delay:8s", Outcome.KEPT), ("delay:20ms", Outcome.BROKEN), ("", Outcome.BROKEN)],
+    ("fault", "began", "ended", "outcome"),
+    [
+        ("stall", 0, 6, Outcome.KEPT),
+        ("stall", 4, 6, Outcome.BROKEN),  # the task had been asleep for long
+        ("stall", 0, 5, Outcome.BROKEN),  # the next command was sent before the report
+        ("delay:8s", 0, 6, Outcome.KEPT),
+        ("delay:8000ms", 0, 6, Outcome.KEPT),
+        ("delay:20ms", 0, 6, Outcome.BROKEN),
+        ("", 0, 6, Outcome.BROKEN),
+    ],
 )
-def test_a_command_that_the_firmware_was_told_to_answer_late(fault: str, outcome: Outcome) -> None:
+def test_a_command_that_the_firmware_was_told_to_answer_late(
+    fault: str, began: int, ended: int, outcome: Outcome
+) -> None:
+    """The times are in seconds after the operation was begun."""
     b = Builder()
     b.spawn("source")
     invoke = b.invoke("guest_status", "source", vm="old")
-    began = b.tick()
+    first = b.tick()
     hangs(b, TID, STALLED)
     b.add(Done(t=b.tick(), op=invoke.op, outcome="ok", tid=TID))
-    b.add(Firmware(t=began, order=0, command="GUEST_STATUS", status=0, began=began, fault=fault))
-    b.add(Firmware(t=b.t, order=1, command="DECOMMISSION", status=0, began=b.t))
+    sent, following = first + began * NS, b.t if ended == 6 else first + ended * NS
+    b.add(Firmware(t=sent, order=0, command="GUEST_STATUS", status=0, began=sent, fault=fault))
+    b.add(Firmware(t=b.t, order=1, command="DECOMMISSION", status=0, began=following))
     verdict = p12(b)
     assert verdict.outcome is outcome
     if outcome is Outcome.KEPT:

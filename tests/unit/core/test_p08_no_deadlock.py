@@ -66,12 +66,14 @@ def outlived(
     struck = b.add(Fault(t=b.tick(), fault=fault, event="apply", step=8, target="destination", ends=("destination",)))
     if release is not None:
         b.t = struck.t + int(release * 1e9)
-        if kind == "pause":
-            b.do("pause", "source", vm="old")
+        if kind in ("pause", "close"):
+            b.do(kind, "source", vm="old")
+        elif kind == "pause-another":
+            b.do("pause", "source", vm="another")
         elif kind == "released":
             b.release("here")
-        elif kind == "undo":
-            b.add(Fault(t=b.t, fault="hold-something", event="undo", step=7, target="old"))
+        elif kind.startswith("undo"):
+            b.add(Fault(t=b.t, fault="something", event="undo", step=7, target="old", lets_go=kind == "undo"))
         else:
             b.exited("source", -9)
     b.t = max(b.t, struck.t + int(kept * 1e9))
@@ -95,13 +97,18 @@ def test_p8_a_signal_that_did_not_end_a_move_as_the_runner_writes_it() -> None:
     assert kinds == [Invoke, Fault, Invoke, Exited, Done]  # the second is what may have let it go
 
 
-@pytest.mark.parametrize("kind", ["pause", "released", "undo", "exited"])
+@pytest.mark.parametrize("kind", ["pause", "close", "released", "undo", "exited"])
 @pytest.mark.parametrize(("release", "outcome"), [(0.01, UNKNOWN), (2.0, DEVIATED)])
 def test_p8_what_was_let_go_first(kind: str, release: float, outcome: Outcome) -> None:
     verdict = verdict_of("P8", outlived(kept=release + 0.1, release=release, kind=kind).end())
     assert verdict.outcome is outcome
     if outcome is UNKNOWN:
         assert "nobody can say which of the two ended it" in verdict.reason
+
+
+@pytest.mark.parametrize("kind", ["pause-another", "undo-that-lets-nothing-go"])
+def test_p8_what_holds_no_move_was_not_let_go_before_it_ended(kind: str) -> None:
+    assert verdict_of("P8", outlived(kept=0.4, release=0.2, kind=kind).end()).outcome is HELD
 
 
 @pytest.mark.parametrize(("kept", "outcome"), [(0.2, HELD), (9.0, HELD), (11.0, DEVIATED)])
