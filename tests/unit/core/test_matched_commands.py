@@ -133,3 +133,5 @@ def test_between_two_questions_are_the_commands_after_the_one_and_before_the_oth
     assert matched.between(one.ended + 1, two.began - 1) == (0, 2)
     assert matched.between(one.began, one.ended)[0] == -1, "nothing was answered before the first"
     assert matched.between(two.began, two.ended)[1] > 2, "and nothing sent after the last"
+    last, first = matched.between(one.ended, two.began)
+    assert last == -1 and first > 2, "of what is of the same nanosecond nobody can say"

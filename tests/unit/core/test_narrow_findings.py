@@ -158,6 +158,48 @@ def test_a_moved_mirror_is_charged_once_and_takes_one_context() -> None:
     assert [excused("P9", moved_mirror(dying=number)) for number in (0, 2)] == ["", ""]
 
 
+@pytest.mark.parametrize(("source", "destination", "finding"), [(2, 0, "0004"), (1, 1, ""), (2, 1, ""), (3, 0, "")])
+def test_a_mirror_that_is_moved_again_is_charged_where_it_was_moved_to_last(
+    source: int, destination: int, finding: str
+) -> None:
+    b = begun()
+    b.launch("owner", "source", "sev")
+    b.do("create", "source", vm="mirror", kind="mirror", vcpus=1, memory="guest")
+    b.do("mirror", "source", vm="mirror", source="owner")
+    b.launch("new", "destination")
+    b.launch("newer", "source")
+    b.do("send_fd", "source", vm="mirror", to="destination")
+    b.move("mirror", "new", "destination")
+    b.do("send_fd", "destination", vm="new", to="source")
+    b.move("new", "newer", "source")
+    b.observe("moved", {"source": source, "destination": destination}, guests=1)
+    assert excused("P1", b.end()) == finding
+
+
+@pytest.mark.parametrize(
+    ("between", "finding"),
+    [
+        ((("source", "sev", -1), ("source", ES, 1), ("destination", "sev", 1)), "0002"),
+        ((("source", "sev", -1), ("destination", "sev", 1)), ""),  # the source's was given back, the destination's lost
+    ],
+)
+def test_a_context_under_the_wrong_key_that_comes_back_is_charged_as_it_was(
+    between: tuple[tuple[str, str, int], ...], finding: str
+) -> None:
+    for left_over in (False, True):
+        b = begun()
+        b.launch("old", "source", ES)
+        b.launch("new", "destination")
+        b.launch("newer", "source")
+        b.do("send_fd", "source", vm="old", to="destination")
+        b.move("old", "new", "destination")
+        read(b, "between", (".", ES, 1), *between)
+        b.do("send_fd", "destination", vm="new", to="source")
+        b.move("new", "newer", "source")
+        read(b, "back", (".", ES, 1), ("source", ES, 1), ("destination", "sev", int(left_over)))
+        assert excused("P1", b.end()) == ("" if left_over else finding)
+
+
 def mirror_asked(*, elsewhere: bool, moved: bool = False) -> History:
     """GUEST_STATUS of a mirror answers EBADF; its owner may have been moved before it was made."""
     b = begun()

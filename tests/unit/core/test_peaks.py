@@ -106,6 +106,53 @@ def test_a_loop_of_moves_charges_one_at_a_time(highest: int, outcome: Outcome) -
     assert verdict_of("P1", peaked(b.finish(), peaks)).outcome is outcome
 
 
+@pytest.mark.parametrize(("highest", "outcome"), [(2, HELD), (3, DEVIATED)])
+def test_loops_of_moves_under_way_at_the_same_time_add_up_at_every_level(highest: int, outcome: Outcome) -> None:
+    """Two are charged in the source's cgroup, and the run's own has two more while both are moved."""
+    b = begun()
+    names = ("one", "two")
+    for name in names:
+        b.launch(name, "source", "sev")
+        b.launch(f"{name}-new", "destination")
+    b.observe("before", {"source": 2})
+    loops = [
+        b.invoke("moves", "destination", vm=f"{name}-new", sources=[f"{name}-new", name], rounds=9) for name in names
+    ]
+    for name, loop in zip(names, loops, strict=True):
+        b.done(loop, value={f"{name} EBUSY": 9})
+    b.observe("after", {"source": 2})
+    peaks = {"before": {"source": 2, ".": 2}, "after": {"destination": highest, ".": 2 + highest}}
+    assert verdict_of("P1", peaked(b.finish(), peaks)).outcome is outcome
+
+
+@pytest.mark.parametrize(("highest", "outcome"), [(1, HELD), (2, DEVIATED)])
+def test_a_loop_of_moves_within_a_cgroup_charges_nothing_ahead(highest: int, outcome: Outcome) -> None:
+    b = begun()
+    b.launch("old", "source", "sev")
+    b.launch("new", "source")
+    b.observe("before", {"source": 1})
+    b.done(b.invoke("moves", "source", vm="new", sources=["old"], rounds=9), value={"old EBUSY": 9})
+    b.observe("after", {"source": 1})
+    peaks = {"start": FILLED, "before": {"source": 1}, "after": {"source": highest}}
+    assert verdict_of("P1", peaked(b.finish(), peaks)).outcome is outcome
+
+
+@pytest.mark.parametrize("f", ["disable_misc", "enable_misc"])
+@pytest.mark.parametrize(("highest", "signature"), [(0, ""), (1, "peak-too-high-before-move:sev")])
+def test_where_the_controller_was_taken_away_or_given_the_files_below_begin_anew(
+    f: str, highest: int, signature: str
+) -> None:
+    """The files of that cgroup itself are those that were there before."""
+    b = begun()
+    b.launch("old", "destination", "sev")
+    b.observe("before", {"destination": 1})
+    b.do("close", "destination", vm="old")
+    b.do(f, "", cgroup=".")
+    b.observe("again")
+    peaks = {"start": FILLED, "before": {"destination": 1}, "again": {"destination": highest}}
+    assert verdict_of("P1", peaked(b.finish(), peaks)).signature == signature
+
+
 def test_a_cgroup_that_was_made_again_begins_anew() -> None:
     b = begun()
     b.launch("old", "source", "sev")
