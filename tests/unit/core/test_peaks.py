@@ -58,15 +58,15 @@ def test_a_kernel_without_peaks_is_said_to_have_none() -> None:
     assert verdict_of("P1", moved()).reason.endswith("this kernel has no misc.peak to ask about between")
 
 
-def refused() -> Builder:
+def refused(key: str = "sev") -> Builder:
     """A move that is charged below a limit that stops it further up."""
     b = begun()
-    b.launch("old", "source", "sev")
+    b.launch("old", "source", key)
     b.launch("new", "destination")
-    b.observe("before", {"source": 1})
+    b.observe("before", {"source": 1}, key=key)
     b.do("send_fd", "source", vm="old", to="destination")
     b.move("old", "new", "destination", error=16)
-    b.observe("after", {"source": 1})
+    b.observe("after", {"source": 1}, key=key)
     return b
 
 
@@ -172,6 +172,31 @@ def test_a_finding_explains_as_many_as_there_were_moves_to_make() -> None:
     for highest, signature in ((1, "under-wrong-key-after-es-move"), (2, "peak-too-high-after-move:sev")):
         verdict = verdict_of("P1", peaked(moved_es(), {**up, "after": {"destination": highest}}))
         assert verdict.signature == signature
+
+
+BY_ES = "under-wrong-key-after-es-move"
+
+
+@pytest.mark.parametrize(("highest", "signature"), [(1, BY_ES), (2, "peak-too-high-after-move:sev")])
+def test_a_move_that_failed_was_charged_under_the_wrong_key_until_it_did(highest: int, signature: str) -> None:
+    peaks = {"start": FILLED, "after": {"destination": highest}}
+    assert verdict_of("P1", peaked(refused(key="sev_es").finish(), peaks)).signature == signature
+
+
+@pytest.mark.parametrize(("highest", "signature"), [(2, BY_ES), (3, "peak-too-high-after-move:sev_es")])
+def test_what_a_move_under_the_wrong_key_has_not_taken_off_comes_on_top_of_what_is_charged_later(
+    highest: int, signature: str
+) -> None:
+    b = begun()
+    b.launch("old", "source", "sev_es")
+    b.launch("new", "destination")
+    b.observe("before", {"source": 1}, key="sev_es")
+    b.do("send_fd", "source", vm="old", to="destination")
+    b.move("old", "new", "destination")
+    b.launch("another", "source", "sev_es")
+    b.observe("after", {"source": 1, "destination": 1}, key="sev_es")
+    peaks = {"start": FILLED, "before": {"source": 1}, "after": {"source": highest, "destination": 1}}
+    assert verdict_of("P1", peaked(b.finish(), peaks, key="sev_es")).signature == signature
 
 
 def test_a_peak_that_a_moved_mirror_explains_has_the_signature_of_its_finding() -> None:
