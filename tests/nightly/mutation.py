@@ -30,7 +30,6 @@ TO_COME = frozenset({
     "against_oracle", "finding_counters", "hung_task", "timeline",
     "checkers/p02_one_charge", "checkers/p10_limits",
     "checkers/p11_charges_stay",
-    "ledger/peaks",
     "oracle/__init__", "oracle/page", "oracle/programs", "oracle/rules", "oracle/state",
     "oracle/surroundings", "oracle/versions",
 })  # fmt: skip

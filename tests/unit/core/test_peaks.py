@@ -54,6 +54,16 @@ def test_a_counter_was_never_higher_than_it_had_to_be(peaks: Peaks, signature: s
     assert not signature or f"(up to observation {list(peaks)[-1]!r})" in verdict.reason
 
 
+def test_a_key_that_a_host_has_no_asids_of_is_not_listed_and_was_never_charged() -> None:
+    def change(record: Record) -> Record:
+        for files in record.misc.values() if isinstance(record, Observation) else ():
+            del files["peak"]["sev_es"]
+        return record
+
+    history = peaked(moved(), {"start": FILLED, "before": {"source": 1}, "after": {"destination": 1}})
+    assert verdict_of("P1", changed(history, change)).outcome is HELD
+
+
 def test_a_kernel_without_peaks_is_said_to_have_none() -> None:
     assert verdict_of("P1", moved()).reason.endswith("this kernel has no misc.peak to ask about between")
 
