@@ -8,6 +8,7 @@ import pytest
 
 from chaos.history.records import Done, End, Firmware, Invoke
 from chaos.judge.checkers import CHECKERS
+from chaos.judge.hung_task import SEEN_WITHIN
 from chaos.judge.verdict import Outcome, Verdict
 from tests.unit.core.build import Builder, shipped
 from tests.unit.core.doctored import MOVE
@@ -22,21 +23,23 @@ STRANGER = ("__schedule", "schedule", "io_schedule", "folio_wait_bit_common", "e
 STRANGER_BEHIND = ("__schedule", "schedule", "__mutex_lock.constprop.0", "ext4_write_begin")
 
 
-def begun(place: str = "firmware") -> tuple[Builder, Invoke]:
-    """An operation that sleeps in a hold."""
+def begun(place: str = "firmware", *, beside: str = "") -> tuple[Builder, Invoke]:
+    """An operation that sleeps in a hold; there is a process `beside` its own."""
     b = Builder()
-    b.spawn("source")
+    for agent in (beside, "source"):
+        if agent:
+            b.spawn(agent)
     invoke = b.invoke("guest_status", "source", vm="old")
     held = b.hold_at(invoke, command="GUEST_STATUS")
     b.records[held.seq] = msgspec.structs.replace(held, place=place)
     return b, invoke
 
 
-def hangs_on_console(b: Builder, tid: int, stack: tuple[str, ...]) -> None:
-    """The same on the serial console, where the log does not have it any more."""
+def hangs_on_console(b: Builder, tid: int, stack: tuple[str, ...], *, who: str = "") -> None:
+    """The same on the serial console, where the log does not have it any more. Some kernels say there `who` speaks."""
     b.t += 6 * NS
     for text in (f"INFO: task vcpu:{tid} blocked for more than 6 seconds.", *(f" {f}+0x2b2/0x800" for f in stack)):
-        b.console(f"[   12.345678] {text}")
+        b.console(f"[   12.345678]{who} {text}")
 
 
 def hangs(b: Builder, tid: int, stack: tuple[str, ...], *, for_seconds: int = 6) -> None:
@@ -135,19 +138,38 @@ def test_the_stack_of_another_task_is_not_its_own() -> None:
     assert "vcpu:400" in verdict.reason and "is put down" in verdict.reason
 
 
-@pytest.mark.parametrize(("stack", "outcome"), [(STALLED, Outcome.KEPT), (STRANGER, Outcome.BROKEN)])
-def test_what_the_console_alone_has_is_read_there(stack: tuple[str, ...], outcome: Outcome) -> None:
+@pytest.mark.parametrize("who", ["", "[   T36]"])
+@pytest.mark.parametrize(
+    ("stack", "outcome"),
+    [(STALLED, Outcome.KEPT), (STALLED[-1:], Outcome.KEPT), (STRANGER, Outcome.BROKEN), ((), Outcome.BROKEN)],
+)
+def test_what_the_console_alone_has_is_read_there(stack: tuple[str, ...], outcome: Outcome, who: str) -> None:
     b, invoke = begun()
-    hangs_on_console(b, 400, stack)
+    hangs_on_console(b, 400, stack, who=who)
     b.kernel(f" {STALLED[-1]}+0x2b2/0x800 [ccp]")  # the log has another one's
     answered(b, invoke)
     assert p12(b).outcome is outcome
 
 
+def test_what_is_printed_long_after_a_report_is_not_its_stack() -> None:
+    b, invoke = begun()
+    hangs(b, 400, STRANGER)
+    for number in range(60):
+        b.kernel(f"kvm [402]: ignored rdmsr: {number:#x} data 0x0")
+    b.kernel(f" {STALLED[-1]}+0x2b2/0x800 [ccp]")
+    answered(b, invoke)
+    assert p12(b).outcome is Outcome.BROKEN
+
+
+def test_a_hold_that_is_never_let_go_lasts_to_the_end() -> None:
+    b, _ = begun()
+    hangs(b, 400, BEHIND)
+    assert p12(b).outcome is Outcome.KEPT
+
+
 @pytest.mark.parametrize("other", ["hold", "operation", "process"])
 def test_a_hold_lasts_while_others_come_to_an_end(other: str) -> None:
-    b, invoke = begun()
-    b.spawn("destination")
+    b, invoke = begun(beside="destination")
     if other == "hold":
         b.release("another")
     elif other == "operation":
@@ -161,7 +183,7 @@ def test_a_hold_lasts_while_others_come_to_an_end(other: str) -> None:
 
 @pytest.mark.parametrize("over", ["operation", "process"])
 def test_a_hold_is_over_with_its_operation_and_its_process(over: str) -> None:
-    b, invoke = begun()
+    b, invoke = begun(beside="destination")
     if over == "operation":
         answered(b, invoke)
     else:
@@ -171,30 +193,35 @@ def test_a_hold_is_over_with_its_operation_and_its_process(over: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "began", "ended", "outcome"),
+    ("fault", "began", "following", "outcome"),
     [
-        ("stall", 0, 6, Outcome.KEPT),
-        ("stall", 4, 6, Outcome.BROKEN),  # the task had been asleep for long
-        ("stall", 0, 5, Outcome.BROKEN),  # the next command was sent before the report
-        ("delay:8s", 0, 6, Outcome.KEPT),
-        ("delay:8000ms", 0, 6, Outcome.KEPT),
-        ("delay:20ms", 0, 6, Outcome.BROKEN),
-        ("", 0, 6, Outcome.BROKEN),
+        ("stall", 0, 1, Outcome.KEPT),
+        ("stall", 0, None, Outcome.KEPT),
+        ("stall", 0, 0, Outcome.KEPT),
+        ("stall", 0, -1, Outcome.BROKEN),  # by then it had been answered
+        ("stall", SEEN_WITHIN, 1, Outcome.KEPT),
+        ("stall", SEEN_WITHIN + 1, 1, Outcome.BROKEN),  # the task had been asleep for too long
+        ("delay:8s", 0, 1, Outcome.KEPT),
+        ("delay:8000ms", 0, 1, Outcome.KEPT),
+        ("delay:20ms", 0, 1, Outcome.BROKEN),
+        ("", 0, 1, Outcome.BROKEN),
     ],
 )
 def test_a_command_that_the_firmware_was_told_to_answer_late(
-    fault: str, began: int, ended: int, outcome: Outcome
+    fault: str, began: int, following: int | None, outcome: Outcome
 ) -> None:
-    """The times are in seconds after the operation was begun."""
+    """`began` is when the command is sent, after the task went to sleep; `following` when the next one is, after the
+    report."""
     b = Builder()
     b.spawn("source")
     invoke = b.invoke("guest_status", "source", vm="old")
-    first = b.tick()
     hangs(b, TID, STALLED)
+    reported = next(r.t for r in b.records if "blocked for more" in getattr(r, "text", ""))
+    sent = reported - 6 * NS + began
     b.add(Done(t=b.tick(), op=invoke.op, outcome="ok", tid=TID))
-    sent, following = first + began * NS, b.t if ended == 6 else first + ended * NS
     b.add(Firmware(t=sent, order=0, command="GUEST_STATUS", status=0, began=sent, fault=fault))
-    b.add(Firmware(t=b.t, order=1, command="DECOMMISSION", status=0, began=following))
+    if following is not None:
+        b.add(Firmware(t=b.t, order=1, command="DECOMMISSION", status=0, began=reported + following))
     verdict = p12(b)
     assert verdict.outcome is outcome
     if outcome is Outcome.KEPT:

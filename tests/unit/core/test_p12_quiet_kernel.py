@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from errno import EBUSY
+
 import msgspec
 import pytest
 
@@ -209,6 +211,23 @@ def test_p12_the_warning_of_finding_0002_is_that_of_a_moved_sev_es_context_alone
     assert verdict.signature == f"warn:misc_cg_uncharge-in-{kind}"
     found = findings.matching(verdict, "6.12.117", findings.load())
     assert (found.id if found is not None else "") == ("0002" if kind.endswith("-across") else "")
+
+
+@pytest.mark.parametrize(("f", "error", "kind"), [("move", EBUSY, "move-of-sev_es"), ("close", 0, "close")])
+def test_p12_the_warning_of_finding_0002_comes_out_of_a_move_that_succeeded_and_of_no_later_call(
+    f: str, error: int, kind: str
+) -> None:
+    b = Builder()
+    b.begin()
+    b.launch("old", "source", "sev_es")
+    b.launch("new", "destination")
+    b.do("send_fd", "source", vm="old", to="destination")
+    if f == "close":
+        b.move("old", "new", "destination")
+    invoke = b.invoke(f, "destination", vm="new", source="old")
+    b.kernel("WARNING: CPU: 0 PID: 190 at kernel/cgroup/misc.c:119 misc_cg_uncharge+0x84/0x90")
+    b.done(invoke, "fail" if error else "ok", error=error)
+    assert CHECKERS["P12"](shipped(MOVE), b.end()).signature == f"warn:misc_cg_uncharge-in-{kind}"
 
 
 def test_p12_a_kernels_last_words_come_from_the_console_and_name_what_was_under_way() -> None:

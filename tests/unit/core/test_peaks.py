@@ -209,6 +209,42 @@ def test_what_a_move_under_the_wrong_key_has_not_taken_off_comes_on_top_of_what_
     assert verdict_of("P1", peaked(b.finish(), peaks, key="sev_es")).signature == signature
 
 
+@pytest.mark.parametrize(
+    ("highest", "signature"), [(2, "overcharged-after-mirror-move:sev"), (3, "peak-too-high-after-move:sev")]
+)
+def test_each_mirror_that_was_moved_explains_one_more(highest: int, signature: str) -> None:
+    b = begun()
+    b.launch("owner", "source", "sev")
+    for number in range(2):
+        b.do("create", "source", vm=f"mirror-{number}", kind="mirror", vcpus=1, memory="guest")
+        b.do("mirror", "source", vm=f"mirror-{number}", source="owner")
+        b.launch(f"new-{number}", "destination")
+    b.observe("before", {"source": 1})
+    for number in range(2):
+        b.do("send_fd", "source", vm=f"mirror-{number}", to="destination")
+        b.move(f"mirror-{number}", f"new-{number}", "destination")
+    b.observe("after", {"source": 1})
+    peaks = {"start": FILLED, "before": {"source": 1}, "after": {"destination": highest}}
+    assert verdict_of("P1", peaked(b.finish(), peaks)).signature == signature
+
+
+def test_of_a_move_that_was_killed_nobody_can_say_which_charges_a_finding_explains() -> None:
+    """That it took effect shows only in what the source answers."""
+    b = begun()
+    b.launch("old", "source", "sev_es")
+    b.launch("new", "destination")
+    b.do("send_fd", "source", vm="old", to="destination")
+    move = b.invoke("move", "destination", vm="new", source="old")
+    b.kill("destination")
+    b.done(move, "info")
+    b.ask("old", "source", dead=True)
+    seen = b.observe("after", {}, guests=0)
+    seen.misc["destination"]["current"]["sev"] = 1
+    assert verdict_of("P1", b.history()).signature == "overcharged-after-close:sev"
+    too_high = verdict_of("P1", peaked(b.history(), {"start": FILLED, "after": {"destination": 2}}))
+    assert too_high.signature == "overcharged-after-close:sev+peak-too-high-after-move:sev"
+
+
 def test_a_peak_that_a_moved_mirror_explains_has_the_signature_of_its_finding() -> None:
     b = begun()
     b.launch("owner", "source", "sev")
