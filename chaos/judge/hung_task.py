@@ -29,6 +29,7 @@ _DELAY = re.compile(r"delay:(?P<much>\d+)(?P<unit>ms|s)")
 _STACK_LINES = 60
 NS = 1_000_000_000
 NEVER = 1 << 62
+_UNITS = {"s": NS, "ms": NS // 1000}
 # A hold is recorded when it is seen from outside, which is later than it began.
 SEEN_WITHIN = 2 * NS
 
@@ -46,7 +47,8 @@ def kept_asleep(evidence: RunEvidence, line: Kernel | Console) -> str:
     tid, slept = int(found["tid"]), line.t - int(found["after"]) * NS
     stack = tuple(_stack(evidence, line))
     for held in _holds(evidence, line.t, slept):
-        if _task_of(evidence, held) == tid or _fits(held.place, stack):
+        done = evidence.history.done(held.op)
+        if (done is not None and done.tid == tid) or _fits(held.place, stack):
             return f"the hold {held.hold!r}"
     for command, until in _slow_commands(evidence):
         if command.began - SEEN_WITHIN <= slept and line.t <= until and _fits("firmware", stack):
@@ -110,20 +112,13 @@ def _holds(evidence: RunEvidence, at: int, slept: int) -> Iterator[Held]:
 
 def _until(evidence: RunEvidence, held: Held) -> int:
     """When the hold was let go, or its operation over; `NEVER` if neither was."""
-    agent = next((invoke.agent for invoke, _ in evidence.operations if invoke.op == held.op), "")
+    agents = {invoke.agent for invoke, _ in evidence.operations if invoke.op == held.op}
     for record in evidence.history.records[held.seq + 1 :]:
         released = isinstance(record, Released) and record.hold == held.hold
-        over = (isinstance(record, Done) and record.op == held.op) or (
-            isinstance(record, Exited) and record.agent == agent
-        )
-        if released or over:
+        answered = isinstance(record, Done) and record.op == held.op
+        if released or answered or (isinstance(record, Exited) and record.agent in agents):
             return record.t
     return NEVER
-
-
-def _task_of(evidence: RunEvidence, held: Held) -> int:
-    done = evidence.history.done(held.op)
-    return done.tid if done is not None else 0
 
 
 def _slow_commands(evidence: RunEvidence) -> Iterator[tuple[Firmware, int]]:
@@ -135,7 +130,4 @@ def _slow_commands(evidence: RunEvidence) -> Iterator[tuple[Firmware, int]]:
         if "stall" in command.fault:
             yield command, (later.began if later is not None else 0) or NEVER
         elif found is not None:
-            yield (
-                command,
-                command.began + int(found["much"]) * (NS if found["unit"] == "s" else NS // 1000) + SEEN_WITHIN,
-            )
+            yield command, command.began + int(found["much"]) * _UNITS[found["unit"]] + SEEN_WITHIN
