@@ -46,8 +46,8 @@ def test_an_event_is_of_the_operation_of_its_thread_and_its_time() -> None:
 
 def test_the_tracer_rounds_to_microseconds() -> None:
     b, move = moved()
-    assert made(b, MOVER, move.began - 900) == made(b, MOVER, move.ended + 900) == "move of new"
-    assert made(b, MOVER, move.began - 1_100) == made(b, MOVER, move.ended + 1_100) == ""
+    assert made(b, MOVER, move.began - 1_000) == made(b, MOVER, move.ended + 1_000) == "move of new"
+    assert made(b, MOVER, move.began - 1_001) == made(b, MOVER, move.ended + 1_001) == ""
 
 
 def test_of_a_move_that_never_answered_the_thread_is_whoevers_it_can_only_be() -> None:

@@ -15,6 +15,7 @@ from tests.unit.core.doctored import DEVIATED, begun, verdict_of, without
 
 KNOWN = findings.load()
 ES = "sev_es"
+BY_ES = "under-wrong-key-after-es-move"
 
 
 def excused(promise: str, history: History) -> str:
@@ -198,6 +199,22 @@ def test_a_context_under_the_wrong_key_that_comes_back_is_charged_as_it_was(
         b.move("new", "newer", "source")
         read(b, "back", (".", ES, 1), ("source", ES, 1), ("destination", "sev", int(left_over)))
         assert excused("P1", b.end()) == ("" if left_over else finding)
+
+
+def test_a_counter_that_two_findings_have_made_wrong_is_excused_by_neither() -> None:
+    """Each of them is about what one kind of move does to it."""
+    b = begun()
+    b.launch("owner", "source", ES)
+    b.do("create", "source", vm="mirror", kind="mirror", vcpus=1, memory="guest")
+    b.do("mirror", "source", vm="mirror", source="owner")
+    for vm, new in (("owner", "new-owner"), ("mirror", "new-mirror")):
+        b.launch(new, "destination")
+        b.do("send_fd", "source", vm=vm, to="destination")
+        b.move(vm, new, "destination")
+    read(b, "after", (".", ES, 1), (".", "sev", 1), ("source", ES, 1), ("source", "sev", -1), ("destination", "sev", 2))
+    verdict = verdict_of("P1", b.end())
+    assert verdict.signature == f"overcharged-after-move:sev+{BY_ES}"
+    assert excused("P1", b.history()) == ""
 
 
 def mirror_asked(*, elsewhere: bool, moved: bool = False) -> History:

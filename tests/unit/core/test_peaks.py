@@ -184,18 +184,46 @@ def test_a_finding_explains_as_many_as_there_were_moves_to_make() -> None:
         assert verdict.signature == signature
 
 
-BY_ES = "under-wrong-key-after-es-move"
+BY_ES, TOO_HIGH = "under-wrong-key-after-es-move", "peak-too-high-after-move"
 
 
-@pytest.mark.parametrize(("highest", "signature"), [(1, BY_ES), (2, "peak-too-high-after-move:sev")])
-def test_a_move_that_failed_was_charged_under_the_wrong_key_until_it_did(highest: int, signature: str) -> None:
+@pytest.mark.parametrize(
+    ("key", "cgroup", "highest", "signature"),
+    [
+        ("sev", "destination", 1, BY_ES),
+        ("sev", "destination", 2, f"{TOO_HIGH}:sev"),
+        ("sev", "source", 1, f"{TOO_HIGH}:sev"),
+        ("sev_es", "source", 2, f"{TOO_HIGH}:sev_es"),  # nothing was taken off there
+    ],
+)
+def test_a_move_that_failed_was_charged_under_the_wrong_key_until_it_did(
+    key: str, cgroup: str, highest: int, signature: str
+) -> None:
+    peaks = {"start": FILLED, "before": {"source": int(key == "sev_es")}, "after": {cgroup: highest}}
+    assert verdict_of("P1", peaked(refused(key="sev_es").finish(), peaks, key=key)).signature == signature
+
+
+@pytest.mark.parametrize(("highest", "signature"), [(2, BY_ES), (3, f"{TOO_HIGH}:sev")])
+def test_each_context_that_was_moved_under_the_wrong_key_explains_one_more(highest: int, signature: str) -> None:
+    b = begun()
+    for number in range(2):
+        b.launch(f"old-{number}", "source", "sev_es")
+        b.launch(f"new-{number}", "destination")
+        b.do("send_fd", "source", vm=f"old-{number}", to="destination")
+    b.observe("before", {"source": 2}, key="sev_es")
+    for number in range(2):
+        b.move(f"old-{number}", f"new-{number}", "destination")
+    b.observe("after", {"destination": 2}, key="sev_es")
     peaks = {"start": FILLED, "after": {"destination": highest}}
-    assert verdict_of("P1", peaked(refused(key="sev_es").finish(), peaks)).signature == signature
+    assert verdict_of("P1", peaked(b.finish(), peaks)).signature == signature
 
 
-@pytest.mark.parametrize(("highest", "signature"), [(2, BY_ES), (3, "peak-too-high-after-move:sev_es")])
+@pytest.mark.parametrize(
+    ("source", "destination", "signature"),
+    [(2, 1, BY_ES), (3, 1, f"{TOO_HIGH}:sev_es"), (1, 2, f"{TOO_HIGH}:sev_es")],
+)
 def test_what_a_move_under_the_wrong_key_has_not_taken_off_comes_on_top_of_what_is_charged_later(
-    highest: int, signature: str
+    source: int, destination: int, signature: str
 ) -> None:
     b = begun()
     b.launch("old", "source", "sev_es")
@@ -205,7 +233,7 @@ def test_what_a_move_under_the_wrong_key_has_not_taken_off_comes_on_top_of_what_
     b.move("old", "new", "destination")
     b.launch("another", "source", "sev_es")
     b.observe("after", {"source": 1, "destination": 1}, key="sev_es")
-    peaks = {"start": FILLED, "before": {"source": 1}, "after": {"source": highest, "destination": 1}}
+    peaks = {"start": FILLED, "before": {"source": 1}, "after": {"source": source, "destination": destination}}
     assert verdict_of("P1", peaked(b.finish(), peaks, key="sev_es")).signature == signature
 
 
