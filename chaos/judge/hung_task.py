@@ -28,7 +28,7 @@ _FRAME = re.compile(r"^(?:\[[^]]*\])*\s*(?P<function>[A-Za-z_][\w.]*)\+0x[0-9a-f
 _DELAY = re.compile(r"delay:(?P<much>\d+)(?P<unit>ms|s)")
 _STACK_LINES = 60
 NS = 1_000_000_000
-NEVER = 1 << 62
+NEVER = 1 << 62  # later than any record
 _UNITS = {"s": NS, "ms": NS // 1000}
 # A hold is recorded when it is seen from outside, which is later than it began.
 SEEN_WITHIN = 2 * NS
