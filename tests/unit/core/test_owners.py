@@ -47,6 +47,8 @@ def test_what_failed_changes_no_number_and_what_was_killed_may_have() -> None:
     assert lost(b, "one") == [False, True]
     b.invoke("moves", "source", vm="one", sources=["two"], rounds=2)
     assert lost(b, "one") == [False, True, True]
+    b.done(b.invoke("moves", "source", vm="one", sources=["two"], rounds=2), "info")
+    assert lost(b, "one") == [False, True, True, True]
 
 
 def test_a_loop_of_moves_that_ended_is_told_by_its_moves() -> None:
@@ -74,3 +76,11 @@ def test_an_ebadf_tells_the_owner_unless_its_process_had_lost_its_way_to_the_fir
     done = b.done(asked, "fail", error=errno.EBADF)
     b.do("lose_fd", "destination", vm="new", fd="sev")  # too late to tell anything
     assert Owners.of(b.history()).says(asked, done) is owns
+
+
+def test_of_a_vm_that_nobody_was_seen_to_create_no_number_was_lost() -> None:
+    b = Builder()
+    asked = b.invoke("guest_status", "source", vm="old")
+    assert Owners.of(b.history()).says(asked, b.done(asked, "fail", error=errno.EBADF)) is None
+    b.do("mirror", "source", vm="mirror", source="old")
+    assert lost(b, "mirror") == [False]
