@@ -303,3 +303,29 @@ def test_p7_a_vcpu_that_could_not_be_created_is_in_the_way_of_nothing_afterwards
         b.done(creating, "fail", error=ENOMEM)
     b.move("old", "new", "destination", error=EBUSY)
     assert ("move:EBUSY-for-ok" in verdict_of("P7", b.finish()).deviations) == over
+
+
+@pytest.mark.parametrize(
+    ("call", "left"), [("KVM_MEMORY_ENCRYPT_REG_REGION", False), ("KVM_MEMORY_ENCRYPT_OP LAUNCH_UPDATE_DATA", True)]
+)
+def test_p7_what_a_launch_had_registered_before_it_was_refused_stays_registered(call: str, left: bool) -> None:
+    b = started()
+    update = b.invoke("launch_update_data", "source", vm="old", address=0x1000)
+    b.done(update, "fail", error=ENOMEM, value={"call": call})
+    b.do("unregister_region", "source", vm="old", address=0x1000, error=EINVAL)
+    assert ("unregister_region:EINVAL-for-ok" in verdict_of("P7", b.finish()).deviations) == left
+
+
+def test_p7_a_descriptor_that_a_move_is_using_is_not_there_for_another_of_the_same_process() -> None:
+    b = begun()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.do("create", "destination", vm="other", kind="mirror", vcpus=0, memory="guest")
+    b.do("connect", "source", vm="old", peer="new")
+    b.do("connect", "destination", vm="new", peer="old")
+    b.do("send_fd", "source", vm="old", to="destination")
+    move = b.invoke("move", "destination", vm="new", source="old")
+    b.hold(move)
+    b.do("mirror", "destination", vm="other", source="old", error=EBADF)
+    b.done(move)
+    assert verdict_of("P7", b.finish()).outcome is HELD

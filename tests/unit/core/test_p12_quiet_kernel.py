@@ -151,6 +151,9 @@ def test_p12_what_was_said_between_two_runs_is_nobodys() -> None:
     verdict = CHECKERS["P12"](shipped(MOVE), b.end())
     assert verdict.outcome is Outcome.UNKNOWN
     assert "before this run, after an earlier one had closed the log, the kernel said: WARNING" in verdict.reason
+    assert verdict.records == (1,)
+    b.records[1] = msgspec.structs.replace(b.records[1], t=b.records[0].t)
+    assert CHECKERS["P12"](shipped(MOVE), b.history()).outcome is Outcome.BROKEN  # the run had begun
 
 
 def test_p12_what_was_said_before_a_run_hides_nothing_of_what_is_said_in_it() -> None:
@@ -269,5 +272,6 @@ def test_p12_a_lost_witness() -> None:
     verdict = CHECKERS["P12"](shipped(MOVE), b.history())
     assert verdict.outcome is Outcome.UNKNOWN
     assert "too fast" in verdict.reason and "guests" not in verdict.reason
+    assert verdict.records == (b.records[-1].seq,)
     b.kernel("Oops: 0002 [#1] PREEMPT SMP")
     assert CHECKERS["P12"](shipped(MOVE), b.end()).outcome is Outcome.BROKEN
