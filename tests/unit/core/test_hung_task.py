@@ -299,3 +299,13 @@ def test_a_task_that_is_reported_again_and_again_is_told_once() -> None:
     b.records = [record for record in b.records if not isinstance(record, End)]
     b.records = [msgspec.structs.replace(record, seq=seq) for seq, record in enumerate(b.records)]
     assert p12(b).reason.count("blocked for more than") == 2
+
+
+def test_a_task_that_is_kept_asleep_is_told_of_once_however_long_it_sleeps() -> None:
+    b, invoke = begun()
+    hangs(b, 400, BEHIND)
+    hangs(b, 400, BEHIND, for_seconds=12)
+    answered(b, invoke)
+    verdict = p12(b)
+    assert verdict.outcome is Outcome.KEPT
+    assert verdict.reason.count("put down to the hold") == 1
