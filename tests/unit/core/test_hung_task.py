@@ -169,6 +169,8 @@ def test_the_stack_of_another_task_is_not_its_own() -> None:
     verdict = p12(b)
     assert verdict.outcome is Outcome.BROKEN
     assert "vcpu:400" in verdict.reason and "is put down" in verdict.reason
+    reports = {record.seq for record in b.records if "blocked for more" in getattr(record, "text", "")}
+    assert len(reports) == 2 and reports <= {*verdict.records}
 
 
 @pytest.mark.parametrize("who", ["", "[   T36]"])
