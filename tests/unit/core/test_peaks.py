@@ -52,6 +52,7 @@ def test_a_counter_was_never_higher_than_it_had_to_be(peaks: Peaks, signature: s
     assert (verdict.outcome, verdict.signature) == (DEVIATED if signature else HELD, signature)
     assert signature or verdict.reason.endswith("no counter was ever higher (misc.peak)")
     assert not signature or f"(up to observation {list(peaks)[-1]!r})" in verdict.reason
+    assert not signature or ": misc.peak sev = " in verdict.reason
 
 
 def test_a_key_that_a_host_has_no_asids_of_is_not_listed_and_was_never_charged() -> None:
