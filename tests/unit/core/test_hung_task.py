@@ -276,6 +276,7 @@ def test_where_the_word_of_the_firmware_was_lost_nobody_can_say() -> None:
     verdict = p12(b)
     assert verdict.outcome is Outcome.UNKNOWN
     assert "nobody can say what kept it asleep" in verdict.reason
+    assert any("blocked for more" in getattr(b.records[number], "text", "") for number in verdict.records)
     b = Builder()
     hangs(b, TID, STRANGER)
     assert CHECKERS["P12"](shipped(MOVE), b.history()).outcome is Outcome.BROKEN
