@@ -292,6 +292,16 @@ def test_a_mirror_may_do_little() -> None:
     assert errnos(state, "move", "s", vm="far", source="mirror") == {EINVAL}
     state = does(state, "launch_update_vmsa", "d", vm="mirror")
     assert errnos(state, "move", "s", vm="far", source="mirror") == {0}
+    state = does(does(state, "create_vcpu", "d", vm="mirror"), "create", "s", vm="farther", kind="plain", vcpus=2)
+    assert errnos(state, "move", "s", vm="farther", source="mirror") == {EINVAL}  # the new one's are not encrypted
+    state = does(state, "launch_update_vmsa", "d", vm="mirror")
+    assert errnos(state, "move", "s", vm="farther", source="mirror") == {0}
+
+
+def test_what_charges_nothing_and_gives_up_nothing_changes_nothing() -> None:
+    state = ready()
+    for f in ("guest_status", "set_memory"):
+        assert does(state, f, "s", vm="old") == state
 
 
 def test_an_owner_with_mirrors_moves_from_5_18_on() -> None:
