@@ -11,7 +11,7 @@ import pytest
 from chaos.history.records import History, Observation
 from chaos.judge import findings
 from tests.unit.core.build import KERNEL, Builder
-from tests.unit.core.doctored import DEVIATED, begun, verdict_of
+from tests.unit.core.doctored import DEVIATED, HELD, begun, verdict_of
 
 KNOWN = findings.load()
 ES = "sev_es"
@@ -111,6 +111,12 @@ def test_the_limits_of_the_other_key(
     promise: str, limit: dict[str, int], error: int, events: dict[str, int], finding: str
 ) -> None:
     assert excused(promise, es_into(limit=limit, error=error, events=events)) == finding
+
+
+def test_the_limit_of_its_own_key_stops_a_move_and_is_where_that_counts() -> None:
+    for promise in ("P7", "P10"):
+        verdict = verdict_of(promise, es_into(limit={ES: 0}, error=EBUSY, events={ES: 1}))
+        assert verdict.outcome is HELD, verdict.reason
 
 
 def moved_mirror(*, charged: int = 2, sev: int = 7, dying: int = 1) -> History:
