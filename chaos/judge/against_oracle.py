@@ -329,7 +329,7 @@ def changed(limits: Limits, change: Invoke) -> Limits:
 def limits_of(observation: Observation) -> Limits | None:
     """Every misc.max that was read and is no "max". None if that of some cgroup was not read. One without the
     controller has no files."""
-    if not observation.misc or any(files and "max" not in files for n, files in observation.misc.items() if n != "."):
+    if not observation.misc or any(files and "max" not in files for files in observation.misc.values()):
         return None
     return frozenset(
         (cgroup, key, limit)
@@ -343,4 +343,4 @@ def events_of(observation: Observation, cgroup: str, key: str, file: str = "even
     """misc.events of a cgroup: how often its limit, or one below it, was in the way; or misc.events.local, how often it
     was its own. None if it was not read."""
     events = observation.misc.get(cgroup, {}).get(file)
-    return None if events is None else events.get(f"{key}.max", events.get(key, 0))
+    return None if events is None else events.get(f"{key}.max", 0)
