@@ -306,8 +306,7 @@ def _sealed_already(state: State, op: Invoke) -> Refusal | None:
 def _not_started(state: State, op: Invoke) -> Refusal | None:
     """Without LAUNCH_START there is no handle, and no /dev/sev was remembered to send the command through."""
     context = state.world.shared(argument(op, "vm"))
-    started = context is None or context.launched
-    return None if started else Refusal(OracleAnswer(EBADF), sure=False)
+    return _maybe(EBADF, when=context is not None and not context.launched)
 
 
 def _cut_off(state: State, op: Invoke) -> Refusal | None:

@@ -450,6 +450,24 @@ def test_a_version_may_come_with_its_flavour() -> None:
     assert oracle.rules("7.2.1").vmsa_once
 
 
+@pytest.mark.parametrize(
+    ("name", "without", "since"),
+    [
+        ("mirrored_source_moves", "5.17.15", "5.18"),
+        ("second_init_invalid", "6.9.12", "6.10"),
+        ("vcpu_creation_busy", "6.1.145", "6.1.146"),
+        ("vcpu_creation_busy", "6.12.38", "6.12.39"),
+        ("vcpu_creation_busy", "6.14.11", "6.15.7"),  # nothing was taken into 6.14
+        ("vcpu_creation_busy", "6.15.6", "6.16"),
+        ("vmsa_once", "6.12.116", "6.12.117"),
+        ("vmsa_once", "7.0.9", "7.1"),  # newer than 6.12.117, and of a series that has not taken it
+    ],
+)
+def test_a_series_has_a_difference_from_its_own_first_version_on(name: str, without: str, since: str) -> None:
+    assert not getattr(oracle.rules(without), name)
+    assert getattr(oracle.rules(since), name)
+
+
 # The oracle against itself
 
 

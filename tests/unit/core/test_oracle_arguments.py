@@ -83,6 +83,16 @@ def test_a_dead_vm_answers_eio_before_anything_is_looked_at(kernel: str) -> None
     assert errnos(state, "register_region", "s", vm="old") == {EIO}
 
 
+def test_while_the_move_is_under_way_its_source_may_be_dead_or_alive_to_its_own_process() -> None:
+    """A move makes its source dead last of all."""
+    state = with_descriptor(does(ready(), "move", "d", **MOVE), "old", "d")
+    for agent in ("s", "d"):
+        assert errnos(state, "guest_status", agent, vm="old") == {EIO}
+    dying = replace(state, dying=frozenset({"old"}))
+    assert errnos(dying, "guest_status", "s", vm="old") == {EIO, ENOTTY}
+    assert errnos(dying, "guest_status", "d", vm="old") == {EIO}  # which has not created it
+
+
 def test_busy_is_certain_if_the_other_move_was_seen_to_be_stopped() -> None:
     state = does(ready(), "create", "d", vm="third", kind="plain", vcpus=1)
     other = op("move", "d", **MOVE)
