@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from errno import EBADF, EBUSY, EINVAL, EIO, ENOMEM, ENOTTY
+from errno import EBADF, EBUSY, EINVAL, EIO, ENOMEM, ENOTTY, ETIMEDOUT
 
 import pytest
 
@@ -208,12 +208,37 @@ def test_regions_move_with_the_context() -> None:
     assert errnos(does(state, "register_region", "d", **there), "unregister_region", "d", **there) == {0}
 
 
-def test_a_launch_registers_its_memory_whatever_the_firmware_says_of_it() -> None:
+REFUSED_LATE = [
+    OracleAnswer(EIO, firmware=True, open=True),
+    OracleAnswer(ETIMEDOUT),
+    OracleAnswer(EBUSY),
+    OracleAnswer(EBADF),
+]
+
+
+@pytest.mark.parametrize("answer", [OK, *REFUSED_LATE], ids=str)
+def test_a_launch_registers_its_memory_whatever_becomes_of_its_command(answer: OracleAnswer) -> None:
     started = launched(host(NEW))
+    if answer.errno in (ETIMEDOUT, EBUSY):
+        started = does(started, "psp_dies")
+    if answer.errno == EBADF:
+        started = replace(started, world=replace(started.world, cut_off=frozenset({"s"})))
     args: dict[str, Value] = {"vm": "old", "address": 0x1000}
-    for answer in (OK, OracleAnswer(EIO, firmware=True, open=True)):
-        state = after(started, op("launch_update_data", "s", **args), answer)
-        assert errnos(state, "unregister_region", "s", **args) == {0}
+    state = after(started, op("launch_update_data", "s", **args), answer)
+    assert errnos(state, "unregister_region", "s", **args) == {0}
+
+
+def test_memory_that_may_not_be_pinned_is_not_registered() -> None:
+    limited = replace(launched(host(NEW)), memlock=frozenset({("s", 0)}))
+    args: dict[str, Value] = {"vm": "old", "address": 0x1000}
+    state = after(limited, op("launch_update_data", "s", **args), OracleAnswer(ENOMEM))
+    assert errnos(state, "unregister_region", "s", **args) == {EINVAL}
+
+
+def test_what_is_refused_for_want_of_the_vm_registers_nothing() -> None:
+    args: dict[str, Value] = {"vm": "old", "address": 0x1000}
+    state = after(launched(host(NEW)), op("launch_update_data", "d", **args), OracleAnswer(EBADF))
+    assert errnos(state, "unregister_region", "s", **args) == {EINVAL}
 
 
 def test_a_command_can_encrypt_registers() -> None:
