@@ -56,6 +56,23 @@ def test_what_a_firmware_that_does_what_it_must_refuses_has_the_status_of_its_re
     assert refusals(state, "guest_status") == {(0, 0)}
 
 
+@pytest.mark.parametrize(("vcpus", "late", "again"), [(1, (EIO, 2), (EINVAL, 0)), (0, (0, 0), (0, 0))])
+def test_registers_are_sealed_once_and_before_the_measurement_unless_there_are_none(
+    vcpus: int, late: tuple[int, int], again: tuple[int, int]
+) -> None:
+    """Where there is no vCPU nothing is sent, and nothing is sealed."""
+
+    def sealing(state: State) -> set[tuple[int, int]]:
+        return {(answer.errno, answer.status) for answer in allowed(state, op("launch_update_vmsa", "s", vm="old"))}
+
+    state = does(host(NEW), "create", "s", vm="old", kind="sev_es", vcpus=vcpus)
+    state = does(does(state, "init", "s", vm="old", key="sev_es"), "launch_start", "s", vm="old")
+    state = replace(state, obeys=True)
+    assert sealing(state) == {(0, 0)}
+    assert sealing(does(state, "launch_measure", "s", vm="old")) == {late}
+    assert sealing(does(state, "launch_update_vmsa", "s", vm="old")) == {again}
+
+
 def test_who_was_given_no_limit_may_pin_what_it_likes() -> None:
     state, asked = launched(host(NEW)), op("register_region", "s", vm="old")
     assert ENOMEM not in {answer.errno for answer in allowed(state, asked)}
