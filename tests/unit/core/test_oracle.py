@@ -339,6 +339,16 @@ def test_init_until_the_host_is_full() -> None:
     assert charges(lowered)["destination", "sev"] == 1
 
 
+@pytest.mark.parametrize(("limit", "full"), [(1, False), (2, True), (3, True)])
+def test_a_limit_that_is_no_lower_than_what_the_host_has_is_not_what_is_in_the_way(limit: int, full: bool) -> None:
+    state = does(host(sev=2), "limit", cgroup="source", key="sev", max=limit)
+    for vm in ("first", "second")[: min(limit, 2)]:
+        state = launched(state, vm)
+    state = does(state, "create", "s", vm="next", kind="sev", vcpus=0)
+    answer = OracleAnswer(EBUSY, at="source", full=full)
+    assert allowed(state, op("init", "s", vm="next", key="sev")) == {answer}
+
+
 def test_the_firmware_may_refuse_and_says_so() -> None:
     state = does(launched(host()), "create", "s", vm="next", kind="sev", vcpus=1)
     state = does(state, "init", "s", vm="next", key="sev")
