@@ -141,15 +141,14 @@ def _add_cgroup(state: State, operation: Invoke) -> State:
 
 def _remove_cgroup(state: State, operation: Invoke) -> State:
     name = argument(operation, "cgroup")
-    return replace(_without_misc(state, operation, {name}), cgroups=state.cgroups - {name})
+    return replace(_without_misc(state, operation, frozenset({name})), cgroups=state.cgroups - {name})
 
 
 def _disable_misc(state: State, operation: Invoke) -> State:
-    name = argument(operation, "cgroup")
-    return _without_misc(state, operation, {cgroup for cgroup in state.cgroups if levels(cgroup)[-2:-1] == (name,)})
+    return _without_misc(state, operation, state.children(argument(operation, "cgroup")))
 
 
-def _without_misc(state: State, operation: Invoke, cgroups: set[str]) -> State:
+def _without_misc(state: State, operation: Invoke, cgroups: frozenset[str]) -> State:
     """These, with which go all below them, lose their limits. What they have refused stays counted above them."""
     world = effect(state.world, operation)
     assert world is not None

@@ -448,10 +448,11 @@ def test_every_difference_is_a_rule_with_a_source() -> None:
     assert all("contract" in difference.source for difference in oracle.DIFFERENCES)
 
 
-@pytest.mark.parametrize("kernel", ["", "six", "6", "6.12.117x"])
+@pytest.mark.parametrize("kernel", ["", "six", "6", "6.12.117x", "6.12.117.1"])
 def test_no_version(kernel: str) -> None:
-    with pytest.raises(UsageError, match="no version"):
+    with pytest.raises(UsageError, match="no version") as refused:
         oracle.rules(kernel)
+    assert refused.value.remedy == "a version is like 6.12.117"
 
 
 def test_a_version_may_come_with_its_flavour() -> None:

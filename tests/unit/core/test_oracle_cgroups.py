@@ -6,9 +6,10 @@ from __future__ import annotations
 from dataclasses import replace
 from errno import EBADF, EBUSY, EEXIST, ENOENT, EPIPE
 
+from chaos.judge import oracle
 from chaos.judge.ledger.world import Reference
 from chaos.judge.oracle import OK, OracleAnswer, State, after, allowed, events, under_way
-from tests.unit.core.test_oracle import does, errnos, host, launched, op
+from tests.unit.core.test_oracle import NEW, does, errnos, host, launched, op
 
 
 def with_limit(cgroup: str) -> State:
@@ -82,6 +83,8 @@ def test_a_cgroup_is_made_once_below_one_that_is_there_and_goes_when_nobody_uses
 def test_the_controller_is_taken_from_children_that_have_not_given_it_on() -> None:
     state = does(host(), "add_cgroup", cgroup="source/inner")
     assert errnos(state, "disable_misc", "", cgroup="destination/inner") == {0}  # which has no child
+    deeper = does(state, "add_cgroup", cgroup="destination/inner/innermost")
+    assert errnos(deeper, "disable_misc", "", cgroup="destination") == {EBUSY}
     for cgroup in ("source", "destination"):
         assert errnos(state, "disable_misc", "", cgroup=".") == {EBUSY}
         assert errnos(state, "disable_misc", "", cgroup=cgroup) == {0}
@@ -97,6 +100,12 @@ def test_the_controller_is_not_given_on_by_a_cgroup_that_processes_live_in() -> 
     assert errnos(state, "enable_misc", "", cgroup="source") == {EBUSY}
     assert errnos(state, "enable_misc", "", cgroup="destination") == {0}  # they live below it
     assert errnos(does(state, "kill", "s"), "enable_misc", "", cgroup="source") == {0}
+    at_the_top = does(does(state, "spawn", "x", cgroup="."), "disable_misc", cgroup=".")
+    assert errnos(at_the_top, "enable_misc", "", cgroup=".") == {EBUSY}  # which is no root
+
+
+def test_the_run_s_own_cgroup_is_not_removed() -> None:
+    assert errnos(oracle.new(NEW, {"sev": 1}), "remove_cgroup", "", cgroup=".") == {EBUSY}
 
 
 def test_a_process_has_the_vms_that_it_opened_and_has_not_lost() -> None:
