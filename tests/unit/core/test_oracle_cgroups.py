@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from errno import EBADF, EBUSY, EEXIST, ENOENT, EPIPE
+from errno import EBADF, EBUSY, EEXIST, EINVAL, ENOENT, EPIPE
 
 from chaos.judge import oracle
 from chaos.judge.ledger.world import Reference
@@ -20,6 +20,14 @@ def refused(state: State, agent: str, at: str) -> State:
     """An INIT of its is refused for the limit there."""
     state = does(state, "create", agent, vm=f"of-{agent}", kind="sev", vcpus=0)
     return after(state, op("init", agent, vm=f"of-{agent}", key="sev"), OracleAnswer(EBUSY, at=at))
+
+
+def test_what_no_limit_of_ours_has_refused_counts_no_event() -> None:
+    """Neither a wrong argument does, nor the host's own level, which is full of what others have."""
+    state = does(replace(host(), foreign=frozenset({("sev", 4)})), "create", "s", vm="v", kind="sev", vcpus=0)
+    for args, error in (({"flags": 1}, EINVAL), ({}, EBUSY)):
+        state = after(state, op("init", "s", vm="v", key="sev", **args), OracleAnswer(error))
+    assert not events(state)
 
 
 def test_a_limit_goes_with_its_cgroup_and_what_it_has_refused_stays_counted_above() -> None:
