@@ -100,7 +100,7 @@ def _sent(state: State, operation: Invoke, how: int) -> Iterator[ProgramStep]:
 
 
 def _made(state: State, operation: Invoke, how: int) -> ProgramStep | None:
-    answers = sorted(allowed(state, operation), key=lambda answer: (answer.errno != 0, -answer.errno, answer))
+    answers = sorted(allowed(state, operation))
     if not answers:
         return None
     answer = answers[how // 3 % len(answers) if how % 3 == 0 else 0]  # mostly success, where that is allowed

@@ -52,6 +52,12 @@ def test_bytes_that_are_no_whole_operation_do_nothing() -> None:
         assert list(run(shared(), whole + bytes(more))) == list(run(shared(), whole))
 
 
+def test_the_first_bytes_and_the_last_are_an_operation() -> None:
+    made = [list(run(shared(), bytes([which, 0, 0, 1])))[len(PROLOGUE) :] for which in range(256)]
+    assert sum(map(bool, made)) > 128  # others cannot be made where nothing is yet
+    assert all(len(steps) <= 1 for steps in made)
+
+
 def test_each_step_goes_on_where_the_one_before_it_ended() -> None:
     for program in programs():
         for before, step in pairwise(program):
@@ -69,6 +75,8 @@ def test_programs_reach_every_operation_and_most_of_them_a_context() -> None:
         "add_cgroup", "remove_cgroup", "disable_misc", "enable_misc", "psp_dies",
     }  # fmt: skip
     assert succeeded - refused == {"create", "kill", "psp_dies"}  # nothing refuses these
+    dead = sum(step.operation.f == "psp_dies" for step in steps)
+    assert 0 < dead < 0.1 * PROGRAMS  # after which little can be reached
     with_context = [any(step.state.world.contexts for step in program) for program in every]
     assert sum(with_context) > 0.8 * PROGRAMS
 
@@ -84,7 +92,7 @@ def test_moves_and_mirrors_are_answered_whatever_they_may_be_and_mostly_succeed_
     assert errnos["launch_start"] >= {0, EBADF, EINVAL, EIO, ENOTTY}
     assert ETIMEDOUT in set().union(*errnos.values())
     either = [step for step in steps if OK in allowed(step.before, step.operation) != {OK}]
-    assert 0.6 < sum(step.answer == OK for step in either) / len(either) < 0.95
+    assert 0.75 < sum(step.answer == OK for step in either) / len(either) < 0.95
 
 
 def test_every_name_is_drawn() -> None:
@@ -155,8 +163,10 @@ def test_what_is_left_under_way_is_made_meanwhile_and_ends_later_unless_its_proc
             elif step.operation.f == "kill":
                 under_way = {op: whose for op, whose in under_way.items() if whose != agent}
     assert ended > 0.1 * PROGRAMS
-    left = {step.operation.f for program in every for step in program if step.answer is None}
-    assert left == {*BIDS, "create_vcpu"}
+    may = [step for program in every for step in program if step.operation.f in (*BIDS, "create_vcpu")]
+    left = [step.operation.f for step in may if step.answer is None]
+    assert set(left) == {*BIDS, "create_vcpu"}
+    assert 0.1 < len(left) / sum(OK in allowed(step.before, step.operation) for step in may) < 0.4
 
 
 def test_no_program_breaks_a_promise() -> None:
