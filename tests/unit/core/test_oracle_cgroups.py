@@ -67,7 +67,7 @@ def test_a_limit_is_of_one_key_of_one_cgroup_until_it_is_set_again() -> None:
     assert 0 in errnos(state, "init", "s", vm="more", key="sev")
 
 
-def test_what_a_process_of_outside_and_a_dead_one_can_make() -> None:
+def test_the_dead_make_nothing_and_what_is_done_from_outside_needs_nobody() -> None:
     state = does(host(), "kill", "s")
     for f in ("create", "enter", "exit", "kill", "move", "close"):
         assert allowed(state, op(f, "s", vm="v", cgroup="source")) == frozenset(), f

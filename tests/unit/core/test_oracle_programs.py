@@ -116,8 +116,8 @@ def test_every_name_is_drawn() -> None:
 
 def test_it_is_mostly_the_process_that_created_a_vm_that_asks_it_something() -> None:
     asked = [step for step in made() if step.operation.f in ("init", "guest_status", "move", "mirror", "close")]
-    creators = {id(step): step.before.world.vm(str(step.operation.args["vm"])) for step in asked}
-    by_creator = [vm.agent == step.operation.agent for step in asked if (vm := creators[id(step)]) is not None]
+    vms = [step.before.world.vm(str(step.operation.args["vm"])) for step in asked]
+    by_creator = [vm.agent == step.operation.agent for step, vm in zip(asked, vms, strict=True) if vm is not None]
     assert 0.8 < sum(by_creator) / len(by_creator) < 0.98
 
 
