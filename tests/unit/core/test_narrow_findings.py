@@ -11,7 +11,7 @@ import pytest
 from chaos.history.records import History, Observation
 from chaos.judge import findings
 from tests.unit.core.build import KERNEL, Builder, changed
-from tests.unit.core.doctored import DEVIATED, begun, verdict_of, without
+from tests.unit.core.doctored import DEVIATED, HELD, begun, verdict_of, without
 
 KNOWN = findings.load()
 ES = "sev_es"
@@ -132,6 +132,12 @@ def test_an_ebusy_whose_events_were_not_read_on_both_sides_is_not_put_down_to_th
     for label in left_out:
         history = changed(history, without(Observation, label=label))
     assert excused("P7", history) == ""
+
+
+def test_the_limit_of_its_own_key_stops_a_move_and_is_where_that_counts() -> None:
+    for promise in ("P7", "P10"):
+        verdict = verdict_of(promise, es_into(limit={ES: 0}, error=EBUSY, events={ES: 1}))
+        assert verdict.outcome is HELD, verdict.reason
 
 
 def moved_mirror(*, charged: int = 2, sev: int = 7, dying: int = 1) -> History:
