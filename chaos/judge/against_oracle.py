@@ -128,8 +128,9 @@ class Contract:
     def _capacity(self) -> tuple[dict[str, int], dict[str, int]]:
         """How many contexts the host has room for, and how many of them were not to be had when the run began."""
         header = self.evidence.history.header
-        capacity = dict(header.asids) if header is not None else {}
-        if header is not None and header.host == "lab" and not header.shared:
+        assert header is not None
+        capacity = dict(header.asids)
+        if header.host == "lab" and not header.shared:
             return capacity, {}  # nobody else is there: what cannot be had is missing, and that is no limit
         filled = next(
             (r for r in self.evidence.history.records if isinstance(r, Filled) and r.label == START),
@@ -311,9 +312,9 @@ def _answer(done: Done) -> OracleAnswer:
 
 def _charged_as_sev(state: State, move: Invoke) -> OracleAnswer | None:
     context, payer = state.world.context(argument(move, "source")), state.world.home(move.agent)
-    if move.f != "move" or context is None or context.key != "sev_es" or payer in (None, context.payer):
+    if move.f != "move" or context is None or context.key != "sev_es" or payer is None or payer == context.payer:
         return None
-    return oracle.charge(state, payer or "", "sev")
+    return oracle.charge(state, payer, "sev")
 
 
 def changed(limits: Limits, change: Invoke) -> Limits:
@@ -329,7 +330,7 @@ def changed(limits: Limits, change: Invoke) -> Limits:
 def limits_of(observation: Observation) -> Limits | None:
     """Every misc.max that was read and is no "max". None if that of some cgroup was not read. One without the
     controller has no files."""
-    if not observation.misc or any(files and "max" not in files for n, files in observation.misc.items() if n != "."):
+    if not observation.misc or any(files and "max" not in files for files in observation.misc.values()):
         return None
     return frozenset(
         (cgroup, key, limit)
@@ -343,4 +344,4 @@ def events_of(observation: Observation, cgroup: str, key: str, file: str = "even
     """misc.events of a cgroup: how often its limit, or one below it, was in the way; or misc.events.local, how often it
     was its own. None if it was not read."""
     events = observation.misc.get(cgroup, {}).get(file)
-    return None if events is None else events.get(f"{key}.max", events.get(key, 0))
+    return None if events is None else events.get(f"{key}.max", 0)

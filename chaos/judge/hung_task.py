@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import zip_longest
 
 from chaos.experiment.model import Experiment
 from chaos.experiment.steps import HoldStep, walk
@@ -21,11 +22,14 @@ from chaos.judge.evidence import RunEvidence
 _HUNG = re.compile(
     r"INFO: task (?P<comm>.+):(?P<tid>\d+) blocked (?:in I/O wait )?for more than (?P<after>\d+) seconds"
 )
-# What is behind a question mark was found on the stack and may be of an earlier call.
-_FRAME = re.compile(r"^\s*(?P<function>[A-Za-z_][\w.]*)\+0x[0-9a-f]+/0x")
+# What is behind a question mark was found on the stack and may be of an earlier call. A console has the time in front,
+# and perhaps who said it.
+_FRAME = re.compile(r"^(?:\[[^]]*\])*\s*(?P<function>[A-Za-z_][\w.]*)\+0x[0-9a-f]+/0x")
 _DELAY = re.compile(r"delay:(?P<much>\d+)(?P<unit>ms|s)")
 _STACK_LINES = 60
 NS = 1_000_000_000
+NEVER = 1 << 62  # later than any record
+_UNITS = {"s": NS, "ms": NS // 1000}
 # A hold is recorded when it is seen from outside, which is later than it began.
 SEEN_WITHIN = 2 * NS
 
@@ -43,7 +47,8 @@ def kept_asleep(evidence: RunEvidence, line: Kernel | Console) -> str:
     tid, slept = int(found["tid"]), line.t - int(found["after"]) * NS
     stack = tuple(_stack(evidence, line))
     for held in _holds(evidence, line.t, slept):
-        if _task_of(evidence, held) == tid or _fits(held.place, stack):
+        done = evidence.history.done(held.op)
+        if (done is not None and done.tid == tid) or _fits(held.place, stack):
             return f"the hold {held.hold!r}"
     for command, until in _slow_commands(evidence):
         if command.began - SEEN_WITHIN <= slept and line.t <= until and _fits("firmware", stack):
@@ -88,11 +93,12 @@ def _fits(place: str, stack: tuple[str, ...]) -> bool:
 
 def _stack(evidence: RunEvidence, line: Kernel | Console) -> Iterator[str]:
     """The functions that the kernel printed below the report, up to the next."""
-    later = (r for r in evidence.history.records[line.seq + 1 :] if isinstance(r, type(line)))
-    for number, record in enumerate(later):
-        if number == _STACK_LINES or not isinstance(record, Kernel | Console) or _HUNG.search(record.text):
+    lines = (r for r in evidence.history.records if isinstance(r, Kernel | Console) and type(r) is type(line))
+    later = [record for record in lines if record.seq > line.seq]
+    for record in later[:_STACK_LINES]:
+        if _HUNG.search(record.text):
             return
-        found = _FRAME.match(record.text.partition("] ")[2] if isinstance(record, Console) else record.text)
+        found = _FRAME.match(record.text)
         if found is not None:
             yield found["function"]
 
@@ -105,35 +111,23 @@ def _holds(evidence: RunEvidence, at: int, slept: int) -> Iterator[Held]:
 
 
 def _until(evidence: RunEvidence, held: Held) -> int:
-    """When the hold was let go, or its operation over."""
-    agent = next((invoke.agent for invoke, _ in evidence.operations if invoke.op == held.op), "")
+    """When the hold was let go, or its operation over; `NEVER` if neither was."""
+    agents = {invoke.agent for invoke, _ in evidence.operations if invoke.op == held.op}
     for record in evidence.history.records[held.seq + 1 :]:
         released = isinstance(record, Released) and record.hold == held.hold
-        over = (isinstance(record, Done) and record.op == held.op) or (
-            isinstance(record, Exited) and record.agent == agent
-        )
-        if released or over:
+        answered = isinstance(record, Done) and record.op == held.op
+        if released or answered or (isinstance(record, Exited) and record.agent in agents):
             return record.t
-    return evidence.history.records[-1].t
-
-
-def _task_of(evidence: RunEvidence, held: Held) -> int:
-    done = evidence.history.done(held.op)
-    return done.tid if done is not None else 0
+    return NEVER
 
 
 def _slow_commands(evidence: RunEvidence) -> Iterator[tuple[Firmware, int]]:
     """The commands that the firmware was told to answer late or never, each with when it may have answered: it takes
     one at a time."""
     commands = sorted((r for r in evidence.history.records if isinstance(r, Firmware)), key=lambda r: r.order)
-    end = evidence.history.records[-1].t
-    for number, command in enumerate(commands):
+    for command, later in zip_longest(commands, commands[1:]):
         found = _DELAY.search(command.fault)
-        following = commands[number + 1].began if number + 1 < len(commands) else end
         if "stall" in command.fault:
-            yield command, following or end
+            yield command, (later.began if later is not None else 0) or NEVER
         elif found is not None:
-            yield (
-                command,
-                command.began + int(found["much"]) * (NS if found["unit"] == "s" else NS // 1000) + SEEN_WITHIN,
-            )
+            yield command, command.began + int(found["much"]) * _UNITS[found["unit"]] + SEEN_WITHIN

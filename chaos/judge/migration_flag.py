@@ -146,7 +146,9 @@ def _blocks(vm: str, other: Bid, by_source: bool) -> bool:
 
 
 def _overlap(refused: Bid, other: Bid) -> bool:
-    """Calls of a loop of one thread come one after the other, and no call is beside itself."""
-    if refused.invoke.op == other.invoke.op and not refused.several:
+    """Calls of a loop of one thread come one after the other, those that succeeded among them, and no call is beside
+    itself."""
+    itself = refused.invoke.op in (other.invoke.op, number(other.invoke, "of"))
+    if itself and not refused.several:
         return False
     return other.began <= refused.ended and other.ended >= refused.since

@@ -82,12 +82,6 @@ def test_the_survivors_that_are_known_are_of_modules_that_are_there() -> None:
     assert {mutant.module for mutant in known} <= {str(path) for path in mutation.modules()}
 
 
-def test_the_modules_that_nobody_has_gone_through_are_there_and_have_no_list() -> None:
-    to_come = {f"chaos/judge/{name}.py" for name in mutation.TO_COME}
-    assert to_come <= {str(path) for path in mutation.modules()}
-    assert not to_come & {mutant.module for mutant in read_known(mutation.KNOWN.read_text())}
-
-
 def test_a_sample_has_an_interval_and_all_mutants_have_none() -> None:
     score = ModuleScore("a.py", 200, 10, 100, 88, 2, (), 1)
     low, high = score.interval

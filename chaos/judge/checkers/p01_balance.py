@@ -189,7 +189,7 @@ def _when(evidence: RunEvidence, mismatch: Mismatch) -> str:
     worlds = next(entry.worlds for entry in evidence.ledger.entries if entry.record.seq == record)
     if not any(world.contexts for world in worlds):
         return "after-close"
-    return "after-mirror-move" if by else "after-move"
+    return "after-mirror-move" if by == "mirror-move" else "after-move"
 
 
 def _label(evidence: RunEvidence, record: int) -> str:

@@ -92,14 +92,14 @@ def _since(
     evidence: RunEvidence, made: dict[str, tuple[Invoke, Done]], cgroup: str, seq: int
 ) -> tuple[str, tuple[Invoke | Done, ...]]:
     """What a mirror last did in the cgroup, or one below it, before that record: "moved-mirror" or "mirror"."""
-    found: tuple[str, tuple[Invoke | Done, ...]] = ("", ())
+    found: list[tuple[str, tuple[Invoke | Done, ...]]] = []
     for invoke, done in evidence.operations:
         if done is None or done.seq > seq or not evidence.ledger.happened(invoke, done):
             continue
         if cgroup not in levels(evidence.home(invoke)):
             continue
-        if invoke.f == "mirror" and not found[0]:
-            found = ("mirror", (invoke, done))
+        if invoke.f == "mirror" and not found:
+            found.append(("mirror", (invoke, done)))
         elif invoke.f == "move" and _is_mirror(evidence, made, argument(invoke, "source")):
-            found = ("moved-mirror", (invoke, done))
-    return found
+            found.append(("moved-mirror", (invoke, done)))
+    return found[-1] if found else ("", ())

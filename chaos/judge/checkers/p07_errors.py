@@ -171,7 +171,7 @@ def _accounted(contract: Contract, every: Sequence[Judged], each: Judged) -> boo
     first, last = events_of(before, at, "sev"), events_of(after, at, "sev")
     charging = [other for other in every if other.invoke.f in CHARGING]
     low, high = due(contract.evidence, charging, before, after, EventCounter(at, "sev", "events"), as_sev=True)
-    return first is not None and last is not None and 0 < low <= last - first <= high
+    return first is not None and last is not None and low <= last - first <= high
 
 
 def _though(evidence: RunEvidence, each: Judged) -> str:

@@ -42,14 +42,12 @@ def _went(evidence: RunEvidence, invoke: Invoke, done: Done) -> Iterator[Verdict
     later = (i.seq for i, _ in evidence.operations if i.f == "enter" and i.agent == invoke.agent and i.seq > done.seq)
     again = next(later, len(evidence.history.records))
     seen = [entry for entry in evidence.observations if done.seq < entry.record.seq < again]
-    worlds = {world for entry in seen for world in entry.fits} | evidence.ledger.during.get(invoke.op, frozenset())
+    worlds = {world for entry in seen for world in entry.fits} | evidence.ledger.during[invoke.op]
     if worlds and not any(_paid_by(evidence, world, invoke.agent) for world in worlds):
         return
-    told = False
-    for entry in seen:
-        if not _left_behind(evidence, entry, invoke.agent, into):
-            continue
-        told, wrong = True, _followed(entry.mismatches, into)
+    telling = [entry for entry in seen if _left_behind(evidence, entry, invoke.agent, into)]
+    for entry in telling:
+        wrong = _followed(entry.mismatches, into)
         if wrong is not None:
             yield broken(
                 PROMISE,
@@ -64,7 +62,7 @@ def _went(evidence: RunEvidence, invoke: Invoke, done: Done) -> Iterator[Verdict
         else:
             text = f"{invoke.agent} went into {into} and left its charge behind: {paid(entry)}"
             yield kept(PROMISE, text, (invoke, done, entry.record))
-    if not told:
+    if not telling:
         text = f"{invoke.agent} went into {into}, and no charge of its own was seen after it"
         yield unknown(PROMISE, text, (invoke, done))
 

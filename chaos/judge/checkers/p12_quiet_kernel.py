@@ -121,7 +121,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
     if history.header is None or history.header.log_ahead is None:
         parts.append(unknown(PROMISE, "nothing shows that the kernel's log was read"))
     put_down: list[Verdict] = []
-    seen: set[tuple[str, int]] = set()
+    seen: set[tuple[str, int | None]] = set()
     for line in lines:
         name, task = report(line), hung(line)
         if not name:
@@ -132,9 +132,9 @@ def check(experiment: Experiment, history: History) -> Verdict:
             continue
         reason, lost = kept_asleep(evidence, line), cannot_tell(experiment, evidence, line)
         # khungtaskd reports a task anew whenever it looks: the first time says it.
-        if task is not None and ((reason or lost), task) in seen:
+        if task is not None and (reason or lost, task) in seen:
             continue
-        seen.add(((reason or lost), task or -1))
+        seen.add((reason or lost, task))
         if reason:
             put_down.append(kept(PROMISE, f"{line.text} That is put down to {reason}", (line,)))
         elif lost:
@@ -189,6 +189,6 @@ def report(line: Kernel | Console) -> str:
     for name, pattern, _ in PATTERNS:
         found = pattern.search(line.text)
         if found:
-            place = next((value for value in found.groupdict().values() if value), "")
-            return f"{name}:{'-'.join(place.split())}" if place else name
+            places = [value for value in found.groupdict().values() if value]
+            return f"{name}:{'-'.join(places[0].split())}" if places else name
     return ""

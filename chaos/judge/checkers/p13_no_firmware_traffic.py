@@ -128,7 +128,8 @@ def _once(evidence: RunEvidence) -> Iterator[Verdict]:
 def _all_gone(evidence: RunEvidence) -> bool:
     """Every process that was started has been reaped, and the firmware was watched after that."""
     spawned = {i.agent: i.seq for i, done in evidence.operations if i.f == "spawn" and done and done.outcome == "ok"}
-    ends = [evidence.exited(agent, after=seq) for agent, seq in spawned.items()]
-    last = max((exited.t for exited in ends if exited is not None), default=0)
-    watched = any(isinstance(r, Firmware) and r.t > last for r in evidence.history.records)
-    return bool(spawned) and all(exited is not None for exited in ends) and watched
+    ends = [exited for agent, seq in spawned.items() if (exited := evidence.exited(agent, after=seq)) is not None]
+    if not spawned or len(ends) < len(spawned):
+        return False
+    last = max(exited.t for exited in ends)
+    return any(isinstance(r, Firmware) and r.t > last for r in evidence.history.records)

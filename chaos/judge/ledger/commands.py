@@ -19,6 +19,7 @@ from chaos.history.records import Done, Firmware, History, Invoke, Observation
 LOOKS = "PLATFORM_STATUS"  # what an observation sends
 _OPERATIONS = {f: f.upper() for f in ("guest_status", "launch_start", "launch_finish")}
 _UNANSWERED = -1
+_NEVER = 1 << 62  # above the number of any command
 DOUBT = 5_000_000
 """Nanoseconds that the two clocks may be apart, with room to spare."""
 
@@ -52,7 +53,7 @@ class Matched:
     def between(self, began: int, ended: int) -> tuple[int, int]:
         """The numbers of the last command that was answered before then, and of the first one that was sent later."""
         last = max((order for _, over, order in self._times if over < began), default=-1)
-        return last, min((order for begun, _, order in self._times if begun > ended), default=1 << 62)
+        return last, min((order for begun, _, order in self._times if begun > ended), default=_NEVER)
 
 
 def _questions(history: History) -> dict[str, list[_Question]]:
@@ -77,7 +78,7 @@ def _pairs(command: str, asked: Sequence[_Question], seen: Sequence[Firmware]) -
     sent = [r for r in seen if r.command == command and (command != LOOKS or r.status == 0)]  # a count was read
     one_by_one = all(question.ended <= later.began for question, later in pairwise(asked))
     if one_by_one and len(asked) == len(sent) and all(map(_may_be, asked, sent)):
-        yield from zip(asked, sent, strict=True)
+        yield from ((question, sent[number]) for number, question in enumerate(asked))
 
 
 def _may_be(question: _Question, command: Firmware) -> bool:

@@ -36,7 +36,7 @@ class Peaks:
                 for place in _ahead(world, loop):
                     total[place] = total.get(place, 0) + 1
             for place, value in total.items():
-                self.highest[place] = max(value, self.highest.get(place, 0))
+                self.highest[place] = max(value, self.highest.get(place, value))
 
     def renew(self, change: Invoke) -> None:
         """After this operation the files of some cgroups are new ones."""

@@ -145,12 +145,13 @@ class _Window:
     """A witness at work: every world that was possible since it began.
 
     `calm` if no event changed them meanwhile, `steady` if nothing could have changed at all: only then do several
-    readings belong to one moment.
+    readings belong to one moment. `dying` if a process may have been, which gives up one VM after the other.
     """
 
     worlds: frozenset[World]
     steady: bool
     calm: bool = True
+    dying: bool = False
 
 
 @dataclass(slots=True)
@@ -210,6 +211,7 @@ class _Replay:
         for window in self.windows.values():
             window.calm &= before == self.worlds
             window.steady &= window.calm
+            window.dying |= bool(self.doomed)
             window.worlds |= self.worlds
 
     def _grow(self, acting: Sequence[Invoke]) -> None:
@@ -239,7 +241,7 @@ class _Replay:
         return not self.doomed and all(op in self.stopped for op in self.pending)
 
     def _open(self, seq: int) -> None:
-        self.windows[seq] = _Window(self.worlds, self._steady)
+        self.windows[seq] = _Window(self.worlds, self._steady, dying=bool(self.doomed))
 
     def _begin(self, invoke: Invoke) -> None:
         if invoke.f == "create":
@@ -312,13 +314,13 @@ class _Replay:
 
     def _observe(self, record: Observation) -> None:
         window = self.windows.pop(record.seq)
-        fits, mismatches = _charges(record, window.worlds, joint=window.steady)
+        fits, mismatches = _charges(record, window.worlds, joint=window.steady, dying=window.dying)
         mismatches = (*mismatches, *self._peaks(record))
         count = self._guests(record, fits)
         if count is not None:
             counted = frozenset(world for world in fits if world.guests == count)
-            if not counted:
-                expected = frozenset(world.guests for world in fits)
+            expected = frozenset(world.guests for world in fits)
+            if not _possible(count, expected, dying=window.dying):
                 mismatches = (*mismatches, Mismatch("guests", record.seq, ".", "", expected, count))
             fits = counted or fits
         if not window.steady:
@@ -416,14 +418,19 @@ def _successors(world: World, acting: Iterable[Invoke], doomed: Iterable[str]) -
             yield drop(world, reference)
 
 
+def _possible(seen: int, expected: frozenset[int], *, dying: bool) -> bool:
+    """A process that dies takes what it has one by one, and the worlds know only before and after."""
+    return min(expected) <= seen <= max(expected) if dying else seen in expected
+
+
 def _charges(
-    record: Observation, worlds: frozenset[World], *, joint: bool
+    record: Observation, worlds: frozenset[World], *, joint: bool, dying: bool
 ) -> tuple[frozenset[World], tuple[Mismatch, ...]]:
     """The worlds that fit the counters (all of them together if `joint`), and the counters that fit none."""
     seen = read(record)
     charges = {world: world.charges for world in worlds}
     expected = {place: frozenset(charge[place] for charge in charges.values()) for place in seen}
-    wrong = [place for place in seen if seen[place] not in expected[place]]
+    wrong = [place for place in seen if not _possible(seen[place], expected[place], dying=dying)]
     if joint and not wrong:
         fits = frozenset(world for world in worlds if all(charges[world][place] == seen[place] for place in seen))
         if fits:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from errno import EBUSY, ETIMEDOUT
+from errno import EBADF, EBUSY, ETIMEDOUT
 
 from chaos.history.reading import argument, levels
 from chaos.history.records import Invoke
@@ -28,6 +28,7 @@ from chaos.judge.ledger.effects import begin, effect, halfway, left_behind
 from chaos.judge.ledger.world import ON_CGROUPS, ON_ITS_WAY, World, die, forget, gone
 from chaos.judge.oracle.rules import CHECKS
 from chaos.judge.oracle.state import OK, OracleAnswer, State, charge, charges, events
+from chaos.judge.oracle.surroundings import has
 from chaos.judge.oracle.versions import DIFFERENCES, Difference, Rules, rules
 
 __all__ = [
@@ -101,15 +102,18 @@ def _refused(state: State, operation: Invoke, answer: OracleAnswer) -> State:
     key = argument(operation, "key") if context is None else context.key
     return replace(
         state,
-        world=forget(_left_behind(state.world, operation, answer), operation.op),
+        world=forget(_left_behind(state, operation, answer), operation.op),
         blocked=(*state.blocked, (answer.at, key)) if answer.at else state.blocked,
         psp="dead" if answer.errno == ETIMEDOUT else state.psp,
     )
 
 
-def _left_behind(world: World, operation: Invoke, answer: OracleAnswer) -> World:
-    """Of several system calls it is the last that the firmware refuses."""
-    return left_behind(world, operation) if answer.firmware or answer.errno in (EBUSY, ETIMEDOUT) else world
+def _left_behind(state: State, operation: Invoke, answer: OracleAnswer) -> World:
+    """Of several system calls it is the last that is to ask the firmware. One that the VM's own descriptor was there
+    for lacked that of the firmware."""
+    unsent = answer.errno == EBADF and has(state, operation.agent, argument(operation, "vm"))
+    last = answer.firmware or unsent or answer.errno in (EBUSY, ETIMEDOUT)
+    return left_behind(state.world, operation) if last else state.world
 
 
 def under_way(state: State, operation: Invoke) -> State:
@@ -137,15 +141,14 @@ def _add_cgroup(state: State, operation: Invoke) -> State:
 
 def _remove_cgroup(state: State, operation: Invoke) -> State:
     name = argument(operation, "cgroup")
-    return replace(_without_misc(state, operation, {name}), cgroups=state.cgroups - {name})
+    return replace(_without_misc(state, operation, frozenset({name})), cgroups=state.cgroups - {name})
 
 
 def _disable_misc(state: State, operation: Invoke) -> State:
-    name = argument(operation, "cgroup")
-    return _without_misc(state, operation, {cgroup for cgroup in state.cgroups if levels(cgroup)[-2:-1] == (name,)})
+    return _without_misc(state, operation, state.children(argument(operation, "cgroup")))
 
 
-def _without_misc(state: State, operation: Invoke, cgroups: set[str]) -> State:
+def _without_misc(state: State, operation: Invoke, cgroups: frozenset[str]) -> State:
     """These, with which go all below them, lose their limits. What they have refused stays counted above them."""
     world = effect(state.world, operation)
     assert world is not None

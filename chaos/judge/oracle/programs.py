@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from chaos.history.reading import argument
+from chaos.history.reading import argument, levels
 from chaos.history.records import Invoke, Value
 from chaos.judge.ledger.world import ON_CGROUPS, ON_ITS_WAY, Context, World
 from chaos.judge.oracle import OracleAnswer, State, after, allowed, under_way
@@ -100,7 +100,7 @@ def _sent(state: State, operation: Invoke, how: int) -> Iterator[ProgramStep]:
 
 
 def _made(state: State, operation: Invoke, how: int) -> ProgramStep | None:
-    answers = sorted(allowed(state, operation), key=lambda answer: (answer.errno != 0, -answer.errno, answer))
+    answers = sorted(allowed(state, operation))
     if not answers:
         return None
     answer = answers[how // 3 % len(answers) if how % 3 == 0 else 0]  # mostly success, where that is allowed
@@ -121,8 +121,6 @@ def _operation(state: State, op: int, f: str, on: int, with_: int) -> Invoke:
     elif f == "limit":
         where = (".", *CGROUPS)[on % (len(CGROUPS) + 1)]
         args = {"cgroup": where, "key": KEYS[with_ % 2], "max": LIMITS[with_ // 2 % len(LIMITS)]}
-    elif f == "create":
-        args = {"vm": vm, "kind": "plain", "vcpus": 0}
     elif f == "init":
         args = {"vm": vm, "key": KEYS[with_ % 2]}
     elif f in ("move", "mirror"):
@@ -149,7 +147,7 @@ def violations(step: ProgramStep) -> Iterator[str]:
     for key in KEYS:
         if charged[".", key] != sum(of == key for _, of in paid):
             yield f"P1: {charged['.', key]} charges of {key} for {paid}"
-        for cgroup in {cgroup for cgroup, _ in charged}:
+        for cgroup in {level for place, _ in charged for level in levels(place)}:
             inner = {c for c, _ in charged if c != cgroup and _parent(c) == cgroup}
             own = sum((cgroup, key) == each for each in paid)
             if charged[cgroup, key] != own + sum(charged[c, key] for c in inner):

@@ -74,8 +74,6 @@ def _flagged(state: State, op: Invoke) -> Refusal | None:
 def _source_descriptor(state: State, op: Invoke) -> Refusal | None:
     """[1] The source's descriptor is there, and a VM's. One that arrived is there until it was used or its receiver let
     go of it; of one that is going, or that nobody recorded, nobody can say."""
-    if argument(op, "fd"):
-        return _sure(EBADF, when=True)
     source, world = argument(op, "source"), state.world
     if world.given(source, op.agent, argument(op, "vm")):
         return None
@@ -306,8 +304,7 @@ def _sealed_already(state: State, op: Invoke) -> Refusal | None:
 def _not_started(state: State, op: Invoke) -> Refusal | None:
     """Without LAUNCH_START there is no handle, and no /dev/sev was remembered to send the command through."""
     context = state.world.shared(argument(op, "vm"))
-    started = context is None or context.launched
-    return None if started else Refusal(OracleAnswer(EBADF), sure=False)
+    return _maybe(EBADF, when=context is not None and not context.launched)
 
 
 def _cut_off(state: State, op: Invoke) -> Refusal | None:

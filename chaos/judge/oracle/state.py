@@ -92,6 +92,10 @@ class State:
     def capacity_of(self, key: str) -> int:
         return _of(self.capacity, key)
 
+    def children(self, cgroup: str) -> frozenset[str]:
+        """The cgroups right below it."""
+        return frozenset(name for name in self.cgroups if levels(name)[-2:-1] == (cgroup,))
+
     def limit(self, cgroup: str, key: str) -> int | None:
         """misc.max, None for "max"."""
         return next((limit for name, of, limit in self.limits if (name, of) == (cgroup, key)), None)

@@ -36,22 +36,20 @@ def _there_already(state: State, op: Invoke) -> Refusal | None:
 def _in_use(state: State, op: Invoke) -> Refusal | None:
     """Charges do not keep a cgroup from being removed; processes and children do."""
     name = argument(op, "cgroup")
-    inside = any(levels(other)[-2:-1] == (name,) for other in state.cgroups if other != ".")
-    return _sure(EBUSY, when=name == "." or inside or any(home == name for _, home in state.world.homes))
+    lived_in = any(home == name for _, home in state.world.homes)
+    return _sure(EBUSY, when=name == "." or bool(state.children(name)) or lived_in)
 
 
 def _divided_below(state: State, op: Invoke) -> Refusal | None:
     """A child whose own children have the controller keeps it."""
-    name = argument(op, "cgroup")
-    children = {cgroup for cgroup in state.cgroups if levels(cgroup)[-2:-1] == (name,)}
-    above = {levels(cgroup)[-2] for cgroup in state.cgroups if cgroup != "."}
-    return _sure(EBUSY, when=bool(children & above - state.world.undivided))
+    given_on = {child for child in state.children(argument(op, "cgroup")) if state.children(child)}
+    return _sure(EBUSY, when=bool(given_on - state.world.undivided))
 
 
 def _lived_in(state: State, op: Invoke) -> Refusal | None:
     """Who lives in a cgroup must not share its resources with its children."""
     name = argument(op, "cgroup")
-    return _sure(EBUSY, when=name != "." and any(home == name for _, home in state.world.homes))
+    return _sure(EBUSY, when=any(home == name for _, home in state.world.homes))
 
 
 def _without_misc(state: State, op: Invoke) -> Refusal | None:

@@ -331,6 +331,26 @@ def test_answers_are_told_apart_by_their_number_and_not_by_the_clock() -> None:
     assert statuses_close_together(lost=True, gap=20_000_000) == [False, True]
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_a_command_that_is_matched_with_one_question_was_not_what_another_was_answered(before: bool) -> None:
+    """Of two questions a millisecond apart one got an answer that was tampered with, and one came to no firmware."""
+    b = Told()
+    b.begin()
+    b.launch("old", "source", "sev")
+    b.sent("LAUNCH_START", 1)
+    b.sent("LAUNCH_FINISH", 1)
+    for asked in (before, not before):
+        invoke = b.invoke("guest_status", "source", vm="old")
+        if asked:
+            b.done(invoke, value=STATUS)
+            b.sent("GUEST_STATUS", 1, fault="garbage")
+        else:
+            busy = (invoke, b.done(invoke, "fail", error=errno.EBUSY))
+    contexts = Contexts.of(b.history())
+    assert contexts.matched.orders, "the other one is matched"
+    assert contexts.honest(*busy)
+
+
 def test_a_flush_is_bounded_by_the_commands_that_are_matched() -> None:
     """A DF_FLUSH was failed before the status was answered, and so before the INIT that came a millisecond later."""
     for order, during in ((0, False), (2, True)):

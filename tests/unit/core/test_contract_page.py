@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import re
+from errno import EBUSY, EINVAL
 from pathlib import Path
 
 import pytest
 
+from chaos.history.records import Invoke
 from chaos.judge.oracle.page import OPERATIONS, PAGE, named, written
 from chaos.judge.oracle.rules import CHECKS
+from chaos.judge.oracle.state import Refusal, State, sure
 from chaos.judge.oracle.versions import DIFFERENCES
 from chaos.promises import PROMISES
 
@@ -29,6 +32,19 @@ def test_every_check_of_what_a_kernel_answers_says_what_it_is() -> None:
     rows = [line for line in TEXT.splitlines() if re.match(r"\| (`\w+`)? ?\| \d+ \|", line)]
     assert len(rows) == sum(len(dict.fromkeys(CHECKS[f])) for f in OPERATIONS)
     assert not [row for row in rows if re.search(r"\| \d+ \|  \|", row)], "a check without an errno"
+
+
+def test_whatever_a_check_says_of_itself_is_one_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(state: State, op: Invoke) -> Refusal | None:
+        """This | that,
+        and no more."""
+        return sure(EINVAL, when=True)
+
+    def silent(state: State, op: Invoke) -> Refusal | None:
+        return sure(EBUSY, when=True)
+
+    monkeypatch.setitem(CHECKS, "move", (told, silent))
+    assert "| `move` | 1 | EINVAL | This \\| that, and no more. |\n|  | 2 | EBUSY |  |\n" in written(TEXT)
 
 
 @pytest.mark.parametrize("promise", PROMISES)

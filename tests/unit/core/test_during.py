@@ -6,7 +6,7 @@ from __future__ import annotations
 import msgspec
 
 from chaos.history.records import Done, History, Traced
-from chaos.judge.timeline import During, named
+from chaos.judge.timeline import During, named, told
 from tests.unit.core.build import Builder
 
 MOVER = 333  # the thread of a move; the processes are 100 and 101
@@ -46,8 +46,8 @@ def test_an_event_is_of_the_operation_of_its_thread_and_its_time() -> None:
 
 def test_the_tracer_rounds_to_microseconds() -> None:
     b, move = moved()
-    assert made(b, MOVER, move.began - 900) == made(b, MOVER, move.ended + 900) == "move of new"
-    assert made(b, MOVER, move.began - 1_100) == made(b, MOVER, move.ended + 1_100) == ""
+    assert made(b, MOVER, move.began - 1_000) == made(b, MOVER, move.ended + 1_000) == "move of new"
+    assert made(b, MOVER, move.began - 1_001) == made(b, MOVER, move.ended + 1_001) == ""
 
 
 def test_of_a_move_that_never_answered_the_thread_is_whoevers_it_can_only_be() -> None:
@@ -92,3 +92,50 @@ def test_what_was_under_way() -> None:
     b.invoke("exit", "source")
     b.invoke("exit", "destination")
     assert [named(invoke) for invoke in During(b.history()).at(b.t + 1)] == ["exit of source", "exit of destination"]
+
+
+def test_an_operation_is_under_way_from_its_first_record_to_its_last() -> None:
+    b, move = moved()
+    invoke = next(invoke for invoke, _ in b.history().operations() if invoke.op == move.op)
+    during = During(b.history())
+    assert [len(during.at(t)) for t in (invoke.t - 1, invoke.t, move.t, move.t + 1)] == [0, 1, 1, 0]
+
+
+def test_an_event_from_before_an_operation_is_not_of_it_though_it_never_answered() -> None:
+    b, _ = moved()
+    before = b.t
+    invoke = b.invoke("move", "source", vm="newer", source="new")
+    assert made(b, 777, invoke.t) == "move of newer"
+    assert made(b, 777, before) == ""
+
+
+def test_a_thread_that_has_answered_for_another_operation_did_not_make_the_one_that_never_did() -> None:
+    b, _ = moved()
+    b.invoke("move", "source", vm="newer", source="new")
+    assert made(b, MOVER, b.t + 1) == made(b, 101, b.t + 1) == ""
+
+
+def test_a_function_is_left_by_the_thread_that_had_entered_it_and_later() -> None:
+    b = Builder()
+    b.traced(MOVER, "misc_cg_try_charge", "leave")  # of an earlier call
+    entered = b.traced(MOVER, "misc_cg_try_charge")
+    b.traced(MOVER, "misc_cg_uncharge", "leave")
+    b.traced(999, "misc_cg_try_charge", "leave")
+    b.traced(MOVER, "misc_cg_try_charge")
+    assert During(b.history()).left(entered) is None
+    later = b.tick()
+    b.traced(MOVER, "misc_cg_try_charge", "leave", t=b.tick(), returned=0)
+    first = b.traced(MOVER, "misc_cg_try_charge", "leave", t=later, returned=-16)
+    assert During(b.history()).left(entered) == first
+    at_once = b.traced(MOVER, "misc_cg_try_charge", "leave", t=entered.t)
+    assert During(b.history()).left(entered) == at_once, "the tracer's clock is no finer"
+
+
+def test_events_and_operations_in_words() -> None:
+    b = Builder()
+    assert (
+        told(b.traced(MOVER, "misc_cg_uncharge", key="sev", amount=1)) == "entered misc_cg_uncharge (key sev, amount 1)"
+    )
+    assert told(b.traced(MOVER, "sev_lock_two_vms", "leave")) == "left sev_lock_two_vms"
+    assert named(b.invoke("move", "source", vm="new")) == "move of new"
+    assert named(b.invoke("exit", "source")) == "exit of source"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 
+import msgspec
 import pytest
 
 from chaos.history.reading import argument, levels
@@ -197,6 +198,36 @@ def test_a_process_that_was_told_to_exit_may_be_gone_from_then_on() -> None:
     wrong.observe("too early")
     wrong.exit("source")
     assert ledger(wrong).mismatches("charge") != ()
+
+
+@pytest.mark.parametrize("end", ["kill", "exit", "crash"])
+@pytest.mark.parametrize(("left", "wrong"), [(3, True), (2, False), (1, False), (0, False), (-1, True)])
+def test_a_process_that_dies_gives_up_one_guest_after_the_other(end: str, left: int, wrong: bool) -> None:
+    b = two()
+    b.launch("another", "source", "sev")
+    b.observe("before", {"source": 2})
+    if end == "kill":
+        b.kill_begins("source")
+    elif end == "exit":
+        b.invoke("exit", "source")
+    b.observe("dying", {"source": left})
+    b.exited("source", -9)
+    assert bool(ledger(b).mismatches("charge", "guests")) == wrong
+    b.observe("gone", {})
+    assert bool(ledger(b).mismatches("charge", "guests")) == wrong
+    b.observe("one is left over", {"source": 1})
+    assert ledger(b).mismatches("charge")[-1].expected == {0}
+
+
+def test_an_observation_during_which_a_process_dies_may_have_seen_it_half_gone() -> None:
+    b = two()
+    b.launch("another", "source", "sev")
+    start = b.tick()
+    b.kill_begins("source")
+    b.exited("source", -9)
+    seen = b.observe("across", {"source": 1})
+    b.records[seen.seq] = msgspec.structs.replace(seen, t=start)
+    assert ledger(b).mismatches("charge", "guests") == ()
 
 
 def test_a_fault_that_leaves_its_process_alive_is_no_death() -> None:

@@ -216,3 +216,24 @@ def test_in_what_world_a_killed_move_was_made_is_not_told() -> None:
     for history, told in ((destination_killed(), False), (moved(), True)):
         (move,) = [record for record in history.records if isinstance(record, Invoke) and record.f == "move"]
         assert (move.op in replay(history).during) is told
+
+
+def test_a_loop_of_moves_may_have_moved_any_of_its_sources_until_it_is_over() -> None:
+    """Those that succeeded are recorded by themselves, so by then it is known which did."""
+    b = two()
+    b.launch("other", "source", "sev_es")
+    loop = b.invoke("moves", "destination", vm="new", sources=["new", "old", "other"], rounds=9)
+    owned = {frozenset(context.owner for context in world.contexts) for world in ledger(b).worlds}
+    assert owned == {frozenset(owners) for owners in (("old", "other"), ("new", "other"), ("old", "new"))}
+    b.done(loop, value={"new EINVAL": 9, "old EBUSY": 9, "other EBUSY": 9})
+    assert payers(ledger(b)) == {("source", "source")}
+
+
+def test_a_loop_of_moves_that_was_killed_may_have_moved_its_source_for_good() -> None:
+    b = two()
+    loop = b.invoke("moves", "destination", vm="new", sources=["old"], rounds=9)
+    b.kill("destination")
+    b.done(loop, "info")
+    assert payers(ledger(b)) == {("source",), ()}  # gone with its new owner
+    b.observe("after", {"source": 1})
+    assert payers(ledger(b)) == {("source",)}

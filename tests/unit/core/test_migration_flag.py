@@ -122,6 +122,18 @@ def test_two_moves_that_are_both_refused(first: tuple[str, str], second: tuple[s
     assert ("EBUSY-of-nobody" in verdict.signature) == (outcome is Outcome.BROKEN)
 
 
+@pytest.mark.parametrize(("threads", "signature"), [(1, "move:EBUSY-of-nobody"), (2, "")])
+def test_a_loop_s_success_is_in_the_way_of_its_other_threads_only(threads: int, signature: str) -> None:
+    b = heirs()
+    began = b.t
+    loop = b.invoke("moves", "first", vm="one", sources=["old"], rounds=3, threads=threads)
+    b.done(b.invoke("move", "first", vm="one", source="old", of=loop.op))
+    done = b.done(loop, value={"old EBUSY": 1, "old EINVAL": 1})
+    b.records[-1] = msgspec.structs.replace(done, began=began)
+    see(b, "after", {"first": 1})
+    assert p7(b).signature == signature
+
+
 @pytest.mark.parametrize("beside", [True, False])
 def test_a_call_that_the_kernel_began_later_explains_nothing(beside: bool) -> None:
     """However early its process was told to make it."""

@@ -10,11 +10,12 @@ import pytest
 
 from chaos.history.records import History, Observation
 from chaos.judge import findings
-from tests.unit.core.build import KERNEL, Builder
-from tests.unit.core.doctored import DEVIATED, begun, verdict_of
+from tests.unit.core.build import KERNEL, Builder, changed
+from tests.unit.core.doctored import DEVIATED, HELD, begun, verdict_of, without
 
 KNOWN = findings.load()
 ES = "sev_es"
+BY_ES = "under-wrong-key-after-es-move"
 
 
 def excused(promise: str, history: History) -> str:
@@ -71,14 +72,17 @@ def test_more_than_a_context_under_the_wrong_key(more: tuple[str, str, int]) -> 
     assert excused("P9", moved_es(left=(more,))) == ""
 
 
-def es_into(*, limit: dict[str, int], error: int, events: dict[str, int]) -> History:
-    """A SEV-ES guest is moved into a cgroup with these limits, is answered so, and these events are counted there."""
+def es_into(
+    *, limit: dict[str, int], error: int, events: dict[str, int], before: dict[str, int] | None = None
+) -> History:
+    """A SEV-ES guest is moved into a cgroup with these limits, is answered so, and these events are counted there then,
+    and those `before`."""
     b = begun()
     b.launch("old", "source", ES)
     b.do("launch_update_vmsa", "source", vm="old")
     b.launch("new", "destination")
     b.do("send_fd", "source", vm="old", to="destination")
-    _limited(b, "before", limit, {})
+    _limited(b, "before", limit, before or {})
     b.move("old", "new", "destination", error=error)
     _limited(b, "after", limit, events)
     return b.end()
@@ -113,6 +117,29 @@ def test_the_limits_of_the_other_key(
     assert excused(promise, es_into(limit=limit, error=error, events=events)) == finding
 
 
+@pytest.mark.parametrize(("events", "finding"), [(1, ""), (2, "0002")])
+def test_an_event_that_was_counted_before_the_move_is_none_of_its_own(events: int, finding: str) -> None:
+    history = es_into(limit={"sev": 0}, error=EBUSY, before={"sev": 1}, events={"sev": events})
+    assert excused("P7", history) == finding
+
+
+@pytest.mark.parametrize("left_out", [("after",), ("start", "limits", "before")])
+def test_an_ebusy_whose_events_were_not_read_on_both_sides_is_not_put_down_to_the_finding(
+    left_out: tuple[str, ...],
+) -> None:
+    history = es_into(limit={"sev": 0}, error=EBUSY, events={"sev": 1})
+    assert excused("P7", history) == "0002"
+    for label in left_out:
+        history = changed(history, without(Observation, label=label))
+    assert excused("P7", history) == ""
+
+
+def test_the_limit_of_its_own_key_stops_a_move_and_is_where_that_counts() -> None:
+    for promise in ("P7", "P10"):
+        verdict = verdict_of(promise, es_into(limit={ES: 0}, error=EBUSY, events={ES: 1}))
+        assert verdict.outcome is HELD, verdict.reason
+
+
 def moved_mirror(*, charged: int = 2, sev: int = 7, dying: int = 1) -> History:
     """A mirror is moved to the destination, where so much is charged then; in the end `sev` contexts can be had, and
     so many cgroups that were removed have not gone."""
@@ -136,6 +163,64 @@ def test_a_moved_mirror_is_charged_once_and_takes_one_context() -> None:
     assert [excused(promise, moved_mirror(charged=3)) for promise in ("P1", "P2")] == ["", ""]
     assert excused("P9", moved_mirror(sev=6)) == ""
     assert [excused("P9", moved_mirror(dying=number)) for number in (0, 2)] == ["", ""]
+
+
+@pytest.mark.parametrize(("source", "destination", "finding"), [(2, 0, "0004"), (1, 1, ""), (2, 1, ""), (3, 0, "")])
+def test_a_mirror_that_is_moved_again_is_charged_where_it_was_moved_to_last(
+    source: int, destination: int, finding: str
+) -> None:
+    b = begun()
+    b.launch("owner", "source", "sev")
+    b.do("create", "source", vm="mirror", kind="mirror", vcpus=1, memory="guest")
+    b.do("mirror", "source", vm="mirror", source="owner")
+    b.launch("new", "destination")
+    b.launch("newer", "source")
+    b.do("send_fd", "source", vm="mirror", to="destination")
+    b.move("mirror", "new", "destination")
+    b.do("send_fd", "destination", vm="new", to="source")
+    b.move("new", "newer", "source")
+    b.observe("moved", {"source": source, "destination": destination}, guests=1)
+    assert excused("P1", b.end()) == finding
+
+
+@pytest.mark.parametrize(
+    ("between", "finding"),
+    [
+        ((("source", "sev", -1), ("source", ES, 1), ("destination", "sev", 1)), "0002"),
+        ((("source", "sev", -1), ("destination", "sev", 1)), ""),  # the source's was given back, the destination's lost
+    ],
+)
+def test_a_context_under_the_wrong_key_that_comes_back_is_charged_as_it_was(
+    between: tuple[tuple[str, str, int], ...], finding: str
+) -> None:
+    for left_over in (False, True):
+        b = begun()
+        b.launch("old", "source", ES)
+        b.launch("new", "destination")
+        b.launch("newer", "source")
+        b.do("send_fd", "source", vm="old", to="destination")
+        b.move("old", "new", "destination")
+        read(b, "between", (".", ES, 1), *between)
+        b.do("send_fd", "destination", vm="new", to="source")
+        b.move("new", "newer", "source")
+        read(b, "back", (".", ES, 1), ("source", ES, 1), ("destination", "sev", int(left_over)))
+        assert excused("P1", b.end()) == ("" if left_over else finding)
+
+
+def test_a_counter_that_two_findings_have_made_wrong_is_excused_by_neither() -> None:
+    """Each of them is about what one kind of move does to it."""
+    b = begun()
+    b.launch("owner", "source", ES)
+    b.do("create", "source", vm="mirror", kind="mirror", vcpus=1, memory="guest")
+    b.do("mirror", "source", vm="mirror", source="owner")
+    for vm, new in (("owner", "new-owner"), ("mirror", "new-mirror")):
+        b.launch(new, "destination")
+        b.do("send_fd", "source", vm=vm, to="destination")
+        b.move(vm, new, "destination")
+    read(b, "after", (".", ES, 1), (".", "sev", 1), ("source", ES, 1), ("source", "sev", -1), ("destination", "sev", 2))
+    verdict = verdict_of("P1", b.end())
+    assert verdict.signature == f"overcharged-after-move:sev+{BY_ES}"
+    assert excused("P1", b.history()) == ""
 
 
 def mirror_asked(*, elsewhere: bool, moved: bool = False) -> History:

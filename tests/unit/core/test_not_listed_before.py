@@ -23,9 +23,15 @@ def limits(b: Builder, label: str) -> None:
 
 
 def left_out(
-    answer: int, *, value: str = "-EINTR", struck: bool = True, undone: bool = False, planted: bool = False
+    answer: int,
+    *,
+    value: str = "-EINTR",
+    struck: bool = True,
+    when: str = "meanwhile",
+    planted: bool = False,
+    withheld: bool = False,
 ) -> Verdict:
-    """P7 of a move that was answered so while a function of the kernel was left out, or when it no longer was."""
+    """P7 of a move that was answered so while a function of the kernel was left out, or before or after that."""
     options: dict[str, str | int | float | bool] = {"function": "f", "value": value, "planted": planted}
     strike = FaultStep(fault="kernel-return", target="destination", options=options)
     experiment: Experiment = msgspec.structs.replace(shipped(MOVE), script=(strike,))
@@ -35,25 +41,29 @@ def left_out(
     b.do("send_fd", "source", vm="old", to="destination")
     limits(b, "before")
     done = Fault(t=0, fault="kernel-return", event="evidence", step=0, target="destination", struck=struck)
-    b.add(msgspec.structs.replace(done, t=b.tick(), event="apply", struck=None))
-    if not undone:
-        b.move("old", "new", "destination", error=answer)
-    b.add(msgspec.structs.replace(done, t=b.tick()))
-    b.add(msgspec.structs.replace(done, t=b.tick(), event="undo", struck=None))
-    if undone:
-        b.move("old", "new", "destination", error=answer)
+    begun_as = "withheld" if withheld else "apply"
+    faults = [msgspec.structs.replace(done, event=begun_as, struck=None), done]
+    faults.append(msgspec.structs.replace(done, event="undo", struck=None))
+    for fault, moment in zip((*faults, None), ("before", "meanwhile", "", "after"), strict=True):
+        if when == moment:
+            b.move("old", "new", "destination", error=answer)
+        if fault is not None:
+            b.add(msgspec.structs.replace(fault, t=b.tick()))
     limits(b, "after")
     return CHECKERS["P7"](experiment, b.end())
 
 
 def test_an_errno_that_a_fault_has_chosen_is_none_of_the_kernels() -> None:
     assert left_out(EINTR).outcome is Outcome.UNKNOWN
+    assert left_out(EINTR, value="-4").outcome is Outcome.UNKNOWN
     for wrong in (
         left_out(EINVAL),
         left_out(EINTR, value="-EBUSY"),
         left_out(EINTR, value="0"),
         left_out(EINTR, struck=False),
-        left_out(EINTR, undone=True),
+        left_out(EINTR, when="before"),
+        left_out(EINTR, when="after"),
+        left_out(EINTR, struck=False, withheld=True),
         left_out(EINTR, planted=True),
     ):
         assert wrong.outcome is Outcome.BROKEN, wrong.reason

@@ -292,6 +292,16 @@ def test_a_mirror_may_do_little() -> None:
     assert errnos(state, "move", "s", vm="far", source="mirror") == {EINVAL}
     state = does(state, "launch_update_vmsa", "d", vm="mirror")
     assert errnos(state, "move", "s", vm="far", source="mirror") == {0}
+    state = does(does(state, "create_vcpu", "d", vm="mirror"), "create", "s", vm="farther", kind="plain", vcpus=2)
+    assert errnos(state, "move", "s", vm="farther", source="mirror") == {EINVAL}  # the new one's are not encrypted
+    state = does(state, "launch_update_vmsa", "d", vm="mirror")
+    assert errnos(state, "move", "s", vm="farther", source="mirror") == {0}
+
+
+def test_what_charges_nothing_and_gives_up_nothing_changes_nothing() -> None:
+    state = ready()
+    for f in ("guest_status", "set_memory"):
+        assert does(state, f, "s", vm="old") == state
 
 
 def test_an_owner_with_mirrors_moves_from_5_18_on() -> None:
@@ -337,6 +347,16 @@ def test_init_until_the_host_is_full() -> None:
     assert allowed(state, op("init", "d", vm="fourth", key="sev")) == {OracleAnswer(EBUSY, at=".", full=True)}
     lowered = does(state, "limit", cgroup="destination", key="sev", max=0)
     assert charges(lowered)["destination", "sev"] == 1
+
+
+@pytest.mark.parametrize(("limit", "full"), [(1, False), (2, True), (3, True)])
+def test_a_limit_that_is_no_lower_than_what_the_host_has_is_not_what_is_in_the_way(limit: int, full: bool) -> None:
+    state = does(host(sev=2), "limit", cgroup="source", key="sev", max=limit)
+    for vm in ("first", "second")[: min(limit, 2)]:
+        state = launched(state, vm)
+    state = does(state, "create", "s", vm="next", kind="sev", vcpus=0)
+    answer = OracleAnswer(EBUSY, at="source", full=full)
+    assert allowed(state, op("init", "s", vm="next", key="sev")) == {answer}
 
 
 def test_the_firmware_may_refuse_and_says_so() -> None:
@@ -438,16 +458,35 @@ def test_every_difference_is_a_rule_with_a_source() -> None:
     assert all("contract" in difference.source for difference in oracle.DIFFERENCES)
 
 
-@pytest.mark.parametrize("kernel", ["", "six", "6", "6.12.117x"])
+@pytest.mark.parametrize("kernel", ["", "six", "6", "6.12.117x", "6.12.117.1"])
 def test_no_version(kernel: str) -> None:
-    with pytest.raises(UsageError, match="no version"):
+    with pytest.raises(UsageError, match="no version") as refused:
         oracle.rules(kernel)
+    assert refused.value.remedy == "a version is like 6.12.117"
 
 
 def test_a_version_may_come_with_its_flavour() -> None:
     assert oracle.rules("6.12.117+deb13-amd64") == oracle.rules("6.12.117")
     assert oracle.rules("6.12").vm_types and not oracle.rules("6.9.12").vm_types
     assert oracle.rules("7.2.1").vmsa_once
+
+
+@pytest.mark.parametrize(
+    ("name", "without", "since"),
+    [
+        ("mirrored_source_moves", "5.17.15", "5.18"),
+        ("second_init_invalid", "6.9.12", "6.10"),
+        ("vcpu_creation_busy", "6.1.145", "6.1.146"),
+        ("vcpu_creation_busy", "6.12.38", "6.12.39"),
+        ("vcpu_creation_busy", "6.14.11", "6.15.7"),  # nothing was taken into 6.14
+        ("vcpu_creation_busy", "6.15.6", "6.16"),
+        ("vmsa_once", "6.12.116", "6.12.117"),
+        ("vmsa_once", "7.0.9", "7.1"),  # newer than 6.12.117, and of a series that has not taken it
+    ],
+)
+def test_a_series_has_a_difference_from_its_own_first_version_on(name: str, without: str, since: str) -> None:
+    assert not getattr(oracle.rules(without), name)
+    assert getattr(oracle.rules(since), name)
 
 
 # The oracle against itself

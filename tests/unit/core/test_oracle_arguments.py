@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from errno import EBADF, EBUSY, EINVAL, EIO, ENOMEM, ENOTTY
+from errno import EBADF, EBUSY, EINVAL, EIO, ENOMEM, ENOTTY, ETIMEDOUT
 
 import pytest
 
@@ -56,6 +56,23 @@ def test_what_a_firmware_that_does_what_it_must_refuses_has_the_status_of_its_re
     assert refusals(state, "guest_status") == {(0, 0)}
 
 
+@pytest.mark.parametrize(("vcpus", "late", "again"), [(1, (EIO, 2), (EINVAL, 0)), (0, (0, 0), (0, 0))])
+def test_registers_are_sealed_once_and_before_the_measurement_unless_there_are_none(
+    vcpus: int, late: tuple[int, int], again: tuple[int, int]
+) -> None:
+    """Where there is no vCPU nothing is sent, and nothing is sealed."""
+
+    def sealing(state: State) -> set[tuple[int, int]]:
+        return {(answer.errno, answer.status) for answer in allowed(state, op("launch_update_vmsa", "s", vm="old"))}
+
+    state = does(host(NEW), "create", "s", vm="old", kind="sev_es", vcpus=vcpus)
+    state = does(does(state, "init", "s", vm="old", key="sev_es"), "launch_start", "s", vm="old")
+    state = replace(state, obeys=True)
+    assert sealing(state) == {(0, 0)}
+    assert sealing(does(state, "launch_measure", "s", vm="old")) == {late}
+    assert sealing(does(state, "launch_update_vmsa", "s", vm="old")) == {again}
+
+
 def test_who_was_given_no_limit_may_pin_what_it_likes() -> None:
     state, asked = launched(host(NEW)), op("register_region", "s", vm="old")
     assert ENOMEM not in {answer.errno for answer in allowed(state, asked)}
@@ -81,6 +98,16 @@ def test_a_dead_vm_answers_eio_before_anything_is_looked_at(kernel: str) -> None
         assert errnos(state, "move", "s", vm="old", **args) == {EIO}
     assert errnos(state, "command", "s", vm="old", id=999) == {EIO}
     assert errnos(state, "register_region", "s", vm="old") == {EIO}
+
+
+def test_while_the_move_is_under_way_its_source_may_be_dead_or_alive_to_its_own_process() -> None:
+    """A move makes its source dead last of all."""
+    state = with_descriptor(does(ready(), "move", "d", **MOVE), "old", "d")
+    for agent in ("s", "d"):
+        assert errnos(state, "guest_status", agent, vm="old") == {EIO}
+    dying = replace(state, dying=frozenset({"old"}))
+    assert errnos(dying, "guest_status", "s", vm="old") == {EIO, ENOTTY}
+    assert errnos(dying, "guest_status", "d", vm="old") == {EIO}  # which has not created it
 
 
 def test_busy_is_certain_if_the_other_move_was_seen_to_be_stopped() -> None:
@@ -198,12 +225,37 @@ def test_regions_move_with_the_context() -> None:
     assert errnos(does(state, "register_region", "d", **there), "unregister_region", "d", **there) == {0}
 
 
-def test_a_launch_registers_its_memory_whatever_the_firmware_says_of_it() -> None:
+REFUSED_LATE = [
+    OracleAnswer(EIO, firmware=True, open=True),
+    OracleAnswer(ETIMEDOUT),
+    OracleAnswer(EBUSY),
+    OracleAnswer(EBADF),
+]
+
+
+@pytest.mark.parametrize("answer", [OK, *REFUSED_LATE], ids=str)
+def test_a_launch_registers_its_memory_whatever_becomes_of_its_command(answer: OracleAnswer) -> None:
     started = launched(host(NEW))
+    if answer.errno in (ETIMEDOUT, EBUSY):
+        started = does(started, "psp_dies")
+    if answer.errno == EBADF:
+        started = replace(started, world=replace(started.world, cut_off=frozenset({"s"})))
     args: dict[str, Value] = {"vm": "old", "address": 0x1000}
-    for answer in (OK, OracleAnswer(EIO, firmware=True, open=True)):
-        state = after(started, op("launch_update_data", "s", **args), answer)
-        assert errnos(state, "unregister_region", "s", **args) == {0}
+    state = after(started, op("launch_update_data", "s", **args), answer)
+    assert errnos(state, "unregister_region", "s", **args) == {0}
+
+
+def test_memory_that_may_not_be_pinned_is_not_registered() -> None:
+    limited = replace(launched(host(NEW)), memlock=frozenset({("s", 0)}))
+    args: dict[str, Value] = {"vm": "old", "address": 0x1000}
+    state = after(limited, op("launch_update_data", "s", **args), OracleAnswer(ENOMEM))
+    assert errnos(state, "unregister_region", "s", **args) == {EINVAL}
+
+
+def test_what_is_refused_for_want_of_the_vm_registers_nothing() -> None:
+    args: dict[str, Value] = {"vm": "old", "address": 0x1000}
+    state = after(launched(host(NEW)), op("launch_update_data", "d", **args), OracleAnswer(EBADF))
+    assert errnos(state, "unregister_region", "s", **args) == {EINVAL}
 
 
 def test_a_command_can_encrypt_registers() -> None:

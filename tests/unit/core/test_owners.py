@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import errno
 
+import pytest
+
 from chaos.judge.ledger.owners import Owners
 from tests.unit.core.build import Builder
 
@@ -42,8 +44,11 @@ def test_what_failed_changes_no_number_and_what_was_killed_may_have() -> None:
     b.done(b.invoke("init", "source", vm="one", key="sev"), "info")
     assert lost(b, "one") == [False, True]
     b.done(b.invoke("guest_status", "source", vm="one"), "info")
+    assert lost(b, "one") == [False, True]
     b.invoke("moves", "source", vm="one", sources=["two"], rounds=2)
     assert lost(b, "one") == [False, True, True]
+    b.done(b.invoke("moves", "source", vm="one", sources=["two"], rounds=2), "info")
+    assert lost(b, "one") == [False, True, True, True]
 
 
 def test_a_loop_of_moves_that_ended_is_told_by_its_moves() -> None:
@@ -52,3 +57,30 @@ def test_a_loop_of_moves_that_ended_is_told_by_its_moves() -> None:
     b.do("moves", "source", vm="one", sources=["two"], rounds=2)
     b.move("one", "one", "source")  # into itself
     assert lost(b, "one") == [False]
+
+
+@pytest.mark.parametrize(
+    ("agent", "fd", "owns"),
+    [("destination", "sev", None), ("destination", "vcpu 0", True), ("source", "sev", True), ("", "", True)],
+)
+def test_an_ebadf_tells_the_owner_unless_its_process_had_lost_its_way_to_the_firmware(
+    agent: str, fd: str, owns: bool | None
+) -> None:
+    b = Builder()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.move("old", "new", "destination")
+    if agent:
+        b.do("lose_fd", agent, vm="new", fd=fd)
+    asked = b.invoke("guest_status", "destination", vm="new")
+    done = b.done(asked, "fail", error=errno.EBADF)
+    b.do("lose_fd", "destination", vm="new", fd="sev")  # too late to tell anything
+    assert Owners.of(b.history()).says(asked, done) is owns
+
+
+def test_of_a_vm_that_nobody_was_seen_to_create_no_number_was_lost() -> None:
+    b = Builder()
+    asked = b.invoke("guest_status", "source", vm="old")
+    assert Owners.of(b.history()).says(asked, b.done(asked, "fail", error=errno.EBADF)) is None
+    b.do("mirror", "source", vm="mirror", source="old")
+    assert lost(b, "mirror") == [False]

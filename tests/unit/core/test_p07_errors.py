@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from errno import EBADF, EBUSY, EFAULT, EINVAL, EIO, ENOTTY, ETIMEDOUT
+from errno import EBADF, EBUSY, EFAULT, EINVAL, EIO, ENOMEM, ENOTTY, ETIMEDOUT
 
 import msgspec
 import pytest
@@ -106,6 +106,7 @@ def test_p7_the_firmware_s_own_refusals() -> None:
             left = "1 answers are not in the contract: launch_start of old: EIO"
             assert verdict.reason == f"{NONE.format(2)}; {left}"
     assert verdict.signature == "launch_start:EIO-for-ok"
+    assert verdict.expected == "EIO of the firmware or ok"
 
 
 NONE = "none of {} operations was refused as the contract says, so no errno was seen"
@@ -288,3 +289,43 @@ def test_p7_of_a_mirror_says_that_it_is_one(f: str) -> None:
 def test_p7_leaves_the_status_after_a_move_to_p5() -> None:
     verdict = verdict_of("P7", mirror_asked("guest_status", error=EBADF, moved=True))
     assert (verdict.outcome, verdict.reason) == (UNKNOWN, NONE.format(7))
+
+
+@pytest.mark.parametrize("over", [True, False])
+def test_p7_a_vcpu_that_could_not_be_created_is_in_the_way_of_nothing_afterwards(over: bool) -> None:
+    """While it is being created a move may be told EBUSY for it."""
+    b = begun()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.do("send_fd", "source", vm="old", to="destination")
+    creating = b.invoke("create_vcpu", "source", vm="old", id=1)
+    if over:
+        b.done(creating, "fail", error=ENOMEM)
+    b.move("old", "new", "destination", error=EBUSY)
+    assert ("move:EBUSY-for-ok" in verdict_of("P7", b.finish()).deviations) == over
+
+
+@pytest.mark.parametrize(
+    ("call", "left"), [("KVM_MEMORY_ENCRYPT_REG_REGION", False), ("KVM_MEMORY_ENCRYPT_OP LAUNCH_UPDATE_DATA", True)]
+)
+def test_p7_what_a_launch_had_registered_before_it_was_refused_stays_registered(call: str, left: bool) -> None:
+    b = started()
+    update = b.invoke("launch_update_data", "source", vm="old", address=0x1000)
+    b.done(update, "fail", error=ENOMEM, value={"call": call})
+    b.do("unregister_region", "source", vm="old", address=0x1000, error=EINVAL)
+    assert ("unregister_region:EINVAL-for-ok" in verdict_of("P7", b.finish()).deviations) == left
+
+
+def test_p7_a_descriptor_that_a_move_is_using_is_not_there_for_another_of_the_same_process() -> None:
+    b = begun()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.do("create", "destination", vm="other", kind="mirror", vcpus=0, memory="guest")
+    b.do("connect", "source", vm="old", peer="new")
+    b.do("connect", "destination", vm="new", peer="old")
+    b.do("send_fd", "source", vm="old", to="destination")
+    move = b.invoke("move", "destination", vm="new", source="old")
+    b.hold(move)
+    b.do("mirror", "destination", vm="other", source="old", error=EBADF)
+    b.done(move)
+    assert verdict_of("P7", b.finish()).outcome is HELD

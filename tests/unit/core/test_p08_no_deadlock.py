@@ -6,10 +6,11 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from chaos.history.records import Done, Exited, Fault, History, Invoke, Overdue
+from chaos.history.records import Done, Exited, Fault, Firmware, History, Invoke, Overdue
+from chaos.judge.checkers import CHECKERS
 from chaos.judge.verdict import Outcome
-from tests.unit.core.build import Builder, moved, source_killed
-from tests.unit.core.doctored import DEVIATED, HELD, UNKNOWN, begun, verdict_of
+from tests.unit.core.build import Builder, moved, shipped, source_killed
+from tests.unit.core.doctored import DEVIATED, HELD, KILL_DESTINATION, UNKNOWN, begun, verdict_of
 
 
 def hung(*, fault: bool = False, exits: bool = False, status: int = -9, complete: bool = True) -> History:
@@ -48,25 +49,31 @@ def test_p8_a_process_that_ended_by_itself_shows_nothing() -> None:
     assert "by itself, with status 1" in verdict.reason
 
 
-def outlived(*, kept: float = 30.0, release: float | None = None, kind: str = "pause", fault: str = "kill") -> Builder:
+def outlived(
+    *, kept: float = 30.0, release: float | None = None, kind: str = "pause", fault: str = "kill", guest_of: str = ""
+) -> Builder:
     """What the runner writes of a move whose process was killed and went `kept` seconds later: it asks for the kill's
     evidence, gives the step up, takes the vCPU out or undoes what it has to (`release` seconds after the kill), and
-    then the old signal is delivered."""
+    then the old signal is delivered. The process `guest_of` has another guest."""
     b = begun()
     b.launch("old", "source", "sev")
     b.launch("new", "destination")
+    if guest_of:
+        b.launch("own", guest_of, "sev")
     b.do("run", "source", vm="old", every=0)
     move = b.invoke("move", "destination", vm="new", source="old")
     b.hold(move)
     struck = b.add(Fault(t=b.tick(), fault=fault, event="apply", step=8, target="destination", ends=("destination",)))
     if release is not None:
         b.t = struck.t + int(release * 1e9)
-        if kind == "pause":
-            b.do("pause", "source", vm="old")
+        if kind in ("pause", "close"):
+            b.do(kind, "source", vm="old")
+        elif kind == "pause-another":
+            b.do("pause", "source", vm="another")
         elif kind == "released":
             b.release("here")
-        elif kind == "undo":
-            b.add(Fault(t=b.t, fault="hold-something", event="undo", step=7, target="old"))
+        elif kind.startswith("undo"):
+            b.add(Fault(t=b.t, fault="something", event="undo", step=7, target="old", lets_go=kind == "undo"))
         else:
             b.exited("source", -9)
     b.t = max(b.t, struck.t + int(kept * 1e9))
@@ -90,13 +97,18 @@ def test_p8_a_signal_that_did_not_end_a_move_as_the_runner_writes_it() -> None:
     assert kinds == [Invoke, Fault, Invoke, Exited, Done]  # the second is what may have let it go
 
 
-@pytest.mark.parametrize("kind", ["pause", "released", "undo", "exited"])
+@pytest.mark.parametrize("kind", ["pause", "close", "released", "undo", "exited"])
 @pytest.mark.parametrize(("release", "outcome"), [(0.01, UNKNOWN), (2.0, DEVIATED)])
 def test_p8_what_was_let_go_first(kind: str, release: float, outcome: Outcome) -> None:
     verdict = verdict_of("P8", outlived(kept=release + 0.1, release=release, kind=kind).end())
     assert verdict.outcome is outcome
     if outcome is UNKNOWN:
         assert "nobody can say which of the two ended it" in verdict.reason
+
+
+@pytest.mark.parametrize("kind", ["pause-another", "undo-that-lets-nothing-go"])
+def test_p8_what_holds_no_move_was_not_let_go_before_it_ended(kind: str) -> None:
+    assert verdict_of("P8", outlived(kept=0.4, release=0.2, kind=kind).end()).outcome is HELD
 
 
 @pytest.mark.parametrize(("kept", "outcome"), [(0.2, HELD), (9.0, HELD), (11.0, DEVIATED)])
@@ -134,6 +146,66 @@ def test_p8_a_process_that_had_more_to_wait_for() -> None:
     verdict = verdict_of("P8", b.end())
     assert verdict.outcome is UNKNOWN
     assert "also had guest_status of new under way" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("guest_of", "fault", "outcome"),
+    [
+        ("destination", "delay:12s", UNKNOWN),
+        ("destination", "", DEVIATED),
+        ("source", "delay:12s", DEVIATED),
+        ("", "delay:12s", DEVIATED),
+    ],
+)
+def test_p8_a_process_that_had_a_guest_to_give_up_may_have_waited_for_a_slow_firmware(
+    guest_of: str, fault: str, outcome: Outcome
+) -> None:
+    b = outlived(kept=20.0, guest_of=guest_of)
+    b.add(Firmware(t=b.tick(), order=0, command="DECOMMISSION", status=0, handle=1, fault=fault))
+    verdict = verdict_of("P8", b.end())
+    assert verdict.outcome is outcome
+    assert ("also had a guest of its own to give up" in verdict.reason) == (outcome is UNKNOWN)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "complete", "outcome"), [(11, False, DEVIATED), (9, False, UNKNOWN), (9, True, DEVIATED)]
+)
+def test_p8_a_process_that_never_went_has_outlived_its_signal_once_it_had_the_time(
+    seconds: int, complete: bool, outcome: Outcome
+) -> None:
+    """Where the run ended before that, somebody may have stopped looking too early."""
+    b = begun()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.invoke("move", "destination", vm="new", source="old")
+    b.kill_begins("destination")
+    b.t += seconds * 1_000_000_000
+    verdict = verdict_of("P8", b.end(complete=complete))
+    assert verdict.outcome is outcome
+    assert verdict.signature == ("signal-did-not-end:move" if outcome is DEVIATED else "")
+
+
+@pytest.mark.parametrize(("ends", "outcome"), [(("destination",), UNKNOWN), (("source", "destination"), HELD)])
+def test_p8_a_process_that_the_same_fault_ends_is_nothing_that_was_let_go(
+    ends: tuple[str, ...], outcome: Outcome
+) -> None:
+    b = outlived(kept=0.4, release=0.2, kind="exited")
+    b.records = [msgspec.structs.replace(r, ends=ends) if isinstance(r, Fault) else r for r in b.records]
+    assert verdict_of("P8", b.end()).outcome is outcome
+
+
+@pytest.mark.parametrize("event", ["apply", "withheld"])
+def test_p8_a_fault_that_is_told_of_is_no_excuse_for_a_process_that_it_did_not_strike(event: str) -> None:
+    """Only one of which nobody knows whom it struck may have ended the process."""
+    b = begun()
+    b.launch("old", "source", "sev")
+    move = b.invoke("mirror", "source", vm="another", source="old")
+    b.kill_begins("destination", step=8)
+    b.records[-1] = msgspec.structs.replace(b.records[-1], event=event)
+    b.exited("source", -9)
+    b.done(move, "info")
+    verdict = CHECKERS["P8"](shipped(KILL_DESTINATION), b.end())
+    assert (verdict.outcome, verdict.signature) == (DEVIATED, "never-ended:mirror")
 
 
 @pytest.mark.parametrize(("struck", "signature"), [(False, "never-ended:move"), (True, "signal-did-not-end:move")])

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from chaos.history.records import History
+from chaos.history.records import History, Invoke, Observation
 from tests.unit.core.build import Builder, moved, shipped
 from tests.unit.core.doctored import DEVIATED, HELD, MOVE, UNKNOWN, begun, verdict_of
 
@@ -21,13 +21,59 @@ def test_p11() -> None:
     assert verdict_of("P11", went({"source": 1, "elsewhere": 0})).outcome is HELD
     verdict = verdict_of("P11", went({"source": 0, "elsewhere": 1}))
     assert (verdict.outcome, verdict.signature) == (DEVIATED, "charge-followed-task:sev")
-    assert verdict_of("P11", went({"source": 2, "elsewhere": 0})).outcome is UNKNOWN
-    assert verdict_of("P11", went({}, look=False)).outcome is UNKNOWN
+    assert (verdict.expected, verdict.seen) == ("0", "1")
     assert verdict_of("P11", moved()).outcome is UNKNOWN
     b = begun()
     b.do("enter", "source", cgroup="elsewhere")
     b.do("init", "source", vm="none", key="sev")
     assert "cannot be told" in verdict_of("P11", b.finish()).reason
+
+
+def test_what_nobody_can_say_points_at_who_went_and_at_what_was_read() -> None:
+    for history, read in ((went({"source": 2, "elsewhere": 0}), ["went"]), (went({}, look=False), [])):
+        verdict = verdict_of("P11", history)
+        records = [history.records[seq] for seq in verdict.records]
+        assert verdict.outcome is UNKNOWN
+        assert [record.f for record in records if isinstance(record, Invoke)] == ["enter"]
+        assert [record.label for record in records if isinstance(record, Observation)] == read
+
+
+def test_a_charge_that_may_just_be_made_there_is_none_that_followed() -> None:
+    def history(here: int, there: int) -> History:
+        b = begun()
+        b.launch("old", "source", "sev")
+        b.do("create", "source", vm="second", kind="sev", vcpus=1, memory="guest")
+        b.do("enter", "source", cgroup="elsewhere")
+        init = b.invoke("init", "source", vm="second", key="sev")
+        b.observe("went", {"source": here, "elsewhere": there}, guests=1)
+        b.done(init)
+        return b.finish()
+
+    assert verdict_of("P11", history(1, 1)).outcome is HELD
+    verdict = verdict_of("P11", history(0, 2))
+    assert (verdict.signature, verdict.expected, verdict.seen) == ("charge-followed-task:sev", "0 or 1", "2")
+
+
+def test_an_observation_tells_of_the_cgroup_that_the_process_went_into_last() -> None:
+    b = begun()
+    b.launch("old", "source", "sev")
+    for cgroup in ("elsewhere", "further"):
+        b.do("enter", "source", cgroup=cgroup)
+    b.observe("went", {"source": 1, "elsewhere": 0, "further": 0})
+    verdict = verdict_of("P11", b.finish())
+    assert verdict.outcome is UNKNOWN
+    assert "source went into elsewhere, and no charge of its own was seen after it" in verdict.reason
+    assert "source went into further and left its charge behind" in verdict.reason
+
+
+def test_what_it_does_there_and_where_others_go_changes_nothing_about_that() -> None:
+    b = begun()
+    b.launch("old", "source", "sev")
+    b.do("enter", "source", cgroup="elsewhere")
+    b.launch("plain", "source")
+    b.do("enter", "destination", cgroup="elsewhere")
+    b.observe("went", {"source": 1, "elsewhere": 0})
+    assert verdict_of("P11", b.finish()).outcome is HELD
 
 
 def test_every_observation_after_it_went_is_asked() -> None:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from errno import EBUSY
+
 import msgspec
 import pytest
 
@@ -149,6 +151,19 @@ def test_p12_what_was_said_between_two_runs_is_nobodys() -> None:
     verdict = CHECKERS["P12"](shipped(MOVE), b.end())
     assert verdict.outcome is Outcome.UNKNOWN
     assert "before this run, after an earlier one had closed the log, the kernel said: WARNING" in verdict.reason
+    assert verdict.records == (1,)
+    b.records[1] = msgspec.structs.replace(b.records[1], t=b.records[0].t)
+    assert CHECKERS["P12"](shipped(MOVE), b.history()).outcome is Outcome.BROKEN  # the run had begun
+
+
+def test_p12_what_was_said_before_a_run_hides_nothing_of_what_is_said_in_it() -> None:
+    b = Builder()
+    b.kernel("WARNING: CPU: 1 PID: 402 at a.c:1 b+0x1/0x2")
+    b.records[-1] = msgspec.structs.replace(b.records[-1], t=b.records[0].t - 1)
+    b.kernel("Oops: 0002 [#1] PREEMPT SMP")
+    verdict = CHECKERS["P12"](shipped(MOVE), b.end())
+    assert (verdict.outcome, verdict.signature) == (Outcome.BROKEN, "oops+part-unknown")
+    assert verdict.reason.startswith("the kernel said: Oops: 0002 [#1] PREEMPT SMP; before this run")
 
 
 PATIENT = {"hung task": 120, "soft lockup": 20, "hard lockup": 0, "RCU stall": 21}
@@ -201,6 +216,23 @@ def test_p12_the_warning_of_finding_0002_is_that_of_a_moved_sev_es_context_alone
     assert (found.id if found is not None else "") == ("0002" if kind.endswith("-across") else "")
 
 
+@pytest.mark.parametrize(("f", "error", "kind"), [("move", EBUSY, "move-of-sev_es"), ("close", 0, "close")])
+def test_p12_the_warning_of_finding_0002_comes_out_of_a_move_that_succeeded_and_of_no_later_call(
+    f: str, error: int, kind: str
+) -> None:
+    b = Builder()
+    b.begin()
+    b.launch("old", "source", "sev_es")
+    b.launch("new", "destination")
+    b.do("send_fd", "source", vm="old", to="destination")
+    if f == "close":
+        b.move("old", "new", "destination")
+    invoke = b.invoke(f, "destination", vm="new", source="old")
+    b.kernel("WARNING: CPU: 0 PID: 190 at kernel/cgroup/misc.c:119 misc_cg_uncharge+0x84/0x90")
+    b.done(invoke, "fail" if error else "ok", error=error)
+    assert CHECKERS["P12"](shipped(MOVE), b.end()).signature == f"warn:misc_cg_uncharge-in-{kind}"
+
+
 def test_p12_a_kernels_last_words_come_from_the_console_and_name_what_was_under_way() -> None:
     b = Builder()
     b.spawn("destination")
@@ -240,5 +272,6 @@ def test_p12_a_lost_witness() -> None:
     verdict = CHECKERS["P12"](shipped(MOVE), b.history())
     assert verdict.outcome is Outcome.UNKNOWN
     assert "too fast" in verdict.reason and "guests" not in verdict.reason
+    assert verdict.records == (b.records[-1].seq,)
     b.kernel("Oops: 0002 [#1] PREEMPT SMP")
     assert CHECKERS["P12"](shipped(MOVE), b.end()).outcome is Outcome.BROKEN

@@ -12,7 +12,7 @@ from tests.unit.core.doctored import DEVIATED, HELD, SKIPPED, UNKNOWN, again, be
 
 def watched(
     *, in_move: str = "", times: int = 1, twice: bool = False, ends: bool = True, gap: int = 0, look: bool = False,
-    before: bool = True,
+    before: bool = True, look_before: bool = False,
 ) -> History:  # fmt: skip
     b = begun()
     order = 0
@@ -28,6 +28,8 @@ def watched(
         sent("LAUNCH_START", 1)
     b.launch("new", "destination")
     order += gap
+    if look_before:
+        b.observe("just-before", {"source": 1})
     invoke = b.invoke("move", "destination", vm="new", source="old")
     if look:
         b.observe("in", {"source": 1})
@@ -91,6 +93,18 @@ def test_p13_without_its_witness() -> None:
     b.add(Firmware(t=b.tick(), order=2, command="GUEST_STATUS", status=0, handle=1, move=invoke.op))
     verdict = verdict_of("P13", b.end())
     assert verdict.outcome is UNKNOWN and "perhaps by guest_status" in verdict.reason
+
+
+def test_p13_a_look_at_the_guest_count_before_a_move_excuses_no_command_in_it() -> None:
+    assert verdict_of("P13", watched(in_move="PLATFORM_STATUS", look_before=True)).outcome is DEVIATED
+
+
+def test_p13_what_is_missing_came_before_the_first_command_that_is_on_record() -> None:
+    history = watched(before=False, gap=2, ends=False)
+    first, *others = (record.seq for record in history.records if isinstance(record, Firmware))
+    verdict = verdict_of("P13", history)
+    assert "the first 2 records of the firmware are missing" in verdict.reason
+    assert first in verdict.records and not {*others} & {*verdict.records}
 
 
 def test_p13_that_each_context_was_decommissioned_once_rests_on_those_commands() -> None:

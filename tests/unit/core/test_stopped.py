@@ -237,6 +237,15 @@ def test_what_was_not_written_down_says_nothing() -> None:
         assert reaches("move", msgspec.structs.replace(held, place=place)) == {Reach.BEFORE}
 
 
+@pytest.mark.parametrize("at", [{"function": "sev_launch_measure"}, {"command": "LAUNCH_MEASURE"}])
+def test_of_an_operation_that_changes_no_charge_no_place_is_known(at: dict[str, str]) -> None:
+    b = two()
+    invoke = b.invoke("launch_measure", "source", vm="old")
+    held = b.hold_at(invoke, **at)
+    assert reaches(invoke.f, held) == ANY
+    assert seen(b) == {SOURCE}
+
+
 def test_every_stage_that_is_named_can_be() -> None:
     for table in (FUNCTIONS, COMMANDS):
         for places in table.values():

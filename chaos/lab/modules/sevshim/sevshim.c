@@ -17,11 +17,13 @@
  *     between translates the int3 again, keeps it, and the kernel dies of a breakpoint that nobody set ("Oops:
  *     int3"). Here what memory has there is carried out, and the CPU is made to look again.
  */
+#include <linux/ftrace.h>
 #include <linux/kdebug.h>
 #include <linux/module.h>
 #include <linux/pci.h>
 #include <linux/percpu.h>
 #include <linux/ptrace.h>
+#include <linux/version.h>
 #include <asm/cpufeature.h>
 #include <asm/paravirt.h>
 #include <asm/processor.h>
@@ -91,6 +93,13 @@ static void translate_again(u8 *instruction, u8 byte)
 	asm volatile("mov %0, %%cr0" : : "r" (cr0) : "memory");
 }
 
+static void is_gone(u8 *instruction, u8 byte)
+{
+	if (!gone++)
+		pr_info("sevshim: QEMU kept a breakpoint that is gone, at %pS\n", instruction);
+	translate_again(instruction, byte);
+}
+
 /* Do what the instruction does, of those that the kernel patches in. Returns whether it is one of them. */
 static bool carry_out(struct pt_regs *regs, const u8 *instruction)
 {
@@ -139,9 +148,7 @@ static int met_breakpoint(struct notifier_block *self, unsigned long event, void
 	instruction = (u8 *)regs->ip - INT3_INSN_SIZE;
 	byte = READ_ONCE(*instruction);
 	if (byte != INT3_INSN_OPCODE) {
-		if (!gone++)
-			pr_info("sevshim: QEMU kept a breakpoint that is gone, at %pS\n", instruction);
-		translate_again(instruction, byte);
+		is_gone(instruction, byte);
 		if (carry_out(regs, instruction))
 			return NOTIFY_STOP;
 	}
@@ -158,6 +165,51 @@ static struct notifier_block breakpoints = {
 	.notifier_call = met_breakpoint,
 	.priority = INT_MAX,
 };
+
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 12, 0)
+/*
+ * Older kernels (6.1; 6.12 does not) have kprobe_int3_handler() send the CPU back to an int3 that memory does not have
+ * any more, before anybody else is asked. On hardware it then finds what memory has; here it finds the int3 that QEMU
+ * keeps, for ever, with interrupts off, and the other CPUs with it. So we come before that function.
+ *
+ * It takes the int3 to be one byte before regs->ip, and will go on there: at what carry_out() has found, therefore.
+ */
+static void before_kprobes(unsigned long ip, unsigned long parent_ip, struct ftrace_ops *op,
+			   struct ftrace_regs *fregs)
+{
+	struct pt_regs *regs = (struct pt_regs *)ftrace_get_regs(fregs)->di;
+	u8 *instruction;
+	u8 byte;
+
+	if (user_mode(regs))
+		return;
+	instruction = (u8 *)regs->ip - INT3_INSN_SIZE;
+	byte = READ_ONCE(*instruction);
+	if (byte == INT3_INSN_OPCODE)
+		return;
+	is_gone(instruction, byte);
+	if (carry_out(regs, instruction))
+		regs->ip += INT3_INSN_SIZE;
+}
+
+static struct ftrace_ops kprobes = {
+	.func = before_kprobes,
+	.flags = FTRACE_OPS_FL_SAVE_REGS,
+};
+
+static int __init come_before_kprobes(void)
+{
+	static char name[] __initdata = "kprobe_int3_handler";
+	int error = ftrace_set_filter(&kprobes, name, strlen(name), 1);
+
+	return error ?: register_ftrace_function(&kprobes);
+}
+#else
+static int __init come_before_kprobes(void)
+{
+	return 0;
+}
+#endif
 
 static void give_features(struct cpuinfo_x86 *c)
 {
@@ -182,8 +234,13 @@ static int __init sevshim_init(void)
 		return -ENODEV;
 	}
 	error = register_die_notifier(&breakpoints);
-	if (error)
+	if (!error)
+		error = come_before_kprobes();
+	if (error) {
+		unregister_die_notifier(&breakpoints);
+		pci_dev_put(mailbox);
 		return error;
+	}
 
 	mailbox->vendor = PSP_VENDOR;
 	mailbox->device = PSP_DEVICE;
