@@ -173,7 +173,8 @@ class _Move:
 
 
 def under_load() -> dict[str, Any]:
-    """Loaded, armed, fired and taken out, again and again, while other processes charge, move and die."""
+    """Loaded, armed, fired and taken out, again and again, while other processes charge, move and die. So many times,
+    and until something was held: on a loaded machine what is armed may be gone before anybody comes by."""
     stop = Path("/run/kfault-stop")
     chance = random.Random(21)
     seen: Counter[str] = Counter()
@@ -185,7 +186,9 @@ def under_load() -> dict[str, Any]:
             (_Move((here, there)), here),
         ]
         children = [Child(_forever(stop, once), group).go() for once, group in bodies]
-        for _ in range(UNLOADS):
+        unloads, deadline = 0, time.monotonic() + 60
+        while unloads < UNLOADS or (not seen["reached"] and time.monotonic() < deadline):
+            unloads += 1
             owners = [Kfault.open() for _ in range(chance.randrange(1, 3))]
             for owner in owners:
                 _arm_some(owner, chance)
@@ -210,7 +213,7 @@ def under_load() -> dict[str, Any]:
             assert child.ended()
         assert (full.charges(), here.charges(), there.charges()) == (0, 0, 0)
     assert all(count > 0 for count in rounds) and seen["reached"] > 0, (rounds, seen)
-    return {"unloads": UNLOADS, "rounds of the load": rounds, "longest rmmod, seconds": longest, **seen}
+    return {"unloads": unloads, "rounds of the load": rounds, "longest rmmod, seconds": longest, **seen}
 
 
 def _arm_some(owner: Kfault, chance: random.Random) -> None:
