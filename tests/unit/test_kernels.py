@@ -185,6 +185,23 @@ def test_apt_is_asked_again_only_when_its_lists_have_changed(debian: FakeDebian,
     assert find_kernel("debian:6.1", say=said).version == "6.1.193"
 
 
+def test_a_cache_without_lists_means_what_it_meant(debian: FakeDebian, said: Said) -> None:
+    first = find_kernel("debian:6.1", say=said)
+    shutil.rmtree(archive.lists().parent)
+    debian.switch("offline")
+    assert find_kernel("debian:6.1", say=pytest.fail) == first
+
+
+def test_space_for_the_lists_is_looked_at_before_they_are_fetched(
+    debian: FakeDebian, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(NoSpace, match=r"fetching Debian's package lists needs .* MB in .*, and 0\.0 MB are free"):
+        find_kernel("debian:6.1", say=said)
+    assert debian.log() == []
+
+
 def test_without_a_network_an_older_cached_one_does_and_it_is_said(debian: FakeDebian, said: Said) -> None:
     first = find_kernel("debian:6.1", say=said)
     debian.add_kernel("6.1.0-57-amd64", "6.1.193-1", kbuild="linux-kbuild-6.1")
@@ -302,6 +319,7 @@ def test_a_full_disk_as_apt_says_it(debian: FakeDebian, said: Said) -> None:
 
 
 def test_space_is_looked_at_before_fetching(debian: FakeDebian, said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive.refresh(say=said)
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(NoSpace, match=r"needs .* MB in .*, and 0\.0 MB are free"):

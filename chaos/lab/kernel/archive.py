@@ -38,6 +38,7 @@ HOW_OTHERWISE = (
     "name another kernel: --kernel running, --kernel installed:RELEASE, or --kernel PATH of a kernel build tree"
 )
 _ENTRY = ("apt", "debian")
+_SPACE = 160 << 20  # bytes: the lists, and what apt makes of them
 # On the command line, for apt's other files, whose proxies and the like are wanted, would have the last word otherwise.
 _OPTIONS = {
     "Dir::Etc::SourceList": "{folder}/sources.list",
@@ -80,7 +81,8 @@ def refresh(*, say: Say) -> None:
 
     Raises NoKernel if there is none at all then.
     """
-    with entries.locked(*_ENTRY, say=say) as lock, entries.space_guard("Debian's package lists", 150 << 20):
+    with entries.locked(*_ENTRY, say=say) as lock, entries.space_guard("fetching Debian's package lists", _SPACE):
+        entries.check_space(_SPACE, "fetching Debian's package lists")
         _configure()
         say("fetching Debian's package lists (32 MB, to the cache)")
         done = run(_on_ours("apt-get", "update", "-q"), timeout=600, keep=(lock.fd,))
