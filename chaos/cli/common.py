@@ -10,11 +10,14 @@ import os
 import re
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from chaos.errors import LabFailed, SevchaosError
+
+if TYPE_CHECKING:
+    from chaos.cache.entries import Cleaned
 
 DEFAULT_KERNEL = "debian:6.12"
 
@@ -26,6 +29,16 @@ def say(message: str) -> None:
 
 def silent(_: str) -> None:
     pass
+
+
+def tell_removed(cleaned: Cleaned) -> None:
+    """What was removed of the cache, and what was left because it is in use."""
+    from chaos.cache.entries import megabytes
+
+    for entry in cleaned.busy:
+        click.echo(f"{entry.kind}/{entry.name} is in use and was left", err=True)
+    freed = sum(entry.size for entry in cleaned.removed)
+    click.echo(f"removed {len(cleaned.removed)} entries, {megabytes(freed)}")
 
 
 def explain(error: SevchaosError) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from chaos.cli.common import say
+from chaos.cli.common import say, tell_removed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,9 +27,7 @@ def kernel_() -> None:
 
 @kernel_.command("list")
 @click.option("--all", "every", is_flag=True, help="Every kernel of each series, not the newest alone.")
-@click.option(
-    "--refresh", is_flag=True, help="Fetch the lists of the archive first."
-)
+@click.option("--refresh", is_flag=True, help="Fetch the lists of the archive first.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def list_(*, every: bool, refresh: bool, as_json: bool) -> None:
     """Which there are, which of them are here, and which findings were seen on exactly that version.
@@ -92,11 +90,6 @@ def fetch(sources: tuple[str, ...]) -> None:
 @click.argument("sources", nargs=-1, required=True, metavar="KERNEL…")
 def remove(sources: tuple[str, ...]) -> None:
     """Remove kernels that were fetched, by their whole names, and the modules that were built for them."""
-    from chaos.cache.entries import megabytes
     from chaos.lab.kernel import offers
 
-    cleaned = offers.remove(sources, say=say)
-    for entry in cleaned.busy:
-        click.echo(f"{entry.kind}/{entry.name} is in use and was left", err=True)
-    freed = sum(entry.size for entry in cleaned.removed)
-    click.echo(f"removed {len(cleaned.removed)} entries, {megabytes(freed)}")
+    tell_removed(offers.remove(sources, say=say))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from chaos.cli.common import Stdin, firmware_option, lab_options, say
+from chaos.cli.common import Stdin, firmware_option, lab_options, say, tell_removed
 from chaos.errors import UsageError
 
 if TYPE_CHECKING:
@@ -127,8 +127,4 @@ def clean(everything: bool) -> None:
     from chaos.cache import entries as cache
 
     kinds = set(cache.KINDS) if everything else {"images", "snapshots", "modules", "native", "trees"}
-    cleaned = cache.clean(kinds=kinds, say=say)
-    for entry in cleaned.busy:
-        click.echo(f"{entry.kind}/{entry.name} is in use and was left", err=True)
-    freed = sum(entry.size for entry in cleaned.removed)
-    click.echo(f"removed {len(cleaned.removed)} entries, {cache.megabytes(freed)}")
+    tell_removed(cache.clean(kinds=kinds, say=say))

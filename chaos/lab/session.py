@@ -177,9 +177,8 @@ async def _first(ending: asyncio.Task[T], beside: Iterable[asyncio.Task[None]]) 
 
 async def _ended(lab: Lab, program: str, outputs: Sequence[_Output]) -> ProgramExited:
     """How it ended, when all that it wrote has come."""
-    message = await lab.receive(None, f"{program} to end")
-    while not isinstance(message, ProgramExited):
-        message = await lab.receive(None, f"{program} to end")
+    while not isinstance(message := await lab.receive(None, f"{program} to end"), ProgramExited):
+        pass
     for output, count in zip(outputs, (message.stdout, message.stderr), strict=True):
         await lab.wait(output.reached(count), 60.0, f"the last of the output of {program}")
     return message

@@ -129,6 +129,13 @@ class Builder:
         for f in ("launch_start", "launch_update_data", "launch_measure", "launch_finish"):
             self.do(f, agent, step=step, vm=vm)
 
+    def offer(self, vm: str, *peers: str) -> None:
+        """Create the peers at the destination, and send it a descriptor of the source's VM for each."""
+        for peer in peers:
+            self.launch(peer, "destination")
+            self.do("connect", "source", vm=vm, peer=peer)
+            self.do("send_fd", "source", vm=vm, to="destination")
+
     def status(self, vm: str, agent: str, *, step: int = -1, error: int = 0, firmware: int = 0) -> Done:
         invoke = self.invoke("guest_status", agent, step=step, vm=vm)
         if error:

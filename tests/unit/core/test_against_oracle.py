@@ -141,10 +141,7 @@ def moving() -> Builder:
     """A guest at the source, and two VMs that it may be moved into."""
     b = begun()
     b.launch("old", "source", "sev")
-    for vm in ("new", "other"):
-        b.launch(vm, "destination")
-        b.do("connect", "source", vm="old", peer=vm)
-        b.do("send_fd", "source", vm="old", to="destination")
+    b.offer("old", "new", "other")
     see(b, "before", {"source": 1})
     return b
 

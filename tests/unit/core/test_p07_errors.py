@@ -63,10 +63,7 @@ def test_p7_a_descriptor_that_arrived_is_there(f: str) -> None:
 def test_p7_a_descriptor_of_a_dead_vm_is_one() -> None:
     b = begun()
     b.launch("old", "source", "sev")
-    for vm in ("new", "late"):
-        b.launch(vm, "destination")
-        b.do("connect", "source", vm="old", peer=vm)
-        b.do("send_fd", "source", vm="old", to="destination")
+    b.offer("old", "new", "late")
     b.move("old", "new", "destination")
     b.move("old", "late", "destination", error=EBADF)
     assert verdict_of("P7", b.finish()).signature == "move:EBADF-for-EINVAL"
