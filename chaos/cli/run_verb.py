@@ -86,7 +86,7 @@ from chaos.judge import findings, verdict
     default=1,
     show_default=True,
     metavar="N",
-    help="Run each experiment N times in one lab, with seeds SEED, SEED+1, …",
+    help="Run each experiment N times, with seeds SEED, SEED+1, …",
 )
 @click.option(
     "--jobs",
@@ -159,7 +159,7 @@ def run_(
         seed=used, repeat=repeat, runs=runs, timeout=timeout, known=known, withhold=frozenset(withhold), shared=shared
     )
     with _progress(quiet) as tell:
-        done = asyncio.run(_all(_stints(hosts, wanted, plan), jobs, plan, tell))
+        done = asyncio.run(_all(_stints(hosts, wanted, plan, jobs), jobs, plan, tell))
     _report(done, form, bounds)
     return verdict.exit_code([result.verdict for result in done], bounds)
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -42,12 +43,18 @@ class _Stint:
     done: list[RunResult]
 
 
-def _stints(hosts: Sequence[Host], wanted: Sequence[Experiment], plan: _Plan) -> list[_Stint]:
-    """Every experiment on every host, `plan.repeat` times. A lab is opened anew for each, this machine once for all."""
+def _stints(hosts: Sequence[Host], wanted: Sequence[Experiment], plan: _Plan, jobs: int = 1) -> list[_Stint]:
+    """Every experiment on every host, `plan.repeat` times. A lab is opened anew for each, this machine once for all.
+    With fewer of these than `jobs`, the repetitions of each are divided among several labs."""
     stints = []
     for host in hosts:
         each = [tuple((experiment, plan.seed + number) for number in range(plan.repeat)) for experiment in wanted]
-        stints += [_Stint(host, runs, []) for runs in (each if host.anew else [tuple(chain.from_iterable(each))])]
+        if host.anew:
+            labs = math.ceil(jobs / (len(hosts) * len(wanted)))
+            size = math.ceil(plan.repeat / labs)
+            stints += [_Stint(host, runs[at : at + size], []) for runs in each for at in range(0, plan.repeat, size)]
+        else:
+            stints.append(_Stint(host, tuple(chain.from_iterable(each)), []))
     return stints
 
 

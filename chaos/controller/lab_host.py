@@ -84,7 +84,7 @@ class LabSession:
         try:
             end = await self._talk.ask(order, keep, self._runner, answer=firmware.answer)
         except LabHung as hung:
-            hung.console = await self.lab.interrogate()
+            hung.console = hung.console or await self.lab.interrogate()  # unless it was asked where that was found
             raise
         finally:
             with contextlib.suppress(LabFailed):  # then there is no firmware any more

@@ -51,7 +51,7 @@ def kept_asleep(evidence: RunEvidence, line: Kernel | Console) -> str:
         if (done is not None and done.tid == tid) or _fits(held.place, stack):
             return f"the hold {held.hold!r}"
     for command, until in _slow_commands(evidence):
-        if command.began - SEEN_WITHIN <= slept and line.t <= until and _fits("firmware", stack):
+        if command.began and command.began - SEEN_WITHIN <= slept and line.t <= until and _fits("firmware", stack):
             return f"{command.command}, which the firmware was told to answer late ({command.fault})"
     return ""
 
@@ -74,11 +74,17 @@ def cannot_tell(experiment: Experiment, evidence: RunEvidence, line: Kernel | Co
         carried_out = history.end is not None and history.end.complete
         if isinstance(step, HoldStep) and carried_out and (number, step.at) not in held:
             return f"The hold {step.at!r} of step {number} is not on record, so nobody can say what kept it asleep"
+    if not _fits("firmware", tuple(_stack(evidence, line))):
+        return ""
     alone = history.header is not None and history.header.host != "lab"  # nobody could tell the firmware anything
     there = history.end is not None and (alone or evidence.contexts.whole)
-    if there or not _fits("firmware", tuple(_stack(evidence, line))):
+    if not there:
+        lost = "What the firmware was told to do with its commands was lost"
+    elif not all(command.began for command, _ in _slow_commands(evidence)):
+        lost = "When the firmware was sent what it answered late is not on record"
+    else:
         return ""
-    return "What the firmware was told to do with its commands was lost, so nobody can say what kept it asleep"
+    return f"{lost}, so nobody can say what kept it asleep"
 
 
 def _fits(place: str, stack: tuple[str, ...]) -> bool:

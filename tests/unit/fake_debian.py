@@ -74,8 +74,9 @@ words, options = sys.argv[1:], {{}}
 while words[0] == "-o":
     options.update([words[1].split("=", 1)])
     words = words[2:]
-if words[0] == "indextargets":
-    print("Debian Debian http://mirror.example/debian/")
+if "--print-uris" in words:
+    for place in (archive / "sources").read_text().split():
+        print("'" + place + "/InRelease' somewhere 0 ")
     sys.exit()
 if (archive / "offline").exists():
     sys.exit("E: Failed to fetch: Could not resolve the host")
@@ -138,6 +139,7 @@ class FakeDebian:
         (where / "index").mkdir(parents=True)
         (where / "bin").mkdir()
         (where / "keyring.gpg").touch()
+        (where / "sources").write_text("http://mirror.example/debian/dists/bookworm")
         (where / "index" / "names").touch()
         for name, text in (("apt-cache", APT_CACHE), ("apt-get", APT_GET), ("depmod", DEPMOD)):
             program = where / "bin" / name

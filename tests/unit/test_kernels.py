@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from tests.unit.fake_debian import CONFIG, FakeDebian, static_elf, use
 
 pytestmark = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="there is no dpkg-deb here")
 FORK = multiprocessing.get_context("fork")
+NEAR = ("near.example/dists/bookworm", "near.example/dists/bookworm-updates")
 OLD, NEW = "6.1.0-47-amd64", "6.1.0-56-amd64"
 
 
@@ -258,6 +260,23 @@ def test_the_lists_are_fetched_once_and_each_is_of_the_machines_mirror(debian: F
     archive.refresh(say=said)  # what was there stays
     assert "no list was to be had" not in said
     find_kernel("debian:6.1", say=said)
+
+
+@pytest.mark.parametrize(
+    ("sources", "mirror"),
+    [
+        (("vendor.example/debian/prod/dists/bookworm", *NEAR), "http://near.example/"),
+        (("archive.example/ubuntu/dists/noble", "archive.example/ubuntu/dists/noble-updates"), archive.MIRROR),
+        ((), archive.MIRROR),
+    ],
+)
+def test_the_mirror_is_the_one_that_has_debians_suites(
+    debian: FakeDebian, said: Said, sources: Sequence[str], mirror: str
+) -> None:
+    (debian.where / "sources").write_text("\n".join(f"http://{place}" for place in sources))
+    find_kernel("debian:6.1", say=said)
+    written = (archive.lists().parent / "sources.list").read_text().splitlines()
+    assert {line.split()[-3] for line in written if "-security" not in line} == {mirror}
 
 
 def test_a_suite_that_the_mirror_lacks_is_told(debian: FakeDebian, said: Said) -> None:

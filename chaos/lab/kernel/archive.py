@@ -13,7 +13,9 @@ The lists are fetched when there are none, and when somebody asks for it (`refre
 from __future__ import annotations
 
 import os
+import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 from chaos.cache import entries
@@ -38,6 +40,7 @@ HOW_OTHERWISE = (
     "name another kernel: --kernel running, --kernel installed:RELEASE, or --kernel PATH of a kernel build tree"
 )
 _ENTRY = ("apt", "debian")
+_RELEASE_FILE = re.compile(r"^'(\S+/)dists/([^/\s]+)/InRelease' ", re.MULTILINE)
 _SPACE = 160 << 20  # bytes: the lists, and what apt makes of them
 # On the command line, for apt's other files, whose proxies and the like are wanted, would have the last word otherwise.
 _OPTIONS = {
@@ -152,12 +155,15 @@ def _keyring() -> Path:
 
 
 def _mirrors() -> dict[str, str]:
-    """From where this machine takes Debian, by label; nothing if it is another distribution."""
-    argv = [_program("apt-get"), "indextargets", "--format", "$(ORIGIN) $(LABEL) $(REPO_URI)", "Created-By: Packages"]
-    found: dict[str, str] = {}
-    for line in run(argv, timeout=60, merge=False).output.splitlines():
-        origin, _, rest = line.partition(" ")
-        label, _, uri = rest.partition(" ")
-        if origin == "Debian" and label in SUITES:
-            found.setdefault(label, uri)
-    return found
+    """From where this machine takes Debian, by label; nothing if it is another distribution.
+
+    Asked of what its sources name, for its lists need not be there. Others have a `bookworm` too, but not its updates
+    and backports: so of several places it is the one with most of the suites.
+    """
+    named = run([_program("apt-get"), "update", "--print-uris"], timeout=60, merge=False).output
+    places: dict[str, Counter[str]] = {label: Counter() for label in SUITES}
+    for mirror, suite in _RELEASE_FILE.findall(named):
+        for label, (_, suites) in SUITES.items():
+            places[label][mirror] += suite in suites
+    best = {label: counted.most_common(1)[0] for label, counted in places.items() if counted}
+    return {label: mirror for label, (mirror, suites) in best.items() if suites}

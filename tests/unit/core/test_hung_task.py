@@ -265,6 +265,18 @@ def test_a_command_that_the_firmware_was_told_to_answer_late(
         assert f"GUEST_STATUS, which the firmware was told to answer late ({fault})" in verdict.reason
 
 
+def test_a_command_of_which_nobody_knows_when_it_was_sent_excuses_nobody() -> None:
+    """A witness with another clock leaves `began` at 0, which is before every sleep."""
+    b = Builder()
+    b.add(Firmware(t=b.tick(), order=0, command="GUEST_STATUS", status=-1, fault="stall"))
+    hangs(b, TID, STALLED)
+    verdict = p12(b)
+    assert verdict.outcome is Outcome.UNKNOWN
+    assert "When the firmware was sent" in verdict.reason
+    hangs(b, 400, STRANGER)
+    assert p12(b).outcome is Outcome.BROKEN
+
+
 def test_where_the_word_of_the_firmware_was_lost_nobody_can_say() -> None:
     """It comes when a run is over, and a run that was cut off has none."""
     b = Builder()

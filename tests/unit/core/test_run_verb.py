@@ -34,7 +34,9 @@ class FakeHost:
         yield SimpleNamespace(spent="")
 
 
-def carried_out(monkeypatch: pytest.MonkeyPatch, host: FakeHost, repeat: int = 1) -> list[list[str]]:
+def carried_out(monkeypatch: pytest.MonkeyPatch, host: FakeHost, repeat: int = 1, jobs: int = 1) -> list[list[str]]:
+    """What each session carried out; one after the other, however many jobs the stints are made for."""
+
     async def one(_host: Any, session: Any, _console: Any, experiment: Any, seed: int, *_: Any) -> Any:
         host.sessions[-1].append(f"{experiment.name} {seed}")
         session.spent = "it stays broken" if experiment.name == host.spending else ""
@@ -44,7 +46,7 @@ def carried_out(monkeypatch: pytest.MonkeyPatch, host: FakeHost, repeat: int = 1
     plan = campaign._Plan(
         seed=7, repeat=repeat, runs=Path("runs"), timeout=1, known=(), withhold=frozenset(), shared=False
     )
-    stints = campaign._stints([host], WANTED, plan)  # type: ignore[list-item, arg-type]
+    stints = campaign._stints([host], WANTED, plan, jobs)  # type: ignore[list-item, arg-type]
     done = asyncio.run(campaign._all(stints, 1, plan, lambda run, doing: None))
     assert len(done) == len(WANTED) * repeat
     return host.sessions
@@ -54,6 +56,14 @@ def test_a_lab_is_opened_for_each_experiment(monkeypatch: pytest.MonkeyPatch) ->
     assert carried_out(monkeypatch, FakeHost(anew=True)) == [["first 7"], ["second 7"], ["third 7"]]
     twice = [["first 7", "first 8"], ["second 7", "second 8"], ["third 7", "third 8"]]
     assert carried_out(monkeypatch, FakeHost(anew=True), repeat=2) == twice
+
+
+def test_where_labs_would_be_idle_the_repetitions_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    divided = [["first 7", "first 8"], ["first 9"], ["second 7", "second 8"]]
+    assert carried_out(monkeypatch, FakeHost(anew=True), repeat=3, jobs=4)[:3] == divided
+    assert len(carried_out(monkeypatch, FakeHost(anew=True), repeat=2, jobs=50)) == 2 * len(WANTED)
+    assert len(carried_out(monkeypatch, FakeHost(anew=True), repeat=2, jobs=len(WANTED))) == len(WANTED)
+    assert len(carried_out(monkeypatch, FakeHost(anew=False), repeat=2, jobs=50)) == 1
 
 
 def test_this_machine_is_opened_once(monkeypatch: pytest.MonkeyPatch) -> None:
