@@ -33,6 +33,9 @@ ExcInfo = tuple[type[BaseException], BaseException, object]
 KINDS = {
     "apt": "Debian's package lists",
     "kernels": "kernel fetched from Debian, unpacked",
+    "sources": "kernel sources, unpacked",
+    "built": "kernel built from source",
+    "ccache": "what a compiler made of kernel sources",
     "trees": "modules gathered from a kernel build tree",
     "modules": "the lab's kernel modules, built",
     "tools": "program fetched from Debian for the lab",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from chaos.cli.common import say, tell_removed
+from chaos.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,6 +57,9 @@ def list_(*, every: bool, refresh: bool, as_json: bool) -> None:
 
 
 def _seen(offer: KernelOffer, known: Sequence[Finding]) -> list[str]:
+    """Of one that was built here nobody says so: it may be without them."""
+    if offer.built:
+        return []
     return [f.id for f in known if offer.series in f.kernels and offer.version in f.kernels[offer.series].seen]
 
 
@@ -65,7 +69,7 @@ def _table(shown: Sequence[KernelOffer], known: Sequence[Finding]) -> None:
     click.echo(f"{'kernel':<34} {'version':<10} {'here':>8}  findings seen on it")
     for offer in shown:
         here = "" if offer.here is None else megabytes(offer.here)
-        gone = "  (no longer in the archive)" if offer.gone else ""
+        gone = "  (no longer in the archive)" if offer.gone else "  (built here)" if offer.built else ""
         click.echo(f"{offer.source:<34} {offer.version:<10} {here:>8}  {' '.join(_seen(offer, known))}{gone}".rstrip())
 
 
@@ -86,10 +90,42 @@ def fetch(sources: tuple[str, ...]) -> None:
         click.echo(f"{source}: {kernel.release}, Linux {kernel.version}")
 
 
+@kernel_.command("build")
+@click.argument("source", required=False, metavar="[KERNEL]")
+@click.option(
+    "--with",
+    "words",
+    multiple=True,
+    type=click.Choice(["fixes", "kasan", "kcsan"]),
+    help="fixes: the findings mended. kasan: memory and locks. kcsan: races. Repeatable.",
+)
+@click.option("--from", "tree", metavar="PATH", help="A source tree of yours, which is not changed.")
+def build(source: str | None, words: tuple[str, ...], tree: str | None) -> None:
+    """Build a kernel from its sources, with the project's own small configuration.
+
+    It takes about 20 minutes of two CPUs, 4 GB of disk while it is built and 1 GB afterwards, and goes on where it was
+    if it is interrupted. With ccache installed the next one of the same sources takes less than half. Its name says
+    what is in it, and can be given wherever a kernel is: debian:7.3+kasan, debian:7.3+fixed+kasan, and without --with
+    debian:7.3+plain.
+
+    \b
+    sevchaos kernel build debian:7.3 --with kasan
+    sevchaos kernel build --from ~/src/linux --with fixes --with kasan
+    """
+    from chaos.lab.kernel.find import build_kernel, build_modules
+
+    if (source is None) == (tree is None):
+        raise UsageError("of what?", remedy="name one of Debian's (debian:7.3), or a tree with --from PATH")
+    variants = ["fixed" if word == "fixes" else word for word in words] or ["plain"]
+    kernel = build_kernel(source or tree or "", variants, say=say)
+    build_modules(kernel, say=say)
+    click.echo(f"{kernel.source}: {kernel.release}, Linux {kernel.version}")
+
+
 @kernel_.command("remove")
 @click.argument("sources", nargs=-1, required=True, metavar="KERNEL…")
 def remove(sources: tuple[str, ...]) -> None:
-    """Remove kernels that were fetched, by their whole names, and the modules that were built for them."""
+    """Remove kernels that are here, by the names that `list` has, and the modules that were built for them."""
     from chaos.lab.kernel import offers
 
     tell_removed(offers.remove(sources, say=say))

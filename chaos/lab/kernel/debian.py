@@ -29,7 +29,7 @@ _LOADER = "ld-linux-x86-64.so.2"
 RUNTIME = Path("usr/lib/runtime")  # in a kernel's tree: what kbuild's programs run with where the machine's is older
 
 # Drivers of hardware that no lab has. They are two thirds of what Debian's image package weighs unpacked.
-_NOT_IN_A_LAB = (
+NOT_IN_A_LAB = (
     "sound",
     "drivers/bluetooth",
     "drivers/comedi",
@@ -137,12 +137,12 @@ def _runtime(kernel: Sequence[Package], *, say: Say) -> tuple[Package, ...]:
     return tuple(found.values())
 
 
-def oldest(name: str, *, say: Say) -> Package:
-    """The oldest version of a package in the archive, which moves on least. Raises NoKernel."""
-    versions = _show([name], say=say, every=True)
-    if not versions:
+def versions(name: str, *, say: Say) -> list[Package]:
+    """Every version of a package in the archive, newest first. Raises NoKernel if there is none."""
+    found = _show([name], say=say, every=True)
+    if not found:
         raise _unknown(f"no package {name}", ())
-    return versions[-1]
+    return found
 
 
 def _show_all(names: Sequence[str], *, say: Say) -> tuple[Package, ...]:
@@ -272,7 +272,7 @@ def unpack_kernel(archives: Sequence[Path], tree: Path, abi: str, *, lock: Lock)
     """Make a tree of boot/, lib/modules/, usr/src/ and usr/lib/ that works where it stands."""
     modules = tree / "lib" / "modules" / abi
     kept = (f"./{place}/{abi}/kernel/" for place in ("lib/modules", "usr/lib/modules"))
-    leave = ["./usr/share", *(f"{kernel}{part}" for kernel in kept for part in _NOT_IN_A_LAB)]
+    leave = ["./usr/share", *(f"{kernel}{part}" for kernel in kept for part in NOT_IN_A_LAB)]
     tree.mkdir(parents=True)
     for package in archives:
         into = tree if package.name.startswith("linux-") else tree / RUNTIME

@@ -69,18 +69,31 @@ class _FoundBefore(msgspec.Struct, frozen=True):
 
 def find(name: str, *, say: Say) -> Found:
     """The kernel that `debian:NAME` names. Raises UsageError, NoKernel, NoSpace, HostLacks."""
+    _check_name(name)
     if _SERIES.fullmatch(name):
         abi, version = _newest(name, say)
         return _use(_entry_name(abi, version), say) or _fetch_or_older(name, abi, say)
-    if not _ABI.fullmatch(name):
-        raise UsageError(
-            f"debian:{name} names no kernel of Debian's",
-            remedy="name a series (debian:6.1, debian:6.12) or an ABI (debian:6.1.0-47-amd64)",
-        )
     for entry in sorted(_cached(f"{name}_"), key=_entry_age, reverse=True):
         if found := _use(entry, say):
             return found
     return _fetch(name, say)
+
+
+def package_version(name: str, *, say: Say) -> str:
+    """The version of the package of the kernel that `debian:NAME` names: "6.12.117-1~deb12u1". Raises as `find`."""
+    _check_name(name)
+    if _SERIES.fullmatch(name):
+        return _newest(name, say)[1]
+    here = max(_cached(f"{name}_"), key=_entry_age, default=None)
+    return here.partition("_")[2] if here else debian.kernel_packages(name, say=say)[0].version
+
+
+def _check_name(name: str) -> None:
+    if not _SERIES.fullmatch(name) and not _ABI.fullmatch(name):
+        raise UsageError(
+            f"debian:{name} names no kernel of Debian's",
+            remedy="name a series (debian:6.1, debian:6.12) or an ABI (debian:6.1.0-47-amd64)",
+        )
 
 
 def _entry_name(abi: str, version: str) -> str:
@@ -307,7 +320,7 @@ def find_busybox(*, say: Say) -> Path:
             "the lab needs a statically linked busybox, and there is none here, nor an apt to fetch it with",
             remedy="install one; distributions call the package busybox-static or busybox",
         )
-    wanted = (debian.oldest("busybox-static", say=say),)
+    wanted = (debian.versions("busybox-static", say=say)[-1],)  # the oldest moves on least
     entry = f"busybox_{wanted[0].version.replace(':', '.')}"
     with entries.locked("tools", entry, say=say) as lock, _space("busybox", wanted):
         final = entries.entry_path("tools", entry)

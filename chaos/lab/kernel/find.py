@@ -6,6 +6,7 @@
     running                       the running system's image and modules
     installed:RELEASE             another one that is installed (`uname -r` when it runs)
     PATH                          a kernel build tree
+    debian:7.3+kasan, PATH+fixed  one that was built here: see `built.py`
 
 A kernel that cannot carry the lab is refused here, with every option it lacks, and not by a boot that fails.
 """
@@ -13,17 +14,18 @@ A kernel that cannot carry the lab is refused here, with every option it lacks, 
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from chaos.cache.entries import Say
 from chaos.errors import HostLacks, UsageError
-from chaos.lab.kernel import build, fetched, local
+from chaos.lab.kernel import build, built, fetched, local
 from chaos.lab.kernel.kconfig import read_config
 
 ALLOWED = (
     "debian:SERIES (debian:6.1), debian:ABI (debian:6.1.0-47-amd64), running, installed:RELEASE,"
-    " or the path of a kernel build tree"
+    " the path of a kernel build tree, or what `sevchaos kernel build` has built (debian:7.3+kasan)"
 )
 
 
@@ -57,7 +59,10 @@ def find_kernel(source: str, *, say: Say = silent, system: Path = Path("/")) -> 
     """
     if platform.machine() != "x86_64":
         raise HostLacks("the lab runs x86-64 kernels, and so must this machine", remedy="use an x86-64 machine")
-    if source.startswith("debian:"):
+    recipe = None if Path(source).is_dir() else built.parse(source)
+    if recipe is not None:
+        found = built.find(recipe, say=say)
+    elif source.startswith("debian:"):
         found = fetched.find(source.removeprefix("debian:"), say=say)
     elif source == "running":
         found = local.find_installed(platform.release(), system)
@@ -67,6 +72,10 @@ def find_kernel(source: str, *, say: Say = silent, system: Path = Path("/")) -> 
         found = local.find_tree(Path(source).expanduser().absolute(), say=say)
     else:
         raise UsageError(f"{source!r} names no kernel", remedy=f"allowed are: {ALLOWED}")
+    return _lab_kernel(source, found)
+
+
+def _lab_kernel(source: str, found: fetched.Found) -> LabKernel:
     return LabKernel(
         source=source,
         release=found.release,
@@ -76,6 +85,13 @@ def find_kernel(source: str, *, say: Say = silent, system: Path = Path("/")) -> 
         build=found.build,
         identity=found.identity,
     )
+
+
+def build_kernel(base: str, words: Sequence[str], *, say: Say) -> LabKernel:
+    """The kernel of these sources (`debian:7.3`, or the path of a tree) built with these variants, unless it is there.
+    Raises UsageError, NoKernel, HostLacks, NoSpace."""
+    recipe = built.recipe(base, words)
+    return _lab_kernel(str(recipe), built.build(recipe, say=say))
 
 
 def find_busybox(*, say: Say = silent) -> Path:

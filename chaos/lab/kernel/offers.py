@@ -1,31 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels that Debian's archive has, and those of them that are here."""
+"""The kernels that Debian's archive has, those of them that are here, and those that were built here."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from chaos.cache import entries
 from chaos.cache.entries import CacheEntry, Say
 from chaos.errors import UsageError
 from chaos.lab.kernel import archive, debian
+from chaos.lab.kernel.built import BuiltManifest, read_manifest
 
 
 @dataclass(frozen=True, slots=True)
 class KernelOffer:
     """A kernel of which image and headers can be had, or that is here. `here` is its size in the cache in bytes, None
-    if it has to be fetched first; `gone` if the archive has it no more."""
+    if it has to be fetched first; `gone` if the archive has it no more; `built` if it was built here."""
 
-    abi: str
+    source: str
     version: str
     here: int | None = None
     gone: bool = False
-
-    @property
-    def source(self) -> str:
-        return f"debian:{self.abi}"
+    built: bool = False
 
     @property
     def series(self) -> str:
@@ -36,22 +34,24 @@ def offers(*, say: Say, refresh: bool = False) -> tuple[KernelOffer, ...]:
     """All of them, oldest first. Raises NoKernel if no list of the archive is to be had."""
     if refresh:
         archive.refresh(say=say)
-    here = {entry.name.partition("_")[0]: entry for entry in _cached()}
+    here = {entry.name.partition("_")[0]: entry for entry in _cached("kernels")}
     there = debian.whole_kernels(say=say)
-    found = [KernelOffer(abi, _version(version), _size(here.get(abi))) for abi, version in there.items()]
+    found = [KernelOffer(f"debian:{abi}", _version(version), _size(here.get(abi))) for abi, version in there.items()]
     found += [
-        KernelOffer(abi, _version(entry.name.partition("_")[2]), entry.size, gone=True)
+        KernelOffer(f"debian:{abi}", _version(entry.name.partition("_")[2]), entry.size, gone=True)
         for abi, entry in here.items()
         if abi not in there
     ]
-    return tuple(sorted(found, key=lambda offer: debian.by_number(offer.abi)))
+    found += [KernelOffer(made.source, made.version, entry.size, built=True) for entry, made in _built()]
+    return tuple(sorted(found, key=lambda offer: (debian.by_number(offer.version), debian.by_number(offer.source))))
 
 
 def newest(found: Iterable[KernelOffer]) -> tuple[KernelOffer, ...]:
     """Of each series the one that its number means, and what is here."""
     kept: dict[str, KernelOffer] = {}
     every = tuple(found)
-    for offer in sorted((o for o in every if not o.gone), key=lambda offer: debian.own_and_newest(offer.abi)):
+    had = (offer for offer in every if not offer.gone and not offer.built)
+    for offer in sorted(had, key=lambda offer: debian.own_and_newest(offer.source)):
         kept[offer.series] = offer
     return tuple(offer for offer in every if offer.here is not None or offer in kept.values())
 
@@ -59,23 +59,34 @@ def newest(found: Iterable[KernelOffer]) -> tuple[KernelOffer, ...]:
 def remove(sources: Iterable[str], *, say: Say) -> entries.Cleaned:
     """Remove these kernels, and the modules that were built for them. Raises UsageError if one is not here, and then
     nothing was removed."""
-    cached = tuple(_cached())
+    here = [(f"debian:{entry.name.partition('_')[0]}", entry) for entry in _cached("kernels")]
+    here += [(made.source, entry) for entry, made in _built()]
     chosen: list[CacheEntry] = []
     for source in sources:
-        abi = source.removeprefix("debian:")
-        mine = [entry for entry in cached if entry.name.startswith(f"{abi}_")]
+        mine = [entry for name, entry in here if name in (source, f"debian:{source}")]
         if not mine:
-            names = ", ".join(f"debian:{entry.name.partition('_')[0]}" for entry in cached)
-            raise UsageError(f"{source} is not here", remedy=f"here are {names or 'none'}")
+            raise UsageError(f"{source} is not here", remedy=f"here are {', '.join(n for n, _ in here) or 'none'}")
         chosen += mine
-    abis = tuple(f"{entry.name.partition('_')[0]}_" for entry in chosen)
-    built = [e for e in entries.entries() if e.kind == "modules" and e.name.startswith(abis)]
+    releases = tuple(f"{_release(entry)}_" for entry in chosen)
+    built = [e for e in _cached("modules") if e.name.startswith(releases)]
     doomed = {entry.name for entry in (*chosen, *built)}
-    return entries.clean(kinds={"kernels", "modules"}, names=doomed, say=say)
+    return entries.clean(kinds={"kernels", "built", "modules"}, names=doomed, say=say)
 
 
-def _cached() -> Iterable[CacheEntry]:
-    return (entry for entry in entries.entries() if entry.kind == "kernels" and not entry.leftover)
+def _release(entry: CacheEntry) -> str:
+    made = read_manifest(entry.name) if entry.kind == "built" else None
+    return entry.name.partition("_")[0] if made is None else made.release
+
+
+def _built() -> Iterator[tuple[CacheEntry, BuiltManifest]]:
+    for entry in _cached("built"):
+        made = read_manifest(entry.name)
+        if made is not None:
+            yield entry, made
+
+
+def _cached(kind: str) -> Iterator[CacheEntry]:
+    return (entry for entry in entries.entries() if entry.kind == kind and not entry.leftover)
 
 
 def _size(entry: CacheEntry | None) -> int | None:
