@@ -108,6 +108,9 @@ firmware_option = click.option(
 )
 
 
+MEMORY_HELP = "Memory of the lab. [default: 1G, and 2G for a kernel with KASAN]"
+
+
 def lab_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say what lab it is to be; the command gets them as `wish`, and a voice as `say`."""
     options = (
@@ -116,14 +119,14 @@ def lab_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--asids", type=Asids(), default="8:7", show_default=True,
                      help="ASIDs for SEV guests, and for SEV-ES guests."),
         click.option("--cpus", type=click.IntRange(1, 64), default=2, show_default=True),
-        click.option("--memory", type=MemoryOption(), default="1G", show_default=True),
+        click.option("--memory", type=MemoryOption(), help=MEMORY_HELP),
         click.option("--cold", is_flag=True, help="Boot; neither restore a saved lab nor save this one."),
         click.option("--quiet", "-q", is_flag=True, help="No progress on stderr."),
     )  # fmt: skip
 
     @functools.wraps(command)
     def gathered(
-        *, kernel: str, asids: tuple[int, int], cpus: int, memory: int, cold: bool, quiet: bool, **others: Any
+        *, kernel: str, asids: tuple[int, int], cpus: int, memory: int | None, cold: bool, quiet: bool, **others: Any
     ) -> Any:
         from chaos.lab.session import Wish
 

@@ -15,7 +15,7 @@ import msgspec
 
 import experiments
 from chaos import fault
-from chaos.cli.common import DEFAULT_KERNEL, Asids, MemoryOption, firmware_option, say, silent
+from chaos.cli.common import DEFAULT_KERNEL, MEMORY_HELP, Asids, MemoryOption, firmware_option, say, silent
 from chaos.cli.reporting import bounds_options, chosen, format_option, show
 from chaos.controller.campaign import Tell, _all, _Plan, _stints
 from chaos.controller.carry_out import RunResult
@@ -78,7 +78,7 @@ from chaos.judge import findings, verdict
 )
 @click.option("--asids", type=Asids(), default="8:7", show_default=True, help="ASIDs of the lab.")
 @click.option("--cpus", type=click.IntRange(1, 64), default=2, show_default=True, help="CPUs of the lab.")
-@click.option("--memory", type=MemoryOption(), default="1G", show_default=True, help="Memory of the lab.")
+@click.option("--memory", type=MemoryOption(), help=MEMORY_HELP)
 @click.option("--cold", is_flag=True, help="Boot the lab for every run.")
 @click.option(
     "--repeat",
@@ -114,7 +114,7 @@ from chaos.judge import findings, verdict
 @click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
 def run_(
     *, names: tuple[str, ...], host: str, kernels: tuple[str, ...], seed: int | None, form: str | None, as_json: bool,
-    accept_known: bool, runs: Path, timeout: float, asids: tuple[int, int], cpus: int, memory: int,
+    accept_known: bool, runs: Path, timeout: float, asids: tuple[int, int], cpus: int, memory: int | None,
     cold: bool, quiet: bool, repeat: int, everything: bool, expression: str | None, withhold: tuple[str, ...],
     shared: bool, firmware: str | None, jobs: int, bounds: verdict.Bounds,
 ) -> int:  # fmt: skip

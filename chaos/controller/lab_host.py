@@ -31,6 +31,7 @@ class LabHost:
         self._say = say
 
     def describe(self) -> HostDescription:
+        from chaos.lab.kernel.find import find_kernel
         from chaos.lab.qemu import find_qemu
 
         return HostDescription(
@@ -39,7 +40,7 @@ class LabHost:
             qemu=".".join(map(str, find_qemu().version)),
             asids=(self._wish.sev_asids, self._wish.es_asids),
             cpus=self._wish.cpus,
-            memory=self._wish.memory,
+            memory=self._wish.memory or find_kernel(self._wish.kernel).memory,
         )
 
     @contextlib.asynccontextmanager

@@ -27,13 +27,14 @@ _CHUNK = 1 << 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """A lab as a user asks for it. `memory` in bytes; `cold` forbids saved labs."""
+    """A lab as a user asks for it. `memory` in bytes, None for what its kernel wants; `cold` forbids saved
+    labs."""
 
     kernel: str
     sev_asids: int = 8
     es_asids: int = 7
     cpus: int = 2
-    memory: int = 1 << 30
+    memory: int | None = None
     cold: bool = False
 
 
@@ -48,7 +49,7 @@ def make_spec(wish: Wish, *, say: Say) -> Spec:
         sev_asids=wish.sev_asids,
         es_asids=wish.es_asids,
         cpus=wish.cpus,
-        memory=wish.memory,
+        memory=wish.memory or kernel.memory,
     )
 
 

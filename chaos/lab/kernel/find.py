@@ -21,7 +21,7 @@ from pathlib import Path
 from chaos.cache.entries import Say
 from chaos.errors import HostLacks, UsageError
 from chaos.lab.kernel import build, built, fetched, local
-from chaos.lab.kernel.kconfig import read_config
+from chaos.lab.kernel.kconfig import memory_wanted, read_config
 
 ALLOWED = (
     "debian:SERIES (debian:6.1), debian:ABI (debian:6.1.0-47-amd64), running, installed:RELEASE,"
@@ -40,6 +40,7 @@ class LabKernel:
     modules: Path  # .../lib/modules/RELEASE
     build: Path  # for make -C
     identity: str  # changes when image, modules or build change
+    memory: int = 1 << 30  # bytes that a lab of it wants
 
 
 def silent(_: str) -> None:
@@ -84,6 +85,7 @@ def _lab_kernel(source: str, found: fetched.Found) -> LabKernel:
         modules=found.modules,
         build=found.build,
         identity=found.identity,
+        memory=memory_wanted(read_config(found.build / ".config")),
     )
 
 

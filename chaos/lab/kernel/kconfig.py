@@ -80,6 +80,11 @@ def lacking(config: Mapping[str, str]) -> list[Lacking]:
     return missing
 
 
+def memory_wanted(config: Mapping[str, str]) -> int:
+    """Bytes that a lab of this kernel wants: KASAN takes an eighth for its shadow, and keeps what was freed."""
+    return 2 << 30 if config.get("KASAN") == "y" else 1 << 30
+
+
 def check_config(config: Mapping[str, str], kernel: str) -> None:
     """Raise NoKernel, naming every option that keeps this kernel from carrying the lab."""
     missing = lacking(config)
