@@ -3,8 +3,9 @@
 # make demo    everything needed is installed, then real experiments run on two stock kernels in the lab
 # make test    everything needed is installed, then all checks and tests, the lab's included
 # make check   the checks and the tests that need no lab
-# make nightly the whole catalogue on each kernel against its table of outcomes (docs/outcomes.md), and mutants of the
-#              judge (docs/mutation.md); a part that passed is not repeated, `make nightly again=--again` repeats all
+# make nightly the whole catalogue on each kernel against its table of outcomes (docs/outcomes.md), planted defects, a
+#              minute of patched jump labels, and mutants of the judge (docs/mutation.md); a part that passed is not
+#              repeated, `make nightly again=--again` repeats all
 # make outcomes  the tables of outcomes, made anew; `git diff experiments/outcomes` shows what changed
 # make bench   figures, side by side with what they are compared with; takes minutes
 # make wheel   dist/sevchaos-*.whl

@@ -8,13 +8,34 @@
 set -euo pipefail # so no pipe into `grep -q` or `head`: who writes more than they read would be a failure
 cd "$(dirname "$0")/.."
 
+# shellcheck disable=SC1090
+. "${SEVCHAOS_OS_RELEASE:-/etc/os-release}" 2>/dev/null || true # the variable is for the tests
+distribution="${ID:-} ${VERSION_ID:-}"
+
 # gcc, make and binutils build the lab's two small kernel modules, and with libc6-dev the native loops; kmod has depmod.
-# The libraries are what the tools in Debian's kernel headers are linked with, under the names of Debian 12 and of 13.
 packages=(binutils gcc kmod libc6-dev make)
-libraries_of_12=(libelf1 libssl3)
-libraries_of_13=(libelf1t64 libssl3t64)
+# The libraries are what the tools in Debian's kernel headers are linked with, and the keyring is what apt verifies these
+# kernels against: under the names of each distribution whose packages set-up may install.
+case "$distribution" in
+"debian 12") packages+=(libelf1 libssl3) ;;
+"debian 13") packages+=(libelf1t64 libssl3t64) ;;
+"ubuntu 24.04" | "ubuntu 25."* | "ubuntu 26."*) packages+=(debian-archive-keyring libelf1t64 libssl3t64) ;;
+*) packages=() ;;
+esac
 newest_single_threaded=9 # QEMU's major version; see chaos/lab/qemu.py
 state=.venv/.setup
+
+# What installs the same elsewhere.
+how_elsewhere() {
+    case "${ID:-} ${ID_LIKE:-}" in
+    *fedora* | *rhel*) echo "dnf install gcc make binutils kmod qemu-system-x86-core python3" ;;
+    *arch*) echo "pacman -S gcc make binutils kmod qemu-system-x86 python" ;;
+    *suse*) echo "zypper install gcc make binutils kmod qemu-x86 python311" ;;
+    *debian* | *ubuntu*)
+        echo "apt-get install gcc make binutils kmod libc6-dev qemu-system-x86 python3 python3-venv debian-archive-keyring" ;;
+    *) echo "your package manager has them" ;;
+    esac
+}
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 
@@ -74,13 +95,13 @@ not_installed() {
 
 # Packages
 
-debian_packages() {
-    local missing qemu want_backports= libraries="libraries_of_$debian[@]"
-    mapfile -t missing < <(not_installed "${packages[@]}" "${!libraries}")
+known_system() {
+    local missing qemu want_backports=
+    mapfile -t missing < <(not_installed "${packages[@]}")
     choose_python
     if [ -z "$python" ]; then mapfile -t -O "${#missing[@]}" missing < <(not_installed python3 python3-venv); fi
     qemu=$(qemu_major)
-    if [ "$debian" != 12 ]; then # whose own QEMU is new enough
+    if [ "$distribution" != "debian 12" ]; then # their own QEMU is what there is
         if [ "$qemu" = 0 ]; then missing+=(qemu-system-x86); fi
     elif [ "$qemu" = 0 ] || { [ "$qemu" -le "$newest_single_threaded" ] && newer_qemu_is_worth_a_try; }; then
         want_backports=yes
@@ -146,7 +167,7 @@ add_backports() {
     return 1
 }
 
-# Elsewhere than on Debian we say what is needed, and install nothing.
+# Elsewhere we say what is needed, and install nothing.
 other_system() {
     local missing=() name
     for name in gcc make ld depmod; do
@@ -157,8 +178,8 @@ other_system() {
     if [ -z "$python" ]; then missing+=("python 3.11 or later with venv"); fi
     if [ "${#missing[@]}" = 0 ]; then return; fi
     local IFS=,
-    die "set-up installs packages on Debian 12 and 13 only, and this is ${1:-another system}. Missing here: ${missing[*]}" \
-        "install these and run this again." \
+    die "set-up installs packages on Debian 12 and 13 and Ubuntu from 24.04 on, and this is ${1:-another system}. Missing here: ${missing[*]}" \
+        "install these ($(how_elsewhere)) and run this again." \
         "To use a kernel that you have: --kernel running, --kernel installed:RELEASE, or --kernel PATH of a build tree"
 }
 
@@ -191,14 +212,10 @@ main() {
         say "waiting for another set-up that is at work here"
         flock 9
     fi
-    # shellcheck disable=SC1090
-    . "${SEVCHAOS_OS_RELEASE:-/etc/os-release}" 2>/dev/null || true # the variable is for the tests
-    debian=
-    if [ "${ID:-}" = debian ] && [[ ${VERSION_ID:-} =~ ^1[23]$ ]]; then debian=$VERSION_ID; fi
-    if [ -n "$debian" ]; then debian_packages; else other_system "${PRETTY_NAME:-}"; fi
+    if [ "${#packages[@]}" != 0 ]; then known_system; else other_system "${PRETTY_NAME:-}"; fi
     choose_python
     virtual_environment
-    if [ -n "$debian" ] || [ "$#" != 0 ]; then .venv/bin/python setup/kernels.py "$@"; fi
+    if [ "${#packages[@]}" != 0 ] || [ "$#" != 0 ]; then .venv/bin/python setup/kernels.py "$@"; fi
 }
 
 main "$@"

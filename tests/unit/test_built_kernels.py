@@ -60,6 +60,7 @@ TREE = {
     "drivers/gpu/huge.c": "not in a lab\n",
     "drivers/gpu/Kconfig": "config HUGE\n",
     "arch/arm/huge.c": "not in a lab\n",
+    "arch/arm/crypto/Kconfig": "config ARM\n",
 }
 
 
@@ -161,7 +162,7 @@ def test_the_sources_of_one_kernel_are_those_of_the_next_but_for_what_is_changed
 def test_drivers_that_no_lab_has_stay_out_but_for_their_configuration(debian: FakeDebian) -> None:
     tree = build("plain").build.parent
     assert (tree / "drivers/gpu/Kconfig").is_file()
-    assert not (tree / "drivers/gpu/huge.c").exists() and not (tree / "arch/arm").exists()
+    assert not (tree / "drivers/gpu/huge.c").exists() and not (tree / "arch/arm/huge.c").exists()
 
 
 def test_what_was_not_built_is_named_with_what_builds_it(debian: FakeDebian) -> None:
@@ -185,7 +186,7 @@ def test_a_build_that_fails_shows_why_and_the_next_one_goes_on(debian: FakeDebia
     switch.touch()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FAIL", str(switch))
-        with pytest.raises(NoKernel, match=r"(?s)building the kernel failed.*Error 1") as caught:
+        with pytest.raises(NoKernel, match="building the kernel failed") as caught:
             build("plain")
     log = Path(caught.value.remedy.removeprefix("the whole log is "))
     assert "#error" in log.read_text()

@@ -216,13 +216,36 @@ def test_elsewhere_what_is_missing_is_named_and_how_to_bring_a_kernel(machine: M
         machine.program(name, ":")
     done = machine.set_up()
     assert done.returncode == 69
-    first, _, flags = done.stderr.splitlines()
+    first, how, flags = done.stderr.splitlines()
     assert "this is Fedora Linux 41" in first
+    assert "dnf install gcc" in how
     assert "ld" in first.partition("Missing here: ")[2]
     assert "gcc" not in first
     for flag in ("--kernel running", "--kernel installed:RELEASE", "--kernel PATH"):
         assert flag in flags
     assert machine.log("root") == []
+
+
+@pytest.mark.parametrize(("name", "installs"), [("arch", "pacman -S gcc"), ("linuxmint", "package manager")])
+def test_elsewhere_it_is_told_what_installs_it(machine: Machine, name: str, installs: str) -> None:
+    machine.system(name, "1", name)
+    assert installs in machine.set_up().stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "missing"),
+    [
+        ("debian", "13", "libelf1t64 libssl3t64"),
+        ("ubuntu", "24.04", "debian-archive-keyring libelf1t64 libssl3t64"),
+        ("ubuntu", "26.04", "debian-archive-keyring libelf1t64 libssl3t64"),
+    ],
+)
+def test_each_distribution_has_names_of_its_own(machine: Machine, name: str, version: str, missing: str) -> None:
+    machine.system(name, version, name)
+    machine.qemu("8.2.2")
+    done = machine.set_up()
+    assert done.stderr.splitlines()[0] == f"setup: about to install, with apt-get as root: {missing}"
+    assert machine.log("python")[-1] == "setup/kernels.py"
 
 
 def test_elsewhere_with_everything_there_it_goes_on(machine: Machine) -> None:

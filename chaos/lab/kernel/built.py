@@ -259,8 +259,9 @@ class _Build:
         done = run(argv, timeout=timeout, keep=(self._lock.fd,), env=env, watch=self._progress, every=15.0)
         said = self.log.read_bytes()[before:].decode(errors="replace")
         if done.status:
-            errors = [line for line in said.splitlines() if re.search(r"error|Error|No space", line)]
-            shown = "\n".join((errors or said.splitlines())[:12])
+            lines = [line for line in said.splitlines() if not re.match(r"make|  [A-Z]+ ", line)]
+            wrong = [line for line in lines if re.search(r"error|can't|No space", line)]
+            shown = "\n".join((wrong or lines)[-12:] or said.splitlines()[-2:])
             raise NoKernel(f"building the kernel failed:\n{shown}", remedy=f"the whole log is {self.log}")
         return said
 

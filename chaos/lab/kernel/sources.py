@@ -28,10 +28,11 @@ _OTHER_CPUS = ("arm", "arm64", "m68k", "mips", "parisc", "powerpc", "riscv", "s3
 _LEFT_OUT = (
     "*/Documentation/*/*",
     *(f"*/{place}/*.[chS]" for place in sorted(_NO_LAB_HAS)),
-    *(f"*/arch/{name}/*" for name in _OTHER_CPUS),
+    *(f"*/arch/{name}/{what}" for name in _OTHER_CPUS for what in ("*.[chS]", "boot/*")),
     "*/tools/perf/*",
     "*/tools/testing/*",
 )
+_KEPT_NOW = hashlib.sha256("".join(_LEFT_OUT).encode()).hexdigest()[:6]  # part of the name: sources change with it
 # Results of a build, which a tree of the user's may be full of. What is left of them, `make mrproper` removes.
 _BUILT = re.compile(r".*\.(?:o|a|ko|cmd|mod|mod\.c)|vmlinux(?:\.o|\.unstripped)?|\.config.*|\.git")
 
@@ -56,7 +57,7 @@ def of_debian(version: str, *, say: Say) -> Sources:
         raise NoKernel(
             f"{version!r} is no version of a kernel of Debian's", remedy="name one of `sevchaos kernel list`"
         )
-    name = f"linux-{version.replace(':', '.')}"
+    name = f"linux-{version.replace(':', '.')}-{_KEPT_NOW}"
     sources = Sources(name, number[0], entries.entry_path("sources", name))
     if not sources.path.is_dir():
         _fetch(f"linux-source-{number[1]}", version, sources, say)
