@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from chaos.vmm.messages import Question
 
 GROUP = "sevchaos.faults"
+StorageState = Literal["missing", "full", "read-only"]
 # caller: a VMM whose calls alone count, or with no target whoever calls.
 Target = Literal["vmm", "vm", "cgroup", "link", "host", "caller"]
 
@@ -224,6 +225,22 @@ class FirmwareControl(Protocol):
         """Have the driver wait so many seconds for an answer; returns how many it did. Raises OSError."""
 
 
+class Storage(Protocol):
+    """The file in which the host keeps the firmware's state. What changes it is recorded as an operation."""
+
+    @property
+    def file(self) -> Path:
+        """Raises `Unsupported` if there is none."""
+
+    def spoil(self, how: StorageState) -> None:
+        """Make it unfit to keep the state, until `mend`. Raises OSError."""
+
+    def mend(self) -> None: ...
+
+    def takes(self) -> OSError | None:
+        """What keeps anybody from writing the whole state there, None if nothing does."""
+
+
 class FaultContext(Protocol):
     """The run, as a fault may break it. Raises `Unsupported` where the host has no such thing."""
 
@@ -245,6 +262,9 @@ class FaultContext(Protocol):
 
     @property
     def firmware(self) -> FirmwareControl: ...
+
+    @property
+    def storage(self) -> Storage: ...
 
     def kfault(self) -> Kfault:
         """The kernel's functions, held, delayed or made to fail; loads the module in the lab."""

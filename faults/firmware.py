@@ -11,7 +11,7 @@ import contextlib
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from chaos.fault import Evidence, FailpointHits, Fault, FaultContext, PlanInForce, Target
+from chaos.fault import Evidence, FailpointHits, Fault, FaultContext, PlanInForce, StorageState, Target
 from chaos.lab.psp import failpoints
 from chaos.lab.psp.plan import Die
 
@@ -91,6 +91,46 @@ class PlatformReset(Fault):
 
     def undo(self, ctx: FaultContext, target: str) -> str:
         return "the next guest initialises it"
+
+
+@dataclass(kw_only=True, slots=True)
+class FirmwareStorage(Fault):
+    """Keep the host from writing the firmware's state down (`init_ex_path` of ccp): the folder is `missing`, `full` or
+    `read-only`. The platform has to be down, as `platform-reset` leaves it, and to be initialised meanwhile."""
+
+    TARGET: ClassVar[Target] = "host"
+    WHERE: ClassVar[str] = "at any step at which the platform is down"
+    NEEDS: ClassVar[str] = "a lab whose ccp keeps the firmware's state in a file (ccp: {init_ex_path: …})"
+    PROOF: ClassVar[str] = "the state cannot be written there by anybody, and INIT_EX came to the firmware"
+
+    state: StorageState
+    _counted: PlanInForce | None = field(init=False, default=None)
+
+    def require(self, ctx: FaultContext, target: str) -> None:
+        ctx.firmware.require()
+        _ = ctx.storage.file
+
+    def apply(self, ctx: FaultContext, target: str) -> None:
+        ctx.storage.spoil(self.state)
+        self._counted = ctx.firmware.arm("INIT_EX=delay:1ns")  # to hear of it; nothing else is changed
+
+    def evidence(self, ctx: FaultContext, target: str) -> Evidence:
+        error = ctx.storage.takes()
+        if self._counted is None or error is None:
+            return Evidence(False, f"{ctx.storage.file} can be written")
+        told = f"{ctx.storage.file} cannot be written: {error.strerror}"
+        (point,) = self._counted.look().points
+        if not point.count:
+            return Evidence(None, f"{told}; nobody had the platform initialised")
+        return Evidence(True, f"{told}; INIT_EX came to the firmware {point.count} times")
+
+    def undo(self, ctx: FaultContext, target: str) -> str:
+        try:
+            if self._counted is not None:
+                self._counted.withdraw()
+        finally:
+            ctx.storage.mend()
+        return "the firmware's state can be written again"
 
 
 def _told(point: FailpointHits) -> str:

@@ -19,7 +19,7 @@ packages=(binutils gcc kmod libc6-dev make)
 case "$distribution" in
 "debian 12") packages+=(libelf1 libssl3) ;;
 "debian 13") packages+=(libelf1t64 libssl3t64) ;;
-"ubuntu 24.04" | "ubuntu 25."* | "ubuntu 26."*) packages+=(debian-archive-keyring libelf1t64 libssl3t64) ;;
+"ubuntu 24.04" | "ubuntu 24.10" | "ubuntu 25."* | "ubuntu 26."*) packages+=(debian-archive-keyring libelf1t64 libssl3t64) ;;
 *) packages=() ;;
 esac
 newest_single_threaded=9 # QEMU's major version; see chaos/lab/qemu.py

@@ -125,6 +125,13 @@ def publish(staged: Path, kind: str, name: str) -> Path:
     return final
 
 
+def write_whole(path: Path, data: bytes) -> None:
+    """A file that is there whole or not at all, whenever this process is killed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(data)
+    temporary.rename(path)
+
+
 def discard(path: Path) -> None:
     """Remove a file or directory of the cache: first out of sight, then for good."""
     trash = path.parent / f".{path.name.lstrip('.')}.{os.getpid()}{_TRASH}"
@@ -301,7 +308,8 @@ def clean(
     leftovers_only: bool = False,
     say: Say,
 ) -> Cleaned:
-    """Remove entries: all, or those of `kinds` and `names`. Leftovers of killed processes always go.
+    """Remove entries: all, or those of `kinds` and `names`. Leftovers of killed processes go as well, unless `names`
+    says what goes: one may be what another command goes on from.
 
     What another process holds the lock of stays, and is named in `busy`.
     """
@@ -309,7 +317,7 @@ def clean(
     busy: list[CacheEntry] = []
     for entry in entries():
         chosen = (kinds is None or entry.kind in kinds) and (names is None or entry.name in names)
-        if not entry.leftover and (leftovers_only or not chosen):
+        if not chosen if names is not None else not entry.leftover and (leftovers_only or not chosen):
             continue
         (removed if _remove(entry, say) else busy).append(entry)
     return Cleaned(tuple(removed), tuple(busy))

@@ -108,6 +108,18 @@ firmware_option = click.option(
 )
 
 
+class ParameterOption(click.ParamType[tuple[str, str]]):
+    """A module's parameter: NAME=VALUE."""
+
+    name = "parameter"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        found = re.fullmatch(r"([a-z][a-z0-9_]*)=([^\s\"'=]+)", str(value))
+        if found is None:
+            self.fail(f"{value!r} is not NAME=VALUE, without spaces and quotes", param, ctx)
+        return found[1], found[2]
+
+
 MEMORY_HELP = "Memory of the lab. [default: 1G, and 2G for a kernel with KASAN]"
 
 
@@ -120,18 +132,28 @@ def lab_options(command: Callable[..., Any]) -> Callable[..., Any]:
                      help="ASIDs for SEV guests, and for SEV-ES guests."),
         click.option("--cpus", type=click.IntRange(1, 64), default=2, show_default=True),
         click.option("--memory", type=MemoryOption(), help=MEMORY_HELP),
+        click.option("--ccp", type=ParameterOption(), multiple=True, metavar="NAME=VALUE",
+                     help="A parameter that the PSP's driver is loaded with. Repeatable."),
         click.option("--cold", is_flag=True, help="Boot; neither restore a saved lab nor save this one."),
         click.option("--quiet", "-q", is_flag=True, help="No progress on stderr."),
     )  # fmt: skip
 
     @functools.wraps(command)
     def gathered(
-        *, kernel: str, asids: tuple[int, int], cpus: int, memory: int | None, cold: bool, quiet: bool, **others: Any
+        *,
+        kernel: str,
+        asids: tuple[int, int],
+        cpus: int,
+        memory: int | None,
+        cold: bool,
+        quiet: bool,
+        ccp: tuple[tuple[str, str], ...],
+        **others: Any,
     ) -> Any:
         from chaos.lab.session import Wish
 
         sev, es = asids
-        wish = Wish(kernel=kernel, sev_asids=sev, es_asids=es, cpus=cpus, memory=memory, cold=cold)
+        wish = Wish(kernel=kernel, sev_asids=sev, es_asids=es, cpus=cpus, memory=memory, cold=cold, ccp=ccp)
         return command(wish=wish, say=silent if quiet else say, **others)
 
     for option in reversed(options):

@@ -46,7 +46,14 @@ def list_(*, every: bool, refresh: bool, as_json: bool) -> None:
         import msgspec
 
         rows = [
-            {"kernel": o.source, "version": o.version, "bytes": o.here, "gone": o.gone, "findings": _seen(o, known)}
+            {
+                "kernel": o.source,
+                "version": o.version,
+                "bytes": o.here,
+                "gone": o.gone,
+                "built": o.built,
+                "findings": _seen(o, known),
+            }
             for o in shown
         ]
         click.echo(msgspec.json.encode(rows))

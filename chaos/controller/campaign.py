@@ -52,7 +52,11 @@ def _stints(hosts: Sequence[Host], wanted: Sequence[Experiment], plan: _Plan, jo
         if host.anew:
             labs = math.ceil(jobs / (len(hosts) * len(wanted)))
             size = math.ceil(plan.repeat / labs)
-            stints += [_Stint(host, runs[at : at + size], []) for runs in each for at in range(0, plan.repeat, size)]
+            stints += [
+                _Stint(host.suited(runs[0][0]), runs[at : at + size], [])
+                for runs in each
+                for at in range(0, plan.repeat, size)
+            ]
         else:
             stints.append(_Stint(host, tuple(chain.from_iterable(each)), []))
     return stints

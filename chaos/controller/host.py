@@ -21,6 +21,7 @@ from typing import Protocol
 from chaos.controller.conversation import Write
 from chaos.controller.host_description import HostDescription
 from chaos.errors import LabFailed, SevchaosError
+from chaos.experiment.model import Experiment
 from chaos.runner.order import Order
 
 RUNNER = "chaos.runner.main"
@@ -44,6 +45,9 @@ class Host(Protocol):
         """Whether each experiment is to find it as nobody has used it yet: it is opened for each, not once for all."""
 
     def describe(self) -> HostDescription: ...
+
+    def suited(self, experiment: Experiment) -> Host:
+        """The same as this experiment needs it."""
 
     def open(self, console: Callable[[str], None]) -> AbstractAsyncContextManager[Session]:
         """A runner that waits for orders; `console` gets each line of the serial console.

@@ -9,7 +9,8 @@ import msgspec
 
 
 class HostDescription(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a run took place. `kernel_source` and `qemu` are "" on a local host."""
+    """Where a run took place. `kernel_source` and `qemu` are "" on a local host; `ccp` are the parameters that a lab's
+    driver was loaded with."""
 
     host: Literal["lab", "local"]
     kernel_source: str = ""
@@ -18,3 +19,4 @@ class HostDescription(msgspec.Struct, frozen=True, kw_only=True):
     asids: tuple[int, int] | None = None
     cpus: int = 0
     memory: int = 0
+    ccp: dict[str, str] = {}

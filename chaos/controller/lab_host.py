@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 
 from chaos.cache.entries import Say
 from chaos.controller.conversation import Conversation, Write
@@ -13,6 +14,7 @@ from chaos.controller.host import RUNNER, Session, _under_way
 from chaos.controller.host_description import HostDescription
 from chaos.controller.lab_witness import Clock
 from chaos.errors import LabFailed, LabHung
+from chaos.experiment.model import Experiment
 from chaos.history.records import History, Note, Record
 from chaos.judge.ledger.firmware_contexts import Contexts
 from chaos.lab.machine import Lab
@@ -41,7 +43,12 @@ class LabHost:
             asids=(self._wish.sev_asids, self._wish.es_asids),
             cpus=self._wish.cpus,
             memory=self._wish.memory or find_kernel(self._wish.kernel).memory,
+            ccp=dict(self._wish.ccp),
         )
+
+    def suited(self, experiment: Experiment) -> LabHost:
+        ccp = tuple(sorted({**dict(self._wish.ccp), **experiment.ccp}.items()))
+        return LabHost(replace(self._wish, ccp=ccp), say=self._say)
 
     @contextlib.asynccontextmanager
     async def open(self, console: Callable[[str], None]) -> AsyncIterator[Session]:

@@ -15,6 +15,7 @@ from chaos.controller.conversation import Conversation, Write, not_ours
 from chaos.controller.host import RUNNER, Session, _under_way
 from chaos.controller.host_description import HostDescription
 from chaos.errors import HostLacks, LabFailed
+from chaos.experiment.model import Experiment
 from chaos.linux.process import die_with
 from chaos.runner.order import Order
 
@@ -32,6 +33,9 @@ class LocalHost:
 
     def describe(self) -> HostDescription:
         return HostDescription(host="local", release=os.uname().release, cpus=os.cpu_count() or 0)
+
+    def suited(self, experiment: Experiment) -> LocalHost:
+        return self  # it is what it is, and the runner skips what it does not fit
 
     @contextlib.asynccontextmanager
     async def open(self, console: Callable[[str], None]) -> AsyncIterator[Session]:

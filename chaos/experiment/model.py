@@ -65,11 +65,16 @@ class Unaskable(Part, frozen=True, kw_only=True):
     why: str
 
 
+ParameterName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]{0,40}$", description="a parameter's name")]
+ParameterValue = Annotated[str, msgspec.Meta(pattern=r"^[^\s\"'=]{1,200}$", description="without spaces and quotes")]
+
+
 class Experiment(Part, frozen=True, kw_only=True):
     """`why` says in two sentences why anyone should care. `promises` are those it puts to the test. `unaskable`
     names promises whose question this experiment cannot ask, each with the reason; they end unknown all the same, and
     for any other reason they count. With `questions: own` nothing is asked of the VMs and the counters but by steps.
-    `cgroups` says more of some; there are also those that a VMM lives in, and all above them."""
+    `cgroups` says more of some; there are also those that a VMM lives in, and all above them. `ccp` are parameters that
+    the PSP's driver must have been loaded with: a lab is booted so, and another host that was not is skipped."""
 
     name: Name
     why: str
@@ -80,6 +85,7 @@ class Experiment(Part, frozen=True, kw_only=True):
     unaskable: dict[str, Unaskable] = msgspec.field(default_factory=dict)
     cgroups: dict[GroupPath, Group] = msgspec.field(default_factory=dict)
     questions: Literal["automatic", "own"] = "automatic"
+    ccp: dict[ParameterName, ParameterValue] = msgspec.field(default_factory=dict)
 
     @property
     def keys(self) -> frozenset[str]:

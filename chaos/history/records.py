@@ -73,6 +73,11 @@ and those on cgroups, which no VMM makes; their agent is "":
     disable_misc {cgroup}               the cgroups directly below lose the misc controller: to it they are this one
     enable_misc {cgroup}                and get it again, with nothing charged
 
+and one on the host, likewise:
+
+    storage {state}                     the file that the host keeps the firmware's state in (init_ex_path of ccp) is
+                                        "missing" with its folder, "full", "read-only", or "well" again
+
 When an operation fails, `value` holds in `call` the system call that was refused.
 
 `seq` numbers the records of a run from 0 without holes; verdicts point at records by it.

@@ -210,6 +210,7 @@ class Contract:
                     dying=dying,
                     half=half,
                     memlock=self._memlock(invoke, done),
+                    storage=self._storage(invoke, done),
                 )
                 allowed |= oracle.allowed(state, made)
                 unflagged |= oracle.allowed(replace(state, flags_free=True), made) if made.f in BIDS else set()
@@ -263,6 +264,21 @@ class Contract:
         before = [i for i in mine if i.seq < invoke.seq][-1:]
         given = (i.args.get("bytes") for i in (*before, *(i for i in mine if invoke.seq < i.seq < done.seq)))
         return frozenset((invoke.agent, size) for size in given if isinstance(size, int))
+
+    def _storage(self, invoke: Invoke, done: Done) -> frozenset[str]:
+        """What the file of the firmware's state may have been like while the operation was under way, if not well; and
+        nothing if the firmware was not initialised meanwhile, for then nobody wrote it."""
+        if not self.evidence.contexts.initialised(invoke, done):
+            return frozenset()
+        latest, states = "well", set[str]()
+        for change, over in self.evidence.operations:
+            if change.f != "storage" or change.seq > done.seq or (over is not None and over.outcome != "ok"):
+                continue
+            if over is None or over.seq > invoke.seq:
+                states.add(argument(change, "state"))
+            else:
+                latest = argument(change, "state")
+        return frozenset({latest, *states} - {"well"})
 
     def _limits(self, begun: int, over: int) -> frozenset[Limits]:
         """The limits that may have been in force from record `begun` to record `over`: as they were read before, with

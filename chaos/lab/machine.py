@@ -74,6 +74,7 @@ class Spec:
     es_asids: int = 7
     cpus: int = 2  # for programs; the machine has CPU 0 besides (docs/lab.md)
     memory: int = 1 << 30
+    ccp: tuple[tuple[str, str], ...] = ()  # parameters of the driver, by name
 
 
 class SerialLines:
@@ -363,7 +364,7 @@ def command_line(spec: Spec, fds: dict[str, int], *, incoming: bool) -> list[str
     kernel_line = (
         "console=ttyS0 loglevel=5 panic=-1 nokaslr mitigations=off tsc=reliable sysrq_always_enabled "
         f"cryptomgr.notests rcupdate.rcu_expedited=1 {shim}"
-    )
+    ) + "".join(f" ccp.{name}={value}" for name, value in spec.ccp)
     command = [
         str(spec.qemu.path), "-nodefaults", "-no-user-config", "-display", "none", "-net", "none", "-no-reboot",
         "-d", "cpu_reset",  # so that it says when a triple fault was what ended it

@@ -28,7 +28,7 @@ _CHUNK = 1 << 16
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
     """A lab as a user asks for it. `memory` in bytes, None for what its kernel wants; `cold` forbids saved
-    labs."""
+    labs; `ccp` are parameters of that driver, by name, in order."""
 
     kernel: str
     sev_asids: int = 8
@@ -36,6 +36,7 @@ class Wish:
     cpus: int = 2
     memory: int | None = None
     cold: bool = False
+    ccp: tuple[tuple[str, str], ...] = ()
 
 
 def make_spec(wish: Wish, *, say: Say) -> Spec:
@@ -50,6 +51,7 @@ def make_spec(wish: Wish, *, say: Say) -> Spec:
         es_asids=wish.es_asids,
         cpus=wish.cpus,
         memory=wish.memory or kernel.memory,
+        ccp=wish.ccp,
     )
 
 

@@ -53,7 +53,8 @@ class Snapshot:
 def name_of(spec: Spec) -> str:
     parts = (
         spec.kernel.identity, spec.image.identity, ".".join(map(str, spec.qemu.version)), spec.qemu.threads,
-        spec.sev_asids, spec.es_asids, spec.cpus, spec.memory, Path(__file__).with_name("machine.py").read_text(),
+        spec.sev_asids, spec.es_asids, spec.cpus, spec.memory, spec.ccp,
+        Path(__file__).with_name("machine.py").read_text(),
     )  # fmt: skip
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:20] + ".lab"
 

@@ -19,6 +19,7 @@ from chaos.netns.link import LinkEnd
 from chaos.runner.cgroups import CgroupTree
 from chaos.runner.guests import Guests
 from chaos.runner.holds.failpoints import RunFailpoints
+from chaos.runner.storage import FirmwareStorage
 from chaos.runner.vmms import VmmProcess, VmmProcesses
 from chaos.safety.warden import Warden
 from chaos.seed import split
@@ -37,6 +38,7 @@ class RunContext:
     cgroups: CgroupTree
     host: Warden
     firmware: RunFailpoints
+    storage: FirmwareStorage
     loop: Loop
     stack: ExitStack
     shared: bool = False

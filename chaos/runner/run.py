@@ -32,12 +32,13 @@ from chaos.runner.recorder import Recorder
 from chaos.runner.script import STEPS, perform, require_all
 from chaos.runner.script.automatic import AutomaticQuestions
 from chaos.runner.script.executor import Executor
+from chaos.runner.storage import FirmwareStorage
 from chaos.runner.tracing import Tracer
 from chaos.runner.uplink import Outside
 from chaos.runner.vmms import StepFailed, VmmProcesses
 from chaos.safety import claim
 from chaos.safety.claim import Claim
-from chaos.safety.survey import Paths, Surveyed, allowance, hierarchy, refuse_others, require, survey
+from chaos.safety.survey import Paths, Surveyed, allowance, hierarchy, refuse_others, require, require_ccp, survey
 from chaos.safety.warden import Warden
 from chaos.vmm.messages import Fill
 from chaos.vmm.server import ForkServer
@@ -160,6 +161,7 @@ class ExperimentRun:
         """Everything between Header and End."""
         library.load()
         require(host, self.paths, self.order.experiment.keys, self.order.experiment.types)
+        require_ccp(self.paths, self.order.experiment.ccp)
         platform = self._platform(stack)
         if not (host.is_lab or self.order.shared):
             refuse_others(root, platform)
@@ -207,8 +209,9 @@ class ExperimentRun:
         cgroups = CgroupTree(group, log, vmms)
         guests = Guests(self.order.experiment, vmms, cgroups, host.executes_es)
         ctx = RunContext(
-            vmms, guests, cgroups, self.warden, firmware, self.loop, stack, self.order.shared, self.order.seed
-        )
+            vmms, guests, cgroups, self.warden, firmware, FirmwareStorage(log), self.loop, stack, self.order.shared,
+            self.order.seed,
+        )  # fmt: skip
         require_all(self.order.experiment.script, ctx)  # now, not in the middle
         self._fill("start", host, vmms, group)
         with self.tracer.recording(self.loop, self.recorder, group.path.name) as untraced:

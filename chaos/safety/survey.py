@@ -92,9 +92,27 @@ def hierarchy(paths: Paths) -> Cgroup:
     return root
 
 
+_BOOLEAN = {"Y": "1", "y": "1", "N": "0", "n": "0"}
+
+
+def require_ccp(paths: Paths, wanted: Mapping[str, str]) -> None:
+    """Raises `Unsupported` if the PSP's driver was not loaded with these parameters."""
+    for name, value in wanted.items():
+        try:
+            have = (paths.modules / "ccp" / "parameters" / name).read_text().strip()
+        except OSError:
+            have = ""
+        if _BOOLEAN.get(have, have) != _BOOLEAN.get(value, value):
+            loaded = " ".join(f"{each}={wanted[each]}" for each in wanted)
+            raise Unsupported(
+                f"ccp was loaded with {name}={have or '(nothing)'}, and {value} is wanted",
+                remedy=f"without any SEV guest: modprobe -r kvm_amd ccp; modprobe ccp {loaded}; modprobe kvm_amd",
+            )
+
+
 def require(host: Surveyed, paths: Paths, keys: Iterable[str], types: Iterable[int] = ()) -> None:
-    """Raises `HostLacks` if this host cannot do what is wanted, saying why: contexts of `keys`, and `Unsupported` if
-    it is VMs of `types` that its kernel does not know."""
+    """Raises `HostLacks` if this host cannot do what is wanted, saying why, and `Unsupported` if what it lacks is ASIDs
+    of one of `keys` or VMs of one of `types`."""
     try:
         system = System.open(paths.kvm)
     except OSError as error:
@@ -117,7 +135,7 @@ def require(host: Surveyed, paths: Paths, keys: Iterable[str], types: Iterable[i
             )
     for key in keys:
         if not host.asids.get(key):
-            raise HostLacks(
+            raise Unsupported(
                 f"the host has no ASIDs of key {key}", remedy="the firmware setup divides them between SEV and SEV-ES"
             )
 

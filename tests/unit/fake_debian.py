@@ -139,7 +139,9 @@ class FakeDebian:
         (where / "index").mkdir(parents=True)
         (where / "bin").mkdir()
         (where / "keyring.gpg").touch()
-        (where / "sources").write_text("http://mirror.example/debian/dists/bookworm")
+        (where / "sources").write_text(
+            "http://mirror.example/debian/dists/bookworm http://mirror.example/debian/dists/bookworm-updates"
+        )
         (where / "index" / "names").touch()
         for name, text in (("apt-cache", APT_CACHE), ("apt-get", APT_GET), ("depmod", DEPMOD)):
             program = where / "bin" / name

@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import io
 import shutil
+import subprocess
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from chaos.cache import entries
 from chaos.cli.kernel_verb import kernel_
-from chaos.errors import NoKernel, UsageError
+from chaos.errors import HostLacks, NoKernel, UsageError
 from chaos.lab.kernel import built, edits, sources
 from chaos.lab.kernel.built import Recipe, parse
 from chaos.lab.kernel.find import LabKernel, build_kernel, find_kernel
@@ -53,10 +56,10 @@ TREE = {
     "Kconfig": "config TINY\n",
     "Makefile": MAKEFILE,
     "arch/x86/kvm/Makefile": "obj-m := kvm.o\n",
-    "virt/kvm/Makefile": "\n",
     "virt/kvm/kvm.c": KVM,
     "drivers/crypto/ccp/Makefile": "\n",
     "kernel/cgroup/Makefile": "\n",
+    "virt/kvm/Makefile.kvm": "\n",
     "drivers/gpu/huge.c": "not in a lab\n",
     "drivers/gpu/Kconfig": "config HUGE\n",
     "arch/arm/huge.c": "not in a lab\n",
@@ -239,10 +242,119 @@ def test_a_missing_tool_is_named_before_anything_is_fetched(
     debian: FakeDebian, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(built, "_LIBELF", tmp_path / "libelf.h")
-    with pytest.raises(NoKernel, match=r"libelf\.h is not there") as caught:
+    monkeypatch.setattr(built, "_PACKAGES", {"no-such-program": "its-package"})
+    with pytest.raises(HostLacks, match="lacks its-package, libelf-dev") as caught:
         build("plain")
-    assert "libelf-dev" in caught.value.remedy
+    assert caught.value.remedy.startswith("apt-get install its-package libelf-dev")
     assert debian.log() == []
+
+
+@pytest.mark.parametrize("variable", ["KBUILD_OUTPUT", "O"])
+def test_a_build_of_the_users_is_not_written_into(
+    debian: FakeDebian, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    tree, theirs = unpacked(TREE, tmp_path / "linux"), tmp_path / "theirs"
+    theirs.mkdir()
+    monkeypatch.setenv(variable, str(theirs))
+    monkeypatch.setenv("LOCALVERSION", "-theirs")
+    assert build("plain", base=str(tree)).release == "7.3.4-plain"
+    assert list(theirs.iterdir()) == []
+
+
+@pytest.mark.parametrize("done", ["prepared", "configured", "compiled"])
+def test_a_build_that_was_killed_goes_on_after_what_was_done(
+    debian: FakeDebian, monkeypatch: pytest.MonkeyPatch, done: str
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    marked = built._Build.is_done
+
+    def killed(build: built._Build, what: str, text: str = "") -> None:
+        marked(build, what, text)
+        if what == done:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(built._Build, "is_done", killed)
+        with pytest.raises(Killed):
+            build("kasan")
+    made: list[str] = []
+    monkeypatch.setattr(built._Build, "make", counted(made))
+    kernel = build("kasan")
+    assert "CONFIG_KASAN=y\n" in (kernel.build / ".config").read_text()
+    todo = ["tinyconfig", "olddefconfig", "bzImage", "modules_install"]
+    assert made == todo[{"prepared": 0, "configured": 2, "compiled": 4}[done] :]
+    assert not any(entry.leftover for entry in entries.entries())
+
+
+def counted(made: list[str]) -> Callable[..., str]:
+    make = built._Build.make
+
+    def make_and_count(build: built._Build, *arguments: str, **options: Any) -> str:
+        made.append(next(word for word in arguments if "=" not in word))
+        return make(build, *arguments, **options)
+
+    return make_and_count
+
+
+def test_a_half_made_configuration_is_made_anew(debian: FakeDebian, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would lack what the kernel is built for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(built, "check_config", lambda config, name: pytest.fail("not yet"))
+        with pytest.raises(pytest.fail.Exception):
+            build("kasan")
+    assert "CONFIG_KASAN=y\n" in (build("kasan").build / ".config").read_text()
+
+
+def test_what_is_built_is_used_without_sources_and_without_a_network(debian: FakeDebian) -> None:
+    kernel = build("plain")
+    entries.clean(kinds={"sources"}, say=lambda said: None)
+    debian.switch("offline")
+    assert find_kernel("debian:7.3+plain") == kernel
+    fetched = debian.log().count("fetched linux-source-7.3")
+    with pytest.raises(NoKernel, match="is not built"):
+        find_kernel("debian:7.3+kasan")
+    assert debian.log().count("fetched linux-source-7.3") == fetched == 1
+
+
+def test_a_kernel_of_more_parts_is_no_older_state_of_one_of_fewer(debian: FakeDebian) -> None:
+    build("fixed", "kasan")
+    with pytest.raises(NoKernel, match="is not built"):
+        find_kernel("debian:7.3+fixed")
+
+
+def test_of_each_kernel_the_last_two_states_are_kept(debian: FakeDebian, tmp_path: Path) -> None:
+    tree = unpacked(TREE, tmp_path / "linux")
+    for number in range(3):
+        (tree / "virt/kvm/kvm.c").write_text(f"{KVM}/* {number} */\n")
+        build("plain", base=str(tree))
+    assert len([entry for entry in entries.entries() if entry.kind == "built"]) == 2
+
+
+@pytest.mark.parametrize("name", ["my linux", ".linux", "linux:7.3", "src/linux"])
+def test_a_tree_of_any_name_is_built_and_found_by_it(debian: FakeDebian, tmp_path: Path, name: str) -> None:
+    tree = unpacked(TREE, tmp_path / name)
+    kernel = build("plain", base=str(tree))
+    assert find_kernel(f"{tree}+plain") == kernel
+    assert not kernel.build.parent.name.startswith(".")
+
+
+def test_a_tree_of_gits_is_copied_as_git_has_it(debian: FakeDebian, tmp_path: Path) -> None:
+    tree = unpacked({**TREE, ".gitignore": "*.o\nbzImage\n", "new.h": "not added yet\n"}, tmp_path / "linux")
+    subprocess.run(["git", "init", "-q", str(tree)], check=True)
+    subprocess.run(["git", "-C", str(tree), "add", "virt", "Makefile", "Kconfig", "arch"], check=True)
+    before = build("plain", base=str(tree))
+    unpacked({"kvm.o": "built\n", "arch/x86/boot/bzImage": "built\n"}, tree)
+    assert find_kernel(f"{tree}+plain") == before
+    assert (before.build.parent / "new.h").is_file() and not (before.build.parent / ".git").exists()
+
+
+def test_to_remove_one_kernel_leaves_what_another_build_goes_on_from(debian: FakeDebian) -> None:
+    build("plain")
+    half = entries.staging("built", "another_plain_0")
+    CliRunner().invoke(kernel_, ["remove", "debian:7.3+plain"], catch_exceptions=False)
+    assert half.is_dir() and len([e for e in entries.entries() if e.kind == "built"]) == 1
 
 
 def test_the_command_builds_lists_and_removes(debian: FakeDebian, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,4 +371,4 @@ def test_the_command_builds_lists_and_removes(debian: FakeDebian, monkeypatch: p
     invoke("remove", "debian:7.3+plain")
     assert "debian:7.3+plain" not in invoke("list")
     assert "debian:7.3+fixed" in invoke("list")
-    assert sources.of_debian(VERSION, say=pytest.fail).path.is_dir()
+    assert sources.of_debian(VERSION).path.is_dir()

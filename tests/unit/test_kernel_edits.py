@@ -89,9 +89,14 @@ def test_a_line_that_is_there_twice_is_no_place(tree: Path) -> None:
 
 
 def test_an_edit_may_be_for_some_series_alone(tree: Path) -> None:
-    text = "file dir/file.c\nonly 6.12 7.2\nin counted\n-\tn++;\n+\tn--;\n"
+    text = "file dir/file.c\nonly 6.12\nin counted\n-\tn++;\n+\tn--;\n"
     assert made(tree, text) == SOURCE
-    assert "\tn--;\n" in made(tree, text, "7.2")
+    assert "\tn--;\n" in made(tree, text, "6.12")
+
+
+def test_other_kernels_than_they_were_written_for_are_refused(tree: Path) -> None:
+    with pytest.raises(NoKernel, match=r"are of 6\.1$"):
+        made(tree, "", "6.1")
 
 
 def test_another_link_to_a_file_that_is_changed_keeps_it(tree: Path) -> None:

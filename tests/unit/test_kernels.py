@@ -267,6 +267,7 @@ def test_the_lists_are_fetched_once_and_each_is_of_the_machines_mirror(debian: F
     [
         (("vendor.example/debian/prod/dists/bookworm", *NEAR), "http://near.example/"),
         (("archive.example/ubuntu/dists/noble", "archive.example/ubuntu/dists/noble-updates"), archive.MIRROR),
+        (("vendor.example/debian/prod/dists/bookworm",), archive.MIRROR),
         ((), archive.MIRROR),
     ],
 )

@@ -125,6 +125,12 @@ class Contexts:
         """Whether a DF_FLUSH was made to fail while the operation was under way: freed ASIDs are then not to be had."""
         return any(record.status for record in self._tampered("DF_FLUSH", done, invoke.t, done.t))
 
+    def initialised(self, invoke: Invoke, done: Done) -> bool:
+        """Whether INIT_EX was sent while the operation was under way, as far as anybody can say: the host writes the
+        firmware's state down then."""
+        sent = (r.t for r in self.seen if r.command == "INIT_EX")
+        return not self.whole or any(invoke.t - DOUBT <= t <= done.t + DOUBT for t in sent)
+
     def refusals(self, invoke: Invoke, done: Done) -> frozenset[int]:
         """The statuses with which a firmware that was tampered with refused commands of the operation's, as it was seen
         to. One that does what it must refuses only what it has a reason for, which is another question."""

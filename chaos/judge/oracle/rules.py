@@ -9,7 +9,7 @@ kernel's own.
 
 from __future__ import annotations
 
-from errno import EBADF, EBUSY, EFAULT, EINVAL, EIO, ENOMEM, ENOTTY, ETIMEDOUT
+from errno import EBADF, EBUSY, EFAULT, EINVAL, EIO, ENOENT, ENOMEM, ENOSPC, ENOTTY, EROFS, ETIMEDOUT
 
 from chaos.history.reading import argument, number
 from chaos.history.records import Invoke
@@ -364,6 +364,20 @@ def _platform_refuses(state: State, op: Invoke) -> Refusal | None:
     return _maybe(EIO, firmware=True, when=state.psp == "well" and not state.obeys, left_open=True)
 
 
+# What the file of the firmware's state answers, by what became of it. A write that comes to less than all is EIO.
+_STORAGE = {"missing": (ENOENT,), "full": (ENOSPC, EIO), "read-only": (EROFS,)}
+
+
+def _storage_refuses(errno: int) -> Check:
+    def check(state: State, op: Invoke) -> Refusal | None:
+        """The host cannot write the firmware's state down (init_ex_path): the INIT that initialises the platform may
+        say so."""
+        spoiled = any(errno in _STORAGE.get(how, ()) for how in state.storage)
+        return _maybe(errno, when=spoiled, left_open=True)
+
+    return check
+
+
 def _locks_memory(state: State, op: Invoke) -> Refusal | None:
     """Whether the memory of a process that was given a limit fits into RLIMIT_MEMLOCK, nobody recorded, unless nothing
     does (sev_pin_memory). Others may lock whatever they like."""
@@ -419,6 +433,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
         _no_flush,
         _may_stall,
         _platform_refuses,
+        *(_storage_refuses(errno) for errno in (ENOENT, ENOSPC, EROFS, EIO)),
     ),
     "launch_start": (*_COMMAND, _cut_off, _noticed, _stalled, _started_twice, _firmware_refuses),
     "launch_update_data": (*_COMMAND, _locks_memory, *_ASKS, _not_in(Stage.UPDATE), _firmware_refuses),

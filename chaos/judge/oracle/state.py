@@ -70,7 +70,8 @@ class State:
     refuses nothing but what its own state machine makes it refuse, with the status of that. `marked` are moves under
     way that are known to have marked both their VMs as being migrated, `dying` the sources of moves that were under
     way, `half` creations of vCPUs that are known to be half done. `memlock` are the processes that were given a limit
-    to what they may lock, in bytes. `flags_free` to be told of reasons other than that another move or mirror holds a
+    to what they may lock, in bytes. `storage` is what kept the host from writing the firmware's state down, if
+    anything did. `flags_free` to be told of reasons other than that another move or mirror holds a
     VM's migration flag."""
 
     rules: Rules
@@ -87,6 +88,7 @@ class State:
     dying: frozenset[str] = frozenset()
     half: frozenset[int] = frozenset()
     memlock: frozenset[tuple[str, int]] = frozenset()
+    storage: frozenset[str] = frozenset()
     flags_free: bool = False
 
     def capacity_of(self, key: str) -> int:

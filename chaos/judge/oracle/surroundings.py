@@ -89,4 +89,5 @@ AROUND: dict[str, tuple[Check, ...]] = {
     "connect": (),
     "disconnect": (),
     "psp_dies": (),
+    "storage": (),
 }

@@ -41,6 +41,10 @@ HOW_OTHERWISE = (
 )
 _ENTRY = ("apt", "debian")
 _RELEASE_FILE = re.compile(r"^'(\S+/)dists/([^/\s]+)/InRelease' ", re.MULTILINE)
+_EVIDENCE = {
+    "Debian": 2,
+    "Debian-Security": 1,
+}  # suites of a place that make it a mirror; `…-security` is Debian's alone
 _SPACE = 160 << 20  # bytes: the lists, and what apt makes of them
 # On the command line, for apt's other files, whose proxies and the like are wanted, would have the last word otherwise.
 _OPTIONS = {
@@ -158,7 +162,7 @@ def _mirrors() -> dict[str, str]:
     """From where this machine takes Debian, by label; nothing if it is another distribution.
 
     Asked of what its sources name, for its lists need not be there. Others have a `bookworm` too, but not its updates
-    and backports: so of several places it is the one with most of the suites.
+    and backports: so of several places it is the one with most of the suites, and one alone is no evidence.
     """
     named = run([_program("apt-get"), "update", "--print-uris"], timeout=60, merge=False).output
     places: dict[str, Counter[str]] = {label: Counter() for label in SUITES}
@@ -166,4 +170,4 @@ def _mirrors() -> dict[str, str]:
         for label, (_, suites) in SUITES.items():
             places[label][mirror] += suite in suites
     best = {label: counted.most_common(1)[0] for label, counted in places.items() if counted}
-    return {label: mirror for label, (mirror, suites) in best.items() if suites}
+    return {label: mirror for label, (mirror, suites) in best.items() if suites >= _EVIDENCE[label]}

@@ -19,8 +19,10 @@ import hashlib
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from errno import ENOSPC
 from pathlib import Path
 
 import msgspec
@@ -28,7 +30,7 @@ import msgspec
 from chaos.cache import entries
 from chaos.cache.command import run, tool
 from chaos.cache.entries import Say
-from chaos.errors import NoKernel, UsageError
+from chaos.errors import HostLacks, NoKernel, UsageError
 from chaos.lab.kernel import edits, fetched, sources
 from chaos.lab.kernel.fetched import Found
 from chaos.lab.kernel.kconfig import check_config, read_config
@@ -43,7 +45,14 @@ _LIBELF = Path("/usr/include/libelf.h")
 _SPACE = 4 << 30  # bytes while it is built; what stays is a quarter
 _HOUR = 3600.0
 # Where KCOV says which code was reached. Instrumenting everything would cost a third more time at each step.
-_COVERED = ("arch/x86/kvm", "virt/kvm", "drivers/crypto/ccp", "kernel/cgroup")
+# arch/x86/kvm has the makefile of virt/kvm in it.
+_COVERED = ("arch/x86/kvm", "drivers/crypto/ccp", "kernel/cgroup")
+# What of somebody's environment would make another kernel, or write into a build of theirs.
+_NOT_OURS = (
+    "KBUILD_OUTPUT", "KCONFIG_CONFIG", "KCONFIG_ALLCONFIG", "LLVM", "CROSS_COMPILE", "KCFLAGS", "KCPPFLAGS", "KAFLAGS",
+    "LOCALVERSION", "INSTALL_MOD_PATH", "MAKEFLAGS", "MAKELEVEL", "MFLAGS", "W", "V", "C",
+)  # fmt: skip
+_KEPT_STATES = 2  # of each kernel: today's, and the one before
 _IMAGE = "arch/x86/boot/bzImage"
 # What building a module reads of the objects; the rest is removed.
 _KEPT = re.compile(
@@ -87,7 +96,7 @@ def parse(source: str) -> Recipe | None:
 
 
 def recipe(base: str, words: Sequence[str]) -> Recipe:
-    """Raises UsageError."""
+    """Of sources by a name of Debian's or by their path. Raises UsageError."""
     unknown = [word for word in words if word not in VARIANTS]
     if unknown or not base:
         raise UsageError(f"a kernel cannot be built with {'+'.join(words)}", remedy=f"there are {_told()}")
@@ -96,7 +105,8 @@ def recipe(base: str, words: Sequence[str]) -> Recipe:
         raise UsageError("KASAN and KCSAN exclude each other", remedy="build two kernels")
     if "plain" in chosen and len(chosen) > 1:
         raise UsageError("+plain is a kernel without anything else", remedy="leave it out")
-    return Recipe(base, tuple(sorted(chosen)))
+    named = base if base.startswith("debian:") else str(Path(base).expanduser().absolute())
+    return Recipe(named, tuple(sorted(chosen)))
 
 
 def _told() -> str:
@@ -105,12 +115,14 @@ def _told() -> str:
 
 def find(wanted: Recipe, *, say: Say) -> Found:
     """The kernel, if it was built. Raises NoKernel, with what builds it."""
-    made_of = _sources(wanted, say)
-    entry = _entry(wanted, made_of)
+    entry = _entry(wanted, _sources(wanted, say))
     found = _use(entry)
     if found is None:
-        older = [name for name in _built() if name.startswith(entry.rpartition("_")[0])]
-        why = "is of an older state of these sources, its configuration or its fixes" if older else "is not built"
+        why = (
+            "is of an older state of these sources, its configuration or its fixes"
+            if _states(entry)
+            else "is not built"
+        )
         raise NoKernel(f"{wanted} {why}", remedy=f"`{_how(wanted)}` builds it, in about 20 minutes of two CPUs")
     return found
 
@@ -123,8 +135,8 @@ def _how(wanted: Recipe) -> str:
 
 def _sources(wanted: Recipe, say: Say) -> Sources:
     if wanted.base.startswith("debian:"):
-        return sources.of_debian(fetched.package_version(wanted.base.removeprefix("debian:"), say=say), say=say)
-    return sources.of_tree(Path(wanted.base).expanduser().absolute())
+        return sources.of_debian(fetched.package_version(wanted.base.removeprefix("debian:"), say=say))
+    return sources.of_tree(Path(wanted.base))
 
 
 def _entry(wanted: Recipe, made_of: Sources) -> str:
@@ -139,9 +151,12 @@ def _fragments(wanted: Recipe) -> list[Path]:
     return [FRAGMENTS / "base.config", *(p for w in wanted.variants if (p := FRAGMENTS / f"{w}.config").is_file())]
 
 
-def _built() -> list[str]:
+def _states(entry: str) -> list[Path]:
+    """The entries of the same kernel in whatever state of its sources, oldest first."""
+    alike = f"{entry.rpartition('_')[0]}_"
     folder = entries.entry_path("built", "")
-    return [path.name for path in folder.glob("*_*_*") if not path.name.startswith(".")] if folder.is_dir() else []
+    there = [path for path in folder.iterdir() if path.name.startswith(alike)] if folder.is_dir() else []
+    return sorted(there, key=lambda path: path.stat().st_mtime)
 
 
 def read_manifest(entry: str) -> BuiltManifest | None:
@@ -178,80 +193,94 @@ def build(wanted: Recipe, *, say: Say) -> Found:
     _check_tools()
     made_of = _sources(wanted, say)
     entry = _entry(wanted, made_of)
+    if found := _use(entry):
+        return found
+    sources.fetch(made_of, say=say)
     with entries.locked("built", entry, say=say) as lock, entries.space_guard(f"building {wanted}", _SPACE):
         if found := _use(entry):
             return found
         staging = entries.staging("built", entry)
         build = _Build(staging, lock, say)
-        if not (staging / "prepared").exists():
+        if not build.has("prepared"):
             entries.check_space(_SPACE, f"building {wanted}")
             say(f"preparing the sources of Linux {made_of.version}")
             entries.discard(staging)
             _prepare(wanted, made_of, entries.staging("built", entry), build)
         build.configure(wanted)
         build.compile(wanted)
-        build.install()
-        release = build.tidy()
-        manifest = BuiltManifest(str(wanted), release, made_of.version, build.identity(), build.seconds)
-        (staging / "manifest.json").write_bytes(msgspec.json.encode(manifest))
+        build.finish(str(wanted), made_of.version)
         entries.publish(staging, "built", entry)
+        for older in _states(entry)[:-_KEPT_STATES]:
+            entries.discard(older)
     found = _use(entry)
     assert found is not None
     return found
 
 
 def _check_tools() -> None:
-    for program, package in _PACKAGES.items():
-        tool(program, package=package, purpose="to build a kernel")
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+    lacking = [package for program, package in _PACKAGES.items() if shutil.which(program, path=path) is None]
     if not _LIBELF.is_file():
-        raise NoKernel(
-            f"{_LIBELF} is not there, and a kernel's own tools need it",
-            remedy="install libelf-dev (Fedora: elfutils-libelf-devel, Arch: libelf)",
+        lacking.append("libelf-dev")
+    if lacking:
+        raise HostLacks(
+            f"to build a kernel this machine lacks {', '.join(lacking)}",
+            remedy=f"apt-get install {' '.join(lacking)} (Fedora has libelf's headers in elfutils-libelf-devel, Arch "
+            "in libelf); ccache as well, if you build more than one",
         )
 
 
 def _prepare(wanted: Recipe, made_of: Sources, tree: Path, build: _Build) -> None:
     """A clean source tree that is ours to change, changed as the variants want it."""
-    if wanted.base.startswith("debian:"):
-        sources.link_tree(made_of.path, tree)
-    else:
-        sources.copy_tree(made_of.path, tree)
+    sources.take(made_of, tree)
+    if not made_of.package:
         build.make("mrproper", objects=False)
     if "fixed" in wanted.variants:
         edits.apply(edits.fixes(), tree, made_of.series)
     if "kasan" in wanted.variants:
         for folder in _COVERED:
             _instrument(tree / folder / "Makefile")
-    (tree / "prepared").touch()
+    build.is_done("prepared")
 
 
 def _instrument(makefile: Path) -> None:
-    text = makefile.read_text()
+    try:
+        text = makefile.read_text()
+    except OSError as error:
+        raise NoKernel(f"{makefile}: {error.strerror}", remedy="give whole kernel sources") from error
     makefile.unlink()  # a link to the sources that others use too
     makefile.write_text(f"{text}\nKCOV_INSTRUMENT := y\n")
 
 
 class _Build:
-    """A tree, with its objects below it."""
+    """A tree, with its objects below it. What is done leaves a file, so that a build that was killed goes on after the
+    last thing that was done."""
 
     def __init__(self, tree: Path, lock: entries.Lock, say: Say) -> None:
         self.tree, self._lock, self._say = tree, lock, say
         self.objects = tree / "objects"
         self.log = tree / "build.log"
-        self.seconds = 0
+
+    def has(self, what: str) -> bool:
+        return (self.tree / f".{what}").exists()
+
+    def is_done(self, what: str, text: str = "") -> None:
+        entries.write_whole(self.tree / f".{what}", text.encode())
 
     def make(self, *arguments: str, objects: bool = True, timeout: float = _HOUR) -> str:
         """What it said. Raises HostLacks with the end of that."""
         ccache = shutil.which("ccache")
         words = [
+            "env", *(word for name in _NOT_OURS for word in ("-u", name)),
             tool("make", package="make", purpose="to build a kernel"), "-C", str(self.tree),
             *(["O=objects"] if objects else []), *([f"CC={ccache} gcc"] if ccache else []),
             f"-j{os.cpu_count() or 1}", *arguments,
         ]  # fmt: skip
         env = {
-            "MAKEFLAGS": "", "MAKELEVEL": "", "ARCH": "x86", "KBUILD_BUILD_TIMESTAMP": "1970-01-01",
+            "ARCH": "x86", "KBUILD_BUILD_TIMESTAMP": "1970-01-01",
             "KBUILD_BUILD_USER": "sevchaos", "KBUILD_BUILD_HOST": "lab",
             "CCACHE_DIR": str(entries.entry_path("ccache", "objects")), "CCACHE_NOHASHDIR": "1",
+            "CCACHE_MAXSIZE": "2G",
         }  # fmt: skip
         script = 'log=$1; shift; exec "$@" >>"$log" 2>&1'
         argv = ["bash", "-c", script, "make", str(self.log), *words]
@@ -262,6 +291,8 @@ class _Build:
             lines = [line for line in said.splitlines() if not re.match(r"make|  [A-Z]+ ", line)]
             wrong = [line for line in lines if re.search(r"error|can't|No space", line)]
             shown = "\n".join((wrong or lines)[-12:] or said.splitlines()[-2:])
+            if "No space left" in said:
+                raise OSError(ENOSPC, "the compiler found no space")
             raise NoKernel(f"building the kernel failed:\n{shown}", remedy=f"the whole log is {self.log}")
         return said
 
@@ -272,7 +303,7 @@ class _Build:
 
     def configure(self, wanted: Recipe) -> None:
         """tinyconfig, the fragments, and whatever follows. Raises NoKernel if a line of these did not take effect."""
-        if (self.objects / ".config").exists():
+        if self.has("configured"):
             return
         self.objects.mkdir(exist_ok=True)
         self.make("tinyconfig")
@@ -283,30 +314,30 @@ class _Build:
         have = read_config(config)
         missed = [line for path in _fragments(wanted) for line in _not_taken(path.read_text(), have)]
         if missed:
-            config.unlink()
             raise NoKernel(
                 f"these sources did not take of the configuration of {wanted}: {', '.join(missed)}",
                 remedy="this is a fault of ours, please report it with the kernel's version",
             )
         check_config(have, str(wanted))
+        self.is_done("configured")
 
     def compile(self, wanted: Recipe) -> None:
-        self._say(f"building {wanted} with {os.cpu_count() or 1} CPUs; what was compiled is kept if you interrupt this")
-        began = os.times().elapsed
+        """And install what was compiled below the tree."""
+        if self.has("compiled"):
+            return
+        cpus = os.cpu_count() or 1
+        self._say(f"building {wanted} with {cpus} CPUs; what was compiled is kept if you interrupt this")
+        began = time.monotonic()
         self.make("bzImage", "modules", timeout=6 * _HOUR)
-        self.seconds = round(os.times().elapsed - began)
-
-    def install(self) -> None:
         installed = self.tree / "installed"
         shutil.rmtree(installed, ignore_errors=True)
         self.make(f"INSTALL_MOD_PATH={installed}", "INSTALL_MOD_STRIP=1", "modules_install")
-        for link in installed.glob("lib/modules/*/build"):
+        for link in (*installed.glob("lib/modules/*/build"), *installed.glob("lib/modules/*/source")):
             link.unlink()
-        for link in installed.glob("lib/modules/*/source"):
-            link.unlink()
+        self.is_done("compiled", f"{round(time.monotonic() - began)}")
 
-    def tidy(self) -> str:
-        """Remove what only a linker wants, and have the build find itself wherever it is moved. Returns the release."""
+    def finish(self, source: str, version: str) -> None:
+        """Remove what only a linker wants, have the build find itself wherever it is moved, and say what it is."""
         for folder, _, files in os.walk(self.objects):
             here = Path(folder)
             if here.relative_to(self.objects).parts[:1] in [(name,) for name in _KEPT_WHOLE]:
@@ -318,21 +349,17 @@ class _Build:
         itself = "$(dir $(abspath $(lastword $(MAKEFILE_LIST))))"
         text = f"export KBUILD_OUTPUT := {itself}\ninclude {itself}../Makefile\n"
         (self.objects / "Makefile").write_text(text)
-        return (self.objects / "include" / "config" / "kernel.release").read_text().strip()
+        release = (self.objects / "include" / "config" / "kernel.release").read_text().strip()
+        seconds = int((self.tree / ".compiled").read_text())
+        manifest = BuiltManifest(source, release, version, self._identity(), seconds)
+        entries.write_whole(self.tree / "manifest.json", msgspec.json.encode(manifest))
 
-    def identity(self) -> str:
+    def _identity(self) -> str:
         digest = hashlib.sha256()
-        for path in (
-            self.objects / _IMAGE,
-            self.objects / ".config",
-            self.objects / "Module.symvers",
-            *self._modules(),
-        ):
+        pieces = (self.objects / _IMAGE, self.objects / ".config", self.objects / "Module.symvers")
+        for path in (*pieces, *sorted((self.tree / "installed").rglob("*.ko"))):
             digest.update(path.read_bytes())
         return digest.hexdigest()
-
-    def _modules(self) -> Iterator[Path]:
-        yield from sorted((self.tree / "installed").rglob("*.ko"))
 
 
 def _not_taken(fragment: str, have: dict[str, str]) -> Iterator[str]:

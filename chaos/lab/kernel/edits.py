@@ -23,6 +23,8 @@ from pathlib import Path
 from chaos.errors import InternalError, NoKernel
 
 FIXES = Path(__file__).parent / "fixes"
+SERIES = ("6.12", "7.3")
+"""The kernels that the fixes were written for and tried on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,11 @@ def apply(wanted: Iterable[Fix], tree: Path, series: str) -> tuple[Path, ...]:
     A changed file is a new one, so that other links to the old one keep it. Raises NoKernel, and has changed nothing
     then, if one does not fit.
     """
+    if series not in SERIES:
+        raise NoKernel(
+            f"the fixes of the findings are for Linux {' and '.join(SERIES)}, and these sources are of {series}",
+            remedy="build it without them",
+        )
     texts: dict[Path, list[str]] = {}
     for fix in wanted:
         for edit in fix.edits:

@@ -92,7 +92,8 @@ def _check_name(name: str) -> None:
     if not _SERIES.fullmatch(name) and not _ABI.fullmatch(name):
         raise UsageError(
             f"debian:{name} names no kernel of Debian's",
-            remedy="name a series (debian:6.1, debian:6.12) or an ABI (debian:6.1.0-47-amd64)",
+            remedy="name a series (debian:6.1, debian:6.12) or an ABI (debian:6.1.0-47-amd64); what was built here has"
+            " +plain, +fixed, +kasan or +kcsan at the end",
         )
 
 

@@ -67,15 +67,16 @@ def remove(sources: Iterable[str], *, say: Say) -> entries.Cleaned:
         if not mine:
             raise UsageError(f"{source} is not here", remedy=f"here are {', '.join(n for n, _ in here) or 'none'}")
         chosen += mine
-    releases = tuple(f"{_release(entry)}_" for entry in chosen)
-    built = [e for e in _cached("modules") if e.name.startswith(releases)]
+    labels = tuple(map(_label, chosen))
+    built = [e for e in _cached("modules") if e.name.startswith(labels)]
     doomed = {entry.name for entry in (*chosen, *built)}
     return entries.clean(kinds={"kernels", "built", "modules"}, names=doomed, say=say)
 
 
-def _release(entry: CacheEntry) -> str:
+def _label(entry: CacheEntry) -> str:
+    """What the names of the modules that were built for it begin with; a fetched kernel has its ABI for itself."""
     made = read_manifest(entry.name) if entry.kind == "built" else None
-    return entry.name.partition("_")[0] if made is None else made.release
+    return f"{entry.name.partition('_')[0]}_" if made is None else f"{made.release}_{made.identity[:12]}"
 
 
 def _built() -> Iterator[tuple[CacheEntry, BuiltManifest]]:

@@ -12,8 +12,9 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from errno import EMLINK, EPERM, EXDEV
 from pathlib import Path
 
 from chaos.cache import entries
@@ -34,34 +35,43 @@ _LEFT_OUT = (
 )
 _KEPT_NOW = hashlib.sha256("".join(_LEFT_OUT).encode()).hexdigest()[:6]  # part of the name: sources change with it
 # Results of a build, which a tree of the user's may be full of. What is left of them, `make mrproper` removes.
-_BUILT = re.compile(r".*\.(?:o|a|ko|cmd|mod|mod\.c)|vmlinux(?:\.o|\.unstripped)?|\.config.*|\.git")
+_BUILT = re.compile(
+    r".*\.(?:o|a|ko|cmd|mod|mod\.c|swp)|vmlinux(?:\.o|\.unstripped)?|\.config.*|\.git|bzImage|System\.map"
+    r"|Module\.symvers|modules\.(?:order|builtin.*)|tags|TAGS|cscope\..*|\.version|\.tmp_.*"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """`path` is a clean source tree that belongs to the cache; `name` is what it is called there."""
+    """A source tree. `name` is what it is called in the cache; `package` is the version of Debian's packages, "" if it
+    is a tree of the user's."""
 
     name: str
     version: str  # x.y.z
     path: Path
+    package: str = ""
 
     @property
     def series(self) -> str:
         return ".".join(self.version.split(".")[:2])
 
 
-def of_debian(version: str, *, say: Say) -> Sources:
-    """The sources of the kernel packages of this version: "6.12.117-1~deb12u1". Raises NoKernel, NoSpace, HostLacks."""
-    number = re.match(r"(\d+\.\d+)\.\d+", version)
+def of_debian(version: str) -> Sources:
+    """The sources of the kernel packages of this version: "6.12.117-1~deb12u1"; they need not be here. Raises
+    NoKernel."""
+    number = re.match(r"\d+\.\d+\.\d+", version)
     if number is None:
         raise NoKernel(
             f"{version!r} is no version of a kernel of Debian's", remedy="name one of `sevchaos kernel list`"
         )
     name = f"linux-{version.replace(':', '.')}-{_KEPT_NOW}"
-    sources = Sources(name, number[0], entries.entry_path("sources", name))
-    if not sources.path.is_dir():
-        _fetch(f"linux-source-{number[1]}", version, sources, say)
-    return sources
+    return Sources(name, number[0], entries.entry_path("sources", name), version)
+
+
+def fetch(sources: Sources, *, say: Say) -> None:
+    """Have Debian's be here. Raises NoKernel, NoSpace, HostLacks."""
+    if sources.package and not sources.path.is_dir():
+        _fetch(f"linux-source-{sources.series}", sources.package, sources, say)
 
 
 def _fetch(package: str, version: str, sources: Sources, say: Say) -> None:
@@ -102,12 +112,13 @@ def _fetch(package: str, version: str, sources: Sources, say: Say) -> None:
 
 
 def of_tree(tree: Path) -> Sources:
-    """A tree of the user's, as it is; to be copied with `copy_tree`. Raises NoKernel."""
+    """A tree of the user's, as it is. Raises NoKernel."""
     if not (tree / "Kconfig").is_file() or not (tree / "arch" / "x86").is_dir():
         raise NoKernel(f"{tree} is no kernel source tree", remedy="give the directory that has Kconfig and arch/x86")
     version = ".".join(_make_variable(tree, word) for word in ("VERSION", "PATCHLEVEL", "SUBLEVEL"))
     digest = hashlib.sha256(str(tree).encode()).hexdigest()[:8]
-    return Sources(f"{tree.name}-{digest}", version, tree)
+    name = re.sub(r"[^A-Za-z0-9.-]+", "-", tree.name).strip(".-") or "tree"  # kbuild takes no spaces and colons
+    return Sources(f"{name}-{digest}", version, tree)
 
 
 def _make_variable(tree: Path, name: str) -> str:
@@ -117,40 +128,58 @@ def _make_variable(tree: Path, name: str) -> str:
     return found[1]
 
 
-def link_tree(source: Path, into: Path) -> None:
-    """The same files once more, for the price of their names. Whoever changes one makes it anew."""
-    for path, target in _with_targets(source, into):
-        os.link(path, target, follow_symlinks=False)
+def take(sources: Sources, into: Path) -> None:
+    """Have in a folder of the cache what a build reads of them. Of Debian's these are the same files once more, for the
+    price of their names: whoever changes one makes it anew. Raises NoKernel if something cannot be read, or if a tree
+    of the user's was changed meanwhile."""
+    before = identity(sources)
+    try:
+        for path in _files(sources.path):
+            target = into / path.relative_to(sources.path)
+            if not target.parent.is_dir():
+                target.parent.mkdir(parents=True)
+            _take(path, target, link=bool(sources.package))
+    except (PermissionError, FileNotFoundError, shutil.Error) as error:
+        remedy = "let it be read, or do not change the tree meanwhile; then try again"
+        raise NoKernel(f"{sources.path} cannot be copied: {error}", remedy=remedy) from error
+    if identity(sources) != before:
+        raise NoKernel(f"{sources.path} was changed while it was copied", remedy="try again when it is as you want it")
 
 
-def copy_tree(source: Path, into: Path) -> None:
-    """A copy of what a build reads, with the times, which make goes by."""
-    for path, target in _with_targets(source, into):
-        shutil.copy2(path, target, follow_symlinks=False)
+def _take(path: Path, target: Path, *, link: bool) -> None:
+    if link:
+        try:
+            os.link(path, target, follow_symlinks=False)
+            return
+        except OSError as error:
+            if error.errno not in (EXDEV, EPERM, EMLINK):  # another file system, or one that has no links
+                raise
+    shutil.copy2(path, target, follow_symlinks=False)
 
 
 def identity(sources: Sources) -> str:
     """What a tree of the user's is now: over the names, sizes and times of its files. Of one of Debian's its name says
     all."""
     digest = hashlib.sha256(sources.name.encode())
-    if not sources.path.is_relative_to(entries.entry_path("sources", "")):
+    if not sources.package:
         for path in _files(sources.path):
             stat = path.lstat()
             digest.update(f"{path} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 
-def _with_targets(source: Path, into: Path) -> Iterator[tuple[Path, Path]]:
-    """Each file with where it goes; the folders are made."""
-    for path in _files(source):
-        target = into / path.relative_to(source)
-        if not target.parent.is_dir():
-            target.parent.mkdir(parents=True)
-        yield path, target
+def _files(tree: Path) -> Iterable[Path]:
+    """The files and links of a tree that a build reads, without those that it makes: as git tells them where it is one
+    of git's, or else by their names."""
+    if (tree / ".git").exists() and shutil.which("git"):
+        listed = run(["git", "-C", str(tree), "ls-files", "-coz", "--exclude-standard"], timeout=120, merge=False)
+        if listed.status == 0:
+            paths = (tree / name for name in dict.fromkeys(listed.output.split("\0")) if name)
+            return [path for path in paths if path.is_symlink() or path.is_file()]
+    return _walk(tree)
 
 
-def _files(tree: Path) -> Iterator[Path]:
-    """The files and links of a tree that a build reads, without those that it makes."""
+def _walk(tree: Path) -> Iterator[Path]:
     for folder, subfolders, files in os.walk(tree):
         here = Path(folder)
         links = [name for name in subfolders if (here / name).is_symlink()]

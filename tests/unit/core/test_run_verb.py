@@ -28,6 +28,9 @@ class FakeHost:
     spending: str = ""
     sessions: list[list[str]] = field(default_factory=list)
 
+    def suited(self, experiment: Any) -> FakeHost:
+        return self
+
     @contextlib.asynccontextmanager
     async def open(self, console: Callable[[str], None]) -> AsyncIterator[Any]:
         self.sessions.append([])
