@@ -13,9 +13,10 @@ from chaos.controller.conversation import Conversation, Write
 from chaos.controller.host import RUNNER, Session, _under_way
 from chaos.controller.host_description import HostDescription
 from chaos.controller.lab_witness import Clock
+from chaos.controller.pulse import Pulse
 from chaos.errors import LabFailed, LabHung
 from chaos.experiment.model import Experiment
-from chaos.history.records import History, Note, Record
+from chaos.history.records import History, Note, Record, StoodStill
 from chaos.judge.ledger.firmware_contexts import Contexts
 from chaos.lab.machine import Lab
 from chaos.lab.protocol import ProgramExited
@@ -90,7 +91,8 @@ class LabSession:
         before = await firmware.begin()
         await psp.trace(True)
         try:
-            end = await self._talk.ask(order, keep, self._runner, answer=firmware.answer)
+            with Pulse(self.lab.ran) as pulse:
+                end = await self._talk.ask(order, keep, self._runner, answer=firmware.answer)
         except LabHung as hung:
             hung.console = hung.console or await self.lab.interrogate()  # unless it was asked where that was found
             raise
@@ -103,4 +105,6 @@ class LabSession:
             record(Note(t=end.t, topic="witness", text=text, witness="firmware"))
         for command in firmware_records(psp.records, told, self._clock, before=before):
             record(command)
+        for began, ended in pulse.stalls:
+            record(StoodStill(t=began + self._clock.ahead, until=ended + self._clock.ahead))
         record(end)

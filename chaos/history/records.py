@@ -390,6 +390,13 @@ class Firmware(_Record, frozen=True, kw_only=True):
     fault: str = ""
 
 
+class StoodStill(_Record, frozen=True, kw_only=True):
+    """The machine under a lab stood still from `t` to `until`, by the word of somebody on it: neither he nor the lab's
+    CPUs ran. Its kernel may take that for a lockup."""
+
+    until: Int
+
+
 class Traced(_Record, frozen=True, kw_only=True):
     """The thread `tid` entered a function of the kernel, or left it, by the word of the kernel's own tracer.
 
@@ -452,6 +459,7 @@ Record = (
     | Handover
     | Exited
     | Firmware
+    | StoodStill
     | Traced
     | Kernel
     | Console

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import re
 import secrets
@@ -227,6 +228,15 @@ class Lab:
         )  # fmt: skip
         self._processes.append(process)
         return process
+
+    def ran(self) -> float:
+        """Seconds of CPU time that QEMU has had; without end once it has ended."""
+        try:
+            stat = Path(f"/proc/{self._processes[-1].pid}/stat").read_text()
+        except OSError:
+            return math.inf
+        user, system = stat.rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
     async def greet(self, deadline: float, *, warm: bool = False) -> None:
         """Wait for the agent, set its clock; `warm` has it import what warm programs need."""

@@ -10,8 +10,9 @@ serial console only what the log does not have is looked at. That the log was re
 a line of its own.
 
 What hangs is reported after a time of the kernel's, and never if it ends before: the verdict says what a run was too
-short to see. A task that a hold or the firmware kept asleep on purpose is put down to that (`hung_task`). A report from
-between two runs is nobody's, so this run does not answer for it and is not kept either.
+short to see. A task that a hold or the firmware kept asleep on purpose is put down to that (`hung_task`), and what hung
+while the machine under the lab stood still, to that (`machine_stalls`). A report from between two runs is nobody's, so
+this run does not answer for it and is not kept either.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from chaos.history.records import Console, History, Invoke, Kernel
 from chaos.judge.evidence import RunEvidence
 from chaos.judge.finding_counters import below_zero
 from chaos.judge.hung_task import cannot_tell, hung, kept_asleep
+from chaos.judge.machine_stalls import explained
 from chaos.judge.parts import broken, combine, kept, unknown
 from chaos.judge.timeline import named
 from chaos.judge.verdict import Verdict
@@ -31,6 +33,9 @@ from chaos.judge.verdict import Verdict
 PROMISE = "P12"
 
 # Name, pattern, reason. The first that matches names the record; a group `at` names the place in the signature.
+TIMED = frozenset({"hung-task", "lockup", "stall"})
+"""What is reported because nothing happened for too long."""
+
 PATTERNS: tuple[tuple[str, re.Pattern[str], str], ...] = (
     (
         "lockdep",
@@ -135,6 +140,10 @@ def check(experiment: Experiment, history: History) -> Verdict:
         if task is not None and (reason or lost, task) in seen:
             continue
         seen.add((reason or lost, task))
+        if name in TIMED and not reason:
+            machine, whole = explained(evidence, line)
+            reason = machine if whole else ""
+            lost = f"For a part of that time it may be {machine}" if machine and not whole else lost
         if reason:
             put_down.append(kept(PROMISE, f"{line.text} That is put down to {reason}", (line,)))
         elif lost:
