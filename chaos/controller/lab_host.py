@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from chaos.cache.entries import Say
@@ -16,7 +16,7 @@ from chaos.controller.lab_witness import Clock
 from chaos.controller.pulse import Pulse
 from chaos.errors import LabFailed, LabHung
 from chaos.experiment.model import Experiment
-from chaos.history.records import History, Note, Record, StoodStill
+from chaos.history.records import History, Invoke, Note, Record, StoodStill
 from chaos.judge.ledger.firmware_contexts import Contexts
 from chaos.lab.machine import Lab
 from chaos.lab.protocol import ProgramExited
@@ -98,7 +98,7 @@ class LabSession:
             raise
         finally:
             with contextlib.suppress(LabFailed):  # then there is no firmware any more
-                self.spent = await firmware.settle() or Contexts.of(History(tuple(told))).gone
+                self.spent = await firmware.settle() or Contexts.of(History(tuple(told))).gone or _unsettled(told)
         await psp.trace(False)  # and with it comes everything that was traced
         if psp.lost:
             text = f"the firmware: {psp.lost} commands were not recorded"
@@ -108,3 +108,9 @@ class LabSession:
         for began, ended in pulse.stalls:
             record(StoodStill(t=began + self._clock.ahead, until=ended + self._clock.ahead))
         record(end)
+
+
+def _unsettled(told: Sequence[Record]) -> str:
+    """A driver that could not write the firmware's state down may not know any more what state that is."""
+    spoiled = any(isinstance(record, Invoke) and record.f == "storage" for record in told)
+    return "the firmware's storage was spoiled" if spoiled else ""

@@ -280,6 +280,15 @@ class Contract:
                 latest = argument(change, "state")
         return frozenset({latest, *states} - {"well"})
 
+    def unwritten(self, invoke: Invoke) -> bool:
+        """Whether the platform was initialised before it by an INIT that failed for want of a place to write the
+        firmware's state down, and by none since that succeeded."""
+        failed = False
+        for other, done in self.evidence.operations:
+            if other.f == "init" and done is not None and done.seq < invoke.seq:
+                failed = done.outcome != "ok" and (failed or bool(self._storage(other, done)))
+        return failed
+
     def _limits(self, begun: int, over: int) -> frozenset[Limits]:
         """The limits that may have been in force from record `begun` to record `over`: as they were read before, with
         what was changed since. What was read afterwards tells of changes that were not recorded."""

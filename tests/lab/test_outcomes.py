@@ -29,6 +29,7 @@ STRIKING = (
     "oom-destination-in-move",
     "remove-cgroup-while-charged",
     "stop-source-in-move",
+    "storage-missing",
     "uncharge-is-slow",
     "vcpu-thread-ends-in-move",
 )

@@ -150,8 +150,10 @@ def _unheld(evidence: RunEvidence, flags: MigrationFlags, each: Judged) -> Verdi
 
 def _kind(contract: Contract, every: Sequence[Judged], each: Judged) -> str:
     """The operation, for a signature. A move that went by the wrong key, or into a VM that died while it was under way,
-    is one that a finding is about, and none other is."""
+    is one that a finding is about, as is an INIT after one whose state could not be written, and none other is."""
     evidence = contract.evidence
+    if each.invoke.f == "init" and contract.unwritten(each.invoke):
+        return "init-after-unwritten-state"
     if each.as_sev is not None and each.as_sev.errno == each.answer.errno and _accounted(contract, every, each):
         return "move-of-sev_es-as-sev"
     mine = (move for move in evidence.moves if move.invoke.op == each.invoke.op)
