@@ -369,5 +369,6 @@ def test_the_makefile_names_the_kernels_that_are_tested() -> None:
 
 def test_a_night_has_its_parts_on_every_kernel_and_the_mutants_of_the_judge() -> None:
     names = [part.name for part in parts.parts(("debian:6.1", "debian:6.12"))]
-    every = [f"{part}-debian:{kernel}" for part in ("catalogue", "defects", "jump-labels") for kernel in ("6.1", "6.12")]
+    of_kernels = ("catalogue", "defects", "jump-labels")
+    every = [f"{part}-debian:{kernel}" for part in of_kernels for kernel in ("6.1", "6.12")]
     assert names == [*every, "mutation"]
