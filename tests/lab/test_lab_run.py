@@ -89,6 +89,15 @@ def test_a_module_is_loaded_with_its_parameters(in_lab: Sevchaos, kernel: str, t
     assert done.stdout.split() == [b"dummy0", b"dummy1", b"dummy2", b"lo"]
 
 
+def test_the_driver_is_loaded_with_its_parameters(in_lab: Sevchaos) -> None:
+    read = ("cat", *(f"/sys/module/ccp/parameters/{name}" for name in ("init_ex_path", "psp_cmd_timeout")))
+    done = in_lab(*read, options=["--ccp", "init_ex_path=/run/psp/state", "--ccp", "psp_cmd_timeout=7"])
+    assert (done.returncode, done.stdout) == (0, b"/run/psp/state\n7\n"), done.stderr.decode()
+    done = in_lab("true", options=["--ccp", "init_ex_path"])
+    assert done.returncode == ExitCode.USAGE
+    assert b"'init_ex_path' is not NAME=VALUE" in done.stderr
+
+
 def test_a_module_that_cannot_be_loaded_says_so(in_lab: Sevchaos, tmp_path: Path) -> None:
     module = tmp_path / "broken.ko"
     module.write_bytes(b"not a module")

@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from chaos.controller import campaign
+from chaos.controller.lab_host import LabHost
 from chaos.errors import LabHung
+from chaos.lab.session import Wish
 
 WANTED = [SimpleNamespace(name=name) for name in ("first", "second", "third")]
 
@@ -67,6 +69,14 @@ def test_where_labs_would_be_idle_the_repetitions_are_divided(monkeypatch: pytes
     assert len(carried_out(monkeypatch, FakeHost(anew=True), repeat=2, jobs=50)) == 2 * len(WANTED)
     assert len(carried_out(monkeypatch, FakeHost(anew=True), repeat=2, jobs=len(WANTED))) == len(WANTED)
     assert len(carried_out(monkeypatch, FakeHost(anew=False), repeat=2, jobs=50)) == 1
+
+
+def test_an_experiment_gets_a_lab_whose_driver_has_the_parameters_that_it_wants() -> None:
+    lab = LabHost(Wish(kernel="debian:6.12", ccp=(("psp_cmd_timeout", "7"),)), say=pytest.fail)
+    experiment = SimpleNamespace(ccp={"init_ex_path": "/run/psp/state"})
+    suited = lab.suited(experiment)  # type: ignore[arg-type]
+    assert suited._wish.ccp == (("init_ex_path", "/run/psp/state"), ("psp_cmd_timeout", "7"))
+    assert lab._wish.ccp == (("psp_cmd_timeout", "7"),)
 
 
 def test_this_machine_is_opened_once(monkeypatch: pytest.MonkeyPatch) -> None:
