@@ -43,6 +43,8 @@ bzImage:
 \ttest ! -e "$(FAIL)"
 \techo '$(release)' > $(O)/include/config/kernel.release
 \techo object > $(O)/kvm.o
+\tmkdir -p $(O)/include/generated
+\techo '--cfg' > $(O)/include/generated/rustc_cfg
 \techo symbols > $(O)/Module.symvers
 modules:
 modules_install:
@@ -139,6 +141,7 @@ def test_a_kernel_is_built_once_and_found_by_its_name(debian: FakeDebian) -> Non
     assert kernel.image.read_text() == KVM
     assert (kernel.modules / "kernel" / "kvm.ko").is_file()
     assert "CONFIG_KASAN=y\n" in (kernel.build / ".config").read_text()
+    assert (kernel.build / "include" / "generated" / "rustc_cfg").is_file()  # kbuild asks for it, whatever the suffix
     assert not (kernel.build / "kvm.o").exists() and (kernel.build / "Module.symvers").is_file()
     assert any("fetching the sources of Linux 7.3.4" in line for line in said)
     assert find_kernel("debian:7.3+kasan") == kernel

@@ -58,7 +58,7 @@ _IMAGE = "arch/x86/boot/bzImage"
 _KEPT = re.compile(
     r".*\.(?:h|lds|c|conf|order|symvers)|auto\.conf.*|kernel\.release|\.config|System\.map|Makefile|Module\.symvers|bzImage"
 )
-_KEPT_WHOLE = ("scripts", "tools")
+_KEPT_WHOLE = {"include", "scripts", "tools"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,7 +340,7 @@ class _Build:
         """Remove what only a linker wants, have the build find itself wherever it is moved, and say what it is."""
         for folder, _, files in os.walk(self.objects):
             here = Path(folder)
-            if here.relative_to(self.objects).parts[:1] in [(name,) for name in _KEPT_WHOLE]:
+            if _KEPT_WHOLE & {*here.relative_to(self.objects).parts}:
                 continue
             for name in files:
                 if not _KEPT.fullmatch(name):
