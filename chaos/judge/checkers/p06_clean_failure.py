@@ -186,7 +186,7 @@ def _guests_off(evidence: RunEvidence, entry: Entry) -> str:
 def _destination(evidence: RunEvidence, move: TriedMove) -> Verdict:
     """The destination still answers: an operation on it succeeds, or is refused because it owns no context.
 
-    One that a context was moved away from before is dead, and has to stay it.
+    One that a context was moved away from before, or meanwhile, is dead, and has to stay it.
     """
     return _destination_gone(evidence, move) or _usable(evidence, move)
 
@@ -194,9 +194,9 @@ def _destination(evidence: RunEvidence, move: TriedMove) -> Verdict:
 def _destination_gone(evidence: RunEvidence, move: TriedMove) -> Verdict | None:
     """That nothing could be asked of the destination any more, or nothing but death expected."""
     vm, over = move.destination, move.over or 0
-    death = evidence.death(vm, move.invoke.seq)
+    death = evidence.death(vm, over)  # also by a move that was made while this one was under way
     if death is not None:
-        return kept(PROMISE, f"{vm} was dead before: {death}", death.records)
+        return kept(PROMISE, f"{vm} was dead by then: {death}", death.records)
     exited = evidence.exited(move.invoke.agent, after=move.invoke.seq)
     if exited is not None and exited.seq <= over:
         return kept(PROMISE, f"the process of {vm} died with the move", (exited,))

@@ -349,3 +349,14 @@ def test_p6_a_mirror_that_is_refused_for_its_flags_never_came_to_the_migration_f
     b = usable()
     b.do("mirror", "destination", error=errno.EINVAL, vm="new", source="old", flags=1)
     assert p6(b).signature == "not-tried-again"
+
+
+@pytest.mark.parametrize("crossed", [True, False])
+def test_p6_a_destination_that_died_while_the_move_was_under_way_answers_as_the_dead_do(crossed: bool) -> None:
+    """Two moves cross: one takes the context away, and the other finds its destination dead."""
+    b = ready()
+    waiting = b.invoke("move", "source", vm="old", source="new")
+    b.move("old", "new", "destination", error=0 if crossed else errno.EBUSY)
+    b.done(waiting, "fail", error=errno.EIO)
+    b.status("old", "source", error=errno.EIO)
+    assert ("destination-after-failed-move:EIO" in p6(b).signature) is not crossed
