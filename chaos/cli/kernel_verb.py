@@ -110,8 +110,8 @@ def fetch(sources: tuple[str, ...]) -> None:
 def build(source: str | None, words: tuple[str, ...], tree: str | None) -> None:
     """Build a kernel from its sources, with the project's own small configuration.
 
-    It takes about 20 minutes of two CPUs, 4 GB of disk while it is built and 1 GB afterwards, and goes on where it was
-    if it is interrupted. With ccache installed the next one of the same sources takes less than half. Its name says
+    It takes about 20 minutes of two CPUs, 4 GB of disk while it is built and 0.5 GB afterwards, and goes on where it
+    was if it is interrupted. With ccache installed the next one of the same sources takes less than half. Its name says
     what is in it, and can be given wherever a kernel is: debian:7.3+kasan, debian:7.3+fixed+kasan, and without --with
     debian:7.3+plain.
 

@@ -199,14 +199,23 @@ def test_clean_removes_everything_by_default() -> None:
     assert entries.entries() == ()
 
 
-def test_clean_by_kind_and_name_leaves_the_rest_but_takes_leftovers() -> None:
+def test_clean_by_kind_leaves_the_rest_but_takes_leftovers() -> None:
+    make_entry("kernels", "6.1")
+    make_entry("snapshots", "6.1")
+    entries.staging("tools", "unfinished")
+    cleaned = entries.clean(kinds={"kernels"}, say=quiet)
+    assert [(e.kind, e.name) for e in cleaned.removed] == [("kernels", "6.1"), ("tools", "unfinished")]
+
+
+def test_clean_by_name_leaves_what_another_command_may_go_on_from() -> None:
     make_entry("kernels", "6.1")
     make_entry("kernels", "6.12")
     make_entry("snapshots", "6.1")
     entries.staging("tools", "unfinished")
     cleaned = entries.clean(kinds={"kernels"}, names={"6.1"}, say=quiet)
-    assert [(e.kind, e.name) for e in cleaned.removed] == [("kernels", "6.1"), ("tools", "unfinished")]
-    assert [(e.kind, e.name) for e in entries.entries()] == [("kernels", "6.12"), ("snapshots", "6.1")]
+    assert [(e.kind, e.name) for e in cleaned.removed] == [("kernels", "6.1")]
+    left = [("kernels", "6.12"), ("snapshots", "6.1"), ("tools", "unfinished")]
+    assert [(e.kind, e.name) for e in entries.entries()] == left
 
 
 def test_leftovers_only() -> None:

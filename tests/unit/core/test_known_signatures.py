@@ -18,6 +18,7 @@ from tests.unit.core.build import Builder, changed, moved
 from tests.unit.core.doctored import begun, verdict_of
 from tests.unit.core.test_contexts import flushed
 from tests.unit.core.test_narrow_findings import crossed, es_into, mirror_asked, moved_es, moved_mirror, read
+from tests.unit.core.test_storage import unwritten
 
 ES = "sev_es"
 MOVED = "guest_status-after-move:EBADF"
@@ -175,6 +176,7 @@ SHOWN: list[tuple[str, str, Callable[[], History]]] = [
     ("P4", "0007", lambda: crossed(at_once=True)),
     ("P5", "0007", lambda: crossed(at_once=True)),
     ("P7", "0007", lambda: crossed(at_once=True)),
+    ("P7", "0008", lambda: unwritten().over()),
 ]
 
 

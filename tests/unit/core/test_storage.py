@@ -8,7 +8,7 @@ from errno import EINVAL, EIO, ENOENT, ENOSPC
 import msgspec
 import pytest
 
-from chaos.history.records import Firmware
+from chaos.history.records import Firmware, History
 from chaos.judge.checkers import CHECKERS
 from chaos.judge.verdict import Outcome, Verdict
 from tests.unit.core.build import Builder, shipped
@@ -40,11 +40,24 @@ class Run(Builder):
         self.sent.append((self.tick(), sends))
         self.done(invoke, "fail" if error else "ok", error=error, firmware=firmware)
 
-    def judged(self, experiment: str = "storage-missing") -> Verdict:
+    def over(self) -> History:
         for order, (t, command) in enumerate(self.sent):
             self.add(Firmware(t=t, order=order, command=command, status=0, began=t))
         self.look("after")
-        return CHECKERS["P7"](shipped(experiment), self.end())
+        return self.end()
+
+    def judged(self) -> Verdict:
+        return CHECKERS["P7"](shipped("storage-missing"), self.over())
+
+
+def unwritten() -> Run:
+    """A second INIT after one whose state could not be written, when it can be again."""
+    run = Run()
+    run.storage("missing")
+    run.init("first", error=ENOENT)
+    run.storage("well")
+    run.init("second", error=EIO, firmware=1)
+    return run
 
 
 @pytest.mark.parametrize(
@@ -66,12 +79,7 @@ def test_an_init_may_say_what_is_wrong_with_the_file(state: str, error: int, out
 
 
 def test_the_next_one_must_succeed_and_what_it_says_instead_is_a_finding() -> None:
-    run = Run()
-    run.storage("missing")
-    run.init("first", error=ENOENT)
-    run.storage("well")
-    run.init("second", error=EIO, firmware=1)
-    assert run.judged().signature == SIGNATURE
+    assert unwritten().judged().signature == SIGNATURE
 
 
 def test_one_that_succeeded_in_between_ends_what_the_finding_explains() -> None:
