@@ -19,7 +19,7 @@ from chaos.netns.link import LinkEnd
 from chaos.runner.cgroups import CgroupTree
 from chaos.runner.guests import Guests
 from chaos.runner.holds.failpoints import RunFailpoints
-from chaos.runner.storage import FirmwareStorage
+from chaos.runner.storage import StateFile
 from chaos.runner.vmms import VmmProcess, VmmProcesses
 from chaos.safety.warden import Warden
 from chaos.seed import split
@@ -38,7 +38,7 @@ class RunContext:
     cgroups: CgroupTree
     host: Warden
     firmware: RunFailpoints
-    storage: FirmwareStorage
+    storage: StateFile
     loop: Loop
     stack: ExitStack
     shared: bool = False

@@ -32,7 +32,7 @@ from chaos.runner.recorder import Recorder
 from chaos.runner.script import STEPS, perform, require_all
 from chaos.runner.script.automatic import AutomaticQuestions
 from chaos.runner.script.executor import Executor
-from chaos.runner.storage import FirmwareStorage
+from chaos.runner.storage import StateFile
 from chaos.runner.tracing import Tracer
 from chaos.runner.uplink import Outside
 from chaos.runner.vmms import StepFailed, VmmProcesses
@@ -209,7 +209,7 @@ class ExperimentRun:
         cgroups = CgroupTree(group, log, vmms)
         guests = Guests(self.order.experiment, vmms, cgroups, host.executes_es)
         ctx = RunContext(
-            vmms, guests, cgroups, self.warden, firmware, FirmwareStorage(log), self.loop, stack, self.order.shared,
+            vmms, guests, cgroups, self.warden, firmware, StateFile(log), self.loop, stack, self.order.shared,
             self.order.seed,
         )  # fmt: skip
         require_all(self.order.experiment.script, ctx)  # now, not in the middle

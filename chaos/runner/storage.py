@@ -23,7 +23,7 @@ SIZE = 32 << 10  # NV_LENGTH of drivers/crypto/ccp/sev-dev.c
 MOUNTED_WITHIN = 10.0
 
 
-class FirmwareStorage:
+class StateFile:
     """`log` gets what is done to it."""
 
     def __init__(self, log: OperationLog, parameter: Path = PARAMETER) -> None:

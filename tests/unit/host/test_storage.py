@@ -11,7 +11,7 @@ import pytest
 from chaos.errors import Unsupported
 from chaos.history.records import Done, Invoke, Record
 from chaos.runner.operations import OperationLog
-from chaos.runner.storage import FirmwareStorage
+from chaos.runner.storage import StateFile
 from chaos.safety.survey import Paths, require_ccp
 
 
@@ -22,9 +22,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "psp"
 
 
-def storage(folder: Path, written: list[Record]) -> FirmwareStorage:
+def storage(folder: Path, written: list[Record]) -> StateFile:
     recorder = SimpleNamespace(now=lambda: len(written), write=written.append)
-    return FirmwareStorage(OperationLog(recorder), folder.parent / "parameter")  # type: ignore[arg-type]
+    return StateFile(OperationLog(recorder), folder.parent / "parameter")  # type: ignore[arg-type]
 
 
 def test_a_folder_is_missing_until_it_is_mended_and_both_are_operations(folder: Path) -> None:
