@@ -99,15 +99,17 @@ def _serve(server: ForkServer, warden: Warden, recorder: Recorder, outside: Outs
         except msgspec.DecodeError as error:
             sys.stderr.write(f"this is no order: {error}\n")
             return ExitCode.USAGE
-        # Just before the controller gives up, so that a run that hangs says where, whatever it waits for.
-        faulthandler.dump_traceback_later(max(order.timeout - SAYS_BEFORE, order.timeout / 2))
+        # Just before the controller gives up, so that a run that hangs says where, whatever it waits for. Said by the
+        # thread itself, in a signal: another one that looked at its frames while it ran has crashed (status 139).
+        faulthandler.register(signal.SIGALRM, all_threads=False)
+        signal.setitimer(signal.ITIMER_REAL, max(order.timeout - SAYS_BEFORE, order.timeout / 2))
         try:
             ExperimentRun(order, server, warden, recorder, outside, tracer).carry_out()
         except Interrupted as why:
             recorder.write(End(t=recorder.now(), complete=False, reason=f"interrupted by {why}"))
             raise
         finally:
-            faulthandler.cancel_dump_traceback_later()
+            signal.setitimer(signal.ITIMER_REAL, 0)
     return 0
 
 
