@@ -42,10 +42,14 @@ class CommandResult:
         return "\n".join(lines[-count:]) or "(it wrote nothing)"
 
 
+def find(name: str) -> str | None:
+    """The path of a program, also of one that only root usually calls; None if it is not installed."""
+    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", os.defpath), *_SBIN]))
+
+
 def tool(name: str, *, package: str, purpose: str) -> str:
     """The path of a program, or an error that names the package it is in."""
-    path = os.pathsep.join([os.environ.get("PATH", os.defpath), *_SBIN])
-    found = shutil.which(name, path=path)
+    found = find(name)
     if found is None:
         raise HostLacks(
             f"{name} is not installed; it is needed {purpose}",

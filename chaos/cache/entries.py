@@ -317,7 +317,8 @@ def clean(
     busy: list[CacheEntry] = []
     for entry in entries():
         chosen = (kinds is None or entry.kind in kinds) and (names is None or entry.name in names)
-        if not chosen if names is not None else not entry.leftover and (leftovers_only or not chosen):
+        goes = chosen if names is not None else entry.leftover or (chosen and not leftovers_only)
+        if not goes:
             continue
         (removed if _remove(entry, say) else busy).append(entry)
     return Cleaned(tuple(removed), tuple(busy))

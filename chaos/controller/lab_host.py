@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 from chaos.cache.entries import Say
 from chaos.controller.conversation import Conversation, Write
@@ -34,7 +35,6 @@ class LabHost:
         self._say = say
 
     def describe(self) -> HostDescription:
-        from chaos.lab.kernel.find import find_kernel
         from chaos.lab.qemu import find_qemu
 
         return HostDescription(
@@ -43,9 +43,16 @@ class LabHost:
             qemu=".".join(map(str, find_qemu().version)),
             asids=(self._wish.sev_asids, self._wish.es_asids),
             cpus=self._wish.cpus,
-            memory=self._wish.memory or find_kernel(self._wish.kernel).memory,
+            memory=self._memory,
             ccp=dict(self._wish.ccp),
         )
+
+    @cached_property
+    def _memory(self) -> int:
+        """Asked of the kernel once: to find one is to look at each of its modules."""
+        from chaos.lab.kernel.find import find_kernel
+
+        return self._wish.memory or find_kernel(self._wish.kernel).memory
 
     def suited(self, experiment: Experiment) -> LabHost:
         ccp = tuple(sorted({**dict(self._wish.ccp), **experiment.ccp}.items()))

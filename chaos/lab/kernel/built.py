@@ -27,7 +27,7 @@ from pathlib import Path
 
 import msgspec
 
-from chaos.cache import entries
+from chaos.cache import command, entries
 from chaos.cache.command import run, tool
 from chaos.cache.entries import Say
 from chaos.errors import HostLacks, NoKernel, UsageError
@@ -218,8 +218,7 @@ def build(wanted: Recipe, *, say: Say) -> Found:
 
 
 def _check_tools() -> None:
-    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
-    lacking = [package for program, package in _PACKAGES.items() if shutil.which(program, path=path) is None]
+    lacking = [package for program, package in _PACKAGES.items() if command.find(program) is None]
     if not _LIBELF.is_file():
         lacking.append("libelf-dev")
     if lacking:

@@ -24,7 +24,7 @@ from chaos.errors import InternalError, NoKernel
 
 FIXES = Path(__file__).parent / "fixes"
 SERIES = ("6.12", "7.3")
-"""The kernels that the fixes were written for and tried on."""
+"""The kernels that the fixes were written for."""
 
 
 @dataclass(frozen=True, slots=True)

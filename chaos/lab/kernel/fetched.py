@@ -136,10 +136,8 @@ def _newest(series: str, say: Say) -> tuple[str, str]:
         say(f"{error.message.split(';')[0]}; using {abi} from the cache")
         return abi, version
     known[series] = _FoundBefore(stamp=_lists_stamp(), abi=abi, version=version)
-    temporary = record.with_name(f".{record.name}.{os.getpid()}")
     with entries.space_guard("a note on kernel versions", 4096):
-        temporary.write_bytes(msgspec.json.encode(known))
-        temporary.rename(record)
+        entries.write_whole(record, msgspec.json.encode(known))
     return abi, version
 
 
