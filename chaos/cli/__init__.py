@@ -15,6 +15,7 @@ VERBS = {
     "run": "run experiments and judge them",
     "plan": "print what a run would do, without doing it",
     "list": "name the experiments there are, or the faults",
+    "findings": "which promises stock kernels break, and whether a kernel does",
     "explain": "say what a fault does, where it may strike, what it needs and what proves it",
     "validate": "check experiment files",
     "new": "write an experiment to start from",

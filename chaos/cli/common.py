@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import functools
 import os
 import re
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,6 +20,7 @@ from chaos.errors import LabFailed, SevchaosError
 
 if TYPE_CHECKING:
     from chaos.cache.entries import Cleaned
+    from chaos.controller.campaign import Tell
 
 DEFAULT_KERNEL = "debian:6.12"
 
@@ -29,6 +32,20 @@ def say(message: str) -> None:
 
 def silent(_: str) -> None:
     pass
+
+
+@contextlib.contextmanager
+def progress(quiet: bool) -> Iterator[Tell]:
+    """Live progress of runs on a terminal; one line an experiment elsewhere."""
+    if quiet:
+        yield lambda run, doing: None
+    elif sys.stderr.isatty():
+        from rich.console import Console
+
+        with Console(stderr=True).status("") as status:
+            yield lambda run, doing: status.update(run + doing)
+    else:
+        yield lambda run, doing: say(run) if not doing else None
 
 
 def tell_removed(cleaned: Cleaned) -> None:

@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -15,9 +13,9 @@ import msgspec
 
 import experiments
 from chaos import fault
-from chaos.cli.common import DEFAULT_KERNEL, MEMORY_HELP, Asids, MemoryOption, firmware_option, say, silent
+from chaos.cli.common import DEFAULT_KERNEL, MEMORY_HELP, Asids, MemoryOption, firmware_option, progress, say, silent
 from chaos.cli.reporting import bounds_options, chosen, format_option, show
-from chaos.controller.campaign import Tell, _all, _Plan, _stints
+from chaos.controller.campaign import Campaign, carry_out_all, stints
 from chaos.controller.carry_out import RunResult
 from chaos.controller.host import Host
 from chaos.controller.lab_host import LabHost
@@ -155,11 +153,11 @@ def run_(
         ]
     known = findings.load() if accept_known else ()
     used = secrets.randbelow(1 << 32) if seed is None else seed
-    plan = _Plan(
+    campaign = Campaign(
         seed=used, repeat=repeat, runs=runs, timeout=timeout, known=known, withhold=frozenset(withhold), shared=shared
     )
-    with _progress(quiet) as tell:
-        done = asyncio.run(_all(_stints(hosts, wanted, plan, jobs), jobs, plan, tell))
+    with progress(quiet) as tell:
+        done = asyncio.run(carry_out_all(stints(hosts, wanted, campaign, jobs), jobs, campaign, tell))
     _report(done, form, bounds)
     return verdict.exit_code([result.verdict for result in done], bounds)
 
@@ -168,20 +166,6 @@ def _with_firmware(experiment: Experiment, plan: str) -> Experiment:
     """The experiment with a firmware that follows a plan from the first step on."""
     step = FaultStep(fault="firmware", options={"plan": plan})
     return msgspec.structs.replace(experiment, script=(step, *experiment.script))
-
-
-@contextlib.contextmanager
-def _progress(quiet: bool) -> Iterator[Tell]:
-    """Live progress on a terminal; one line an experiment elsewhere."""
-    if quiet:
-        yield lambda run, doing: None
-    elif sys.stderr.isatty():
-        from rich.console import Console
-
-        with Console(stderr=True).status("") as status:
-            yield lambda run, doing: status.update(run + doing)
-    else:
-        yield lambda run, doing: say(run) if not doing else None
 
 
 def _report(done: Sequence[RunResult], form: str, bounds: verdict.Bounds) -> None:

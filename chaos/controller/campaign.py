@@ -19,8 +19,8 @@ from chaos.judge import findings
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
-    """What the options say of every run."""
+class Campaign:
+    """What is the same for every run. `known` are the findings to accept."""
 
     seed: int
     repeat: int
@@ -35,7 +35,7 @@ Tell = Callable[[str, str], None]  # which run, and what it is doing
 
 
 @dataclass(frozen=True, slots=True)
-class _Stint:
+class Stint:
     """Runs that one opened host carries out one after the other: each an experiment and its seed."""
 
     host: Host
@@ -43,54 +43,62 @@ class _Stint:
     done: list[RunResult]
 
 
-def _stints(hosts: Sequence[Host], wanted: Sequence[Experiment], plan: _Plan, jobs: int = 1) -> list[_Stint]:
-    """Every experiment on every host, `plan.repeat` times. A lab is opened anew for each, this machine once for all.
-    With fewer of these than `jobs`, the repetitions of each are divided among several labs."""
-    stints = []
+def stints(hosts: Sequence[Host], wanted: Sequence[Experiment], campaign: Campaign, jobs: int = 1) -> list[Stint]:
+    """Every experiment on every host, `campaign.repeat` times. A lab is opened anew for each, this machine once for
+    all. With fewer of these than `jobs`, the repetitions of each are divided among several labs."""
+    found = []
     for host in hosts:
-        each = [tuple((experiment, plan.seed + number) for number in range(plan.repeat)) for experiment in wanted]
+        each = [
+            tuple((experiment, campaign.seed + number) for number in range(campaign.repeat)) for experiment in wanted
+        ]
         if host.anew:
             labs = math.ceil(jobs / (len(hosts) * len(wanted)))
-            size = math.ceil(plan.repeat / labs)
-            stints += [
-                _Stint(host.suited(runs[0][0]), runs[at : at + size], [])
+            size = math.ceil(campaign.repeat / labs)
+            found += [
+                Stint(host.suited(runs[0][0]), runs[at : at + size], [])
                 for runs in each
-                for at in range(0, plan.repeat, size)
+                for at in range(0, campaign.repeat, size)
             ]
         else:
-            stints.append(_Stint(host, tuple(chain.from_iterable(each)), []))
-    return stints
+            found.append(Stint(host, tuple(chain.from_iterable(each)), []))
+    return found
 
 
-async def _all(stints: Sequence[_Stint], jobs: int, plan: _Plan, tell: Tell) -> list[RunResult]:
-    """Carry them all out, at most `jobs` at a time, and return their runs in the order of the stints."""
-    waiting = iter(stints)
+async def carry_out_all(planned: Sequence[Stint], jobs: int, campaign: Campaign, tell: Tell) -> list[RunResult]:
+    """Carry these stints out, at most `jobs` at a time, and return their runs in the order of the stints."""
+    waiting = iter(planned)
 
     async def work() -> None:
         for stint in waiting:
-            await _carry_out(stint, plan, tell)
+            await _carry_out(stint, campaign, tell)
 
     await asyncio.gather(*(work() for _ in range(jobs)))  # where one fails, asyncio.run ends the others
-    return [result for stint in stints for result in stint.done]
+    return [result for stint in planned for result in stint.done]
 
 
-async def _carry_out(stint: _Stint, plan: _Plan, tell: Tell) -> None:
+async def _carry_out(stint: Stint, campaign: Campaign, tell: Tell) -> None:
     while left := stint.runs[len(stint.done) :]:
         console = SerialConsole()
         async with stint.host.open(console.line) as session:
             for experiment, seed in left:
-                stint.done.append(await _one(stint.host, session, console, experiment, seed, plan, tell))
+                stint.done.append(await _one(stint.host, session, console, experiment, seed, campaign, tell))
                 if stint.done[-1].broken is not None or session.spent:
                     break  # the session went with it; the next run gets a new one
 
 
 async def _one(
-    host: Host, session: Session, console: SerialConsole, experiment: Experiment, seed: int, plan: _Plan, tell: Tell
+    host: Host,
+    session: Session,
+    console: SerialConsole,
+    experiment: Experiment,
+    seed: int,
+    campaign: Campaign,
+    tell: Tell,
 ) -> RunResult:
     where = host.describe()
     run = f"{experiment.name} on {where.kernel_source or 'this machine'}"
-    if plan.repeat > 1:
-        run += f", {seed - plan.seed + 1} of {plan.repeat}"
+    if campaign.repeat > 1:
+        run += f", {seed - campaign.seed + 1} of {campaign.repeat}"
     tell(run, "")
 
     def watch(record: Record) -> None:
@@ -98,6 +106,6 @@ async def _one(
             tell(run, f": {record.phase or record.f} ({record.agent})")
 
     return await carry_out(
-        session, experiment, seed=seed, where=where, runs=plan.runs, timeout=plan.timeout, known=plan.known,
-        withhold=plan.withhold, shared=plan.shared, console=console, watch=watch,
+        session, experiment, seed=seed, where=where, runs=campaign.runs, timeout=campaign.timeout, known=campaign.known,
+        withhold=campaign.withhold, shared=campaign.shared, console=console, watch=watch,
     )  # fmt: skip

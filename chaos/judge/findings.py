@@ -139,15 +139,18 @@ def unseen(experiment: str, verdicts: Sequence[Verdict], kernel: str, known: Seq
     missing = []
     for finding in known:
         promises = {deviation.promise for deviation in finding.deviations}
-        mine = [v for v in verdicts if v.promise in promises]
-        asked = {v.outcome for v in mine if v.listed}
+        asked = {v.outcome for v in verdicts if v.promise in promises and v.listed}
         if experiment not in finding.shown_by or not finding.holds(kernel) or not asked <= _SEEN or not asked:
             continue
-        parts = {(d.promise, part) for d in finding.deviations for part in d.signature.split("+")}
-        seen = {(v.promise, part) for v in mine for named in v.deviations for part in named.split("+")}
-        if not parts & seen:
+        if not shows(finding, verdicts):
             missing.append(finding)
     return missing
+
+
+def shows(finding: Finding, verdicts: Sequence[Verdict]) -> bool:
+    """Whether any part of any of its deviations is seen in these verdicts, also in company, on whatever kernel."""
+    parts = {(d.promise, part) for d in finding.deviations for part in d.signature.split("+")}
+    return any((v.promise, part) in parts for v in verdicts for named in v.deviations for part in named.split("+"))
 
 
 def told_unseen(finding: Finding, experiment: str, kernel: str) -> str:

@@ -48,11 +48,11 @@ def carried_out(monkeypatch: pytest.MonkeyPatch, host: FakeHost, repeat: int = 1
         return SimpleNamespace(broken=LabHung("it hangs") if experiment.name == host.breaking else None)
 
     monkeypatch.setattr(campaign, "_one", one)
-    plan = campaign._Plan(
+    plan = campaign.Campaign(
         seed=7, repeat=repeat, runs=Path("runs"), timeout=1, known=(), withhold=frozenset(), shared=False
     )
-    stints = campaign._stints([host], WANTED, plan, jobs)  # type: ignore[list-item, arg-type]
-    done = asyncio.run(campaign._all(stints, 1, plan, lambda run, doing: None))
+    stints = campaign.stints([host], WANTED, plan, jobs)  # type: ignore[list-item, arg-type]
+    done = asyncio.run(campaign.carry_out_all(stints, 1, plan, lambda run, doing: None))
     assert len(done) == len(WANTED) * repeat
     return host.sessions
 
@@ -106,9 +106,11 @@ def test_as_many_labs_are_open_at_a_time_as_there_are_jobs(monkeypatch: pytest.M
         return SimpleNamespace(broken=None, name=experiment.name)
 
     monkeypatch.setattr(campaign, "_one", one)
-    plan = campaign._Plan(seed=7, repeat=1, runs=Path("runs"), timeout=1, known=(), withhold=frozenset(), shared=False)
-    stints = campaign._stints([FakeHost(anew=True)], WANTED, plan)  # type: ignore[list-item, arg-type]
-    done: Any = asyncio.run(campaign._all(stints, jobs, plan, lambda run, doing: None))
+    plan = campaign.Campaign(
+        seed=7, repeat=1, runs=Path("runs"), timeout=1, known=(), withhold=frozenset(), shared=False
+    )
+    stints = campaign.stints([FakeHost(anew=True)], WANTED, plan)  # type: ignore[list-item, arg-type]
+    done: Any = asyncio.run(campaign.carry_out_all(stints, jobs, plan, lambda run, doing: None))
     assert max(most) == min(jobs, len(WANTED))
     assert [result.name for result in done] == ["first", "second", "third"]
 
@@ -125,8 +127,10 @@ def test_one_lab_that_cannot_be_had_ends_the_others(monkeypatch: pytest.MonkeyPa
             ended.append(experiment.name)
 
     monkeypatch.setattr(campaign, "_one", one)
-    plan = campaign._Plan(seed=7, repeat=1, runs=Path("runs"), timeout=1, known=(), withhold=frozenset(), shared=False)
-    stints = campaign._stints([FakeHost(anew=True)], WANTED, plan)  # type: ignore[list-item, arg-type]
+    plan = campaign.Campaign(
+        seed=7, repeat=1, runs=Path("runs"), timeout=1, known=(), withhold=frozenset(), shared=False
+    )
+    stints = campaign.stints([FakeHost(anew=True)], WANTED, plan)  # type: ignore[list-item, arg-type]
     with pytest.raises(LabHung, match="it cannot be had"):
-        asyncio.run(campaign._all(stints, 2, plan, lambda run, doing: None))
+        asyncio.run(campaign.carry_out_all(stints, 2, plan, lambda run, doing: None))
     assert ended == ["first"]
