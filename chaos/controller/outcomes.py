@@ -32,8 +32,8 @@ from itertools import groupby
 import msgspec
 
 from chaos.errors import InternalError, UsageError
-from chaos.judge.findings import series
 from chaos.judge.verdict import Outcome
+from chaos.linux.version import order, series
 from chaos.promises import PROMISES
 
 SPDX = "# SPDX-License-Identifier: Apache-2.0"
@@ -119,7 +119,7 @@ def load() -> tuple[OutcomeTable, ...]:
     for name, table in tables.items():
         if name != table.kernel + SUFFIX:
             raise InternalError(f"experiments/outcomes/{name} is of kernel {table.kernel}", remedy="rename it")
-    return tuple(sorted(tables.values(), key=_age))
+    return tuple(sorted(tables.values(), key=lambda table: order(table.kernel)))
 
 
 def fitting(tables: Iterable[OutcomeTable], kernel: str) -> OutcomeTable:
@@ -127,24 +127,15 @@ def fitting(tables: Iterable[OutcomeTable], kernel: str) -> OutcomeTable:
 
     Raises `UsageError` if its series has none.
     """
-    of_series = sorted((table for table in tables if series(table.kernel) == series(kernel)), key=_age)
+    mine = (table for table in tables if series(table.kernel) == series(kernel))
+    of_series = sorted(mine, key=lambda table: order(table.kernel))
     if not of_series:
         raise UsageError(
             f"no table of outcomes is of the series of kernel {kernel}",
             remedy="make one: .venv/bin/python -m tests.nightly outcomes KERNEL",
         )
-    older = [table for table in of_series if _version(table.kernel) <= _version(kernel)]
+    older = [table for table in of_series if order(table.kernel) <= order(kernel)]
     return older[-1] if older else of_series[0]
-
-
-def _version(kernel: str) -> tuple[int, ...]:
-    """(6, 12, 117) of "6.12.117", and of "6.12.117+deb12" too."""
-    found = re.match(r"\d+(?:\.\d+)*", kernel)
-    return tuple(int(number) for number in found.group().split(".")) if found else ()
-
-
-def _age(table: OutcomeTable) -> tuple[int, ...]:
-    return _version(table.kernel)
 
 
 # ---- The report of a run, and the text of a table

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 
 from chaos import fault
 from chaos.errors import UsageError
-from chaos.experiment.model import Experiment
+from chaos.experiment.model import Experiment, Kernels
 from chaos.experiment.steps import (
     UNARMED,
     ArmStep,
@@ -32,6 +32,7 @@ from chaos.experiment.steps import (
 )
 from chaos.fault import Target
 from chaos.kinds import TYPES, Kind
+from chaos.linux.version import order
 from chaos.promises import PROMISES
 
 FEATURES = (1 << 64) - 1
@@ -48,6 +49,21 @@ def problems(experiment: Experiment) -> Iterator[tuple[str, str, str]]:
             yield key, f"there is no promise {promise!r}", f"the promises are {known}"
     if not experiment.promises:
         yield "promises", "it puts no promise to the test", f"name at least one of {known}"
+    yield from _misplaced(experiment)
+    if experiment.kernels is not None:
+        yield from _no_kernel(experiment.kernels)
+    if not experiment.script:
+        yield "script", "it has no steps", "give at least one step"
+    armed: set[str] = {*UNARMED}
+    for place, step in places(experiment.script):
+        for field, problem, remedy in _step_problems(experiment, step, armed):
+            yield f"{place}.{field}", problem, remedy
+        if isinstance(step, ArmStep):
+            armed.add(step.hold)
+
+
+def _misplaced(experiment: Experiment) -> Iterator[tuple[str, str, str]]:
+    """VMs of no VMM, and VMMs in a cgroup in which the kernel lets none live."""
     vmms = ", ".join(experiment.vmms)
     for name, vm in experiment.vms.items():
         if vm.vmm not in experiment.vmms:
@@ -61,14 +77,14 @@ def problems(experiment: Experiment) -> Iterator[tuple[str, str, str]]:
         if lived_in and below and experiment.groups[path].misc:
             problem = f"{lived_in[0]} cannot live in {path!r}, whose children ({below[0]}) have the misc controller"
             yield f"vmms.{lived_in[0]}.cgroup", problem, f"put it below, or give cgroup {path!r} misc: false"
-    if not experiment.script:
-        yield "script", "it has no steps", "give at least one step"
-    armed: set[str] = {*UNARMED}
-    for place, step in places(experiment.script):
-        for field, problem, remedy in _step_problems(experiment, step, armed):
-            yield f"{place}.{field}", problem, remedy
-        if isinstance(step, ArmStep):
-            armed.add(step.hold)
+
+
+def _no_kernel(kernels: Kernels) -> Iterator[tuple[str, str, str]]:
+    since, before = kernels.since, kernels.before
+    if not (since or before):
+        yield "kernels", "it names no kernel", "give since or before, or leave it out"
+    elif since and before and order(since) >= order(before):
+        yield "kernels.before", f"no kernel is since {since} and before {before}", "exchange them"
 
 
 def _step_problems(

@@ -58,6 +58,20 @@ class Vm(Part, frozen=True, kw_only=True):
     type: Literal[0, 2, 3] = 0
 
 
+Series = Annotated[
+    str, msgspec.Meta(pattern=r"^(\d+\.\d+)?$", description='a series in quotes, as "7.2", for 7.20 is another than 7.2')
+]
+
+
+class Kernels(Part, frozen=True, kw_only=True):
+    """The kernels that have what the experiment is about: those of mainline from `since` on and older than `before`, ""
+    for no such bound, and `why` in words. Both are series ("7.2"), and hold whatever a stable series took back."""
+
+    since: Series = ""
+    before: Series = ""
+    why: str
+
+
 class Unaskable(Part, frozen=True, kw_only=True):
     """Why a promise is unknown, as the verdict's `signature` has it, to the letter; and that in words."""
 
@@ -74,7 +88,8 @@ class Experiment(Part, frozen=True, kw_only=True):
     names promises whose question this experiment cannot ask, each with the reason; they end unknown all the same, and
     for any other reason they count. With `questions: own` nothing is asked of the VMs and the counters but by steps.
     `cgroups` says more of some; there are also those that a VMM lives in, and all above them. `ccp` are parameters that
-    the PSP's driver must have been loaded with: a lab is booted so, and another host that was not is skipped."""
+    the PSP's driver must have been loaded with: a lab is booted so, and another host that was not is skipped. On a
+    kernel that is none of `kernels` it is skipped as well."""
 
     name: Name
     why: str
@@ -86,6 +101,7 @@ class Experiment(Part, frozen=True, kw_only=True):
     cgroups: dict[GroupPath, Group] = msgspec.field(default_factory=dict)
     questions: Literal["automatic", "own"] = "automatic"
     ccp: dict[ParameterName, ParameterValue] = msgspec.field(default_factory=dict)
+    kernels: Kernels | None = None
 
     @property
     def keys(self) -> frozenset[str]:

@@ -10,7 +10,6 @@ that its deviation counts: an older kernel has it for a reason that nobody has l
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import Annotated
@@ -19,6 +18,7 @@ import msgspec
 
 from chaos.errors import InternalError
 from chaos.judge.verdict import Outcome, Verdict
+from chaos.linux.version import order, series
 from chaos.promises import PROMISES
 
 Series = Annotated[str, msgspec.Meta(pattern=r"^\d+\.\d+$")]
@@ -66,21 +66,6 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def __str__(self) -> str:
         return f"finding {self.id}: {self.title}"
-
-
-def series(kernel: str) -> str:
-    """ "6.12" of "6.12.117", "" if that is no version of a kernel."""
-    found = re.match(r"(\d+\.\d+)(?:\.|-|$)", kernel)
-    return found.group(1) if found else ""
-
-
-def order(kernel: str) -> tuple[int, int, int, int]:
-    """By which versions of a kernel are put in order; a release candidate comes before what it is a candidate of."""
-    found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?(-rc\d+)?", kernel)
-    if found is None:
-        return 0, 0, 0, 0
-    major, minor, patch = (int(number or 0) for number in found.groups()[:3])
-    return major, minor, patch, 0 if found.group(4) else 1
 
 
 def load() -> tuple[Finding, ...]:

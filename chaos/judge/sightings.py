@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from chaos.judge.findings import Finding, order, series, shows
+from chaos.judge.findings import Finding, shows
 from chaos.judge.verdict import Outcome, RunVerdict, Verdict
+from chaos.linux.version import order, series
 
 
 class Seen(StrEnum):

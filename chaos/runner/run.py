@@ -38,7 +38,17 @@ from chaos.runner.uplink import Outside
 from chaos.runner.vmms import StepFailed, VmmProcesses
 from chaos.safety import claim
 from chaos.safety.claim import Claim
-from chaos.safety.survey import Paths, Surveyed, allowance, hierarchy, refuse_others, require, require_ccp, survey
+from chaos.safety.survey import (
+    Paths,
+    Surveyed,
+    allowance,
+    hierarchy,
+    refuse_others,
+    require,
+    require_ccp,
+    require_kernel,
+    survey,
+)
 from chaos.safety.warden import Warden
 from chaos.vmm.messages import Fill
 from chaos.vmm.server import ForkServer
@@ -162,6 +172,9 @@ class ExperimentRun:
         library.load()
         require(host, self.paths, self.order.experiment.keys, self.order.experiment.types)
         require_ccp(self.paths, self.order.experiment.ccp)
+        kernels = self.order.experiment.kernels
+        if kernels is not None:
+            require_kernel(host.kernel, kernels.since, kernels.before, kernels.why)
         platform = self._platform(stack)
         if not (host.is_lab or self.order.shared):
             refuse_others(root, platform)

@@ -20,6 +20,7 @@ from chaos.kvm.call import KernelError
 from chaos.kvm.numbers import Cap, VmType
 from chaos.kvm.sev import Platform, enabled
 from chaos.kvm.system import System
+from chaos.linux.version import order
 
 # On a real host a run takes at most this share of what is free of a key, but never less than two units if they are
 # there: without a second one nothing can be moved between cgroups.
@@ -108,6 +109,14 @@ def require_ccp(paths: Paths, wanted: Mapping[str, str]) -> None:
                 f"ccp was loaded with {name}={have or '(nothing)'}, and {value} is wanted",
                 remedy=f"without any SEV guest: modprobe -r kvm_amd ccp; modprobe ccp {loaded}; modprobe kvm_amd",
             )
+
+
+def require_kernel(kernel: str, since: str, before: str, why: str) -> None:
+    """Raises `Unsupported` if this version is older than `since` or not older than `before`, "" for no such bound."""
+    if since and order(kernel) < order(since):
+        raise Unsupported(f"kernel {kernel} is older than {since}: {why}")
+    if before and order(kernel) >= order(before):
+        raise Unsupported(f"kernel {kernel} is not older than {before}: {why}")
 
 
 def require(host: Surveyed, paths: Paths, keys: Iterable[str], types: Iterable[int] = ()) -> None:

@@ -13,6 +13,7 @@ import experiments
 from chaos.judge import findings
 from chaos.judge.findings import Deviation, Finding
 from chaos.judge.verdict import Outcome, Verdict
+from chaos.linux.version import order
 
 ROOT = Path(__file__).parents[3]
 PAGES = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs" / "findings").glob("[0-9]*.md")}
@@ -64,7 +65,7 @@ def seen_as(*deviations: str, listed: bool = True, more: tuple[str, ...] = ()) -
 
 
 def test_versions_are_put_in_order_and_what_is_none_comes_first() -> None:
-    assert [findings.order(kernel) for kernel in ("", "next", "6.12.117", "6.12", "6.12-rc3")] == [
+    assert [order(kernel) for kernel in ("", "next", "6.12.117", "6.12", "6.12-rc3")] == [
         (0, 0, 0, 0),
         (0, 0, 0, 0),
         (6, 12, 117, 1),

@@ -29,9 +29,10 @@ from chaos.history.records import (
 )
 from chaos.judge import findings
 from chaos.judge.checkers import CHECKERS
-from chaos.judge.findings import Versions, matching, parse, series
+from chaos.judge.findings import Versions, matching, parse
 from chaos.judge.judge import judge, shortcomings
 from chaos.judge.verdict import Outcome, RunVerdict, Verdict, exit_code
+from chaos.linux.version import series
 from tests.unit.core.build import ALL, Builder, changed, destination_killed, moved, shipped, source_killed
 
 KNOWN = findings.load()
