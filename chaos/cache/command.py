@@ -121,7 +121,7 @@ def must(done: CommandResult, what: str, *, remedy: str, error: type[HostLacks] 
     if done.disk_full:
         raise NoSpace(
             f"the disk became full {what}: {done.last_lines(2)}",
-            remedy="free some space (`sevchaos lab clean` removes what we have cached), then try again",
+            remedy="free some space (`sevchaos lab clean` and `kernel clean` help), then try again",
         )
     if done.status != 0:
         message = f"{done.argv[0]} failed {what} (status {done.status}):\n{done.last_lines()}"

@@ -20,7 +20,7 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from chaos.errors import HostLacks, NoSpace, SevchaosError, UsageError
 Say = Callable[[str], None]
 ExcInfo = tuple[type[BaseException], BaseException, object]
 
-# What lives in the cache; `sevchaos lab list` shows these words. A kind not named here is shown as "other".
+# What lives in the cache, in words for people. A kind not named here is "other".
 KINDS = {
     "apt": "Debian's package lists",
     "kernels": "kernel fetched from Debian, unpacked",
@@ -43,6 +43,10 @@ KINDS = {
     "images": "layer of the lab's root file system",
     "snapshots": "booted lab, ready to be restored",
 }
+# Of these kinds is what `sevchaos lab` keeps: made anew within seconds, without a network.
+LABS = frozenset({"images", "native", "snapshots"})
+# And these are the kernels themselves. All else is what fetching and building kernels leaves.
+KERNELS = frozenset({"kernels", "built"})
 _LOCKS = "locks"
 _PARTIAL = ".partial"
 _TRASH = ".trash"
@@ -301,25 +305,22 @@ def size_on_disk(path: Path) -> int:
     return total
 
 
-def clean(
-    *,
-    kinds: Collection[str] | None = None,
-    names: Collection[str] | None = None,
-    leftovers_only: bool = False,
-    say: Say,
-) -> Cleaned:
-    """Remove entries: all, or those of `kinds` and `names`. Leftovers of killed processes go as well, unless `names`
-    says what goes: one may be what another command goes on from.
+def clean(*, kinds: Collection[str] | None = None, names: Collection[str] | None = None, say: Say) -> Cleaned:
+    """Remove entries: all, or those of `kinds` and `names`. What a killed process left is an entry too, unless `names`
+    says what goes: it may be what another command goes on from."""
 
-    What another process holds the lock of stays, and is named in `busy`.
-    """
+    def chosen(entry: CacheEntry) -> bool:
+        named = names is None or (entry.name in names and not entry.leftover)
+        return named and (kinds is None or entry.kind in kinds)
+
+    return remove(filter(chosen, entries()), say=say)
+
+
+def remove(doomed: Iterable[CacheEntry], *, say: Say) -> Cleaned:
+    """Remove these. What another process holds the lock of stays, and is named in `busy`."""
     removed: list[CacheEntry] = []
     busy: list[CacheEntry] = []
-    for entry in entries():
-        chosen = (kinds is None or entry.kind in kinds) and (names is None or entry.name in names)
-        goes = chosen if names is not None else entry.leftover or (chosen and not leftovers_only)
-        if not goes:
-            continue
+    for entry in doomed:
         (removed if _remove(entry, say) else busy).append(entry)
     return Cleaned(tuple(removed), tuple(busy))
 

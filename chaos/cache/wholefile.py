@@ -45,7 +45,7 @@ def whole_file(kind: str, name: str) -> Iterator[BinaryIO]:
                 raise
             raise NoSpace(
                 f"the disk of the cache directory {path.parent} is full",
-                remedy="free some space, `sevchaos lab clean` helps, or set SEVCHAOS_CACHE to another disk",
+                remedy="free some space (`sevchaos lab clean`, `kernel clean`), or set SEVCHAOS_CACHE to another",
             ) from error
         _link(fd, path)
 

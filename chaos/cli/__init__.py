@@ -22,7 +22,7 @@ VERBS = {
     "check": "judge a stored run again",
     "doctor": "say what this machine can do, what it lacks, and what to do about it",
     "lab": "a SEV host without SEV hardware: run programs in it, manage what it keeps",
-    "kernel": "kernels for the lab: which there are, fetch and remove them",
+    "kernel": "kernels for the lab: which there are; fetch, build and remove them",
     "clean": "remove what a dead run left on this host",
 }
 

@@ -36,6 +36,7 @@ def list_(*, every: bool, refresh: bool, as_json: bool) -> None:
     What a series such as debian:6.12 means is the newest of it in the lists, which change with --refresh alone; on
     Debian 12 and 13 it is the newest that was built for that Debian, if there is one.
     """
+    from chaos.cache.entries import megabytes
     from chaos.judge import findings
     from chaos.lab.kernel import offers
 
@@ -61,6 +62,7 @@ def list_(*, every: bool, refresh: bool, as_json: bool) -> None:
     _table(shown, known)
     if not every:
         click.echo(f"{len(found) - len(shown)} older ones can be had too: --all", err=True)
+    click.echo(f"{megabytes(sum(e.size for e in offers.beside()))} beside them: `sevchaos kernel clean`", err=True)
 
 
 def _seen(offer: KernelOffer, known: Sequence[Finding]) -> list[str]:
@@ -136,3 +138,13 @@ def remove(sources: tuple[str, ...]) -> None:
     from chaos.lab.kernel import offers
 
     tell_removed(offers.remove(sources, say=say))
+
+
+@kernel_.command("clean")
+def clean() -> None:
+    """Remove what fetching and building kernels left beside them: the archive's lists, unpacked sources, what a
+    compiler made, the lab's modules, what was not finished. The kernels stay; what they need is made or fetched again.
+    """
+    from chaos.lab.kernel import offers
+
+    tell_removed(offers.clean(say=say))

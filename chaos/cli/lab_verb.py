@@ -103,10 +103,10 @@ def _size() -> tuple[int, int]:
 @lab_.command("list")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def list_(as_json: bool) -> None:
-    """What is cached, how large it is, and what it is for."""
+    """Which labs are saved, and the layers of their root file systems. Kernels are in `sevchaos kernel list`."""
     from chaos.cache import entries as cache
 
-    entries = cache.entries()
+    entries = [entry for entry in cache.entries() if entry.kind in cache.LABS]
     if as_json:
         import msgspec
 
@@ -117,14 +117,12 @@ def list_(as_json: bool) -> None:
         note = "  (left over)" if entry.leftover else ""
         click.echo(f"{cache.megabytes(entry.size):>10}  {entry.kind + '/' + entry.name:60} {entry.what}{note}")
     total = sum(entry.size for entry in entries)
-    click.echo(f"{cache.megabytes(total):>10}  in {cache.root()}; `sevchaos lab clean` removes what can be made anew")
+    click.echo(f"{cache.megabytes(total):>10}  in {cache.root()}; `sevchaos lab clean` removes them")
 
 
 @lab_.command("clean")
-@click.option("--all", "everything", is_flag=True, help="Kernels too, which have to be fetched again.")
-def clean(everything: bool) -> None:
-    """Remove what is cached: images, snapshots and leftovers; with --all the fetched kernels too."""
+def clean() -> None:
+    """Remove saved labs and the layers of their root file systems. The next lab makes its own anew, and boots."""
     from chaos.cache import entries as cache
 
-    kinds = set(cache.KINDS) if everything else {"images", "snapshots", "modules", "native", "trees"}
-    tell_removed(cache.clean(kinds=kinds, say=say))
+    tell_removed(cache.clean(kinds=cache.LABS, say=say))

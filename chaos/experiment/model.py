@@ -59,7 +59,7 @@ class Vm(Part, frozen=True, kw_only=True):
 
 
 Series = Annotated[
-    str, msgspec.Meta(pattern=r"^(\d+\.\d+)?$", description='a series in quotes, as "7.2", for 7.20 is another than 7.2')
+    str, msgspec.Meta(pattern=r"^(\d+\.\d+)?$", description='a series in quotes, as "7.2", for 7.20 is another')
 ]
 
 

@@ -199,12 +199,14 @@ def test_clean_removes_everything_by_default() -> None:
     assert entries.entries() == ()
 
 
-def test_clean_by_kind_leaves_the_rest_but_takes_leftovers() -> None:
+def test_clean_by_kind_leaves_the_rest_and_takes_leftovers_of_the_kind() -> None:
     make_entry("kernels", "6.1")
     make_entry("snapshots", "6.1")
+    entries.staging("kernels", "unfinished")
     entries.staging("tools", "unfinished")
     cleaned = entries.clean(kinds={"kernels"}, say=quiet)
-    assert [(e.kind, e.name) for e in cleaned.removed] == [("kernels", "6.1"), ("tools", "unfinished")]
+    assert {(e.kind, e.name) for e in cleaned.removed} == {("kernels", "6.1"), ("kernels", "unfinished")}
+    assert {(e.kind, e.name) for e in entries.entries()} == {("snapshots", "6.1"), ("tools", "unfinished")}
 
 
 def test_clean_by_name_leaves_what_another_command_may_go_on_from() -> None:
@@ -216,14 +218,6 @@ def test_clean_by_name_leaves_what_another_command_may_go_on_from() -> None:
     assert [(e.kind, e.name) for e in cleaned.removed] == [("kernels", "6.1")]
     left = [("kernels", "6.12"), ("snapshots", "6.1"), ("tools", "unfinished")]
     assert [(e.kind, e.name) for e in entries.entries()] == left
-
-
-def test_leftovers_only() -> None:
-    make_entry("kernels", "6.1")
-    entries.staging("kernels", "unfinished")
-    cleaned = entries.clean(leftovers_only=True, say=quiet)
-    assert [e.name for e in cleaned.removed] == ["unfinished"]
-    assert [e.name for e in entries.entries()] == ["6.1"]
 
 
 def test_what_another_process_is_making_is_left_to_it(
@@ -239,7 +233,7 @@ def test_what_another_process_is_making_is_left_to_it(
 def test_a_removal_that_was_interrupted_is_a_leftover(own_cache: Path) -> None:
     (own_cache / "kernels" / ".6.1.4711.trash").mkdir(parents=True)
     assert [(e.name, e.leftover) for e in entries.entries()] == [("6.1", True)]
-    entries.clean(leftovers_only=True, say=quiet)
+    entries.clean(kinds={"kernels"}, say=quiet)
     assert entries.entries() == ()
 
 

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from chaos.cache import entries
 from chaos.cli.kernel_verb import kernel_
+from chaos.cli.lab_verb import lab_
 from chaos.errors import UsageError
 from chaos.lab.kernel import build
 from chaos.lab.kernel.find import find_kernel
@@ -89,3 +90,25 @@ def test_what_is_not_here_is_not_removed_nor_is_anything_else(debian: FakeDebian
         invoke("remove", "debian:6.1.0-57-amd64", "debian:6.12.117+deb12-amd64")
     assert "debian:6.1.0-57-amd64" in caught.value.remedy
     assert [entry.kind for entry in entries.entries() if entry.kind == "kernels"] == ["kernels"]
+
+
+def test_clean_leaves_kernels_and_labs_and_takes_all_beside_them(debian: FakeDebian) -> None:
+    find_kernel("debian:6.12")
+    for kind in ("snapshots", "images", "modules", "sources"):
+        entries.entry_path(kind, "one").mkdir(parents=True)
+    entries.staging("kernels", "unfinished")
+    before = {entry.kind for entry in entries.entries() if not entry.leftover}
+    assert {"apt", "kernels", "modules", "sources"} <= before
+    assert "beside them: `sevchaos kernel clean`" in invoke("list").stderr
+    invoke("clean")
+    assert {entry.kind for entry in entries.entries()} == {"kernels", "images", "snapshots"}
+    assert not any(entry.leftover for entry in entries.entries())
+
+
+def test_of_labs_is_told_what_is_saved_of_them_alone(debian: FakeDebian) -> None:
+    find_kernel("debian:6.12")
+    entries.entry_path("snapshots", "one").mkdir(parents=True)
+    shown = CliRunner().invoke(lab_, ["list", "--json"], catch_exceptions=False)
+    assert [(row["kind"], row["name"]) for row in json.loads(shown.stdout)] == [("snapshots", "one")]
+    assert "removed 1 entries" in CliRunner().invoke(lab_, ["clean"], catch_exceptions=False).stdout
+    assert {entry.kind for entry in entries.entries()} >= {"apt", "kernels"}

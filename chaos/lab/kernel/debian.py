@@ -245,7 +245,7 @@ def _archive_of(package: Package, where: Path) -> Path:
     if len(found) != 1:
         raise HostLacks(
             f"apt-get download said it was done, but {package.file}*.deb is not there",
-            remedy="`sevchaos lab clean`, then try again",
+            remedy="`sevchaos kernel clean`, then try again",
         )
     return found[0]
 
@@ -264,7 +264,7 @@ def unpack(archive: Path, into: Path, *, lock: Lock, leave: Sequence[str] = ()) 
             timeout=600,
             keep=(lock.fd,),
         )
-    remedy = "`sevchaos lab clean` removes the damaged copy; then try again"
+    remedy = "`sevchaos kernel clean` removes the damaged copy; then try again"
     must(done, f"unpacking {archive.name}", remedy=remedy)
 
 
@@ -285,7 +285,7 @@ def unpack_kernel(archives: Sequence[Path], tree: Path, abi: str, *, lock: Lock)
     must(
         run([depmod, "-b", str(tree), abi], timeout=300, keep=(lock.fd,)),
         f"indexing the modules of {abi}",
-        remedy="`sevchaos lab clean`, then try again",
+        remedy="`sevchaos kernel clean`, then try again",
     )
     _localise(tree, modules, abi)
 

@@ -73,6 +73,18 @@ def remove(sources: Iterable[str], *, say: Say) -> entries.Cleaned:
     return entries.clean(kinds={"kernels", "built", "modules"}, names=doomed, say=say)
 
 
+def beside() -> tuple[CacheEntry, ...]:
+    """What fetching and building kernels left: all that is no kernel that is whole, and no lab."""
+    return tuple(
+        e for e in entries.entries() if e.kind not in entries.LABS and (e.leftover or e.kind not in entries.KERNELS)
+    )
+
+
+def clean(*, say: Say) -> entries.Cleaned:
+    """Remove that. What another process is at work on stays, and is named."""
+    return entries.remove(beside(), say=say)
+
+
 def _label(entry: CacheEntry) -> str:
     """What the names of the modules that were built for it begin with; a fetched kernel has its ABI for itself."""
     made = read_manifest(entry.name) if entry.kind == "built" else None

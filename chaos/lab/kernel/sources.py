@@ -106,7 +106,8 @@ def _fetch(package: str, version: str, sources: Sources, say: Say) -> None:
         dpkg_deb = tool("dpkg-deb", package="dpkg", purpose="to unpack Debian's packages")
         argv = ["bash", "-c", script, "unpack", dpkg_deb, str(archive), package, str(tree)]
         done = run([*argv, *(f"--exclude={pattern}" for pattern in _LEFT_OUT)], timeout=1200, keep=(lock.fd,))
-        must(done, f"unpacking {archive.name}", remedy="`sevchaos lab clean` removes the damaged copy; then try again")
+        remedy = "`sevchaos kernel clean` removes the damaged copy; then try again"
+        must(done, f"unpacking {archive.name}", remedy=remedy)
         entries.publish(tree, "sources", sources.name)
         entries.discard(staging)
 
