@@ -12,6 +12,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,6 +22,7 @@ from chaos.errors import LabFailed, SevchaosError
 if TYPE_CHECKING:
     from chaos.cache.entries import Cleaned
     from chaos.controller.campaign import Tell
+    from chaos.lab.session import Wish
 
 DEFAULT_KERNEL = "debian:6.12"
 
@@ -137,44 +139,64 @@ class ParameterOption(click.ParamType[tuple[str, str]]):
         return found[1], found[2]
 
 
-MEMORY_HELP = "Memory of the lab. [default: 1G, and 2G for a kernel with KASAN]"
-
-
-def lab_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say what lab it is to be; the command gets them as `wish`, and a voice as `say`."""
+def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of a lab but for its kernel; the command gets them as `wish`, which has the default kernel."""
     options = (
-        click.option("--kernel", default=DEFAULT_KERNEL, show_default=True, metavar="K",
-                     help="debian:SERIES, debian:ABI, running, installed:RELEASE, or a kernel build tree."),
         click.option("--asids", type=Asids(), default="8:7", show_default=True,
-                     help="ASIDs for SEV guests, and for SEV-ES guests."),
-        click.option("--cpus", type=click.IntRange(1, 64), default=2, show_default=True),
-        click.option("--memory", type=MemoryOption(), help=MEMORY_HELP),
+                     help="ASIDs of the lab for SEV guests, and for SEV-ES guests."),
+        click.option("--cpus", type=click.IntRange(1, 64), default=2, show_default=True, help="CPUs of the lab."),
+        click.option("--memory", type=MemoryOption(),
+                     help="Memory of the lab. [default: 1G, and 2G for a kernel with KASAN]"),
         click.option("--ccp", type=ParameterOption(), multiple=True, metavar="NAME=VALUE",
-                     help="A parameter that the PSP's driver is loaded with. Repeatable."),
-        click.option("--cold", is_flag=True, help="Boot; neither restore a saved lab nor save this one."),
-        click.option("--quiet", "-q", is_flag=True, help="No progress on stderr."),
+                     help="A parameter that the PSP's driver is loaded with in the lab. Repeatable."),
+        click.option("--cold", is_flag=True, help="Boot each lab; neither restore a saved one nor save this one."),
     )  # fmt: skip
 
     @functools.wraps(command)
     def gathered(
         *,
-        kernel: str,
         asids: tuple[int, int],
         cpus: int,
         memory: int | None,
         cold: bool,
-        quiet: bool,
         ccp: tuple[tuple[str, str], ...],
         **others: Any,
     ) -> Any:
         from chaos.lab.session import Wish
 
-        sev, es = asids
-        wish = Wish(kernel=kernel, sev_asids=sev, es_asids=es, cpus=cpus, memory=memory, cold=cold, ccp=ccp)
-        return command(wish=wish, say=silent if quiet else say, **others)
+        (sev, es), parameters = asids, tuple(sorted(ccp))
+        wish = Wish(
+            kernel=DEFAULT_KERNEL,
+            sev_asids=sev,
+            es_asids=es,
+            cpus=cpus,
+            memory=memory,
+            cold=cold,
+            ccp=tuple(sorted(ccp)),
+        )
+        return command(wish=wish, **others)
 
     for option in reversed(options):
         gathered = option(gathered)
+    return gathered
+
+
+def lab_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of one lab; the command gets them as `wish`, and a voice as `say`."""
+
+    @click.option(
+        "--kernel",
+        default=DEFAULT_KERNEL,
+        show_default=True,
+        metavar="K",
+        help="debian:SERIES, debian:ABI, running, installed:RELEASE, or a kernel build tree.",
+    )
+    @machine_options
+    @click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
+    @functools.wraps(command)
+    def gathered(*, kernel: str, wish: Wish, quiet: bool, **others: Any) -> Any:
+        return command(wish=replace(wish, kernel=kernel), say=silent if quiet else say, **others)
+
     return gathered
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -13,7 +14,7 @@ import msgspec
 
 import experiments
 from chaos import fault
-from chaos.cli.common import DEFAULT_KERNEL, MEMORY_HELP, Asids, MemoryOption, firmware_option, progress, say, silent
+from chaos.cli.common import DEFAULT_KERNEL, firmware_option, machine_options, progress, say, silent
 from chaos.cli.reporting import bounds_options, chosen, format_option, show
 from chaos.controller.campaign import Campaign, carry_out_all, stints
 from chaos.controller.carry_out import RunResult
@@ -24,6 +25,7 @@ from chaos.errors import UsageError
 from chaos.experiment.model import Experiment
 from chaos.experiment.steps import FaultStep
 from chaos.judge import findings, verdict
+from chaos.lab.session import Wish
 
 
 @click.command("run")
@@ -74,10 +76,7 @@ from chaos.judge import findings, verdict
     metavar="S",
     help="Abort a run after S seconds.",
 )
-@click.option("--asids", type=Asids(), default="8:7", show_default=True, help="ASIDs of the lab.")
-@click.option("--cpus", type=click.IntRange(1, 64), default=2, show_default=True, help="CPUs of the lab.")
-@click.option("--memory", type=MemoryOption(), help=MEMORY_HELP)
-@click.option("--cold", is_flag=True, help="Boot the lab for every run.")
+@machine_options
 @click.option(
     "--repeat",
     type=click.IntRange(1, 100_000),
@@ -112,9 +111,9 @@ from chaos.judge import findings, verdict
 @click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
 def run_(
     *, names: tuple[str, ...], host: str, kernels: tuple[str, ...], seed: int | None, form: str | None, as_json: bool,
-    accept_known: bool, runs: Path, timeout: float, asids: tuple[int, int], cpus: int, memory: int | None,
-    cold: bool, quiet: bool, repeat: int, everything: bool, expression: str | None, withhold: tuple[str, ...],
-    shared: bool, firmware: str | None, jobs: int, bounds: verdict.Bounds,
+    accept_known: bool, runs: Path, timeout: float, wish: Wish, quiet: bool, repeat: int,
+    everything: bool, expression: str | None, withhold: tuple[str, ...], shared: bool, firmware: str | None, jobs: int,
+    bounds: verdict.Bounds,
 ) -> int:  # fmt: skip
     """Carry out experiments, by name, by file or by selection, and say which promises the kernel kept.
 
@@ -143,14 +142,7 @@ def run_(
     else:
         if shared:
             raise UsageError("--shared-host is about this machine; a lab is nobody else's", remedy="leave it out")
-        from chaos.lab.session import Wish
-
-        hosts = [
-            LabHost(
-                Wish(kernel=k, sev_asids=asids[0], es_asids=asids[1], cpus=cpus, memory=memory, cold=cold), say=voice
-            )
-            for k in kernels or (DEFAULT_KERNEL,)
-        ]
+        hosts = [LabHost(replace(wish, kernel=kernel), say=voice) for kernel in kernels or (DEFAULT_KERNEL,)]
     known = findings.load() if accept_known else ()
     used = secrets.randbelow(1 << 32) if seed is None else seed
     campaign = Campaign(
