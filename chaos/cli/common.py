@@ -164,7 +164,7 @@ def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         from chaos.lab.session import Wish
 
-        (sev, es), parameters = asids, tuple(sorted(ccp))
+        sev, es = asids
         wish = Wish(
             kernel=DEFAULT_KERNEL,
             sev_asids=sev,
