@@ -101,7 +101,8 @@ class Server:
                     continue
                 wait = 0.0
             else:
-                self._flush_trace()
+                if not self._out:  # what was sent before still waits to be read, so this may wait too
+                    self._flush_trace()
                 wait = ALERT_S if quiet < ALERT_NS else IDLE_S
             self._look(wait)
 
@@ -139,7 +140,7 @@ class Server:
             self._serve(wire.decode_request(line))
 
     def _serve(self, request: wire.AnyRequest) -> None:
-        self._flush_trace()
+        self._flush_trace()  # whoever has a reply has all that ended before it
         try:
             reply = self._reply(request)
         except ValueError as error:
@@ -227,8 +228,7 @@ class Server:
             self._lost += 1
 
     def _flush_trace(self) -> None:
-        """Send what was traced, unless what was sent before still waits to be read: then it may wait too."""
-        if (self._trace or self._lost) and not self._out:
+        if self._trace or self._lost:
             self._send(wire.PspTraced(tuple(self._trace), self._lost))
             self._trace.clear()
             self._lost = 0
