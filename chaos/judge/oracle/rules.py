@@ -130,7 +130,7 @@ def _charged_ahead(state: State, op: Invoke) -> bool:
 def _vcpu_creation(state: State, op: Invoke) -> Refusal | None:
     """[10] A vCPU of either VM is half made (sev_check_source_vcpus). Whether it still is, nobody can say, unless it
     was seen to be stopped so."""
-    if not state.rules.vcpu_creation_busy:
+    if state.rules.vcpu_creation_locked or not state.rules.vcpu_creation_busy:
         return None
     ends = [state.world.vm(argument(op, end)) for end in ("vm", "source")]
     creating = {vm.creating for vm in ends if vm is not None and vm.creating is not None}

@@ -54,6 +54,13 @@ DIFFERENCES: tuple[Difference, ...] = (
         "contract 1.2 step 10, ecf371f8b02d (CVE-2025-38455), stables of July 2025 [K]; read in 6.1.192 and 6.12.117",
     ),
     Difference(
+        "vcpu_creation_locked",
+        (7, 2, 0),
+        (),
+        "contract 1.2 step 10: KVM_CREATE_VCPU holds kvm->lock all the time (kvm_vm_ioctl_create_vcpu), so a move "
+        "waits for it and meets no half a vCPU, and sev_check_source_vcpus() no longer looks for one; read in 7.3.4",
+    ),
+    Difference(
         "vmsa_creation_busy",
         (7, 1, 0),
         ((6, 12, 117),),
@@ -77,6 +84,7 @@ class Rules:
     init_errors_shown: bool
     vm_types: bool
     vcpu_creation_busy: bool
+    vcpu_creation_locked: bool
     vmsa_creation_busy: bool
     vmsa_once: bool
 

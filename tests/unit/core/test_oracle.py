@@ -230,7 +230,9 @@ def test_es_wants_sealed_registers() -> None:
     assert errnos(more, "move", "d", **MOVE) == {EINVAL}
 
 
-@pytest.mark.parametrize(("kernel", "busy"), [("5.16.0", False), ("6.1.100", False), (OLD, True), (NEW, True)])
+@pytest.mark.parametrize(
+    ("kernel", "busy"), [("5.16.0", False), ("6.1.100", False), (OLD, True), (NEW, True), ("7.3.4", False)]
+)
 @pytest.mark.parametrize("vm", ["old", "new"])
 @pytest.mark.parametrize("key", ["sev", "sev_es"])
 def test_a_vcpu_half_made(kernel: str, busy: bool, vm: str, key: str) -> None:

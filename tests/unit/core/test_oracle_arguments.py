@@ -124,6 +124,13 @@ def test_busy_is_certain_if_the_other_move_was_seen_to_be_stopped() -> None:
     assert errnos(replace(state, marked=frozenset({999})), "move", "d", **third) == {0, EBUSY}
 
 
+@pytest.mark.parametrize(("vm", "agent"), [("old", "s"), ("new", "d")])
+def test_where_vcpus_are_created_under_the_lock_a_move_waits_for_it(vm: str, agent: str) -> None:
+    creation = op("create_vcpu", agent, vm=vm, id=9)
+    state = replace(under_way(ready("7.3.4"), creation), half=frozenset({creation.op}))
+    assert errnos(state, "move", "d", **MOVE) == {0}
+
+
 @KERNELS
 @pytest.mark.parametrize(("vm", "agent"), [("old", "s"), ("new", "d")])
 def test_busy_is_certain_if_half_a_vcpu_was_seen_to_be_stopped(kernel: str, vm: str, agent: str) -> None:
