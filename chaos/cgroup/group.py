@@ -211,9 +211,10 @@ class Cgroup:
         cgroup, or because the controller was taken from it. None where the kernel does not say, before 6.12."""
         return (read_keyed(self._node, "stat") or {}).get(f"nr_dying_subsys_{controller}")
 
-    def capacity(self) -> dict[str, int]:
-        """The machine's, by key; only the root of the hierarchy knows. Keys without capacity are left out."""
-        return _numbers(read_keyed(self._node, "misc_capacity"))
+    def capacity(self) -> dict[str, int] | None:
+        """The machine's, by key; None but at the root of its hierarchy. Keys without capacity are left out."""
+        values = read_keyed(self._node, "misc_capacity")
+        return None if values is None else _numbers(values)
 
     def misc(self) -> dict[str, dict[str, int]]:
         """File → key → value. The keys of `events` are the kernel's own: "sev.max". What reads "max" is left out."""

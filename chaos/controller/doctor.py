@@ -186,7 +186,8 @@ def _cgroups() -> DoctorCheck:
 def _capacity() -> DoctorCheck:
     text = _text(Path("/sys/fs/cgroup/misc.capacity"))
     if text is None:
-        return DoctorCheck("ASIDs", DoctorState.MISSING, "no misc.capacity", "see the line on cgroups")
+        return DoctorCheck("ASIDs", DoctorState.MISSING, "no misc.capacity",
+                     "see the line on cgroups; a cgroup namespace hides it")  # fmt: skip
     seen = ", ".join(line for line in text.splitlines() if line.startswith("sev")) or "none"
     if seen == "none":
         return DoctorCheck("ASIDs", DoctorState.MISSING, "misc.capacity lists no sev", "see the lines on SEV")

@@ -74,7 +74,7 @@ def survey(name: str, paths: Paths, hierarchy: Cgroup | None) -> Surveyed:
     uname = os.uname()
     signature = paths.proc / "version_signature"
     version = signature.read_text() if signature.exists() else uname.version
-    asids = hierarchy.capacity() if hierarchy is not None else {}
+    asids = (hierarchy.capacity() if hierarchy is not None else None) or {}
     # Asked of the machine and not of the order: a lab's CPU is emulated and knows no encrypted registers, also for
     # a run with --host local inside it. The shim is what makes a machine a lab.
     executes_es = not (paths.modules / "sevshim").exists()
@@ -83,12 +83,18 @@ def survey(name: str, paths: Paths, hierarchy: Cgroup | None) -> Surveyed:
 
 
 def hierarchy(paths: Paths) -> Cgroup:
-    """The root of the unified hierarchy, with the misc controller in it. Raises `HostLacks`."""
+    """The root of the host's unified hierarchy, with the misc controller in it. Raises `HostLacks`."""
     root = Cgroup.at(find_hierarchy(paths.proc / "self" / "mountinfo"))
     if not root.has("misc"):
         raise HostLacks(
             "the kernel's misc cgroup controller is not in the unified hierarchy",
             remedy="use a kernel with CONFIG_CGROUP_MISC, and take misc out of any version 1 hierarchy",
+        )
+    if root.capacity() is None:
+        raise HostLacks(
+            f"{root.path} has no misc.capacity, so it is not the host's root but a container's, and tells neither how "
+            "many ASIDs there are nor who has them",
+            remedy="run on the host, or give the container the host's cgroups (docker run --cgroupns=host, read-write)",
         )
     return root
 

@@ -17,6 +17,7 @@ import pytest
 from chaos.cgroup.group import Cgroup, find_hierarchy
 from chaos.errors import CleanupFailed, HostLacks
 from chaos.safety import claim
+from chaos.safety.survey import Paths, hierarchy
 
 V6_12 = {
     "misc.current": "sev 1\nsev_es 0\n",
@@ -52,6 +53,7 @@ def test_all_files_of_6_12(tmp_path: Path) -> None:
 def test_what_6_1_does_not_have_is_left_out(tmp_path: Path) -> None:
     assert set(tree(tmp_path, V6_1).misc()) == {"current", "max", "events"}
     assert tree(tmp_path / "root", {"misc.capacity": "sev 8\n"}).current() is None
+    assert tree(tmp_path, V6_1).capacity() is None
 
 
 def test_events_of_the_whole_cgroup(tmp_path: Path) -> None:
@@ -133,6 +135,26 @@ def test_no_hierarchy_is_a_lack_of_the_host(tmp_path: Path) -> None:
     (tmp_path / "mountinfo").write_text("22 27 0:20 / /sys rw - sysfs sysfs rw\n")
     with pytest.raises(HostLacks, match="no unified"):
         find_hierarchy(tmp_path / "mountinfo")
+
+
+@pytest.mark.parametrize(
+    ("files", "lacking"),
+    [
+        ({"cgroup.controllers": "cpuset cpu\n", "misc.capacity": "sev 8\n"}, "misc cgroup controller is not in"),
+        ({"cgroup.controllers": "cpuset misc\n"}, "has no misc.capacity, so it is not the host's root"),
+        ({"cgroup.controllers": "cpuset misc\n", "misc.capacity": ""}, ""),  # a host without SEV has none of its keys
+    ],
+)
+def test_what_is_not_the_hosts_root_tells_no_capacity_and_is_not_taken_for_0(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], lacking: str
+) -> None:
+    tree(tmp_path, files)
+    monkeypatch.setattr("chaos.safety.survey.find_hierarchy", lambda _: tmp_path)
+    if not lacking:
+        assert hierarchy(Paths()).path == tmp_path
+        return
+    with pytest.raises(HostLacks, match=lacking):
+        hierarchy(Paths())
 
 
 # -- the real one -----------------------------------------------------------------------------------------
