@@ -18,6 +18,7 @@ LABLESS = {
     "explain": "End the process with a signal",
     "new": "mine.yaml",
     "doctor": "QEMU",
+    "findings": "0001",
 }
 
 
