@@ -53,5 +53,5 @@ def test_the_page_of_the_lab_shows_what_its_commands_print(sevchaos: Sevchaos) -
 
 def test_the_page_of_the_firmware_delays_a_whole_run(sevchaos: Sevchaos, tmp_path: Path) -> None:
     (arguments,) = (c for c in commands(FIRMWARE) if c[0] == "run")
-    done = sevchaos(*arguments, "--accept-known", "--runs", str(tmp_path))
+    done = sevchaos(*arguments, "--accept-known", "--runs", str(tmp_path), "--seed", "7")  # chance may strike nothing
     assert done.returncode == ExitCode.KEPT, done.stdout.decode() + done.stderr.decode()
