@@ -74,13 +74,14 @@ async def _gone(process: asyncio.subprocess.Process) -> None:
 def _refuse(*, shared: bool) -> None:
     """Here already, so that nothing is started. Of others' guests the runner asks again before each run."""
     from chaos.kvm.sev import Platform
-    from chaos.safety.survey import Paths, hierarchy, refuse_fragile, refuse_others
+    from chaos.safety.survey import Paths, hierarchy, refuse_fragile, refuse_others, require, survey
 
     paths = Paths()
     refuse_fragile(paths)
+    root, platform = hierarchy(paths), None
+    require(survey("local", paths, root), paths, keys=())
     if shared:
         return
-    root, platform = hierarchy(paths), None
     with contextlib.suppress(OSError):
         platform = Platform.open(paths.sev)
     try:
