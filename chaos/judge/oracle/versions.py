@@ -55,10 +55,11 @@ DIFFERENCES: tuple[Difference, ...] = (
     ),
     Difference(
         "vcpu_creation_locked",
-        (7, 2, 0),
+        (7, 3, 0),
         (),
         "contract 1.2 step 10: KVM_CREATE_VCPU holds kvm->lock all the time (kvm_vm_ioctl_create_vcpu), so a move "
-        "waits for it and meets no half a vCPU, and sev_check_source_vcpus() no longer looks for one; read in 7.3.4",
+        "waits for it and meets no half a vCPU, and sev_check_source_vcpus() no longer looks for one; read in 7.3.4, "
+        "not so on 7.2.13",
     ),
     Difference(
         "vmsa_creation_busy",
