@@ -59,10 +59,11 @@ def outcomes_(kernels: tuple[str, ...]) -> None:
 
 
 @main.command("write")
+@click.option("--part", is_flag=True, help="Of a part of the catalogue: what a table has of the rest stays.")
 @_reports
-def write_(reports: tuple[Path, ...]) -> None:
+def write_(reports: tuple[Path, ...], part: bool) -> None:
     """Write the tables from reports of `sevchaos run --json` or `sevchaos check --json`, of the whole catalogue."""
-    for path in catalogue.write_tables(catalogue.read_reports(reports)):
+    for path in catalogue.write_tables(catalogue.read_reports(reports), whole=not part):
         click.echo(f"written: {path}")
 
 

@@ -57,15 +57,18 @@ def _before(kernel: str) -> outcomes.OutcomeTable | None:
         return None
 
 
-def write_tables(runs: Iterable[RunOutcome]) -> list[Path]:
-    """The table of each kernel of these runs, written. Raises `UsageError` if an experiment of the catalogue has no
-    run, or as `outcomes.make`."""
+def write_tables(runs: Iterable[RunOutcome], *, whole: bool = True) -> list[Path]:
+    """The table of each kernel of these runs, written. Unless `whole`, what the table of that very kernel has of other
+    experiments stays. Raises `UsageError` if an experiment of the catalogue has neither, or as `outcomes.make`."""
     paths = []
     for kernel, of_kernel in _by_kernel(runs):
-        missing = sorted(set(experiments.catalogue()) - {run.experiment for run in of_kernel})
+        before = _before(kernel)
+        kept = before.experiments if not whole and before is not None and before.kernel == kernel else {}
+        made = outcomes.make(of_kernel, before=before)
+        table = outcomes.OutcomeTable(kernel, {**kept, **made.experiments})
+        missing = sorted(set(experiments.catalogue()) - set(table.experiments))
         if missing:
             raise UsageError(f"no run of {', '.join(missing)} on {kernel}", remedy="a table is of the whole catalogue")
-        table = outcomes.make(of_kernel, before=_before(kernel))
         paths.append(TABLES / (kernel + outcomes.SUFFIX))
         paths[-1].write_text(outcomes.write(table))
     return paths

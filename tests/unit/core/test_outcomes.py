@@ -303,6 +303,12 @@ def test_tables_are_written_for_a_whole_catalogue_only(monkeypatch: pytest.Monke
     (path,) = catalogue.write_tables(runs)
     (there,) = [table for table in outcomes.load() if table.kernel == runs[0].kernel]
     assert path.read_text() == outcomes.write(there)
+    (path,) = catalogue.write_tables(runs[:1], whole=False)
+    assert path.read_text() == outcomes.write(there)
+    altered = replace(runs[0], way={**runs[0].way, "P1": PromiseOutcome(SKIPPED, "skipped:the-run")})
+    catalogue.write_tables([altered], whole=False)
+    changed = outcomes.parse(path.read_text(), path.name).experiments
+    assert {name for name, of in there.experiments.items() if of != changed[name]} == {runs[0].experiment}
 
 
 @pytest.fixture
