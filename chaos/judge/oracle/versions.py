@@ -65,6 +65,13 @@ DIFFERENCES: tuple[Difference, ...] = (
         ((6, 12, 117),),
         "contract 3.4: LAUNCH_UPDATE_VMSA again; 6.12.117 is the first read, 6.1.192 leaves it to the firmware",
     ),
+    Difference(
+        "irqfd_unique",
+        (6, 17, 0),
+        (),
+        "patch of 22 May 2025: an eventfd raises interrupts of one VM only, so that none can be lost unsaid; before "
+        "that of one GSI of each VM",
+    ),
 )
 
 
@@ -79,6 +86,7 @@ class Rules:
     vcpu_creation_busy: bool
     vmsa_creation_busy: bool
     vmsa_once: bool
+    irqfd_unique: bool
 
 
 def rules(kernel: str) -> Rules:

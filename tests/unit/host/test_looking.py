@@ -495,3 +495,16 @@ def test_a_machine_that_panics_on_a_warning_is_refused(tmp_path: Path, said: str
         setting.write_text(said)
     with pytest.raises(HostLacks, match="panics when its kernel warns") if refused else nullcontext():
         refuse_fragile(Paths(proc=tmp_path))
+
+
+def test_eventfds_are_counted_among_the_lowest_numbers(tmp_path: Path) -> None:
+    proc = Path("/proc")
+    before = kernel_objects.eventfds(proc)
+    assert before >= 0
+    with pytest.raises(FileNotFoundError):
+        kernel_objects.eventfds(tmp_path)
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "fdinfo").symlink_to(tmp_path)
+    for fd in range(kernel_objects.PROBES * 4):
+        (tmp_path / str(fd)).write_text(f"eventfd-count: 0\neventfd-id: {kernel_objects.PROBES + 6}\n")
+    assert kernel_objects.eventfds(tmp_path) == 7
