@@ -97,35 +97,36 @@ def _kept_in_eventfd(evidence: RunEvidence, gsi: int, signal: Invoke) -> Iterato
 
 
 def _followed(evidence: RunEvidence, gsi: int, vm: str, told: str, since: Done, lost: str) -> _Said:
-    """From the VM where it was due, with the state that is carried, to whoever looked."""
-    move = _next_move(evidence, vm, since)
-    end = evidence.remade(vm, since.seq) if move is None else move.invoke.seq
+    """From the VM where it was due, with the state that is carried, to whoever looked; to the end, for what has arrived
+    has to stay."""
+    arrived: _Said | None = None
+    move, end = _next_move(evidence, vm, since)
     settled = _freed(evidence, gsi, vm, since, end)
     while True:
         for look, seen in _looks(evidence, vm, since, end):
             if gsi in seen:
-                return _Said(gsi, "", f"{told}, and pending at {vm}", (since, look))
-            if settled is not None and settled.seq < look.seq:
+                arrived = arrived or _Said(gsi, "", f"{told}, and pending at {vm}", (since, look))
+                settled = settled or look
+            elif settled is not None and settled.seq < look.seq:
                 text = f"{told}, and not pending at {vm}, nor on its way any more"
                 return _Said(gsi, lost, text, (since, settled, look))
-        if move is None:
-            return _Said(gsi, "?", f"{told}, and nobody saw it at {vm}, where it may be on its way", (since,))
-        if move.happened is None:
-            return _Said(gsi, "?", f"{told}, and {move}, of which nobody can say whether it took effect", (since,))
+        if move is None or move.happened is None:
+            why = f"nobody saw it at {vm}, where it may be on its way" if move is None else f"{move}, and who has it nobody can say"
+            return arrived or _Said(gsi, "?", f"{told}, and {why}", (since,))
         read, given = _carried(evidence, move, since)
         if read is None or given is None:
             text = f"{told}, and the state of {vm} was not carried to {move.destination} after it had arrived"
-            return _Said(gsi, "?", text, (since, *move.records))
+            return arrived or _Said(gsi, "?", text, (since, *move.records))
         sure = settled is not None and settled.seq < read.seq
         vm, since, settled, lost = move.destination, given, given if sure else None, LOST_IN_MOVE
-        move = _next_move(evidence, vm, since)
-        end = evidence.remade(vm, since.seq) if move is None else move.invoke.seq
+        move, end = _next_move(evidence, vm, since)
 
 
-def _next_move(evidence: RunEvidence, vm: str, since: Done) -> TriedMove | None:
-    """The one that takes the guest away from the VM, or may."""
+def _next_move(evidence: RunEvidence, vm: str, since: Done) -> tuple[TriedMove | None, int]:
+    """The one that takes the guest away from the VM, or may, and up to which record the VM surely has it."""
     moves = (m for m in evidence.moves if m.source == vm and m.happened is not False)
-    return next((move for move in moves if move.over is None or move.over > since.seq), None)
+    move = next((move for move in moves if move.over is None or move.over > since.seq), None)
+    return move, evidence.remade(vm, since.seq) if move is None else move.invoke.seq
 
 
 def _freed(evidence: RunEvidence, gsi: int, vm: str, since: Done, end: int) -> Done | None:

@@ -199,6 +199,24 @@ def test_one_that_is_pending_after_all_has_arrived_all_the_same() -> None:
     assert run.judged().outcome is Outcome.KEPT
 
 
+def test_what_has_arrived_has_to_stay() -> None:
+    run = Run()
+    run.bind("old", 48)
+    run.signal(48)
+    run.look("old", 48)
+    run.moves()
+    run.look("new")
+    assert run.judged().signature == "interrupt-lost-in-move"
+    late = Run()  # what was read before it came was carried, and does not have it
+    late.bind("old", 48)
+    late.read()
+    late.signal(48)
+    late.look("old", 48)
+    late.moves(read=False)
+    late.look("new")
+    assert late.judged().outcome is Outcome.KEPT
+
+
 def test_a_second_signal_of_a_gsi_says_nothing() -> None:
     run = moved()
     run.bind("new", 49)
