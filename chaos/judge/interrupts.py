@@ -111,7 +111,8 @@ def _followed(evidence: RunEvidence, gsi: int, vm: str, told: str, since: Done, 
                 text = f"{told}, and not pending at {vm}, nor on its way any more"
                 return _Said(gsi, lost, text, (since, settled, look))
         if move is None or move.happened is None:
-            why = f"nobody saw it at {vm}, where it may be on its way" if move is None else f"{move}, and who has it nobody can say"
+            unseen = f"nobody saw it at {vm}, where it may be on its way"
+            why = unseen if move is None else f"{move}, and nobody can say whether it took effect"
             return arrived or _Said(gsi, "?", f"{told}, and {why}", (since,))
         read, given = _carried(evidence, move, since)
         if read is None or given is None:

@@ -165,7 +165,7 @@ class Ioeventfd(ctypes.Structure):
 ROUTES = 256
 
 
-class Route(ctypes.Structure):
+class IrqRoute(ctypes.Structure):
     """kvm_irq_routing_entry of a message: its address, which says to which APIC, and its data, which says what."""
 
     _fields_ = [
@@ -180,8 +180,8 @@ class Route(ctypes.Structure):
     ]
 
 
-class Routing(ctypes.Structure):
-    _fields_ = [("nr", c_uint32), ("flags", c_uint32), ("entries", Route * ROUTES)]
+class IrqRouting(ctypes.Structure):
+    _fields_ = [("nr", c_uint32), ("flags", c_uint32), ("entries", IrqRoute * ROUTES)]
 
 
 class DirtyLog(ctypes.Structure):
@@ -335,8 +335,8 @@ SIZES: dict[type[ctypes.Structure], int] = {
     MemoryRegion: 32,
     Irqfd: 32,
     Ioeventfd: 64,
-    Route: 48,
-    Routing: 8 + 48 * ROUTES,
+    IrqRoute: 48,
+    IrqRouting: 8 + 48 * ROUTES,
     DirtyLog: 16,
     EnableCap: 104,
     EncRegion: 16,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from chaos.kvm.call import ioctl
 from chaos.kvm.numbers import ROUTE_TO_MSI, Cap, DeviceType, Ioctl, IoeventfdFlag, IrqfdFlag, Sync
-from chaos.kvm.structs import CreateDevice, EnableCap, EncRegion, Ioeventfd, Irqfd, MemoryRegion, Route, Routing
+from chaos.kvm.structs import CreateDevice, EnableCap, EncRegion, Ioeventfd, Irqfd, IrqRoute, IrqRouting, MemoryRegion
 from chaos.kvm.vcpu import KvmVcpu
 from chaos.linux.fd import Mapping, OwnedFd
 
@@ -49,10 +49,10 @@ class KvmVm:
 
     def route_to_first(self, vectors: Sequence[int]) -> None:
         """Have each of these GSIs raise the vector of its number at the APIC of id 0, and no other raise anything."""
-        routing = Routing(nr=len(vectors))
+        routing = IrqRouting(nr=len(vectors))
         for entry, vector in zip(routing.entries, vectors, strict=False):
             entry.gsi, entry.type, entry.address_lo, entry.data = vector, ROUTE_TO_MSI, FIRST_APIC, vector
-        length = Routing.entries.offset + ctypes.sizeof(Route) * len(vectors)
+        length = IrqRouting.entries.offset + ctypes.sizeof(IrqRoute) * len(vectors)
         head = ctypes.create_string_buffer(bytes(routing)[:length], length)
         ioctl(self.fd.number, Ioctl.KVM_SET_GSI_ROUTING, ctypes.byref(head))
 

@@ -37,6 +37,7 @@ def test_a_version_may_come_with_its_flavour() -> None:
         ("vcpu_creation_busy", "6.14.11", "6.15.7"),  # nothing was taken into 6.14
         ("vcpu_creation_busy", "6.15.6", "6.16"),
         ("vmsa_once", "6.12.116", "6.12.117"),
+        ("irqfd_unique", "6.16.12", "6.17"),
         ("vmsa_once", "7.0.9", "7.1"),  # newer than 6.12.117, and of a series that has not taken it
     ],
 )
