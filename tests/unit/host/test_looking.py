@@ -479,7 +479,7 @@ def test_what_a_host_does_not_show_is_recorded_with_the_reason(tmp_path: Path) -
     assert plain.vms is None and plain.unseen == {}
     seen = observer.observe("end", 4, whole_host=True)
     assert seen.vms == {} and seen.objects is None and seen.tables is None and seen.pinned is None
-    assert set(seen.unseen) == {"objects", "references", "tables", "dying_misc"}
+    assert set(seen.unseen) == {"objects", "references", "tables", "dying_misc", "eventfds"}
     assert seen.unseen["objects"] == f"{tmp_path / 'slab'}: No such file or directory"
     assert seen.unseen["dying_misc"] == "this kernel does not count them"
     (tmp_path / "cgroup.stat").write_text("nr_dying_descendants 0\nnr_dying_subsys_misc 2\n")
