@@ -155,6 +155,9 @@ class Vms(Protocol):
         """Have the VM's VMM create a vCPU that never runs, in a thread of its own, and go on. `then` is called when
         that is over."""
 
+    def is_dead(self, vm: str) -> bool:
+        """Whether a move took its context away, so that every ioctl on it must fail with EIO."""
+
     def moves(self, vm: str) -> tuple[Pending, ...]:
         """The moves so far that have it as their source or their destination, also those under way."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import ctypes
 import os
 from dataclasses import dataclass, field
+from errno import EIO
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -113,23 +114,32 @@ class HolePunch(Fault):
 @dataclass(kw_only=True, slots=True)
 class MemslotGone(Fault):
     """Take the VM's memory slot away (KVM_SET_USER_MEMORY_REGION of size 0): there is nothing where the guest was, and
-    a vCPU that runs leaves it. What is pinned stays. The slot is put there again when this is undone."""
+    a vCPU that runs leaves it. What is pinned stays. The slot is put there again when this is undone. A VM whose
+    context was moved away must refuse it with EIO (P3): there it is the attempt that counts."""
 
     TARGET: ClassVar[Target] = "vm"
-    PROOF: ClassVar[str] = "KVM takes another slot in the place of this one, which it refuses while that is there"
+    PROOF: ClassVar[str] = (
+        "KVM takes another slot in the place of this one, which it refuses while that is there; "
+        "a VM whose context was moved away answered EIO"
+    )
 
     _gone: bool = field(init=False, default=False)
+    _refused: bool = field(init=False, default=False)
 
     def ends(self, ctx: FaultContext, target: str) -> tuple[str, ...]:
         return ()
 
     def apply(self, ctx: FaultContext, target: str) -> None:
         done = ctx.vms.set_memory(target, False)
-        if done.outcome == "fail":
+        self._refused = done.errno == EIO and ctx.vms.is_dead(target)
+        if done.outcome == "fail" and not self._refused:
             raise OSError(done.errno, f"KVM_SET_USER_MEMORY_REGION: {os.strerror(done.errno)}")
-        self._gone = True
+        self._gone = not self._refused
 
     def evidence(self, ctx: FaultContext, target: str) -> Evidence:
+        if ctx.vms.is_dead(target) and not self._gone:
+            said = "answered EIO" if self._refused else "was not asked"
+            return Evidence(self._refused, f"{target} is dead and {said}")
         told = ctx.vms.vmm_of(target).ask(Shown(vm=target))
         if told is None:
             return Evidence(False, "the process has ended")
@@ -137,7 +147,7 @@ class MemslotGone(Fault):
 
     def undo(self, ctx: FaultContext, target: str) -> str:
         if not self._gone:
-            return "not applied"
+            return "nothing to undo: the slot stays" if self._refused else "not applied"
         if ctx.vms.vmm_of(target).status is not None:
             return "the process has ended"
         done = ctx.vms.set_memory(target, True)

@@ -131,7 +131,7 @@ def refused(misc: dict[str, dict[str, int]], key: str) -> int:
 def capacity_above(group: Cgroup, key: str) -> int:
     """The host's capacity, which only the root of the hierarchy tells."""
     for path in group.path.parents:
-        found = Cgroup.at(path).capacity().get(key)
+        found = Cgroup.at(path).capacity()
         if found is not None:
-            return found
+            return found.get(key, 0)
     return 0

@@ -177,12 +177,28 @@ def _sentence(experiment: e.Experiment, do: s.Step) -> str:  # noqa: PLR0911, PL
             return f"give {do.vm} the SEV commands {do.ids}, without data"
         case s.CallStep():
             return f"{do.operation} of {do.vm}" + ("" if do.wait else ", and go on while it is under way")
+        case s.IrqfdStep() | s.IoeventfdStep() | s.SignalStep() | s.InterruptsStep() | s.MemslotStep():
+            return _interrupts(do)
         case s.ArmStep():
             return f"prepare the hold {do.hold}: {_place(do)}"
         case s.ReleaseStep():
             return f"let what is stopped at {do.hold} go on"
         case s.CloseStep():
             return f"close every descriptor of {do.vm}"
+
+
+def _interrupts(do: s.IrqfdStep | s.IoeventfdStep | s.SignalStep | s.InterruptsStep | s.MemslotStep) -> str:
+    match do:
+        case s.IrqfdStep():
+            act, to = ("bind", "to") if do.assign else ("take", "from")
+            return f"{act} the eventfds of GSI {do.gsis} {to} {do.vm}"
+        case s.IoeventfdStep():
+            return f"{'have' if do.assign else 'no more have'} eventfds signalled by ports {do.ports} of {do.vm}"
+        case s.SignalStep():
+            return f"write the eventfds of GSI {do.gsis}"
+        case s.InterruptsStep():
+            return f"read which interrupts {do.vm} was sent"
+    return f"{'give' if do.there else 'take'} memory slot {do.slot} {'to' if do.there else 'from'} {do.vm}"
 
 
 def _migrate(experiment: e.Experiment, do: s.MigrateStep) -> str:
@@ -293,6 +309,10 @@ def _answer(invoke: Invoke, done: Done | None) -> Iterator[tuple[str, str]]:
         yield f"{invoke.f} failed: {errname(done.errno)}{firmware}", of
     elif invoke.f == "move":
         yield f"moved{_between(invoke)}", ""
+    elif invoke.f == "interrupts":
+        vectors = done.value.get("vectors")
+        told = ", ".join(map(str, vectors)) if isinstance(vectors, list) else ""
+        yield f"{_argument(invoke, 'vm')} was sent {told or 'none'}", ""
     elif invoke.f == "moves":
         told = ", ".join(f"{clean(answer)} {count}" for answer, count in done.value.items())
         yield f"moves into {_argument(invoke, 'vm')}: {told}", ""

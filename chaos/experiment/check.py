@@ -15,6 +15,9 @@ from chaos.experiment.steps import (
     FaultStep,
     HoldStep,
     InitStep,
+    InterruptsStep,
+    IoeventfdStep,
+    IrqfdStep,
     LaunchStep,
     MigrateStep,
     MirrorStep,
@@ -23,10 +26,12 @@ from chaos.experiment.steps import (
     Part,
     ReleaseStep,
     RunStep,
+    SignalStep,
     Step,
     TakingStep,
     TogetherStep,
     UndoStep,
+    each_of,
     places,
     walk,
 )
@@ -38,6 +43,8 @@ from chaos.promises import PROMISES
 FEATURES = (1 << 64) - 1
 COMMANDS = 256  # that one step may try
 MOVES = 1 << 17  # of one loop, which are 3 MB of records
+GSIS = range(32, 256)  # a GSI raises the vector of its number, and those below are exceptions
+PORTS = range(0x20, 0x60)  # of those below the guest uses three
 
 
 def problems(experiment: Experiment) -> Iterator[tuple[str, str, str]]:
@@ -93,6 +100,7 @@ def _step_problems(
     """The same of a step. Yields key, problem, remedy."""
     yield from _references(experiment, step)
     yield from _argument_problems(step)
+    yield from _interrupt_problems(experiment, step)
     match step:
         case FaultStep():
             yield from _fault_problems(experiment, step)
@@ -121,6 +129,17 @@ def _step_problems(
             yield "hold", f"no hold {step.hold!r} is armed before", "arm it with the step `arm`"
 
 
+def _interrupt_problems(experiment: Experiment, step: Step | MovesStep) -> Iterator[tuple[str, str, str]]:
+    match step:
+        case IrqfdStep() | InterruptsStep() if step.vm in experiment.vms and not experiment.vcpus(step.vm):
+            yield "vm", f"{step.vm} has no vCPU that could be interrupted", "give it one"
+    match step:
+        case IrqfdStep() | SignalStep():
+            yield from _range_problems("gsis", step.gsis, GSIS)
+        case IoeventfdStep():
+            yield from _range_problems("ports", step.ports, PORTS)
+
+
 def _argument_problems(step: Step | MovesStep) -> Iterator[tuple[str, str, str]]:
     """What does not hang on the experiment."""
     match step:
@@ -136,6 +155,13 @@ def _argument_problems(step: Step | MovesStep) -> Iterator[tuple[str, str, str]]
             yield "rounds", f"these are {step.calls} moves", f"at most {MOVES} are recorded: give fewer"
         case TogetherStep():
             yield from _together_problems(step)
+
+
+def _range_problems(key: str, given: str, allowed: range) -> Iterator[tuple[str, str, str]]:
+    numbers = each_of(given)
+    if not numbers or not {*numbers} <= {*allowed}:
+        first, last = allowed[0], allowed[-1]
+        yield key, f"{given} are not all among {first} to {last}", f"give some of {first}-{last}"
 
 
 def _together_problems(step: TogetherStep) -> Iterator[tuple[str, str, str]]:

@@ -23,6 +23,15 @@ U16 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
 U32 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 U64 = Annotated[int, msgspec.Meta(ge=0)]  # msgspec has no bound that high; `chaos.experiment.model` has
 
+Numbers = Annotated[str, msgspec.Meta(pattern=r"^\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*$", description="like 0-3,5")]
+
+
+def each_of(numbers: str) -> tuple[int, ...]:
+    """0, 1, 2, 3, 5 of "0-3,5"."""
+    parts = [part.partition("-") for part in numbers.split(",")]
+    return tuple(n for first, _, last in parts for n in range(int(first), int(last or first) + 1))
+
+
 Phase = Literal["connect", "pause", "send-state", "send-fd", "move", "load-state", "resume", "commit"]
 
 ForeignFd = Literal["closed", "negative", "kvm", "sev", "vcpu", "stats", "eventfd", "pipe", "memory", "socket"]
@@ -108,12 +117,11 @@ class CommandStep(_Step, frozen=True, kw_only=True, tag="command"):
     """KVM_MEMORY_ENCRYPT_OP with each of these command numbers in turn, and without any data."""
 
     vm: Name
-    ids: Annotated[str, msgspec.Meta(pattern=r"^\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*$", description="like 0-3,5")]
+    ids: Numbers
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        parts = [part.partition("-") for part in self.ids.split(",")]
-        return tuple(n for first, _, last in parts for n in range(int(first), int(last or first) + 1))
+        return each_of(self.ids)
 
 
 class FinishStep(_Step, frozen=True, kw_only=True, tag="finish"):
@@ -190,6 +198,46 @@ class CalmStep(_Step, frozen=True, kw_only=True, tag="calm"):
     """End the storm on the VM, and record what its threads were answered."""
 
     vm: Name
+
+
+# -- interrupts -------------------------------------------------------------------------------------------
+
+
+class IrqfdStep(_Step, frozen=True, kw_only=True, tag="irqfd"):
+    """Bind eventfds to GSIs of the VM, or with `assign` off take them away again (KVM_IRQFD). The run has one eventfd
+    for each GSI, whichever VM it is bound to; GSI n raises vector n at the VM's first vCPU."""
+
+    vm: Name
+    gsis: Numbers
+    assign: bool = True
+
+
+class IoeventfdStep(_Step, frozen=True, kw_only=True, tag="ioeventfd"):
+    """Have eventfds signalled when the guest writes to these ports, or with `assign` off no more (KVM_IOEVENTFD)."""
+
+    vm: Name
+    ports: Numbers
+    assign: bool = True
+
+
+class SignalStep(_Step, frozen=True, kw_only=True, tag="signal"):
+    """Write the eventfd of each of these GSIs, once, as a device does that wants to interrupt its guest."""
+
+    gsis: Numbers
+
+
+class InterruptsStep(_Step, frozen=True, kw_only=True, tag="interrupts"):
+    """Read which vectors the VM's first vCPU was sent. The guest takes no interrupt, so whatever arrived is there."""
+
+    vm: Name
+
+
+class MemslotStep(_Step, frozen=True, kw_only=True, tag="memslot"):
+    """Give the VM another memory slot behind its first, of the same memory, or with `there` off take it away."""
+
+    vm: Name
+    slot: Annotated[int, msgspec.Meta(ge=2, le=9)] = 2
+    there: bool = True
 
 
 # -- moves ------------------------------------------------------------------------------------------------
@@ -348,6 +396,7 @@ class UndoStep(_Step, frozen=True, kw_only=True, tag="undo"):
 Step = (
     LaunchStep | CreateStep | CallStep | InitStep | VcpuStep | CommandStep | FinishStep | MirrorStep | CloseStep
     | RunStep | CountStep | PauseStep | StormStep | CalmStep | MigrateStep | MoveStep | TogetherStep | JoinStep
+    | IrqfdStep | IoeventfdStep | SignalStep | InterruptsStep | MemslotStep
     | ArmStep | HoldStep | ReleaseStep | AskStep | StatusStep | ObserveStep | FaultStep | UndoStep
 )  # fmt: skip
 

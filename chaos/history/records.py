@@ -59,7 +59,12 @@ Operations, by `f`, with their arguments and, after the arrow, what `value` hold
     close {vm}                          every file descriptor of the VM in this process
     lose_fd {vm, fd}                    one is closed behind the VMM's back: "vm", "vcpu 0", or the process's /dev/sev,
                                         "sev"; whoever uses it then is answered EBADF
-    set_memory {vm, there}              the VM's memory slot is put there, or taken away
+    set_memory {vm, there, slot}        a memory slot of the VM's is put there, or taken away: its first, or if there is
+                                        `slot` another behind it, of the same memory
+    irqfd {vm, gsi, assign}             the eventfd of this GSI raises it in the VM from now on, or no more; that makes
+                                        the vector of the same number at the VM's first vCPU
+    ioeventfd {vm, port, assign}        the eventfd of this port is signalled when the guest writes there, or no more
+    interrupts {vm}                     → {vectors}: those that the first vCPU was sent, of which the guest takes none
     memlock {bytes}                     the process loses CAP_IPC_LOCK and gets an RLIMIT_MEMLOCK, or with "max" both
                                         are as before; it makes no call itself
     enter {cgroup}                      the process goes into another cgroup; it makes no call itself
@@ -73,8 +78,9 @@ and those on cgroups, which no VMM makes; their agent is "":
     disable_misc {cgroup}               the cgroups directly below lose the misc controller: to it they are this one
     enable_misc {cgroup}                and get it again, with nothing charged
 
-and one on the host, likewise:
+and on the host, likewise:
 
+    signal {gsi}                        the eventfd of this GSI is written once; each is there once, for all VMs
     storage {state}                     the file that the host keeps the firmware's state in (init_ex_path of ccp) is
                                         "missing" with its folder, "full", "read-only", or "well" again
 
@@ -186,8 +192,9 @@ class Observation(_Record, frozen=True, kw_only=True):
     `pinned` is how many pages are pinned. `vms` maps each VM's folder in KVM's debugfs, PID-FD of who made it, to its
     number of vCPUs; `objects` a slab cache of KVM's to the objects in it; `references` a module to the references to
     it; `tables` is how many pages KVM has made page tables of. `dying_misc` is of the run's cgroup again: how many
-    groups of the misc controller are gone below it that something still refers to. `unseen` maps those of the last
-    five that this host does not show to the reason.
+    groups of the misc controller are gone below it that something still refers to. `eventfds` is how many eventfds
+    there are among the lowest numbers that the kernel gives them. `unseen` maps those of the last six that this host
+    does not show to the reason.
     """
 
     label: str
@@ -202,6 +209,7 @@ class Observation(_Record, frozen=True, kw_only=True):
     references: dict[str, Int] | None = None
     tables: Int | None = None
     dying_misc: Int | None = None
+    eventfds: Int | None = None
     unseen: dict[str, str] = {}
 
 

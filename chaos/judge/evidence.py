@@ -35,7 +35,7 @@ from chaos.judge.timeline import During
 
 # Operations that are ioctls on a file descriptor of their VM. `run` is none: it lets threads into KVM_RUN and
 # answers before they come out. `close`, and being the source of a move, are no ioctl on the VM.
-IOCTLS = WATCHED | {"get_state", "set_state"}
+IOCTLS = WATCHED | {"get_state", "set_state", "interrupts"}
 
 
 GIVES = frozenset({"init", "mirror", "command"})  # a command by its number may be an INIT

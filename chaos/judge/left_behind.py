@@ -35,6 +35,7 @@ class LeftWitness:
 
 
 VMS = LeftWitness("vms", "VMs in KVM's debugfs", "vms")
+EVENTFDS = LeftWitness("eventfds", "eventfds on the host", "eventfds")
 COUNTED = (
     LeftWitness("objects", "objects in the slab cache {}", "objects"),
     LeftWitness("references", "references to the module {}", "references"),
@@ -47,7 +48,9 @@ COUNTED = (
 
 def left_behind(promise: str, evidence: RunEvidence, start: Observation, end: Observation) -> Iterator[Verdict]:
     yield _unread(promise, VMS, start, end) or _vms(promise, evidence, start, end)
-    for witness in COUNTED:
+    bound = any(invoke.f in ("irqfd", "ioeventfd") for invoke, _ in evidence.operations)
+    # Everybody on a host makes eventfds, so the count is of use where nobody else is.
+    for witness in (*COUNTED, *([EVENTFDS] if bound and _alone(evidence) else ())):
         unread = _unread(promise, witness, start, end)
         if unread:
             yield unread

@@ -23,6 +23,9 @@ class Ioctl(IntEnum):
     KVM_GET_DIRTY_LOG = 0x4010AE42
     KVM_SET_USER_MEMORY_REGION = 0x4020AE46
     KVM_CREATE_IRQCHIP = 0xAE60
+    KVM_SET_GSI_ROUTING = 0x4008AE6A  # the size field is that of the head, entries follow
+    KVM_IRQFD = 0x4020AE76
+    KVM_IOEVENTFD = 0x4040AE79
     KVM_GET_CLOCK = 0x8030AE7C
     KVM_ENABLE_CAP = 0x4068AEA3
     KVM_MEMORY_ENCRYPT_OP = 0xC008AEBA  # the size field says 8, the structure behind it has 24
@@ -97,6 +100,19 @@ class DeviceType(IntEnum):
     """What KVM_CREATE_DEVICE makes. On x86 there is this type alone (CONFIG_KVM_VFIO), and a VM has one at most."""
 
     VFIO = 4
+
+
+ROUTE_TO_MSI = 2
+"""KVM_IRQ_ROUTING_MSI: a GSI is a message to local APICs."""
+
+
+class IrqfdFlag(IntFlag):
+    DEASSIGN = 1 << 0
+
+
+class IoeventfdFlag(IntFlag):
+    PIO = 1 << 1  # `addr` is a port
+    DEASSIGN = 1 << 2
 
 
 CREATE_DEVICE_TEST = 1

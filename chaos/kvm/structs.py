@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_uint8, c_uint16, c_uint32, c_uint64
+from ctypes import c_int32, c_uint8, c_uint16, c_uint32, c_uint64
 from typing import TypeVar
 
 
@@ -139,6 +139,49 @@ class MemoryRegion(ctypes.Structure):
         ("memory_size", c_uint64),
         ("userspace_addr", c_uint64),
     ]
+
+
+class Irqfd(ctypes.Structure):
+    _fields_ = [
+        ("fd", c_uint32),
+        ("gsi", c_uint32),
+        ("flags", c_uint32),
+        ("resamplefd", c_uint32),
+        ("pad", c_uint8 * 16),
+    ]
+
+
+class Ioeventfd(ctypes.Structure):
+    _fields_ = [
+        ("datamatch", c_uint64),
+        ("addr", c_uint64),
+        ("len", c_uint32),
+        ("fd", c_int32),
+        ("flags", c_uint32),
+        ("pad", c_uint8 * 36),
+    ]
+
+
+ROUTES = 256
+
+
+class IrqRoute(ctypes.Structure):
+    """kvm_irq_routing_entry of a message: its address, which says to which APIC, and its data, which says what."""
+
+    _fields_ = [
+        ("gsi", c_uint32),
+        ("type", c_uint32),
+        ("flags", c_uint32),
+        ("pad0", c_uint32),
+        ("address_lo", c_uint32),
+        ("address_hi", c_uint32),
+        ("data", c_uint32),
+        ("pad1", c_uint32 * 5),
+    ]
+
+
+class IrqRouting(ctypes.Structure):
+    _fields_ = [("nr", c_uint32), ("flags", c_uint32), ("entries", IrqRoute * ROUTES)]
 
 
 class DirtyLog(ctypes.Structure):
@@ -290,6 +333,10 @@ SIZES: dict[type[ctypes.Structure], int] = {
     CreateDevice: 12,
     ClockData: 48,
     MemoryRegion: 32,
+    Irqfd: 32,
+    Ioeventfd: 64,
+    IrqRoute: 48,
+    IrqRouting: 8 + 48 * ROUTES,
     DirtyLog: 16,
     EnableCap: 104,
     EncRegion: 16,

@@ -29,6 +29,10 @@ from chaos.linux.fd import Mapping, OwnedFd
 
 S = TypeVar("S", bound=ctypes.Structure)
 
+# Registers of the local APIC, by their place in its page.
+APIC_ENABLED_AT, APIC_ENABLED = 0xF1, 0x01  # bit 8 of the spurious vector's register
+APIC_ISR, APIC_IRR = 0x100, 0x200
+
 
 class KvmVcpu:
     def __init__(self, fd: OwnedFd, area: Mapping) -> None:
@@ -109,6 +113,18 @@ class KvmVcpu:
     def set_lapic(self, lapic: Lapic) -> None:
         ioctl(self.fd.number, Ioctl.KVM_SET_LAPIC, ctypes.byref(lapic))
 
+    def enable_apic(self) -> None:
+        """Have the local APIC take interrupts, which after a reset it does not."""
+        lapic = self.lapic()
+        if not lapic.bytes[APIC_ENABLED_AT] & APIC_ENABLED:
+            lapic.bytes[APIC_ENABLED_AT] |= APIC_ENABLED
+            self.set_lapic(lapic)
+
+    def requested(self) -> tuple[int, ...]:
+        """The vectors that the local APIC has been sent and the guest has not done with: requested, or in service."""
+        page = bytes(self.lapic().bytes)
+        return tuple(vector for vector in range(256) if any(_bit(page, at, vector) for at in (APIC_ISR, APIC_IRR)))
+
     def tsc_offset(self) -> int:
         """How far the guest's time-stamp counter is ahead of the host's, in 64 bits without a sign."""
         value = ctypes.c_uint64()
@@ -157,3 +173,8 @@ class KvmVcpu:
         """Close the descriptor and unmap the page: the mapping alone would keep the VM alive."""
         self._area.close()
         self.fd.close()
+
+
+def _bit(page: bytes, at: int, vector: int) -> bool:
+    """Of a register of 256 bits: 32 of them each 16 bytes."""
+    return bool(page[at + vector // 32 * 16 + vector % 32 // 8] >> vector % 8 & 1)

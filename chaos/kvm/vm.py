@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 
 from chaos.kvm.call import ioctl
-from chaos.kvm.numbers import Cap, DeviceType, Ioctl, Sync
-from chaos.kvm.structs import CreateDevice, EnableCap, EncRegion, MemoryRegion
+from chaos.kvm.numbers import ROUTE_TO_MSI, Cap, DeviceType, Ioctl, IoeventfdFlag, IrqfdFlag, Sync
+from chaos.kvm.structs import CreateDevice, EnableCap, EncRegion, Ioeventfd, Irqfd, IrqRoute, IrqRouting, MemoryRegion
 from chaos.kvm.vcpu import KvmVcpu
 from chaos.linux.fd import Mapping, OwnedFd
 
@@ -17,6 +18,10 @@ def enabling(cap: Cap, argument: int, flags: int) -> EnableCap:
     request = EnableCap(cap=cap, flags=flags)
     request.args[0] = argument % (1 << 64)
     return request
+
+
+FIRST_APIC = 0xFEE0_0000
+"""Where a message is written to for the local APIC of id 0."""
 
 
 class KvmVm:
@@ -41,6 +46,27 @@ class KvmVm:
     def create_irqchip(self) -> None:
         """Interrupt controllers in the kernel: before the first vCPU, each of which gets a local APIC."""
         ioctl(self.fd.number, Ioctl.KVM_CREATE_IRQCHIP)
+
+    def route_to_first(self, vectors: Sequence[int]) -> None:
+        """Have each of these GSIs raise the vector of its number at the APIC of id 0, and no other raise anything."""
+        routing = IrqRouting(nr=len(vectors))
+        for entry, vector in zip(routing.entries, vectors, strict=False):
+            entry.gsi, entry.type, entry.address_lo, entry.data = vector, ROUTE_TO_MSI, FIRST_APIC, vector
+        length = IrqRouting.entries.offset + ctypes.sizeof(IrqRoute) * len(vectors)
+        head = ctypes.create_string_buffer(bytes(routing)[:length], length)
+        ioctl(self.fd.number, Ioctl.KVM_SET_GSI_ROUTING, ctypes.byref(head))
+
+    def irqfd(self, eventfd: int, gsi: int, *, assign: bool) -> None:
+        """Have the eventfd raise the GSI from now on, or no more. Raises `KernelError`: EBUSY if it does already."""
+        flags = 0 if assign else IrqfdFlag.DEASSIGN
+        ioctl(self.fd.number, Ioctl.KVM_IRQFD, ctypes.byref(Irqfd(fd=eventfd, gsi=gsi, flags=flags)))
+
+    def ioeventfd(self, eventfd: int, port: int, *, assign: bool) -> None:
+        """Have the eventfd signalled when the guest writes a byte to the port, or no more. Raises `KernelError`: EEXIST
+        if one is already, ENOENT if there is none to take away."""
+        flags = IoeventfdFlag.PIO | (0 if assign else IoeventfdFlag.DEASSIGN)
+        request = Ioeventfd(addr=port, len=1, fd=eventfd, flags=flags)
+        ioctl(self.fd.number, Ioctl.KVM_IOEVENTFD, ctypes.byref(request))
 
     def create_vcpu(self, number: int) -> KvmVcpu:
         """Raises `KernelError`, or OSError if its page cannot be mapped."""

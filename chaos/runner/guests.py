@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -56,7 +57,8 @@ class Guest:
 class Guests:
     """`cgroups` are those below the run's by path, `network` is what VMMs hand guests over on; both are there once
     they are made. `under_way` are operations that the script has not waited for, by the VM that they are on. `lanes` is
-    how many vCPUs count in each memory, a page each. `devices` are the VMs that are created with one."""
+    how many vCPUs count in each memory, a page each. `devices` are the VMs that are created with one. `eventfds` are
+    those that a VM was bound to, by what and by number: there is one for each GSI, and one for each port."""
 
     experiment: Experiment
     vmms: VmmProcesses
@@ -68,6 +70,7 @@ class Guests:
     lanes: dict[str, int] = field(default_factory=dict)
     under_way: dict[str, PendingOperation] = field(default_factory=dict)
     devices: frozenset[str] = frozenset()
+    eventfds: dict[tuple[str, int], OwnedFd] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Guest:
         """A VM of the experiment, launched or not."""
@@ -125,6 +128,13 @@ class Guests:
         )  # fmt: skip
         done = self.must(guest, create, fds=(self.memories[spec.memory].number,))
         guest.address, guest.created = int(str(done.value["address"])), True
+
+    def eventfd(self, what: str, number: int) -> OwnedFd:
+        """That of a GSI or a port, which is made when it is first asked for. Nobody waits for one, or in writing it."""
+        key = what, number
+        if key not in self.eventfds:
+            self.eventfds[key] = OwnedFd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        return self.eventfds[key]
 
     def do(self, guest: Guest, operation: Operation, *, phase: str = "", fds: tuple[int, ...] = ()) -> Done:
         return self.vmms.do(guest.vmm, operation, phase=phase, fds=fds)
@@ -223,6 +233,10 @@ class Guests:
         pending.then = then
         return pending
 
+    def is_dead(self, vm: str) -> bool:
+        """Whether a move took its context away, by that move's answer."""
+        return vm in self.vmms.log.moved_from
+
     def moves(self, vm: str) -> tuple[PendingOperation, ...]:
         """The moves so far that have it as their source or their destination, also those under way."""
         return tuple(move for move in self.vmms.moves if vm in (move.args["vm"], move.args.get("source")))
@@ -236,4 +250,7 @@ class Guests:
         for memory in self.memories.values():
             memory.close()
         self.memories.clear()
+        for eventfd in self.eventfds.values():
+            eventfd.close()
+        self.eventfds.clear()
         self.network.give_up()

@@ -16,11 +16,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 CACHES = ("kvm_vcpu", "x86_emulator", "kvm_mmu_page_header")
 MODULES = ("kvm_amd", "ccp")
+PROBES = 256
 
 
 def vms(debug: Path) -> dict[str, int]:
@@ -67,6 +69,20 @@ def _any(found: dict[str, int], where: Path) -> dict[str, int]:
     if not found:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(where))
     return found
+
+
+def eventfds(proc: Path) -> int:
+    """How many eventfds there are whose number is below that of the 256th which is free. A new one gets the lowest that
+    is (`eventfd-id` of fdinfo, since 5.2). Raises OSError."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(PROBES):
+            fd = os.eventfd(0, os.EFD_CLOEXEC)
+            stack.callback(os.close, fd)
+        told = (proc / "self" / "fdinfo" / str(fd)).read_text()
+    found = re.search(r"^eventfd-id:\s*(\d+)$", told, re.MULTILINE)
+    if found is None:
+        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA), "eventfd-id")
+    return int(found[1]) + 1 - PROBES
 
 
 def vmstat(proc: Path) -> dict[str, int]:

@@ -82,6 +82,7 @@ class Observer:
             objects=seen("objects", lambda: kernel_objects.objects(paths.slab)),
             references=seen("references", lambda: kernel_objects.references(paths.modules)),
             dying_misc=seen("dying_misc", lambda: self._group.dying_of("misc")),
+            eventfds=seen("eventfds", lambda: kernel_objects.eventfds(paths.proc)),
             unseen=unseen,
         )
 

@@ -138,6 +138,8 @@ class Agent:
             case m.RunVcpus():
                 team = self._machine(do.vm).runnable
                 _wrapped(lambda: team.resume(do.every, fds.numbers))
+            case m.BindIrqfd() | m.BindIoeventfd():
+                self._machine(do.vm).bind(do, fds.numbers[0])
             case m.StartStorm():
                 machine = self._machine(do.vm)
                 with fds.steal() as memory:
@@ -275,7 +277,7 @@ class Agent:
 OnMachine = (
     m.Init | m.AddVcpu | m.Command | m.RegisterRegion | m.UnregisterRegion | m.LaunchStart | m.LaunchUpdateData
     | m.LaunchUpdateVmsa | m.LaunchMeasure | m.LaunchFinish | m.Status
-    | m.Pause | m.EndStorm | m.SetMemory
+    | m.Pause | m.EndStorm | m.SetMemory | m.Interrupts
 )  # fmt: skip
 
 
@@ -308,7 +310,9 @@ def _on_machine(machine: Machine, do: OnMachine) -> dict[str, Value]:  # noqa: P
         case m.EndStorm():
             _wrapped(lambda: storm.end(machine))
         case m.SetMemory():
-            machine.set_memory(there=do.there)
+            machine.set_memory(there=do.there, slot=do.slot)
+        case m.Interrupts():
+            return {"vectors": list(machine.interrupts())}
     return {}
 
 

@@ -29,12 +29,13 @@ from chaos.kvm.vm import KvmVm
 from chaos.linux.fd import Mapping, OwnedFd
 from chaos.native.edge import tally
 from chaos.vmm import foreign_fds, guest, race, state
-from chaos.vmm.messages import Mirror, Move, Moves, Sampled, VcpuStates
+from chaos.vmm.messages import BindIoeventfd, BindIrqfd, Mirror, Move, Moves, Sampled, VcpuStates
 from chaos.vmm.peer import Peer
 from chaos.vmm.race import At
 from chaos.vmm.vcpus import Team
 
 SLOT, PROBE = 0, 1
+VECTORS = range(32, 256)  # those below are exceptions
 RUNNABLE = 0  # KVM_MP_STATE_RUNNABLE
 
 
@@ -79,6 +80,7 @@ class Machine:
     page: ArgumentPage | None = None
     device: OwnedFd | None = None
     no_device: int | None = None  # how KVM_CREATE_DEVICE failed, 0 if it did not
+    routed: bool = False  # whether its GSIs raise vectors of its first vCPU
 
     @classmethod
     def create(
@@ -220,12 +222,29 @@ class Machine:
         status = self.sev.guest_status()
         return {"handle": int(status.handle), "policy": int(status.policy), "state": int(status.state)}
 
-    def set_memory(self, *, there: bool) -> None:
-        """The memory slot, which lies at the guest's address 0."""
+    def set_memory(self, *, there: bool, slot: int = SLOT) -> None:
+        """A memory slot: the first lies at the guest's address 0, the others behind it, one after the other."""
         if there:
-            self.vm.set_memory(SLOT, 0, self.memory)
+            self.vm.set_memory(slot, slot * self.memory.size, self.memory)
         else:
-            self.vm.remove_memory(SLOT)
+            self.vm.remove_memory(slot)
+
+    # -- interrupts -----------------------------------------------------------------------------------------
+
+    def bind(self, do: BindIrqfd | BindIoeventfd, eventfd: int) -> None:
+        """With the first interrupt that is bound its GSIs raise vectors, and its first vCPU takes them."""
+        if isinstance(do, BindIoeventfd):
+            self.vm.ioeventfd(eventfd, do.port, assign=do.assign)
+            return
+        if do.assign and not self.routed:
+            self.vm.route_to_first(VECTORS)
+            self.vcpus[0].enable_apic()
+            self.routed = True
+        self.vm.irqfd(eventfd, do.gsi, assign=do.assign)
+
+    def interrupts(self) -> tuple[int, ...]:
+        """The vectors that the first vCPU was sent and has not done with. The guest takes none: they stay."""
+        return self.vcpus[0].requested()
 
     def has_memory(self) -> bool:
         """Whether the slot is there: another one in its place is refused with EEXIST. Raises `KernelError`."""

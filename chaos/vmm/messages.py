@@ -214,11 +214,31 @@ class LoseDescriptor(_OnVm, frozen=True, kw_only=True, tag="lose_fd"):
     fd: str
 
 
-class SetMemory(_Operation, frozen=True, kw_only=True, tag="set_memory"):
-    """The VM's one memory slot is there, or is not (KVM_SET_USER_MEMORY_REGION)."""
+class SetMemory(_Operation, frozen=True, kw_only=True, tag="set_memory", omit_defaults=True):
+    """A memory slot of the VM's is there, or is not (KVM_SET_USER_MEMORY_REGION): its first, or with `slot` another,
+    behind that, of the same memory."""
 
     vm: str
     there: bool
+    slot: int = 0
+
+
+class BindIrqfd(_OnVm, frozen=True, kw_only=True, tag="irqfd"):
+    """The eventfd that comes with it raises this GSI of the VM, or with `assign` off no more (KVM_IRQFD)."""
+
+    gsi: int
+    assign: bool
+
+
+class BindIoeventfd(_OnVm, frozen=True, kw_only=True, tag="ioeventfd"):
+    """The eventfd that comes with it is signalled when the guest writes to this port, or no more (KVM_IOEVENTFD)."""
+
+    port: int
+    assign: bool
+
+
+class Interrupts(_OnVm, frozen=True, kw_only=True, tag="interrupts"):
+    """Say which vectors its first vCPU has been sent and not yet done with (KVM_GET_LAPIC)."""
 
 
 class Exit(_Operation, frozen=True, kw_only=True, tag="exit"):
@@ -229,7 +249,8 @@ Operation = (
     Create | Init | AddVcpu | Command | RegisterRegion | UnregisterRegion | LaunchStart | LaunchUpdateData
     | LaunchUpdateVmsa | LaunchMeasure | LaunchFinish | Status
     | RunVcpus | Pause | StartStorm | EndStorm | Listen | Connect | Accept | GetState | ReceiveState | SetState | SendFd
-    | ReceiveFd | Move | Moves | Mirror | Commit | Disconnect | Close | LoseDescriptor | SetMemory | Exit
+    | ReceiveFd | Move | Moves | Mirror | Commit | Disconnect | Close | LoseDescriptor | SetMemory | BindIrqfd
+    | BindIoeventfd | Interrupts | Exit
 )  # fmt: skip
 
 

@@ -2,13 +2,15 @@
 """P5, the guest goes on: at the destination where it stopped, and what could be asked of its context before the move
 can be asked after it.
 
-Three questions. The context: every GUEST_STATUS at the destination gives handle, policy and state as the source gave
+Four questions. The context: every GUEST_STATUS at the destination gives handle, policy and state as the source gave
 them, until the context moves on.
 The registers: the destination takes what it is given of them, and has it when it is read again. The guest: its own
 counter goes on from where the source left it, and its memory holds what its registers say (`Counted.stale` is 0). A
 guest that cannot be entered any more does not go on, whatever its registers say; one that was not given its registers
 cannot. Where the move failed the first and the last are asked of the source. A host that cannot enter SEV-ES guests
 (`Header.executes_es`) skips the last.
+
+Interrupts, the fourth, are asked in `chaos.judge.interrupts`.
 
 A guest that was broken already when it was taken out before the move is no witness of it. One that is broken when it
 is taken out after the move, at the latest at the end of the run, was broken by the last move before that.
@@ -23,6 +25,7 @@ from chaos.experiment.model import Experiment
 from chaos.history.reading import errname, ioctl_answered, owns
 from chaos.history.records import Counted, Done, History
 from chaos.judge.evidence import RunEvidence, TriedMove
+from chaos.judge.interrupts import interrupts
 from chaos.judge.ledger.firmware_contexts import GONE
 from chaos.judge.parts import broken, combine, kept, skipped, unknown
 from chaos.judge.verdict import Verdict
@@ -35,7 +38,8 @@ def check(experiment: Experiment, history: History) -> Verdict:
     evidence = RunEvidence(history)
     if not evidence.moves:
         return unknown(PROMISE, f"{evidence.untried}, so nothing interrupted the guest")
-    return combine(PROMISE, [part for move in evidence.moves for part in _move(evidence, move)])
+    parts = [part for move in evidence.moves for part in _move(evidence, move)]
+    return combine(PROMISE, [*parts, *interrupts(PROMISE, evidence)])
 
 
 def _move(evidence: RunEvidence, move: TriedMove) -> Iterator[Verdict]:

@@ -433,6 +433,16 @@ def _lose_fd(world: World, invoke: Invoke) -> World | None:
     return settled(replace(world, references=world.references - {mine} | kept))
 
 
+def _irqfd(world: World, invoke: Invoke) -> World | None:
+    bound = {(argument(invoke, "vm"), number(invoke, "gsi"))}
+    return replace(world, irqfds=world.irqfds | bound if number(invoke, "assign") else world.irqfds - bound)
+
+
+def _ioeventfd(world: World, invoke: Invoke) -> World | None:
+    bound = {(argument(invoke, "vm"), number(invoke, "port"))}
+    return replace(world, ioeventfds=world.ioeventfds | bound if number(invoke, "assign") else world.ioeventfds - bound)
+
+
 def _owed_by_move(world: World, after: World, invoke: Invoke) -> Context | None:
     """The context as it was charged to the source's cgroup; within one cgroup nothing changes hands."""
     was, now = world.context(argument(invoke, "source")), after.context(argument(invoke, "vm"))
@@ -473,6 +483,8 @@ EFFECTS: dict[str, Callable[[World, Invoke], World | None]] = {
     "attempt": _move,
     "close": _close,
     "lose_fd": _lose_fd,
+    "irqfd": _irqfd,
+    "ioeventfd": _ioeventfd,
 }
 
 HALFWAY: dict[str, Callable[[World, Invoke], World | None]] = {

@@ -67,6 +67,8 @@ WATCHED = frozenset(
         "register_region",
         "unregister_region",
         "set_memory",
+        "irqfd",
+        "ioeventfd",
         "mirror",
         "move",
         "moves",
@@ -78,6 +80,8 @@ WATCHED = frozenset(
         "guest_status",
     }
 )
+# P11 asks what the process was charged for then, P5 which VM had the guest, and what was bound to it.
+ALSO_WATCHED = frozenset({"enter", "signal"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +255,7 @@ class _Replay:
         if invoke.f in EFFECTS:
             self.pending |= {each.op: each for each in (invoke, *attempts(invoke))}
         self._become(begin(world, invoke) for world in self.worlds)
-        if invoke.f in WATCHED or invoke.f == "enter":  # P11 asks what the process was charged for then
+        if invoke.f in WATCHED | ALSO_WATCHED:
             self._open(invoke.seq)
 
     def _finish(self, invoke: Invoke, done: Done) -> None:

@@ -51,7 +51,7 @@ GONE = " (removed)"
 ON_CGROUPS = frozenset({"add_cgroup", "remove_cgroup", "limit", "disable_misc", "enable_misc"})
 """Operations on cgroups, which nobody living has to make."""
 
-STILL = ON_CGROUPS | {"enter", "memlock", "storage"}
+STILL = ON_CGROUPS | {"enter", "memlock", "storage", "signal"}
 """Operations that let nothing go that is stopped in the kernel."""
 
 
@@ -135,7 +135,8 @@ class World:
     """`homes` are the live processes, each with its cgroup. `dead` are the VMs a context was moved away from.
     `happened` are those operations that have taken effect without having answered. `undivided` are the cgroups whose
     children have no misc controller: to it, whoever lives below one is in it. `cut_off` are the processes that have
-    lost their descriptor of /dev/sev. `peers` are the VMs that have a socket to another, each with that one."""
+    lost their descriptor of /dev/sev. `peers` are the VMs that have a socket to another, each with that one. `irqfds`
+    are VMs with the GSIs that an eventfd raises in them, `ioeventfds` VMs with the ports that signal one."""
 
     homes: frozenset[tuple[str, str]] = frozenset()
     references: frozenset[Reference] = frozenset()
@@ -148,6 +149,8 @@ class World:
     undivided: frozenset[str] = frozenset()
     cut_off: frozenset[str] = frozenset()
     peers: frozenset[tuple[str, str]] = frozenset()
+    irqfds: frozenset[tuple[str, int]] = frozenset()
+    ioeventfds: frozenset[tuple[str, int]] = frozenset()
 
     def home(self, agent: str) -> str | None:
         """The cgroup that pays for what the process takes, None if it does not live."""
@@ -262,7 +265,8 @@ def drop(world: World, reference: Reference) -> World:
 
 
 def settled(world: World) -> World:
-    """Contexts whose VM nobody has open are gone, unless a mirror that somebody has open keeps it."""
+    """Contexts whose VM nobody has open are gone, unless a mirror that somebody has open keeps it. What was bound to a
+    VM is so until then, dead or not."""
     opened = {reference.vm for reference in world.references}
     mirrors = frozenset(mirror for mirror in world.mirrors if mirror.vm in opened)
     alive = opened | {mirror.owner for mirror in mirrors}
@@ -271,6 +275,8 @@ def settled(world: World) -> World:
         mirrors=mirrors,
         contexts=frozenset(context for context in world.contexts if context.owner in alive),
         vms=frozenset(vm for vm in world.vms if vm.name in alive or vm.name in world.dead),
+        irqfds=frozenset(bound for bound in world.irqfds if bound[0] in alive),
+        ioeventfds=frozenset(bound for bound in world.ioeventfds if bound[0] in alive),
     )
 
 

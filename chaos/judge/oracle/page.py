@@ -22,6 +22,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "contract.md"
 OPERATIONS = (
     "move", "mirror", "create", "create_vcpu", "init", "launch_start", "launch_update_data", "launch_update_vmsa",
     "launch_measure", "launch_finish", "guest_status", "command", "register_region", "unregister_region",
+    "set_memory", "irqfd", "ioeventfd",
 )  # fmt: skip
 _REGION = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->\n)", re.DOTALL)
 _ERRNOS = frozenset(errorcode.values())

@@ -9,7 +9,7 @@ kernel's own.
 
 from __future__ import annotations
 
-from errno import EBADF, EBUSY, EFAULT, EINVAL, EIO, ENOENT, ENOMEM, ENOSPC, ENOTTY, EROFS, ETIMEDOUT
+from errno import EBADF, EBUSY, EEXIST, EFAULT, EINVAL, EIO, ENOENT, ENOMEM, ENOSPC, ENOTTY, EROFS, ETIMEDOUT
 
 from chaos.history.reading import argument, number
 from chaos.history.records import Invoke
@@ -174,6 +174,35 @@ def _half_a_vcpu(state: State, op: Invoke) -> Refusal | None:
     """created_vcpus counts a vCPU from the beginning of its creation."""
     vm = state.world.vm(argument(op, "vm"))
     return _maybe(EINVAL, when=vm is not None and vm.creating is not None)
+
+
+# -- eventfds and memory slots -----------------------------------------------------------------------------
+
+
+def _raises_already(state: State, op: Invoke) -> Refusal | None:
+    """The eventfd raises an interrupt of this VM already, or from 6.17 on of any VM that somebody has open, dead or not
+    (kvm_irqfd_assign)."""
+    vm, gsi = argument(op, "vm"), number(op, "gsi")
+    bound = {name for name, of in state.world.irqfds if of == gsi}
+    taken = bound if state.rules.irqfd_unique else bound & {vm}
+    return _sure(EBUSY, when=bool(number(op, "assign") and taken))
+
+
+def _signalled_already(state: State, op: Invoke) -> Refusal | None:
+    """Writing to the port signals an eventfd already."""
+    bound = (argument(op, "vm"), number(op, "port")) in state.world.ioeventfds
+    return _sure(EEXIST, when=bool(number(op, "assign") and bound))
+
+
+def _signals_nothing(state: State, op: Invoke) -> Refusal | None:
+    """There is none to be taken away. KVM_IRQFD does not mind."""
+    bound = (argument(op, "vm"), number(op, "port")) in state.world.ioeventfds
+    return _sure(ENOENT, when=not (number(op, "assign") or bound))
+
+
+def _no_slot(state: State, op: Invoke) -> Refusal | None:
+    """Only a slot that is there can be taken away. Which of those behind the first are, nobody keeps count of."""
+    return _maybe(EINVAL, when=number(op, "slot") != 0 and not number(op, "there"))
 
 
 # -- creation, INIT and the launch ----------------------------------------------------------------------------------
@@ -418,7 +447,9 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     **AROUND,
     "create": (_no_types,),
     "create_vcpu": _IOCTL,
-    "set_memory": _IOCTL,
+    "set_memory": (*_IOCTL, _no_slot),
+    "irqfd": (*_IOCTL, _raises_already),
+    "ioeventfd": (*_IOCTL, _signalled_already, _signals_nothing),
     "init": (
         *_IOCTL,
         _es_disabled,

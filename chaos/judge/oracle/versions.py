@@ -73,6 +73,12 @@ DIFFERENCES: tuple[Difference, ...] = (
         ((6, 12, 117),),
         "contract 3.4: LAUNCH_UPDATE_VMSA again; 6.12.117 is the first read, 6.1.192 leaves it to the firmware",
     ),
+    Difference(
+        "irqfd_unique",
+        (6, 17, 0),
+        (),
+        "contract 1.9: a patch of 22 May 2025, so that no interrupt is lost unsaid; seen on 7.3.4, not on 6.12.117",
+    ),
 )
 
 
@@ -88,6 +94,7 @@ class Rules:
     vcpu_creation_locked: bool
     vmsa_creation_busy: bool
     vmsa_once: bool
+    irqfd_unique: bool
 
 
 def rules(kernel: str) -> Rules:

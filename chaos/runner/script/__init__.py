@@ -11,7 +11,7 @@ from __future__ import annotations
 from chaos.errors import Unsupported
 from chaos.experiment import steps as s
 from chaos.fault import FaultContext, find, naming_successors
-from chaos.runner.script import concurrent, faults, holds, moves, observe, running, storms, vms
+from chaos.runner.script import concurrent, faults, holds, interrupts, moves, observe, running, storms, vms
 from chaos.runner.script.automatic import AutomaticQuestions
 from chaos.runner.script.executor import Executor, Handlers
 from chaos.runner.vmms import StepFailed
@@ -31,6 +31,11 @@ STEPS: Handlers = {
     s.PauseStep: running.pause,
     s.StormStep: storms.storm,
     s.CalmStep: storms.calm,
+    s.IrqfdStep: interrupts.irqfd,
+    s.IoeventfdStep: interrupts.ioeventfd,
+    s.SignalStep: interrupts.signal,
+    s.InterruptsStep: interrupts.interrupts,
+    s.MemslotStep: interrupts.memslot,
     s.MigrateStep: moves.migrate,
     s.MoveStep: moves.move,
     s.TogetherStep: concurrent.together,

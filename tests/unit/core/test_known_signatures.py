@@ -17,6 +17,7 @@ from chaos.judge import findings
 from tests.unit.core.build import Builder, changed, moved
 from tests.unit.core.doctored import begun, verdict_of
 from tests.unit.core.test_contexts import flushed
+from tests.unit.core.test_interrupts import beside_the_dead
 from tests.unit.core.test_narrow_findings import crossed, es_into, mirror_asked, moved_es, moved_mirror, read
 from tests.unit.core.test_storage import unwritten
 
@@ -177,6 +178,7 @@ SHOWN: list[tuple[str, str, Callable[[], History]]] = [
     ("P5", "0007", lambda: crossed(at_once=True)),
     ("P7", "0007", lambda: crossed(at_once=True)),
     ("P7", "0008", lambda: unwritten().over()),
+    ("P5", "0009", beside_the_dead),
 ]
 
 

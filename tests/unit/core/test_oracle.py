@@ -311,6 +311,51 @@ def test_an_owner_with_mirrors_moves_from_5_18_on() -> None:
         assert errnos(state, "move", "d", **MOVE) == expected
 
 
+# eventfds and memory slots
+
+
+@pytest.mark.parametrize(("kernel", "elsewhere"), [(OLD, 0), (NEW, 0), ("6.16.9", 0), ("6.17.0", EBUSY)])
+def test_an_eventfd_raises_interrupts_of_one_vm_only_from_6_17_on(kernel: str, elsewhere: int) -> None:
+    state = ready(kernel)
+    bind: dict[str, Value] = {"gsi": 48, "assign": True}
+    state = does(state, "irqfd", "s", vm="old", **bind)
+    assert errnos(state, "irqfd", "s", vm="old", **bind) == {EBUSY}
+    assert errnos(state, "irqfd", "d", vm="new", **bind) == {elsewhere}
+    assert errnos(state, "irqfd", "d", vm="new", gsi=49, assign=True) == {0}
+    dead = does(state, "move", "d", **MOVE)
+    for assign in (True, False):
+        assert errnos(dead, "irqfd", "s", vm="old", gsi=48, assign=assign) == {EIO}
+    assert errnos(dead, "irqfd", "d", vm="new", **bind) == {elsewhere}
+    held = does(dead, "close", "s", vm="old")  # d has a descriptor of it
+    assert errnos(held, "irqfd", "d", vm="new", **bind) == {elsewhere}
+    gone = does(held, "close", "d", vm="old")
+    assert errnos(gone, "irqfd", "d", vm="new", **bind) == {0}
+
+
+def test_an_irqfd_that_was_taken_away_may_be_bound_anywhere() -> None:
+    state = does(ready("7.3.4"), "irqfd", "s", vm="old", gsi=48, assign=True)
+    state = does(state, "irqfd", "s", vm="old", gsi=48, assign=False)
+    assert errnos(state, "irqfd", "d", vm="new", gsi=48, assign=True) == {0}
+    assert errnos(state, "irqfd", "s", vm="old", gsi=48, assign=False) == {0}
+
+
+def test_an_ioeventfd_is_there_once() -> None:
+    state = ready()
+    assert errnos(state, "ioeventfd", "s", vm="old", port=32, assign=False) == {ENOENT}
+    state = does(state, "ioeventfd", "s", vm="old", port=32, assign=True)
+    assert errnos(state, "ioeventfd", "s", vm="old", port=32, assign=True) == {EEXIST}
+    assert errnos(state, "ioeventfd", "s", vm="old", port=33, assign=True) == {0}
+    assert errnos(does(state, "move", "d", **MOVE), "ioeventfd", "s", vm="old", port=32, assign=False) == {EIO}
+    state = does(state, "ioeventfd", "s", vm="old", port=32, assign=False)
+    assert errnos(state, "ioeventfd", "s", vm="old", port=32, assign=False) == {ENOENT}
+
+
+def test_whether_a_slot_behind_the_first_is_there_nobody_keeps_count_of() -> None:
+    assert errnos(ready(), "set_memory", "s", vm="old", there=False, slot=2) == {0, EINVAL}
+    assert errnos(ready(), "set_memory", "s", vm="old", there=False) == {0}
+    assert errnos(ready(), "set_memory", "s", vm="old", there=True, slot=2) == {0}
+
+
 # INIT and the launch (part 3.4)
 
 

@@ -38,6 +38,7 @@ def test_a_version_may_come_with_its_flavour() -> None:
         ("vcpu_creation_busy", "6.15.6", "6.16"),
         ("vcpu_creation_locked", "7.2.13", "7.3"),
         ("vmsa_once", "6.12.116", "6.12.117"),
+        ("irqfd_unique", "6.16.12", "6.17"),
         ("vmsa_once", "7.0.9", "7.1"),  # newer than 6.12.117, and of a series that has not taken it
     ],
 )

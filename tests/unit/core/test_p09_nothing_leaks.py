@@ -284,3 +284,33 @@ def test_p9_what_is_in_use_at_the_start_cannot_be_had(had: int, signature: str) 
     start = replaced(Observation, {"label": "start"}, misc=used)
     filled = replaced(Filled, {}, count={"sev": had, "sev_es": 7})
     assert check("P9", MOVE, lambda record: filled(start(record) or record)).signature == signature
+
+
+@pytest.mark.parametrize("f", ["irqfd", "ioeventfd", ""])
+@pytest.mark.parametrize(
+    ("start", "end", "local", "outcome", "signature"),
+    [
+        (3, 3, False, Outcome.KEPT, ""),
+        (3, 5, False, Outcome.BROKEN, "more-eventfds"),
+        (3, None, False, Outcome.UNKNOWN, ""),
+        (3, 5, True, Outcome.KEPT, ""),
+    ],
+)
+def test_p9_eventfds_count_where_a_vm_was_bound_to_some(
+    f: str, start: int | None, end: int | None, local: bool, outcome: Outcome, signature: str
+) -> None:
+    b = Builder()
+    b.begin()
+    b.launch("old", "source", "sev")
+    if f:
+        b.do(f, "source", vm="old", gsi=48, port=32, assign=True)
+    else:
+        outcome, signature = Outcome.KEPT, ""
+
+    def counted(record: Record) -> Record:
+        if isinstance(record, Observation) and record.label in ("start", "end"):
+            return msgspec.structs.replace(record, eventfds=start if record.label == "start" else end)
+        return msgspec.structs.replace(record, host="local") if local and isinstance(record, Header) else record
+
+    verdict = CHECKERS["P9"](shipped(MOVE), changed(b.finish(watched=True), counted))
+    assert (verdict.outcome, verdict.signature) == (outcome, signature)

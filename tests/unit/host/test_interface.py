@@ -26,6 +26,8 @@ def number(direction: int, nr: int, size: int, kind: int = 0xAE) -> int:
     [
         (Ioctl.KVM_SET_USER_MEMORY_REGION, WRITE, 0x46, structs.MemoryRegion),
         (Ioctl.KVM_GET_DIRTY_LOG, WRITE, 0x42, structs.DirtyLog),
+        (Ioctl.KVM_IRQFD, WRITE, 0x76, structs.Irqfd),
+        (Ioctl.KVM_IOEVENTFD, WRITE, 0x79, structs.Ioeventfd),
         (Ioctl.KVM_GET_CLOCK, READ, 0x7C, structs.ClockData),
         (Ioctl.KVM_GET_REGS, READ, 0x81, structs.Regs),
         (Ioctl.KVM_SET_REGS, WRITE, 0x82, structs.Regs),
@@ -66,6 +68,7 @@ def test_numbers_whose_size_is_not_their_structures() -> None:
     assert number(READ | WRITE, 0xBA, 8) == Ioctl.KVM_MEMORY_ENCRYPT_OP
     assert number(READ | WRITE, 0x05, 8) == Ioctl.KVM_GET_SUPPORTED_CPUID
     assert number(WRITE, 0x90, 8) == Ioctl.KVM_SET_CPUID2
+    assert number(WRITE, 0x6A, 8) == Ioctl.KVM_SET_GSI_ROUTING
     assert number(READ | WRITE, 0x88, 8) == Ioctl.KVM_GET_MSRS
     assert number(WRITE, 0x89, 8) == Ioctl.KVM_SET_MSRS
     assert number(READ | WRITE, 0x02, 4) == Ioctl.KVM_GET_MSR_INDEX_LIST

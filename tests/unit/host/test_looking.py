@@ -479,7 +479,7 @@ def test_what_a_host_does_not_show_is_recorded_with_the_reason(tmp_path: Path) -
     assert plain.vms is None and plain.unseen == {}
     seen = observer.observe("end", 4, whole_host=True)
     assert seen.vms == {} and seen.objects is None and seen.tables is None and seen.pinned is None
-    assert set(seen.unseen) == {"objects", "references", "tables", "dying_misc"}
+    assert set(seen.unseen) == {"objects", "references", "tables", "dying_misc", "eventfds"}
     assert seen.unseen["objects"] == f"{tmp_path / 'slab'}: No such file or directory"
     assert seen.unseen["dying_misc"] == "this kernel does not count them"
     (tmp_path / "cgroup.stat").write_text("nr_dying_descendants 0\nnr_dying_subsys_misc 2\n")
@@ -495,3 +495,16 @@ def test_a_machine_that_panics_on_a_warning_is_refused(tmp_path: Path, said: str
         setting.write_text(said)
     with pytest.raises(HostLacks, match="panics when its kernel warns") if refused else nullcontext():
         refuse_fragile(Paths(proc=tmp_path))
+
+
+def test_eventfds_are_counted_among_the_lowest_numbers(tmp_path: Path) -> None:
+    proc = Path("/proc")
+    before = kernel_objects.eventfds(proc)
+    assert before >= 0
+    with pytest.raises(FileNotFoundError):
+        kernel_objects.eventfds(tmp_path)
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "fdinfo").symlink_to(tmp_path)
+    for fd in range(kernel_objects.PROBES * 4):
+        (tmp_path / str(fd)).write_text(f"eventfd-count: 0\neventfd-id: {kernel_objects.PROBES + 6}\n")
+    assert kernel_objects.eventfds(tmp_path) == 7

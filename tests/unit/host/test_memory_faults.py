@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from errno import EINVAL, EIO
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from chaos import fault
 from chaos.errors import UsageError
+from chaos.fault import Evidence
 from chaos.history.records import Done
 from faults.cpu import CpuThrottle
 from faults.memory import PAGE, HolePunch, Memlock, MemoryPressure, MemslotGone, is_hole
@@ -68,6 +70,10 @@ class Slot:
     there: bool = True
     errno: int = 0
     status: int | None = None
+    dead: bool = False
+
+    def is_dead(self, vm: str) -> bool:
+        return self.dead
 
     def set_memory(self, vm: str, there: bool) -> Done:
         self.there = self.there if self.errno else there
@@ -96,6 +102,19 @@ def test_a_slot_that_kvm_keeps_is_not_gone_and_one_of_a_dead_vm_stays_away() -> 
     gone.apply(vm.ctx(), "old")
     vm.errno = 5
     assert gone.undo(vm.ctx(), "old").startswith("the slot stays away")
+
+
+def test_a_dead_vm_that_keeps_its_slot_was_struck_if_it_said_eio_and_only_then() -> None:
+    vm, gone = Slot(errno=EIO, dead=True), MemslotGone()
+    assert gone.evidence(vm.ctx(), "old") == Evidence(False, "old is dead and was not asked")
+    gone.apply(vm.ctx(), "old")
+    assert gone.evidence(vm.ctx(), "old") == Evidence(True, "old is dead and answered EIO")
+    assert gone.undo(vm.ctx(), "old") == "nothing to undo: the slot stays"
+    with pytest.raises(OSError, match="KVM_SET_USER_MEMORY_REGION"):
+        MemslotGone().apply(Slot(errno=EINVAL, dead=True).ctx(), "old")
+    vm, gone = Slot(dead=True), MemslotGone()  # a dead VM that lets go of its slot: P3 is broken, and the fault struck
+    gone.apply(vm.ctx(), "old")
+    assert gone.evidence(vm.ctx(), "old").struck is True
 
 
 @dataclass
