@@ -76,6 +76,9 @@ WATCHED = frozenset(
         "launch_measure",
         "launch_finish",
         "guest_status",
+        "dbg_decrypt",
+        "dbg_encrypt",
+        "platform",
     }
 )
 

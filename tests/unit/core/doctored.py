@@ -32,6 +32,7 @@ RESTS_ON: dict[str, tuple[type[Record], ...]] = {
     "P10": (Observation, Done),
     "P11": (Observation,),
     "P13": (Done, Invoke),
+    "P14": (Done, Invoke),
 }
 """Of what a promise was kept or broken, by the records that a verdict points at; P12 rests on none."""
 
@@ -92,7 +93,7 @@ def without_operation(f: str, vm: str, nth: int = 0) -> Change:
     seen = [0]
 
     def change(record: Record) -> Record | None:
-        if isinstance(record, Invoke) and record.f == f and record.args.get("vm") == vm:
+        if isinstance(record, Invoke) and record.f == f and record.args.get("vm", "") == vm:
             if seen[0] == nth:
                 left.append(record.op)
             seen[0] += 1
