@@ -316,8 +316,8 @@ class RunEvidence:
 
     def kind(self, invoke: Invoke) -> str:
         """The operation, for a signature; of /dev/sev the command. What happens to mirrors, in moves of SEV-ES guests,
-        and to guests that were moved and are debugged, is of its own kind, and no finding about it may excuse the same of
-        other VMs."""
+        and to guests that were moved and are debugged, is of its own kind, and no finding about it may excuse the same
+        of other VMs."""
         worlds = self.ledger.during.get(invoke.op, frozenset())
         if worlds and all(world.mirror(argument(invoke, "vm")) for world in worlds):
             return f"{invoke.f}-of-mirror{self._which_mirror(invoke)}"

@@ -93,7 +93,7 @@ def without_operation(f: str, vm: str, nth: int = 0) -> Change:
     seen = [0]
 
     def change(record: Record) -> Record | None:
-        if isinstance(record, Invoke) and record.f == f and record.args.get("vm", "") == vm:
+        if isinstance(record, Invoke) and record.f == f and record.args.get("vm") == vm:
             if seen[0] == nth:
                 left.append(record.op)
             seen[0] += 1
@@ -107,7 +107,7 @@ def answered(f: str, vm: str, nth: int = 0, **values: object) -> Change:
     ops: list[int] = []
 
     def change(record: Record) -> Record:
-        if isinstance(record, Invoke) and record.f == f and record.args.get("vm") == vm:
+        if isinstance(record, Invoke) and record.f == f and record.args.get("vm", "") == vm:
             ops.append(record.op)
         if isinstance(record, Done) and len(ops) == nth + 1 and record.op == ops[nth]:
             return msgspec.structs.replace(record, **values)

@@ -72,6 +72,14 @@ def written_behind() -> History:
     return b.over()
 
 
+def all_behind() -> History:
+    """Finding 0010."""
+    b = kept()
+    for command in ("PEK_CSR", "PDH_CERT_EXPORT", "GET_ID2"):
+        b.platform(command, 1916, length=2084)
+    return b.over()
+
+
 def written_beyond() -> History:
     b = kept()
     b.debug("dbg_encrypt", ("DBG_DECRYPT", GUESTS[0], ITS_OWN, PAGE + 16))
