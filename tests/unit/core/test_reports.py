@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reports say what a run showed, in plain text of so many columns, and let nothing in a history steer a terminal."""
+"""The reports say what a run showed, in plain text of some columns, and let nothing in a history steer a terminal."""
 
 from __future__ import annotations
 
