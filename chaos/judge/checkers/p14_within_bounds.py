@@ -5,7 +5,8 @@ the firmware, on the kernel's behalf, not beyond the memory that it was to write
 Two witnesses. The caller's own buffer is longer than it tells, and what is behind or around that is read again
 afterwards. And whoever stands between the driver and the firmware writes down the addresses and lengths of each command
 to debug a guest: one goes to the end of its page at most, unless the next page of the machine's memory is the next one
-that the caller named as well. KVM pins its caller's pages one at a time, and its own buffers are single pages.
+that the caller named as well. KVM pins its caller's pages one at a time, and its own buffers are single pages. Nor is
+a command given the address of a buffer that has no length: there is no such memory.
 
 A caller that did not live to look, a buffer that cannot be looked behind and a command that nobody recorded leave the
 promise unknown.
@@ -37,6 +38,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
     if not asked:
         return unknown(PROMISE, "nobody told the kernel the length of a buffer that is longer")
     parts = [_looked(invoke, done) for invoke, done in asked]
+    parts += [part for record in evidence.contexts.seen for part in _of_no_length(record)]
     debugged = [(invoke, done) for invoke, done in asked if invoke.f in DEBUGS]
     if debugged:
         parts += _commands(evidence, debugged)
@@ -61,6 +63,22 @@ def _looked(invoke: Invoke, done: Done | None) -> Verdict:
         expected=f"nothing written {what} the buffer",
         seen=f"{changed} bytes written {what} it",
     )
+
+
+def _of_no_length(record: Firmware) -> Iterator[Verdict]:
+    """Whether the command was given an address of nothing. Of commands of which that is not on record nothing is said:
+    that nothing was written there, the caller's own buffer shows."""
+    for name, length in record.asked.items():
+        start = record.asked.get(name.replace("length", "address"), 0)
+        if name.endswith("length") and not length and start:
+            yield broken(
+                PROMISE,
+                f"{record.command} was given the address {start:#x} for a buffer of no length",
+                (record,),
+                signature=f"address-of-nothing:{record.command}",
+                expected="no address",
+                seen=f"{start:#x}",
+            )
 
 
 def _commands(evidence: RunEvidence, debugged: Sequence[tuple[Invoke, Done | None]]) -> Iterator[Verdict]:

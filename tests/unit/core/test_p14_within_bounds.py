@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from chaos.history.records import Firmware, Header, History, Note, Record, Value
+from chaos.judge.verdict import Outcome
 from tests.unit.core.build import Builder, changed
 from tests.unit.core.doctored import DEVIATED, HELD, SKIPPED, UNKNOWN, verdict_of, without
 
@@ -138,6 +139,17 @@ def test_a_command_ends_with_its_page_unless_the_caller_named_the_next(
     b = kept()
     b.debug("dbg_encrypt", ("DBG_DECRYPT", source, destination, length))
     assert verdict_of("P14", b.over()).signature == signature
+
+
+@pytest.mark.parametrize(("address", "length", "outcome"), [(16, 0, DEVIATED), (0, 0, HELD), (0x5000, 16, HELD)])
+def test_a_buffer_of_no_length_has_no_address(address: int, length: int, outcome: Outcome) -> None:
+    b = kept()
+    b.platform("PDH_CERT_EXPORT", 0, length=2084, chain=length)
+    first = {"first_address": 0x4000, "first_length": 2084}
+    b.sent.append((b.tick(), "PDH_CERT_EXPORT", {**first, "second_address": address, "second_length": length}))
+    verdict = verdict_of("P14", b.over())
+    assert verdict.outcome is outcome
+    assert verdict.signature == ("address-of-nothing:PDH_CERT_EXPORT" if outcome is DEVIATED else "")
 
 
 def test_where_the_pages_are_not_known_one_that_goes_on_tells_nothing() -> None:
