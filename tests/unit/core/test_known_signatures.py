@@ -18,7 +18,7 @@ from tests.unit.core.build import Builder, changed, guest_moved, moved
 from tests.unit.core.doctored import begun, verdict_of
 from tests.unit.core.test_contexts import flushed
 from tests.unit.core.test_narrow_findings import crossed, es_into, mirror_asked, moved_es, moved_mirror, read
-from tests.unit.core.test_p14_within_bounds import all_behind, written_beyond
+from tests.unit.core.test_p14_within_bounds import all_behind, without_chain, written_beyond
 from tests.unit.core.test_storage import unwritten
 
 ES = "sev_es"
@@ -190,6 +190,7 @@ SHOWN: list[tuple[str, str, Callable[[], History]]] = [
     ("P7", "0001", lambda: debugged("dbg_decrypt", "dbg_encrypt")),
     ("P14", "0010", all_behind),
     ("P14", "0011", written_beyond),
+    ("P14", "0013", without_chain),
 ]
 
 

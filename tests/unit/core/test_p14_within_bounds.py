@@ -141,13 +141,18 @@ def test_a_command_ends_with_its_page_unless_the_caller_named_the_next(
     assert verdict_of("P14", b.over()).signature == signature
 
 
-@pytest.mark.parametrize(("address", "length", "outcome"), [(16, 0, DEVIATED), (0, 0, HELD), (0x5000, 16, HELD)])
-def test_a_buffer_of_no_length_has_no_address(address: int, length: int, outcome: Outcome) -> None:
+def without_chain(address: int = 0x778000000010, length: int = 0) -> History:
+    """Finding 0013, with the address and the length that the firmware was given for the chain."""
     b = kept()
     b.platform("PDH_CERT_EXPORT", 0, length=2084, chain=length)
     first = {"first_address": 0x4000, "first_length": 2084}
     b.sent.append((b.tick(), "PDH_CERT_EXPORT", {**first, "second_address": address, "second_length": length}))
-    verdict = verdict_of("P14", b.over())
+    return b.over()
+
+
+@pytest.mark.parametrize(("address", "length", "outcome"), [(16, 0, DEVIATED), (0, 0, HELD), (0x5000, 16, HELD)])
+def test_a_buffer_of_no_length_has_no_address(address: int, length: int, outcome: Outcome) -> None:
+    verdict = verdict_of("P14", without_chain(address, length))
     assert verdict.outcome is outcome
     assert verdict.signature == ("address-of-nothing:PDH_CERT_EXPORT" if outcome is DEVIATED else "")
 
