@@ -17,4 +17,5 @@ PROMISES: dict[str, str] = {
     "P11": "charges stay when a task changes its cgroup",
     "P12": "a quiet kernel: no WARN, oops, hang or panic",
     "P13": "no firmware traffic: a move sends the PSP nothing",
+    "P14": "within bounds: nobody writes beyond the length that a caller told",
 }

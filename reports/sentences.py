@@ -175,6 +175,10 @@ def _sentence(experiment: e.Experiment, do: s.Step) -> str:  # noqa: PLR0911, PL
             return f"create vCPU {do.id} of {do.vm}"
         case s.CommandStep():
             return f"give {do.vm} the SEV commands {do.ids}, without data"
+        case s.DebugStep():
+            return _debug(do)
+        case s.PlatformStep():
+            return _platform(do)
         case s.CallStep():
             return f"{do.operation} of {do.vm}" + ("" if do.wait else ", and go on while it is under way")
         case s.IrqfdStep() | s.IoeventfdStep() | s.SignalStep() | s.InterruptsStep() | s.MemslotStep():
@@ -223,6 +227,19 @@ def _taken(do: s.TakingStep) -> str:
     """What a move or a mirror is given: "old", "a wrong descriptor (pipe), with flags 0x1"."""
     flags = f", with flags {do.flags:#x}" if do.flags else ""
     return (do.source or f"a wrong descriptor ({do.fd})") + flags
+
+
+def _debug(do: s.DebugStep) -> str:
+    if len(do.each) > 1:
+        return f"{do.operation} of {do.vm}, {len(do.each)} times"
+    ((read_at, write_at, length),) = do.each
+    return f"{do.operation} of {do.vm}: {length} bytes from {read_at:#x} to {write_at:#x}"
+
+
+def _platform(do: s.PlatformStep) -> str:
+    told = f", whose buffer is said to be {do.length} bytes long" if do.command != "PLATFORM_STATUS" else ""
+    chain = f" and the one for the chain {do.chain}" if do.command == "PDH_CERT_EXPORT" else ""
+    return f"have {do.vmm} send {do.command} to /dev/sev{told}{chain}"
 
 
 def _init(do: s.InitStep) -> str:

@@ -32,7 +32,7 @@ from reports.sentences import clean
 
 __all__ = ["WIDTH", "Run", "render", "report", "show"]
 
-WIDTH = 100
+WIDTH = 104  # of the table of all promises, with the longest name of an experiment
 TOLD_AT_LENGTH = 16  # of more runs than this, only those that count against the exit code
 MOMENTS_ACROSS = 6  # more observations than this are shown a row each
 
@@ -231,7 +231,7 @@ def _summary(verdicts: Sequence[RunVerdict], bounds: Bounds) -> Iterator[Rendera
 
 
 def _summary_table(verdicts: Sequence[RunVerdict]) -> Table:
-    """As narrow as it can be: with all promises and the longest name it fits a line of 100 places."""
+    """As narrow as it can be: with all promises and the longest name it fits a line of WIDTH places."""
     groups: dict[str, list[RunVerdict]] = {}
     for verdict in verdicts:
         groups.setdefault(verdict.experiment, []).append(verdict)

@@ -74,6 +74,7 @@ def firmware_records(
             move=next(during, None),
             began=began,
             fault=command.fault,
+            asked=command.asked,
         )
 
 

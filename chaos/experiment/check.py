@@ -12,6 +12,7 @@ from chaos.experiment.steps import (
     UNARMED,
     ArmStep,
     CommandStep,
+    DebugStep,
     FaultStep,
     HoldStep,
     InitStep,
@@ -24,6 +25,7 @@ from chaos.experiment.steps import (
     MovesStep,
     ObserveStep,
     Part,
+    PlatformStep,
     ReleaseStep,
     RunStep,
     SignalStep,
@@ -149,6 +151,12 @@ def _argument_problems(step: Step | MovesStep) -> Iterator[tuple[str, str, str]]
             yield "features", f"{step.features:#x} has more than 64 bits", f"give at most {FEATURES:#x}"
         case CommandStep() if not 0 < len(step.numbers) <= COMMANDS:
             yield "ids", f"{step.ids} are {len(step.numbers)} commands", f"give 1 to {COMMANDS}"
+        case DebugStep() if not 0 < len(step.each) <= COMMANDS:
+            yield "length", f"these are {len(step.each)} commands", f"give 1 to {COMMANDS}"
+        case PlatformStep(command="PLATFORM_STATUS") if step.length or step.chain:
+            yield "length", "PLATFORM_STATUS has a buffer of its own size", "leave the lengths out"
+        case PlatformStep() if step.chain and step.command != "PDH_CERT_EXPORT":
+            yield "chain", f"{step.command} gives no chain of certificates", "leave it out"
         case RunStep() if step.every & (step.every - 1):
             yield "every", f"{step.every} is no power of two", "give 1, 2, 4, … or 0 for never"
         case MovesStep() if step.calls > MOVES:

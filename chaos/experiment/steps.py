@@ -8,6 +8,7 @@ VM can be under way; it goes by the name of the VM that it is an operation on.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Annotated, Literal
 
 import msgspec
@@ -122,6 +123,30 @@ class CommandStep(_Step, frozen=True, kw_only=True, tag="command"):
     @property
     def numbers(self) -> tuple[int, ...]:
         return each_of(self.ids)
+
+
+Offset = Annotated[int, msgspec.Meta(ge=0, lt=2 * 4096)]
+Length = Annotated[int, msgspec.Meta(ge=0, le=4 * 4096)]
+
+
+class DebugStep(_Step, frozen=True, kw_only=True, tag="debug"):
+    """DBG_DECRYPT of so many bytes of the guest's memory into a buffer of its VMM's, or DBG_ENCRYPT the other way, from
+    and to these offsets in bytes. With several numbers each is tried with each of the others, one after the other."""
+
+    vm: Name
+    operation: Literal["dbg_decrypt", "dbg_encrypt"]
+    read_at: Offset | tuple[Offset, ...] = 0
+    write_at: Offset | tuple[Offset, ...] = 0
+    length: Length | tuple[Length, ...]
+
+    @property
+    def each(self) -> tuple[tuple[int, int, int], ...]:
+        """Both offsets and the length of each command."""
+        return tuple(product(_several(self.read_at), _several(self.write_at), _several(self.length)))
+
+
+def _several(numbers: int | tuple[int, ...]) -> tuple[int, ...]:
+    return (numbers,) if isinstance(numbers, int) else numbers
 
 
 class FinishStep(_Step, frozen=True, kw_only=True, tag="finish"):
@@ -353,6 +378,20 @@ class ReleaseStep(_Step, frozen=True, kw_only=True, tag="release"):
     hold: Name
 
 
+# -- the platform -----------------------------------------------------------------------------------------
+
+
+class PlatformStep(_Step, frozen=True, kw_only=True, tag="platform"):
+    """Have a VMM send a command of /dev/sev, SEV_ISSUE_CMD, with a buffer that it says is `length` bytes long, and of
+    PDH_CERT_EXPORT another of `chain` bytes, for the certificates above. Either is longer, and what is written behind
+    what was told shows. PLATFORM_STATUS has a buffer of its own size."""
+
+    vmm: Name
+    command: Literal["PLATFORM_STATUS", "PEK_CSR", "PDH_CERT_EXPORT", "GET_ID2"]
+    length: U32 = 0
+    chain: U32 = 0
+
+
 # -- looking ----------------------------------------------------------------------------------------------
 
 
@@ -394,7 +433,8 @@ class UndoStep(_Step, frozen=True, kw_only=True, tag="undo"):
 
 
 Step = (
-    LaunchStep | CreateStep | CallStep | InitStep | VcpuStep | CommandStep | FinishStep | MirrorStep | CloseStep
+    LaunchStep | CreateStep | CallStep | InitStep | VcpuStep | CommandStep | DebugStep | FinishStep | MirrorStep
+    | CloseStep | PlatformStep
     | RunStep | CountStep | PauseStep | StormStep | CalmStep | MigrateStep | MoveStep | TogetherStep | JoinStep
     | IrqfdStep | IoeventfdStep | SignalStep | InterruptsStep | MemslotStep
     | ArmStep | HoldStep | ReleaseStep | AskStep | StatusStep | ObserveStep | FaultStep | UndoStep

@@ -115,7 +115,7 @@ def says_dead(done: Done) -> bool:
 def ioctl_answered(done: Done) -> bool:
     """Whether what was refused was an ioctl: `get_state`, `set_state` and `move` also wait for a message."""
     call = done.value.get("call", "")
-    return done.outcome == "ok" or call == "" or (isinstance(call, str) and call.startswith("KVM_"))
+    return done.outcome == "ok" or call == "" or (isinstance(call, str) and call.startswith(("KVM_", "SEV_")))
 
 
 def explained(done: Done) -> str:

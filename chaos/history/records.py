@@ -28,6 +28,12 @@ Operations, by `f`, with their arguments and, after the arrow, what `value` hold
     launch_update_data {vm, lanes, address}, launch_update_vmsa {vm}, launch_measure {vm} → {measure},
     launch_finish {vm}
     guest_status {vm}                   → {handle, policy, state}
+    dbg_decrypt {vm, read_at, write_at, length}, dbg_encrypt {vm, read_at, write_at, length}
+                                        of so many bytes, from an offset in a buffer of the guest's, or of the VMM's, to
+                                        one in a buffer of the other's → {outside, read_pages, written_pages}: how
+                                        many bytes of the buffer that is written to have changed and are none of those,
+                                        and where the pages of either lie in the machine's memory, as far as the VMM can
+                                        tell. Also when it is refused
     run {vm, every}                     vCPUs into the guest
     pause {vm}                          and out of it → {last_ticks, astray, torn, ended, registers}: when each last
                                         ticked, 0 for never; those that have left the guest's program, which none does
@@ -68,6 +74,11 @@ Operations, by `f`, with their arguments and, after the arrow, what `value` hold
     memlock {bytes}                     the process loses CAP_IPC_LOCK and gets an RLIMIT_MEMLOCK, or with "max" both
                                         are as before; it makes no call itself
     enter {cgroup}                      the process goes into another cgroup; it makes no call itself
+    platform {command, length, chain}   SEV_ISSUE_CMD of /dev/sev, with a buffer that the caller says is `length` long,
+                                        for PDH_CERT_EXPORT with a second of `chain`; it is longer, and full of a
+                                        pattern → {length, chain, behind}: the lengths that were told back, and how many
+                                        bytes behind those that the caller told do not hold the pattern any more, None
+                                        where nobody could look. Also when it is refused
     exit {}                             the VMM ends in good order
 
 and those on cgroups, which no VMM makes; their agent is "":
@@ -386,7 +397,10 @@ class Firmware(_Record, frozen=True, kw_only=True):
     firmware's, -1 if it never answered. `move` is the operation number of the move that was under way when the command
     came, None if none was; `began` is CLOCK_MONOTONIC of the host, 0 if the witness has another clock. `handle` names
     the guest that the command is about, None if it is about none. `fault` says what was done to the command on purpose,
-    in the words of docs/firmware.md ("fail:RESOURCE_LIMIT", "stall"), "" for nothing.
+    in the words of docs/firmware.md ("fail:RESOURCE_LIMIT", "stall"), "" for nothing. `asked` are the addresses in the
+    machine's memory, of up to 64 bits, and the lengths that the command was given: of PEK_CSR and GET_ID `address` and
+    `length`, of PDH_CERT_EXPORT and PEK_CERT_IMPORT `first_` and `second_` of both, of DBG_DECRYPT and DBG_ENCRYPT
+    `source`, `destination` and `length`; empty of any other, or if nobody looked.
     """
 
     order: Int
@@ -396,6 +410,7 @@ class Firmware(_Record, frozen=True, kw_only=True):
     move: Int | None = None
     began: Int = 0
     fault: str = ""
+    asked: dict[str, int] = {}
 
 
 class StoodStill(_Record, frozen=True, kw_only=True):

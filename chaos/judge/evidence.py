@@ -28,14 +28,16 @@ from chaos.history.records import (
     Record,
     Stormed,
 )
+from chaos.judge.ledger.commands import DEBUGS
 from chaos.judge.ledger.firmware_contexts import Contexts
 from chaos.judge.ledger.owners import Owners
 from chaos.judge.ledger.replay import WATCHED, Entry, Ledger, replay
 from chaos.judge.timeline import During
 
 # Operations that are ioctls on a file descriptor of their VM. `run` is none: it lets threads into KVM_RUN and
-# answers before they come out. `close`, and being the source of a move, are no ioctl on the VM.
-IOCTLS = WATCHED | {"get_state", "set_state", "interrupts"}
+# answers before they come out. `close`, and being the source of a move, are no ioctl on the VM; `platform` is one on
+# /dev/sev.
+IOCTLS = (WATCHED - {"platform"}) | {"get_state", "set_state", "interrupts"}
 
 
 GIVES = frozenset({"init", "mirror", "command"})  # a command by its number may be an INIT
@@ -313,13 +315,25 @@ class RunEvidence:
         return any(number(invoke, "type") for invoke in creations)
 
     def kind(self, invoke: Invoke) -> str:
-        """The operation, for a signature. What happens to mirrors, and in moves of SEV-ES guests, is of its own kind,
-        and no finding about it may excuse the same of other VMs."""
+        """The operation, for a signature; of /dev/sev the command. What happens to mirrors, in moves of SEV-ES guests,
+        and to guests that were moved and are debugged, is of its own kind, and no finding about it may excuse the same
+        of other VMs."""
         worlds = self.ledger.during.get(invoke.op, frozenset())
         if worlds and all(world.mirror(argument(invoke, "vm")) for world in worlds):
             return f"{invoke.f}-of-mirror{self._which_mirror(invoke)}"
+        if invoke.f == "platform":
+            return argument(invoke, "command")
+        if invoke.f in DEBUGS and self._was_moved_into(invoke):
+            return f"{invoke.f}-of-moved"
         es = invoke.f == "move" and self.key(argument(invoke, "source")) == "sev_es"
         return "move-of-sev_es" if es else invoke.f
+
+    def _was_moved_into(self, invoke: Invoke) -> bool:
+        """Whether the VM of the operation had got its context by a move."""
+        vm = argument(invoke, "vm")
+        return any(
+            m.happened and m.destination == vm and m.over is not None and m.over < invoke.seq for m in self.moves
+        )
 
     def _which_mirror(self, invoke: Invoke) -> str:
         """ "-of-moved" if it was made when its owner's context had been moved, "-elsewhere" if it is in another process

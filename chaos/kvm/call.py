@@ -12,11 +12,12 @@ import errno as errnos
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from chaos.history.records import Value
 from chaos.kvm.numbers import Ioctl
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -26,7 +27,9 @@ _libc.ioctl.restype = ctypes.c_int
 
 class KernelError(OSError):
     """The kernel refused. `call` names the ioctl (with its command, for SEV), `firmware` is the PSP's status, 0 if
-    the PSP was not asked or did not answer."""
+    the PSP was not asked or did not answer. `told` is what came back all the same, by name."""
+
+    told: Mapping[str, Value] = {}
 
     def __init__(self, number: int, call: str, *, firmware: int = 0) -> None:
         name = errnos.errorcode.get(number, str(number))

@@ -12,6 +12,7 @@ from chaos.kvm.call import KernelError, attempt
 from chaos.kvm.numbers import FIRMWARE_INVALID_LEN, Ioctl, PlatformCommand, SevCommand
 from chaos.kvm.structs import (
     AddressLength,
+    DebugData,
     GuestStatusData,
     IssueCmd,
     LaunchStartData,
@@ -88,6 +89,14 @@ class Sev:
         self._command(SevCommand.GUEST_STATUS, status)
         return status
 
+    def debug_decrypt(self, source: int, destination: int, length: int) -> None:
+        """Decrypt so many bytes of the guest's memory into that of the caller; both are addresses of the caller's."""
+        self._command(SevCommand.DBG_DECRYPT, DebugData(src_uaddr=source, dst_uaddr=destination, len=length))
+
+    def debug_encrypt(self, source: int, destination: int, length: int) -> None:
+        """Encrypt so many bytes of the caller's memory into that of the guest."""
+        self._command(SevCommand.DBG_ENCRYPT, DebugData(src_uaddr=source, dst_uaddr=destination, len=length))
+
     def command(self, number: int) -> None:
         """Any command, known or not, without data."""
         self._command(number)
@@ -136,6 +145,10 @@ class Platform:
         Raises `KernelError`: EBUSY while it has guests.
         """
         self._issue(PlatformCommand.FACTORY_RESET)
+
+    def command(self, command: PlatformCommand, data: int) -> None:
+        """Any command, with its structure at this address. Raises `KernelError`."""
+        self._issue(command, data)
 
     def _issue(self, command: PlatformCommand, data: int = 0) -> None:
         request = IssueCmd(cmd=command, data=data)

@@ -314,6 +314,31 @@ class PlatformStatusData(ctypes.Structure):
     ]
 
 
+class BlobData(ctypes.Structure):
+    """sev_user_data_pek_csr and sev_user_data_get_id2: `length` is told back."""
+
+    _pack_ = 1
+    _fields_ = [("address", c_uint64), ("length", c_uint32)]
+
+
+class PdhCertExportData(ctypes.Structure):
+    """Both lengths are told back."""
+
+    _pack_ = 1
+    _fields_ = [
+        ("pdh_cert_address", c_uint64),
+        ("pdh_cert_len", c_uint32),
+        ("cert_chain_address", c_uint64),
+        ("cert_chain_len", c_uint32),
+    ]
+
+
+class DebugData(ctypes.Structure):
+    """kvm_sev_dbg."""
+
+    _fields_ = [("src_uaddr", c_uint64), ("dst_uaddr", c_uint64), ("len", c_uint32), ("pad0", c_uint32)]
+
+
 SIZES: dict[type[ctypes.Structure], int] = {
     Segment: 24,
     DescriptorTable: 16,
@@ -351,6 +376,9 @@ SIZES: dict[type[ctypes.Structure], int] = {
     GuestStatusData: 12,
     IssueCmd: 16,
     PlatformStatusData: 12,
+    BlobData: 12,
+    PdhCertExportData: 24,
+    DebugData: 24,
 }
 for _structure, _size in SIZES.items():
     assert ctypes.sizeof(_structure) == _size, (_structure, ctypes.sizeof(_structure), _size)

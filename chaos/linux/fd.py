@@ -23,6 +23,8 @@ _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _libc.munmap.restype = ctypes.c_int
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _libc.madvise.restype = ctypes.c_int
+_libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_libc.mprotect.restype = ctypes.c_int
 _MADV_REMOVE = 9
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
@@ -109,6 +111,12 @@ class Mapping:
         if _libc.madvise(self.start + offset, length, _MADV_REMOVE):
             number = ctypes.get_errno()
             raise OSError(number, f"madvise: {os.strerror(number)}")
+
+    def close_off(self, offset: int, length: int) -> None:
+        """Have nobody read or write these pages any more (PROT_NONE). Raises OSError."""
+        if _libc.mprotect(self.start + offset, length, 0):
+            number = ctypes.get_errno()
+            raise OSError(number, f"mprotect: {os.strerror(number)}")
 
     def close(self) -> None:
         if self.address is not None:

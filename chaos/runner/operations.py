@@ -57,9 +57,7 @@ class OperationLog:
             self._sources[op] = str(args.get("source", ""))
         self.changes += f != "guest_status"
         self._recorder.write(
-            Invoke(
-                t=t, op=op, f=f, agent=agent, pid=pid, step=self.step, phase=phase or self.phase, args=dict(args)
-            )
+            Invoke(t=t, op=op, f=f, agent=agent, pid=pid, step=self.step, phase=phase or self.phase, args=dict(args))
         )
         return t
 

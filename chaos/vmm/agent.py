@@ -29,7 +29,7 @@ from chaos.kvm.call import Around, KernelError, mark, outside, timed
 from chaos.kvm.sev import Sev
 from chaos.kvm.system import System
 from chaos.linux.seqpacket import Channel, Ended, FdSet
-from chaos.vmm import harm, storm
+from chaos.vmm import bounds, harm, storm
 from chaos.vmm import messages as m
 from chaos.vmm.ask import ask
 from chaos.vmm.machine import Machine, OpenDevices
@@ -130,6 +130,8 @@ class Agent:
                 _wrapped(self._close_all)
             case m.Create():
                 return {"address": self._create(do, fds)}
+            case m.AskPlatform():
+                return bounds.ask_platform(self.host.platform(), do)
             case m.Close():
                 self._close(do.vm)
             case m.LoseDescriptor():
@@ -277,7 +279,7 @@ class Agent:
 OnMachine = (
     m.Init | m.AddVcpu | m.Command | m.RegisterRegion | m.UnregisterRegion | m.LaunchStart | m.LaunchUpdateData
     | m.LaunchUpdateVmsa | m.LaunchMeasure | m.LaunchFinish | m.Status
-    | m.Pause | m.EndStorm | m.SetMemory | m.Interrupts
+    | m.Decrypt | m.Encrypt | m.Pause | m.EndStorm | m.SetMemory | m.Interrupts
 )  # fmt: skip
 
 
@@ -305,6 +307,8 @@ def _on_machine(machine: Machine, do: OnMachine) -> dict[str, Value]:  # noqa: P
             machine.sev.launch_finish()
         case m.Status():
             return machine.guest_status()
+        case m.Decrypt() | m.Encrypt():
+            return bounds.debug(machine.sev, machine.memory, do)
         case m.Pause():
             return _wrapped(machine.pause)
         case m.EndStorm():
@@ -367,7 +371,7 @@ def _measured(number: int, body: Body, around: Around | None) -> Reply:
         except KernelError as error:
             return Reply(
                 id=number, errno=error.number, firmware=error.firmware, call=error.call,
-                began=watch.began, ended=watch.ended,
+                began=watch.began, ended=watch.ended, value=dict(error.told),
             )  # fmt: skip
         except OSError as error:
             # One without a number is never told as EIO, which says that a VM is dead.

@@ -31,6 +31,8 @@ STACK = CODE = 0x1000  # it grows down, to the page of the vectors
 LANES_AT = 0x2000
 LANE = 0x1000  # a page for each vCPU of a guest and of its mirrors
 LANES = (MEMORY - LANES_AT) // LANE
+DEBUGGED_AT = 40 * LANE  # pages that no guest of ours counts in, to be decrypted and encrypted from outside
+DEBUGGED = 8 * LANE
 SLOTS = 64
 SLOT = LANE // SLOTS
 

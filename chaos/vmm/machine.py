@@ -55,11 +55,15 @@ class OpenDevices:
             self._extent = state.Extent(self.system.msr_indices(), xsave=size, lapic=True, tsc_offset=tsc)
         return self._extent
 
-    def sev_fd(self) -> int:
+    def platform(self) -> Platform:
         """Raises OSError."""
         if self._platform is None:
             self._platform = Platform.open()
-        return self._platform.fd.number
+        return self._platform
+
+    def sev_fd(self) -> int:
+        """Raises OSError."""
+        return self.platform().fd.number
 
 
 @dataclass(slots=True)

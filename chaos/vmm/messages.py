@@ -100,6 +100,22 @@ class Status(_OnVm, frozen=True, kw_only=True, tag="guest_status"):
     pass
 
 
+class _Debug(_OnVm, frozen=True, kw_only=True):
+    """Offsets in bytes, of either buffer of `chaos.vmm.bounds`."""
+
+    read_at: int
+    write_at: int
+    length: int
+
+
+class Decrypt(_Debug, frozen=True, kw_only=True, tag="dbg_decrypt"):
+    """From the guest's memory into the VMM's."""
+
+
+class Encrypt(_Debug, frozen=True, kw_only=True, tag="dbg_encrypt"):
+    """From the VMM's memory into the guest's."""
+
+
 class RunVcpus(_OnVm, frozen=True, kw_only=True, tag="run"):
     """May bring a memory file for each vCPU (`chaos.native`), so that what the guest says can be read elsewhere."""
 
@@ -241,13 +257,22 @@ class Interrupts(_OnVm, frozen=True, kw_only=True, tag="interrupts"):
     """Say which vectors its first vCPU has been sent and not yet done with (KVM_GET_LAPIC)."""
 
 
+class AskPlatform(_Operation, frozen=True, kw_only=True, tag="platform", omit_defaults=True):
+    """SEV_ISSUE_CMD of this name, with a buffer that is said to be `length` bytes long, and for PDH_CERT_EXPORT one of
+    `chain` for the certificates above."""
+
+    command: str
+    length: int = 0
+    chain: int = 0
+
+
 class Exit(_Operation, frozen=True, kw_only=True, tag="exit"):
     pass
 
 
 Operation = (
     Create | Init | AddVcpu | Command | RegisterRegion | UnregisterRegion | LaunchStart | LaunchUpdateData
-    | LaunchUpdateVmsa | LaunchMeasure | LaunchFinish | Status
+    | LaunchUpdateVmsa | LaunchMeasure | LaunchFinish | Status | Decrypt | Encrypt | AskPlatform
     | RunVcpus | Pause | StartStorm | EndStorm | Listen | Connect | Accept | GetState | ReceiveState | SetState | SendFd
     | ReceiveFd | Move | Moves | Mirror | Commit | Disconnect | Close | LoseDescriptor | SetMemory | BindIrqfd
     | BindIoeventfd | Interrupts | Exit

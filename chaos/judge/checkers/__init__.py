@@ -21,6 +21,7 @@ from chaos.judge.checkers import (
     p11_charges_stay,
     p12_quiet_kernel,
     p13_no_firmware_traffic,
+    p14_within_bounds,
 )
 from chaos.judge.verdict import Verdict
 
@@ -40,4 +41,5 @@ CHECKERS: dict[str, Checker] = {
     "P11": p11_charges_stay.check,
     "P12": p12_quiet_kernel.check,
     "P13": p13_no_firmware_traffic.check,
+    "P14": p14_within_bounds.check,
 }

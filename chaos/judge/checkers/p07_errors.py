@@ -193,4 +193,6 @@ def _said(answer: OracleAnswer) -> str:
 
 def _named(each: Judged) -> str:
     vm, source = argument(each.invoke, "vm"), argument(each.invoke, "source")
+    if each.invoke.f == "platform":
+        return f"{argument(each.invoke, 'command')} of /dev/sev"
     return f"{each.invoke.f} of {vm}" + (f" from {source}" if source else "")

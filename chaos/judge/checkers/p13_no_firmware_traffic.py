@@ -22,7 +22,7 @@ from chaos.judge.verdict import Verdict
 
 PROMISE = "P13"
 # Operations that send commands, at once or (the last three) because a context goes with them.
-SENDS = ("init", "launch_", "guest_status", "close", "exit", "kill")
+SENDS = ("init", "launch_", "guest_status", "dbg_", "platform", "close", "exit", "kill")
 NAMELESS = (0, None, "")  # the status, handle and fault of a command that was carried out on nobody knows what
 
 

@@ -17,6 +17,8 @@ from itertools import pairwise
 from chaos.history.records import Done, Firmware, History, Invoke, Observation
 
 LOOKS = "PLATFORM_STATUS"  # what an observation sends
+DEBUGS = {"dbg_decrypt": "DBG_DECRYPT", "dbg_encrypt": "DBG_ENCRYPT"}
+"""Operations that debug a guest, and the commands that either may send, once or several times."""
 _OPERATIONS = {f: f.upper() for f in ("guest_status", "launch_start", "launch_finish")}
 _UNANSWERED = -1
 _NEVER = 1 << 62  # above the number of any command
@@ -61,6 +63,8 @@ def _questions(history: History) -> dict[str, list[_Question]]:
     for invoke, done in history.operations():
         if invoke.f in _OPERATIONS and done is not None:
             found[_OPERATIONS[invoke.f]] += _asked(invoke, done)
+        elif invoke.f == "platform" and invoke.args.get("command") == LOOKS and done is not None and not done.firmware:
+            found[LOOKS] += _asked(invoke, done)
     for record in history.records:
         if isinstance(record, Observation) and record.guests is not None:
             found[LOOKS].append(_Question(record.t, record.until, record.seq, 0))

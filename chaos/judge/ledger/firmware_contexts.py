@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from errno import EBUSY, ETIMEDOUT
 from itertools import pairwise
 
+from chaos.history.reading import argument
 from chaos.history.records import Done, Firmware, History, Invoke, Kernel, Note, Observation
-from chaos.judge.ledger.commands import DOUBT, LOOKS, Matched
+from chaos.judge.ledger.commands import DEBUGS, DOUBT, LOOKS, Matched
 
 STARTS = frozenset({"LAUNCH_START", "RECEIVE_START"})
 ENDS = "DECOMMISSION"
@@ -30,6 +31,7 @@ NOT_DONE = frozenset({"fail", "skip"})
 SENDS = {
     "init": frozenset({"INIT", "INIT_EX", "DF_FLUSH"}),
     "launch_start": frozenset({"LAUNCH_START", "ACTIVATE"}),
+    "dbg_encrypt": frozenset(DEBUGS.values()),
 }
 """Of the operations that are more than the command of their name, which they send."""
 # What leaves a context with its ASID, where the kernel thinks it has none: the firmware then refuses DECOMMISSION.
@@ -136,7 +138,7 @@ class Contexts:
         to. One that does what it must refuses only what it has a reason for, which is another question."""
         if not self.whole or self.obeys:
             return frozenset()
-        commands, began = SENDS.get(invoke.f, {invoke.f.upper()}), done.began or invoke.t
+        commands, began = _sent_by(invoke), done.began or invoke.t
         near = (r for r in self.seen if r.command in commands and began - DOUBT <= r.t <= done.t + DOUBT)
         return frozenset(record.status for record in near if record.status > 0)
 
@@ -202,6 +204,14 @@ class Contexts:
             self.owed.append(Owed(record.t, record, f"context {handle} was not decommissioned ({fault})"))
         elif started is not None or not self._garbled:
             self.refused.append(record)
+
+
+def _sent_by(invoke: Invoke) -> frozenset[str]:
+    """The commands that the operation has the firmware be sent; of /dev/sev that may be the INIT of a platform that is
+    down as well."""
+    if invoke.f == "platform":
+        return SENDS["init"] | {argument(invoke, "command").removesuffix("2")}  # GET_ID2 sends GET_ID
+    return SENDS.get(invoke.f, frozenset({invoke.f.upper()}))
 
 
 def _word(record: Firmware) -> str:

@@ -78,6 +78,9 @@ WATCHED = frozenset(
         "launch_measure",
         "launch_finish",
         "guest_status",
+        "dbg_decrypt",
+        "dbg_encrypt",
+        "platform",
     }
 )
 # P11 asks what the process was charged for then, P5 which VM had the guest, and what was bound to it.

@@ -21,8 +21,8 @@ PAGE = Path(__file__).parents[3] / "docs" / "contract.md"
 # Those that a kernel answers, in the order of the page; what is done from outside of any VM is not in the contract.
 OPERATIONS = (
     "move", "mirror", "create", "create_vcpu", "init", "launch_start", "launch_update_data", "launch_update_vmsa",
-    "launch_measure", "launch_finish", "guest_status", "command", "register_region", "unregister_region",
-    "set_memory", "irqfd", "ioeventfd",
+    "launch_measure", "launch_finish", "guest_status", "dbg_decrypt", "dbg_encrypt", "command", "register_region",
+    "unregister_region", "set_memory", "irqfd", "ioeventfd", "platform",
 )  # fmt: skip
 _REGION = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->\n)", re.DOTALL)
 _ERRNOS = frozenset(errorcode.values())

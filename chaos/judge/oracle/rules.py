@@ -30,6 +30,14 @@ INVALID_PLATFORM_STATE = 1
 INVALID_GUEST_STATE = 2
 ASID_OWNED = 12
 INVALID_GUEST = 16
+INVALID_LEN = 4
+
+# Bytes of a buffer for /dev/sev, part 6.
+BLOB_MAX = 0x4000
+ALWAYS_TO_BE_HAD = 8 * 4096  # PAGE_ALLOC_COSTLY_ORDER
+CERTIFICATE = 0x824
+NEEDED = {"PEK_CSR": (CERTIFICATE, CERTIFICATE), "GET_ID2": (64, 128)}
+"""Least, and enough. Of the chain that PDH_CERT_EXPORT gives beside a certificate it is three of these."""
 
 # Numbers of commands, part 3.2 of the contract.
 NR_WITHOUT_INIT2 = 22
@@ -425,6 +433,45 @@ def _no_region(state: State, op: Invoke) -> Refusal | None:
     return _maybe(EINVAL, when=True, left_open=True)
 
 
+def _nothing_to_debug(state: State, op: Invoke) -> Refusal | None:
+    """A command to debug no bytes."""
+    return _sure(EINVAL, when=number(op, "length") == 0)
+
+
+# -- /dev/sev itself ----------------------------------------------------------------------------------------
+
+
+def _too_long(state: State, op: Invoke) -> Refusal | None:
+    """A certificate or a chain of them is at most 16 KiB (SEV_FW_BLOB_MAX_SIZE). Where one buffer has no length it is
+    the lengths that are asked for, and they may not be looked at."""
+    lengths = _lengths(op)
+    too_long = argument(op, "command") != "GET_ID2" and max(lengths, default=0) > BLOB_MAX
+    return _sure(EFAULT, when=True) if too_long and all(lengths) else _maybe(EFAULT, when=too_long)
+
+
+def _no_buffer(state: State, op: Invoke) -> Refusal | None:
+    """There may be no memory for a buffer as long as the caller's, which is no reason to warn (sev_ioctl_do_get_id2).
+    Of what is 32 KiB or less there is some."""
+    return _maybe(ENOMEM, when=argument(op, "command") == "GET_ID2" and number(op, "length") > ALWAYS_TO_BE_HAD)
+
+
+def _too_short(state: State, op: Invoke) -> Refusal | None:
+    """The firmware's answer does not fit (INVALID_LEN), as to whoever asks with length 0 how long it is. Of an ID only
+    the least length is known."""
+    needed = [NEEDED.get(argument(op, "command"), (CERTIFICATE, CERTIFICATE)), (3 * CERTIFICATE, 3 * CERTIFICATE)]
+    given = list(zip(_lengths(op), needed, strict=False))
+    if not state.obeys or all(length >= enough for length, (_, enough) in given):
+        return None
+    sure = any(length < least for length, (least, _) in given)
+    return Refusal(OracleAnswer(EIO, firmware=True, status=INVALID_LEN), sure=sure)
+
+
+def _lengths(op: Invoke) -> list[int]:
+    """Those of the buffers that the command has beside its own."""
+    both = [number(op, "length"), number(op, "chain")]
+    return {"PLATFORM_STATUS": [], "PDH_CERT_EXPORT": both}.get(argument(op, "command"), both[:1])
+
+
 def _stalled(state: State, op: Invoke) -> Refusal | None:
     """The firmware does not answer, and this command is the one that finds out."""
     return _sure(ETIMEDOUT, when=state.psp == "stalled")
@@ -442,6 +489,8 @@ _WITHOUT_DATA = (
 )
 _COMMAND = (*_IOCTL, _no_command_of_a_mirror, _no_context)
 _ASKS = (_cut_off, _not_started, _noticed, _stalled, _no_guest)
+_DEBUG = (*_IOCTL, _no_context, _nothing_to_debug, _locks_memory, *_ASKS, _firmware_refuses)
+_UNWRITTEN = tuple(_storage_refuses(errno) for errno in (ENOENT, ENOSPC, EROFS, EIO))
 
 CHECKS: dict[str, tuple[Check, ...]] = {
     **AROUND,
@@ -464,7 +513,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
         _no_flush,
         _may_stall,
         _platform_refuses,
-        *(_storage_refuses(errno) for errno in (ENOENT, ENOSPC, EROFS, EIO)),
+        *_UNWRITTEN,
     ),
     "launch_start": (*_COMMAND, _cut_off, _noticed, _stalled, _started_twice, _firmware_refuses),
     "launch_update_data": (*_COMMAND, _locks_memory, *_ASKS, _not_in(Stage.UPDATE), _firmware_refuses),
@@ -480,6 +529,18 @@ CHECKS: dict[str, tuple[Check, ...]] = {
         _firmware_refuses,
     ),
     "guest_status": (*_IOCTL, _no_context, *_ASKS, _firmware_refuses),
+    "dbg_decrypt": _DEBUG,
+    "dbg_encrypt": _DEBUG,
+    "platform": (
+        _cut_off,
+        _too_long,
+        _no_buffer,
+        _noticed,
+        _stalled,
+        _too_short,
+        _platform_refuses,
+        *_UNWRITTEN,
+    ),
     "command": (*_IOCTL, _mirror_may_not, _no_such_command, _command_without_context, _may_stall, *_WITHOUT_DATA),
     "register_region": (*_IOCTL, _no_context, _no_command_of_a_mirror, _locks_memory),
     "unregister_region": (*_IOCTL, _no_command_of_a_mirror, _no_context, _no_region),

@@ -5,6 +5,7 @@
     DEACTIVATE*3=delay:50ms                 the first three are late
     GUEST_STATUS=stall                      none is answered until it is released
     *%10=fail:HWERROR_PLATFORM              a tenth of all commands is refused, by the run's seed
+    PEK_CSR=length:4000                     none is carried out: 4000 bytes are what it would want
 
     plan   = failpoint { ";" failpoint }
     failpoint = COMMAND { "#" NTH | "/" EVERY | "%" PERCENT | "*" TIMES } "=" ACTION
@@ -32,6 +33,7 @@ from chaos.lab.psp.plan import (
     FailpointRule,
     Reset,
     Stall,
+    TellLength,
     named_status,
     status_of,
 )
@@ -104,7 +106,7 @@ def _action(text: str) -> FailpointAction:
         return _PLAIN[word]
     if colon and word in _WITH_VALUE:
         return _WITH_VALUE[word](rest)
-    known = ", ".join(("fail:STATUS", "lie:STATUS", "delay:TIME", *_PLAIN))
+    known = ", ".join(("fail:STATUS", "lie:STATUS", "delay:TIME", "length:BYTES", *_PLAIN))
     raise ValueError(f"there is no action {text!r}: give one of {known}")
 
 
@@ -130,7 +132,18 @@ def _delay(text: str) -> DelayAnswer:
     return DelayAnswer(ns)
 
 
-_WITH_VALUE: Final[dict[str, Callable[[str], FailpointAction]]] = {"fail": _fail, "lie": _lie, "delay": _delay}
+def _length(text: str) -> TellLength:
+    if not (text.isascii() and text.isdigit() and len(text) <= 10):
+        raise ValueError(f"{text!r} is no length: give a number of bytes, as in 4000")
+    return TellLength(int(text))
+
+
+_WITH_VALUE: Final[dict[str, Callable[[str], FailpointAction]]] = {
+    "fail": _fail,
+    "lie": _lie,
+    "delay": _delay,
+    "length": _length,
+}
 
 
 def named(rules: tuple[FailpointRule, ...], name: str) -> tuple[FailpointRule, ...]:

@@ -37,8 +37,20 @@ from chaos.lab.psp.numbers import (
     INTERRUPT_ON_COMPLETION,
     INTSTS,
     RESPONSE_BIT,
+    FirmwareStatus,
 )
-from chaos.lab.psp.plan import Corrupt, DelayAnswer, Die, Fail, FailpointPlan, Firing, Planner, Reset, Stall
+from chaos.lab.psp.plan import (
+    Corrupt,
+    DelayAnswer,
+    Die,
+    Fail,
+    FailpointPlan,
+    Firing,
+    Planner,
+    Reset,
+    Stall,
+    TellLength,
+)
 
 
 class CommandRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -46,7 +58,8 @@ class CommandRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `status` is None for a command that was never answered: a dead firmware's, or one the host gave up on while it was
     held back, as another one took its place. `rule` is the place of the rule that fired, None for an honest answer, and
-    `fault` says in the words of `failpoints` what it did, "" for nothing.
+    `fault` says in the words of `failpoints` what it did, "" for nothing. `asked` are the addresses and lengths that it
+    was given, where they are of interest (`model.asked`).
     """
 
     sequence: int
@@ -57,6 +70,7 @@ class CommandRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     end_ns: int
     rule: int | None = None
     fault: str = ""
+    asked: dict[str, int] = {}
 
 
 class _Pending(msgspec.Struct):
@@ -74,6 +88,7 @@ class _Pending(msgspec.Struct):
     fault: str = ""
     due_ns: int | None = None
     outcome: model.CommandOutcome | None = None
+    asked: dict[str, int] = {}
 
     @property
     def id(self) -> int:
@@ -192,6 +207,7 @@ class Mailbox:
     def _begin(self, word: int) -> None:
         self.sequence += 1
         command = _Pending(word, self.sequence, self._clock())
+        command.asked = model.asked(self.firmware, command.id, self._address())
         planner = self._planner
         command.rule = planner.choose(model.name(command.id))
         rule = None if command.rule is None else planner.rule(command.rule)
@@ -212,6 +228,12 @@ class Mailbox:
                 outcome = self._execute(command)
                 self._fire(command, applied=self._corrupt(command, planner))
                 self._answer(command, outcome)
+            case TellLength() as action:
+                handle = self._subject(command)
+                told = model.tell_length(self.firmware, command.id, self._address(), action.bytes)
+                self._fire(command, applied=told)
+                refused = model.CommandOutcome(FirmwareStatus.INVALID_LEN, handle)
+                self._answer(command, refused if told else self._execute(command))
             case Die():
                 self.dead = True
                 self._fire(command)
@@ -272,6 +294,7 @@ class Mailbox:
                 end_ns=self._clock(),
                 rule=command.rule,
                 fault=command.fault,
+                asked=command.asked,
             )
         )
 

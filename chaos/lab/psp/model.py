@@ -155,11 +155,37 @@ def execute(firmware: SoftwareFirmware, command: int, address: int) -> CommandOu
 
 def subject(firmware: SoftwareFirmware, command: int, address: int) -> int | None:
     """The guest that the command's buffer names as it came, None if it names none."""
+    return _handle(_as_it_came(firmware, command, address))
+
+
+def asked(firmware: SoftwareFirmware, command: int, address: int) -> dict[str, int]:
+    """The addresses and lengths in the command's buffer as it came, without the C-bit. Only of those commands whose
+    bounds somebody judges; a record of each of the others would say nothing."""
+    request = _as_it_came(firmware, command, address)
+    if not isinstance(request, Blob | TwoBlobs | Debug):
+        return {}
+    fields = {name: getattr(request, name) for name in request.__struct_fields__ if name != "handle"}
+    return {name: value if "length" in name else firmware.physical(value) for name, value in fields.items()}
+
+
+def tell_length(firmware: SoftwareFirmware, command: int, address: int, length: int) -> bool:
+    """Write `length` over every length in the command's buffer. False if the command is not answered so."""
+    entry = TABLE.get(command)
+    request = _as_it_came(firmware, command, address)
+    if entry is None or entry.use is not Use.LENGTHS or request is None:
+        return False
+    lengths = {name: length for name in request.__struct_fields__ if name.endswith("length")}
+    firmware.write(address, msgspec.structs.replace(request, **lengths).pack())
+    return True
+
+
+def _as_it_came(firmware: SoftwareFirmware, command: int, address: int) -> Buffer | None:
+    """The command's buffer before the command was carried out, None if there is none to read."""
     entry = TABLE.get(command)
     if entry is None or entry.buffer is None or entry.use is Use.OUT:
         return None
     try:
-        return _handle(entry.buffer.unpack(firmware.read(address, entry.buffer.size())))
+        return entry.buffer.unpack(firmware.read(address, entry.buffer.size()))
     except BadAddress:
         return None
 

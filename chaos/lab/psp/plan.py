@@ -24,6 +24,7 @@ from chaos.lab.psp.state import Rng
 _CHANCE_BYTES: Final = 7  # 56 bits: more than a float's mantissa
 _STATUS_NAMES: Final[dict[int, str]] = {status: status.name for status in FirmwareStatus}
 STATUS_MAX: Final = 0xFFFF
+TOLD_MAX: Final = 0xFFFFFFFF
 UNITS: Final = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
 
 
@@ -96,6 +97,20 @@ class Corrupt(msgspec.Struct, frozen=True, tag="corrupt", forbid_unknown_fields=
         return "garbage"
 
 
+class TellLength(msgspec.Struct, frozen=True, tag="length", forbid_unknown_fields=True):
+    """Answer INVALID_LEN without doing anything, and say of every length in the command buffer that it has to be
+    `bytes`, as the firmware does where a buffer is too short. Only commands that are answered so can be."""
+
+    bytes: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.bytes <= TOLD_MAX:
+            raise ValueError(f"a length is 0 to {TOLD_MAX}, not {self.bytes}")
+
+    def __str__(self) -> str:
+        return f"length:{self.bytes}"
+
+
 class Die(msgspec.Struct, frozen=True, tag="die", forbid_unknown_fields=True):
     """Answer neither this command nor any after it, whatever becomes of the plan."""
 
@@ -110,7 +125,7 @@ class Reset(msgspec.Struct, frozen=True, tag="reset", forbid_unknown_fields=True
         return "reset"
 
 
-FailpointAction = Fail | DelayAnswer | Stall | Corrupt | Die | Reset
+FailpointAction = Fail | DelayAnswer | Stall | Corrupt | TellLength | Die | Reset
 
 
 class FailpointRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -162,7 +177,8 @@ class Firing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A rule fired. `rule` is its place among all that were added, `name` its name, `action` what was done in the words
     of `failpoints`, `sequence` the command's number, `at_ns` CLOCK_MONOTONIC.
 
-    `applied` is false where there was nothing to break: a command without a buffer cannot be corrupted.
+    `applied` is false where there was nothing to break: a command without a buffer cannot be corrupted, and one without
+    a length to tell is carried out as ever.
     """
 
     rule: int

@@ -23,6 +23,8 @@ STEPS: Handlers = {
     s.InitStep: vms.init,
     s.VcpuStep: vms.vcpu,
     s.CommandStep: vms.command,
+    s.DebugStep: vms.debug,
+    s.PlatformStep: vms.platform,
     s.FinishStep: vms.finish,
     s.MirrorStep: vms.mirror,
     s.CloseStep: vms.close,
@@ -79,10 +81,23 @@ def require_all(script: tuple[s.Step, ...], ctx: FaultContext) -> None:
                 raise _theirs_too(f"the fault {step.fault} strikes the whole host")
             with naming_successors(ctx):
                 fault.require(ctx, step.target)
+        elif isinstance(step, s.PlatformStep) and shared:
+            raise _theirs_too(f"{step.command} of /dev/sev may cost a host SEV until its next boot (finding 0010)")
+        elif isinstance(step, s.DebugStep):
+            _debugs(step, ctx)
         elif isinstance(step, s.ArmStep):
             if shared and step.kernel is not None and step.kernel.vmm is None:
                 raise _theirs_too(f"the hold {step.hold} stops whoever calls {step.kernel.function}")
             holds.require(ctx, step)
+
+
+def _debugs(step: s.DebugStep, ctx: FaultContext) -> None:
+    """A kernel may have the firmware write where nobody told it to (finding 0011); only a lab can do with that."""
+    try:
+        ctx.firmware.require()
+    except Unsupported as error:
+        wrong = f"{step.operation} may have the firmware write into other memory of the host's (finding 0011)"
+        raise Unsupported(wrong, remedy="use the lab") from error
 
 
 def moved_mirror(script: tuple[s.Step, ...]) -> str:

@@ -58,6 +58,21 @@ def command(executor: Executor, step: s.CommandStep) -> None:
         executor.begin(vm, m.Command(vm=vm.name, id=number), wait=True)
 
 
+def debug(executor: Executor, step: s.DebugStep) -> None:
+    """What the kernel or the firmware refuses is an answer."""
+    vm = executor.guests.launched(step.vm)
+    make = m.Encrypt if step.operation == "dbg_encrypt" else m.Decrypt
+    for read_at, write_at, length in step.each:
+        do = make(vm=vm.name, read_at=read_at, write_at=write_at, length=length)
+        executor.begin(vm, do, wait=True)
+
+
+def platform(executor: Executor, step: s.PlatformStep) -> None:
+    """The same."""
+    do = m.AskPlatform(command=step.command, length=step.length, chain=step.chain)
+    executor.vmms.do(executor.vmms[step.vmm], do)
+
+
 def finish(executor: Executor, step: s.FinishStep) -> None:
     _finish(executor.guests, executor.guests.launched(step.vm))
 

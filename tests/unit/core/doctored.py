@@ -32,6 +32,7 @@ RESTS_ON: dict[str, tuple[type[Record], ...]] = {
     "P10": (Observation, Done),
     "P11": (Observation,),
     "P13": (Done, Invoke),
+    "P14": (Done, Invoke),
 }
 """Of what a promise was kept or broken, by the records that a verdict points at; P12 rests on none."""
 
@@ -106,7 +107,7 @@ def answered(f: str, vm: str, nth: int = 0, **values: object) -> Change:
     ops: list[int] = []
 
     def change(record: Record) -> Record:
-        if isinstance(record, Invoke) and record.f == f and record.args.get("vm") == vm:
+        if isinstance(record, Invoke) and record.f == f and record.args.get("vm", "") == vm:
             ops.append(record.op)
         if isinstance(record, Done) and len(ops) == nth + 1 and record.op == ops[nth]:
             return msgspec.structs.replace(record, **values)

@@ -35,6 +35,7 @@ from tests.unit.core.test_p08_no_deadlock import hung, outlived
 from tests.unit.core.test_p10_limits import limited
 from tests.unit.core.test_p11_charges_stay import went
 from tests.unit.core.test_p13_no_firmware_traffic import watched
+from tests.unit.core.test_p14_within_bounds import written_behind, written_beyond
 
 STORED = Path(__file__).parents[1] / "data" / "runs-6f20727"
 ERRNOS = (errno.EBUSY, errno.EIO, errno.EBADF, errno.EINVAL, errno.ENOTTY)
@@ -105,6 +106,8 @@ BROKEN: dict[str, tuple[str, str, Callable[[], History]]] = {
     "p13-sent-in-move": ("P13", "", lambda: watched(in_move="DEACTIVATE")),
     "p13-twice": ("P13", "", lambda: watched(twice=True)),
     "p13-never": ("P13", "", lambda: watched(ends=False)),
+    "p14-behind": ("P14", "", written_behind),
+    "p14-beyond": ("P14", "", written_beyond),
     "stored-move": ("P5", MOVE, lambda: _stored(MOVE)),
     "stored-kill": ("P1", KILL_DESTINATION, lambda: changed(_stored(KILL_DESTINATION), charge("after", "source", 2))),
 }

@@ -62,6 +62,7 @@ from tests.unit.core.test_p07_errors import refused
 from tests.unit.core.test_p10_limits import limited
 from tests.unit.core.test_p11_charges_stay import went
 from tests.unit.core.test_p13_no_firmware_traffic import watched
+from tests.unit.core.test_p14_within_bounds import within_bounds
 
 ALWAYS: frozenset[type[Record]] = frozenset({Header, Invoke, End})
 """Kinds of records without all of which no history shows anything; answers (Done) are taken away one by one."""
@@ -259,6 +260,7 @@ KEPT: dict[str, Kept] = {
     "p12-firmware": _kept("P12", hung_behind_the_firmware, Firmware),
     "p13": _kept("P13", watched, Firmware),
     "p13-by-itself": _kept("P13", MOVE, Firmware),
+    "p14": _kept("P14", within_bounds, Firmware),
 }
 
 

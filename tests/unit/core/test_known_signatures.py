@@ -14,11 +14,12 @@ import pytest
 
 from chaos.history.records import Counted, Done, Filled, Header, History, Observation, Record
 from chaos.judge import findings
-from tests.unit.core.build import Builder, changed, moved
+from tests.unit.core.build import Builder, changed, guest_moved, moved
 from tests.unit.core.doctored import begun, verdict_of
 from tests.unit.core.test_contexts import flushed
 from tests.unit.core.test_interrupts import beside_the_dead
 from tests.unit.core.test_narrow_findings import crossed, es_into, mirror_asked, moved_es, moved_mirror, read
+from tests.unit.core.test_p14_within_bounds import all_behind, without_chain, written_beyond
 from tests.unit.core.test_storage import unwritten
 
 ES = "sev_es"
@@ -152,6 +153,14 @@ def unflushed() -> History:
     return changed(flushed("fail:HWERROR_PLATFORM"), refused)
 
 
+def debugged(*commands: str) -> History:
+    """A guest that was moved, and is debugged at its destination."""
+    b = guest_moved()
+    for command in commands:
+        b.do(command, "destination", error=EBADF, vm="new", read_at=0, write_at=0, length=64)
+    return b.finish()
+
+
 SHOWN: list[tuple[str, str, Callable[[], History]]] = [
     ("P5", "0001", lambda: moved(status_error=EBADF)),
     ("P5", "0001", es_asked),
@@ -179,6 +188,11 @@ SHOWN: list[tuple[str, str, Callable[[], History]]] = [
     ("P7", "0007", lambda: crossed(at_once=True)),
     ("P7", "0008", lambda: unwritten().over()),
     ("P5", "0009", beside_the_dead),
+    ("P7", "0001", lambda: debugged("dbg_decrypt")),
+    ("P7", "0001", lambda: debugged("dbg_decrypt", "dbg_encrypt")),
+    ("P14", "0010", all_behind),
+    ("P14", "0011", written_beyond),
+    ("P14", "0013", without_chain),
 ]
 
 

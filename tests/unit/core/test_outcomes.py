@@ -77,7 +77,7 @@ def test_any_table_is_text_and_back(found: dict[str, Expectation]) -> None:
         ("kernel 6.12\n", "expected 'kernel x.y.z'"),
         ("  P1 {fit}\n", ":1: 'P1 {fit}'|:1: '  P1"),
         ("kernel 6.1.1\nkernel 6.1.2\n", ":2: 'kernel 6.1.2'"),
-        ("kernel 6.1.1\na\n  P14 {fit}\n", ":3: 'P14 {fit}': expected a promise"),
+        ("kernel 6.1.1\na\n  P15 {fit}\n", ":3: 'P15 {fit}': expected a promise"),
         ("kernel 6.1.1\na\n  P1\n", ":3: 'P1': expected a promise"),
         ("kernel 6.1.1\na\n  P1 {fit} x y\n", ":3: .*expected a promise"),
         ("kernel 6.1.1\na\n  P1 {fit}\n  P1 {fit}\n", ":4: .*once in each way"),

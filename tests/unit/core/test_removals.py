@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whatever a promise was kept on is taken away, and then nobody can say whether it was kept.
 
-For each of the thirteen checkers there are histories in which its promise is kept (`KEPT`), on different kinds of
+For each of the fourteen checkers there are histories in which its promise is kept (`KEPT`), on different kinds of
 evidence, and for each of these
 
 * every kind of record: without all of that kind the promise is unknown if the history is told to rest on it, and kept
@@ -379,7 +379,16 @@ P13 = [
     row("p13-by-itself", "of which context it was is not on record", replaced, Firmware, {}, handle=None),
 ]
 
-ROWS = [*P1, *P2, *P3, *P4, *P5, *P6, *P7, *P8, *P9, *P10, *P11, *P12, *P13]
+P14 = [
+    row("p14", "the buffer of PEK_CSR with a buffer of 16 bytes", without_value, "platform", "", "behind"),
+    row("p14", "did not live to look at its buffer", unanswered, "platform", "host"),
+    row("p14", "did not live to look at its buffer", unanswered, "dbg_decrypt", "guest"),
+    row("p14", "nobody could look outside the buffer of dbg_encrypt", without_value, "dbg_encrypt", "guest", "outside"),
+    row("p14", "not every command to debug a guest is on record", without, Firmware, order=2),
+    row("p14", "not every command to debug a guest is on record", replaced, Firmware, {"order": 2}, asked={}),
+]
+
+ROWS = [*P1, *P2, *P3, *P4, *P5, *P6, *P7, *P8, *P9, *P10, *P11, *P12, *P13, *P14]
 
 
 @pytest.mark.parametrize("removal", ROWS, ids=str)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reports say what a run showed, in plain text of 100 columns, and let nothing in a history steer a terminal."""
+"""The reports say what a run showed, in plain text of some columns, and let nothing in a history steer a terminal."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def shown(history: History, name: str, *, accept: bool = False) -> str:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_report_fits_into_100_columns(name: str) -> None:
+def test_a_report_fits_into_its_columns(name: str) -> None:
     report = shown(ALL[name](), name)
-    assert max(len(line) for line in report.splitlines()) <= 100
+    assert max(len(line) for line in report.splitlines()) <= text.WIDTH
     assert report.isprintable() is False and report.replace("\n", "").isprintable()
     assert name in report
     assert "kernel 6.12.117, host: the lab (software PSP, nothing is encrypted), seed 7" in report
@@ -189,7 +189,7 @@ def test_several_runs_are_summed_up() -> None:
     cells = {
         row[0]: dict(zip(PROMISES, row[2:], strict=True))
         for row in rows
-        if row and row[1:2] in (["1"], ["2"]) and len(row) == 15
+        if row and row[1:2] in (["1"], ["2"]) and len(row) == 2 + len(PROMISES)
     }
     moves, killed, es = cells["move-across-cgroups"], cells["kill-source-in-move"], cells["move-across-cgroups-es"]
     assert [moves[promise] for promise in ("P1", "P5", "P9", "P10")] == ["kept", "FAIL", "kept", "?"]
@@ -197,7 +197,7 @@ def test_several_runs_are_summed_up() -> None:
     assert (es["P5"], es["P4"]) == ("skip", "kept")
     known = run(moved(status_error=errno.EBADF), "move-across-cgroups", accept=True)
     assert "fail" in text.render([known, run(moved(), "move-across-cgroups")])
-    assert max(len(line) for line in lines) <= 100
+    assert max(len(line) for line in lines) <= text.WIDTH
 
 
 def test_a_summary_of_the_whole_catalogue_keeps_a_line_for_each_experiment() -> None:

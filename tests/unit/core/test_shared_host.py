@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
+import experiments
 from chaos.cgroup.group import Cgroup
 from chaos.errors import Unsupported
 from chaos.history.records import Filled, Header, History, Observation, Record
@@ -100,3 +101,25 @@ def test_a_controller_is_not_enabled_for_the_cgroups_of_others(
     expected = pytest.raises(Unsupported, match="enabled for the cgroups of others") if refused else nullcontext()
     with expected:
         Oom().require(ctx, "source")
+
+
+def test_no_command_is_sent_to_a_platform_that_others_need() -> None:
+    script = experiments.find("device-tiny-buffers").script
+    with pytest.raises(
+        Unsupported, match=r"GET_ID2 of /dev/sev may cost a host SEV until its next boot .finding 0010."
+    ):
+        require_all(script, SimpleNamespace(shared=True))
+    require_all(script, SimpleNamespace(shared=False))
+
+
+def test_a_guest_is_debugged_only_where_the_firmware_is_ours() -> None:
+    """A real one would write into the machine's own memory, on a kernel that has it do so."""
+    script = experiments.find("debug-offsets").script
+
+    def refuse() -> None:
+        raise Unsupported("the firmware is a real one", remedy="use the lab")
+
+    for shared in (False, True):
+        with pytest.raises(Unsupported, match=r"dbg_decrypt may have the firmware write .* .finding 0011."):
+            require_all(script, SimpleNamespace(shared=shared, firmware=SimpleNamespace(require=refuse)))
+    require_all(script, SimpleNamespace(shared=False, firmware=SimpleNamespace(require=lambda: None)))

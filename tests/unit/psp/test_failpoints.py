@@ -22,6 +22,7 @@ from chaos.lab.psp.plan import (
     FailpointRule,
     Reset,
     Stall,
+    TellLength,
     named_status,
 )
 
@@ -39,6 +40,7 @@ from chaos.lab.psp.plan import (
         ("NOP%0.5=garbage", FailpointRule(Corrupt(), command="NOP", percent=0.5)),
         ("DF_FLUSH=fail:4711", FailpointRule(Fail("4711"), command="DF_FLUSH")),
         ("DECOMMISSION=dead", FailpointRule(Die(), command="DECOMMISSION")),
+        ("PEK_CSR#1=length:4000", FailpointRule(TellLength(4000), command="PEK_CSR", nth=1)),
         (" ACTIVATE#1=reset ", FailpointRule(Reset(), command="ACTIVATE", nth=1)),
     ],
 )
@@ -68,7 +70,7 @@ def test_a_plan_is_several() -> None:
         ("INIT%101=dead", "percent must be 0 to 100", ""),
         ("INIT@2=dead", "'@2' does not say when", "#NTH, /EVERY, %PERCENT or *TIMES"),
         ("INIT #2=dead", "' #2' does not say when", "#NTH"),
-        ("INIT=explode", "there is no action 'explode'", "fail:STATUS, lie:STATUS, delay:TIME, skip, stall, withhold"),
+        ("INIT=explode", "there is no action 'explode'", "fail:STATUS, lie:STATUS, delay:TIME, length:BYTES, skip"),
         ("INIT=fail", "there is no action 'fail'", "fail:STATUS"),
         ("INIT=stall:1", "there is no action 'stall:1'", "stall"),
         ("INIT=fail:NOPE", "status 'NOPE' is no number up to 65535 and none of SUCCESS, INVALID_PLATFORM_STATE", ""),
@@ -78,6 +80,8 @@ def test_a_plan_is_several() -> None:
         ("INIT=delay:50", "'50' is no time", "ns, us, ms, s, as in 50ms"),
         ("INIT=delay:601s", "601s is too long", "at most 600s"),
         ("INIT=delay:-1s", "'-1s' is no time", "a number and a unit"),
+        ("GET_ID=length:-1", "'-1' is no length", "a number of bytes, as in 4000"),
+        ("GET_ID=length:4294967296", "a length is 0 to 4294967295, not 4294967296", ""),
         ("INIT=dead;" * 1000, "a plan is at most 4096 characters long, this has 10000", ""),
     ],
 )
@@ -92,6 +96,7 @@ ACTIONS: st.SearchStrategy[FailpointAction] = st.one_of(
     st.builds(Fail, CODES.map(named_status), st.booleans()),
     st.builds(DelayAnswer, st.integers(0, failpoints.LATEST_NS)),
     st.builds(Stall, st.booleans()),
+    st.builds(TellLength, st.integers(0, 0xFFFFFFFF)),
     st.sampled_from([Fail("SUCCESS"), Corrupt(), Die(), Reset()]),
 )
 COUNTS = st.none() | st.integers(1, 999_999_999)

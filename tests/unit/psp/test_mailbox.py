@@ -12,7 +12,18 @@ from chaos.lab.psp.firmware import SoftwareFirmware
 from chaos.lab.psp.mailbox import Mailbox
 from chaos.lab.psp.memory import Ram
 from chaos.lab.psp.numbers import FirmwareCommand, FirmwareStatus
-from chaos.lab.psp.plan import Corrupt, DelayAnswer, Die, Fail, FailpointPlan, FailpointRule, Planner, Reset, Stall
+from chaos.lab.psp.plan import (
+    Corrupt,
+    DelayAnswer,
+    Die,
+    Fail,
+    FailpointPlan,
+    FailpointRule,
+    Planner,
+    Reset,
+    Stall,
+    TellLength,
+)
 from chaos.lab.psp.state import Config
 from tests.unit.psp.host import BUFFER, CMDRESP, FEATURE, INTSTS, LO, MIB, TMR, Host
 
@@ -183,6 +194,46 @@ def test_wbinvd_by_plan() -> None:
     assert host.activate(handle, 4) is FirmwareStatus.DFFLUSH_REQUIRED
     assert host.call(FirmwareCommand.DF_FLUSH)[0] is FirmwareStatus.SUCCESS
     assert host.activate(handle, 4) is FirmwareStatus.SUCCESS
+
+
+# -- telling a length
+
+
+def test_every_length_of_the_buffer_is_told_and_nothing_is_done() -> None:
+    host = Host()
+    host.init()
+    plan(host, FailpointRule(TellLength(4000)))
+    status, values = host.call(FirmwareCommand.PDH_CERT_EXPORT, "QI4xQI", [0x20000, 0x824, 0x30000, 3 * 0x824])
+    assert (status, values) == (FirmwareStatus.INVALID_LEN, (0x20000, 4000, 0x30000, 4000))
+    assert host.peek(0x20000, 0x824) == bytes(0x824)
+    assert host.records[-1].fault == "length:4000"
+    assert host.call(FirmwareCommand.GET_ID, "QI", [0x20000, 64]) == (FirmwareStatus.INVALID_LEN, (0x20000, 4000))
+
+
+def test_a_command_that_has_no_length_to_tell_is_carried_out() -> None:
+    host = Host()
+    host.init()
+    plan(host, FailpointRule(TellLength(16)))
+    assert host.start() == (FirmwareStatus.SUCCESS, 1)
+    assert host.at(FirmwareCommand.NOP, 0) is FirmwareStatus.SUCCESS
+    assert host.at(FirmwareCommand.PEK_CSR, 1 << 40) is FirmwareStatus.INVALID_ADDRESS
+    assert [firing.applied for firing in host.firings] == [False] * 3
+    assert {record.fault for record in host.records[-3:]} == {""}
+
+
+def test_what_a_command_was_asked_is_recorded_as_it_came() -> None:
+    """Without the C-bit, which is no part of an address; of commands whose bounds nobody judges nothing."""
+    host = Host()
+    host.init()
+    c_bit = 1 << host.firmware.config.c_bit
+    host.call(FirmwareCommand.PEK_CSR, "QI", [0x20000 | c_bit, 16])
+    assert host.records[-1].asked == {"address": 0x20000, "length": 16}
+    host.call(FirmwareCommand.DBG_ENCRYPT, "I4xQQI", [1, 0x20000 | c_bit, 0x30010, 4112])
+    assert host.records[-1].asked == {"source": 0x20000, "destination": 0x30010, "length": 4112}
+    host.call(FirmwareCommand.PDH_CERT_EXPORT, "QI4xQI", [1, 2, 3, 4])
+    assert list(host.records[-1].asked.values()) == [1, 2, 3, 4]
+    host.start()
+    assert host.records[-1].asked == {}
 
 
 # -- delaying
