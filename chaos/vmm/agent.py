@@ -123,7 +123,7 @@ class Agent:
         except KeyError:
             raise InternalError(f"{self.name} has no VM {vm!r}") from None
 
-    def _operation(self, do: Operation, fds: FdSet, at: At | None) -> dict[str, Value]:
+    def _operation(self, do: Operation, fds: FdSet, at: At | None) -> dict[str, Value]:  # noqa: PLR0912 - a table
         """What is done in the process; what is done to one of its VMs is `_on_machine`."""
         match do:
             case m.Exit():
@@ -283,7 +283,7 @@ OnMachine = (
 )  # fmt: skip
 
 
-def _on_machine(machine: Machine, do: OnMachine) -> dict[str, Value]:  # noqa: PLR0912 - a table
+def _on_machine(machine: Machine, do: OnMachine) -> dict[str, Value]:  # noqa: PLR0911, PLR0912 - a table
     match do:
         case m.Init():
             machine.init(do.key, do.command, flags=do.flags, features=do.features, ghcb=do.ghcb)

@@ -86,9 +86,9 @@ def test_a_finding_excuses_a_deviation_that_is_not_listed_whatever_else_is_unkno
     [
         ("6.12.117", ExitCode.KEPT),
         ("6.12.130", ExitCode.KEPT),  # nobody has said that it was mended
-        ("6.12.116", ExitCode.BROKEN),  # older than the first on which it was seen
-        ("6.12.117-rc1", ExitCode.BROKEN),
-        ("6.12.118-rc1", ExitCode.KEPT),
+        ("6.12.94", ExitCode.BROKEN),  # older than the first on which it was seen
+        ("6.12.95-rc1", ExitCode.BROKEN),
+        ("6.12.96-rc1", ExitCode.KEPT),
         ("6.12", ExitCode.BROKEN),
         ("6.1.192", ExitCode.KEPT),
         ("6.6.117", ExitCode.BROKEN),
@@ -132,7 +132,7 @@ def test_a_finding_that_is_not_seen_where_it_shows_is_told() -> None:
     ("history", "name"),
     [
         (lost_fd("6.12.130"), MOVE),
-        (on("6.12.116", moved()), MOVE),  # nobody said that it is there
+        (on("6.12.94", moved()), MOVE),  # nobody said that it is there
         (on("6.6.117", moved()), MOVE),
         (changed(moved(), lambda r: None if isinstance(r, Asked) else r), "kill-source-in-move"),  # not shown by it
         (History(moved().records[:-1], "line 9 is damaged"), MOVE),  # a run that shows nothing
