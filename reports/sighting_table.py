@@ -14,11 +14,16 @@ from rich.table import Table
 from rich.text import Text
 
 from chaos.judge.findings import Finding
-from chaos.judge.sightings import KernelSightings, Seen, Sighting
+from chaos.judge.sightings import KernelSightings, Sighting, SightingOutcome
 from reports.sentences import clean
 
 FORMAT = 1
-_STYLES = {Seen.SEEN: "bold red", Seen.NOT_SEEN: "green", Seen.UNKNOWN: "yellow", Seen.SKIPPED: "cyan"}
+_STYLES = {
+    SightingOutcome.SEEN: "bold red",
+    SightingOutcome.NOT_SEEN: "green",
+    SightingOutcome.UNKNOWN: "yellow",
+    SightingOutcome.SKIPPED: "cyan",
+}
 _WRITTEN = "seen: on just this version, as its page says. Blank: nobody has seen it there, or nobody has looked"
 _LOOKED = (
     "seen: a run of an experiment that shows it broke its promise as the finding says. not seen: the promise is kept"
@@ -74,7 +79,7 @@ def _parts(known: Sequence[Finding], columns: Sequence[KernelSightings], *, look
         for finding in known
         for column in columns
         for sighting in column.sightings
-        if sighting.finding is finding and sighting.seen in (Seen.UNKNOWN, Seen.SKIPPED)
+        if sighting.finding is finding and sighting.seen in (SightingOutcome.UNKNOWN, SightingOutcome.SKIPPED)
     ]
     return [table, Text(f"\n{_LOOKED if looked else _WRITTEN}", style="dim"), *told]
 

@@ -59,7 +59,7 @@ def findings_(*, kernels: tuple[str, ...], jobs: int, runs: Path, as_json: bool,
         click.echo(msgspec.json.encode(sighting_table.as_data(known, seen)))
     else:
         sighting_table.show(known, seen, looked=bool(kernels))
-    unknown = any(one.seen is sightings.Seen.UNKNOWN for column in seen for one in column.sightings)
+    unknown = any(one.seen is sightings.SightingOutcome.UNKNOWN for column in seen for one in column.sightings)
     return ExitCode.UNKNOWN if unknown else ExitCode.KEPT
 
 

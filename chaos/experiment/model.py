@@ -58,7 +58,7 @@ class Vm(Part, frozen=True, kw_only=True):
     type: Literal[0, 2, 3] = 0
 
 
-Series = Annotated[
+KernelSeries = Annotated[
     str, msgspec.Meta(pattern=r"^(\d+\.\d+)?$", description='a series in quotes, as "7.2", for 7.20 is another')
 ]
 
@@ -67,8 +67,8 @@ class Kernels(Part, frozen=True, kw_only=True):
     """The kernels that have what the experiment is about: those of mainline from `since` on and older than `before`, ""
     for no such bound, and `why` in words. Both are series ("7.2"), and hold whatever a stable series took back."""
 
-    since: Series = ""
-    before: Series = ""
+    since: KernelSeries = ""
+    before: KernelSeries = ""
     why: str
 
 

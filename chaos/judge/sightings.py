@@ -16,7 +16,7 @@ from chaos.judge.verdict import Outcome, RunVerdict, Verdict
 from chaos.linux.version import order, series
 
 
-class Seen(StrEnum):
+class SightingOutcome(StrEnum):
     SEEN = "seen"
     NOT_SEEN = "not seen"
     UNKNOWN = "unknown"
@@ -29,7 +29,7 @@ class Sighting:
     no more than written down."""
 
     finding: Finding
-    seen: Seen
+    seen: SightingOutcome
     reason: str = ""
 
 
@@ -50,14 +50,14 @@ def sighting(finding: Finding, run: RunVerdict) -> Sighting:
     mine = [verdict for verdict in run.verdicts if verdict.promise in promises]
     broken = [verdict for verdict in mine if verdict.outcome is Outcome.BROKEN]
     if shows(finding, mine):
-        return Sighting(finding, Seen.SEEN, _told(broken))
+        return Sighting(finding, SightingOutcome.SEEN, _told(broken))
     listed = [verdict for verdict in mine if verdict.listed]
     outcomes = {verdict.outcome for verdict in listed} | {verdict.outcome for verdict in broken}
     if outcomes == {Outcome.KEPT}:
-        return Sighting(finding, Seen.NOT_SEEN, _told(listed))
+        return Sighting(finding, SightingOutcome.NOT_SEEN, _told(listed))
     if outcomes == {Outcome.SKIPPED}:
-        return Sighting(finding, Seen.SKIPPED, _told(listed))
-    return Sighting(finding, Seen.UNKNOWN, _told([v for v in mine if v.outcome in _UNTELLING]))
+        return Sighting(finding, SightingOutcome.SKIPPED, _told(listed))
+    return Sighting(finding, SightingOutcome.UNKNOWN, _told([v for v in mine if v.outcome in _UNTELLING]))
 
 
 _UNTELLING = (Outcome.BROKEN, Outcome.UNKNOWN, Outcome.SKIPPED)
@@ -83,6 +83,6 @@ def written(known: Sequence[Finding]) -> list[KernelSightings]:
 def _written(finding: Finding, version: str) -> Sighting | None:
     of = finding.kernels.get(series(version))
     if of is not None and version in of.seen:
-        return Sighting(finding, Seen.SEEN)
+        return Sighting(finding, SightingOutcome.SEEN)
     fixed = of is not None and of.fixed and order(of.fixed) <= order(version)
-    return Sighting(finding, Seen.NOT_SEEN, "fixed") if fixed else None
+    return Sighting(finding, SightingOutcome.NOT_SEEN, "fixed") if fixed else None

@@ -16,7 +16,7 @@ from chaos.cli import findings_verb
 from chaos.controller import campaign
 from chaos.judge import findings, sightings
 from chaos.judge.findings import Deviation, Finding, Versions
-from chaos.judge.sightings import KernelSightings, Seen, Sighting
+from chaos.judge.sightings import KernelSightings, Sighting, SightingOutcome
 from chaos.judge.verdict import Outcome, RunVerdict, Verdict
 from reports import sighting_table
 
@@ -53,32 +53,42 @@ KEPT, BROKEN, UNKNOWN, SKIPPED = Outcome.KEPT, Outcome.BROKEN, Outcome.UNKNOWN, 
 @pytest.mark.parametrize(
     ("verdicts", "seen", "reason"),
     [
-        ([verdict("P1", BROKEN, "one"), verdict("P9", KEPT)], Seen.SEEN, "P1 broken: one"),
-        ([verdict("P1", UNKNOWN), verdict("P9", BROKEN, "left", "more")], Seen.SEEN, "P9 broken: left+more"),
-        ([verdict("P9", BROKEN, "left", listed=False), verdict("P1", KEPT)], Seen.SEEN, "P9 broken: left"),
-        ([verdict("P1", KEPT), verdict("P9", KEPT)], Seen.NOT_SEEN, "P1 kept: why P1; P9 kept: why P9"),
-        ([verdict("P1", KEPT), verdict("P9", UNKNOWN, listed=False)], Seen.NOT_SEEN, "P1 kept: why P1"),
-        ([verdict("P1", KEPT), verdict("P4", BROKEN, "one")], Seen.NOT_SEEN, "P1 kept: why P1"),
-        ([verdict("P1", KEPT), verdict("P9", UNKNOWN)], Seen.UNKNOWN, "P9 unknown: why P9"),
-        ([verdict("P1", BROKEN, "three"), verdict("P9", KEPT)], Seen.UNKNOWN, "P1 broken: three"),
-        ([verdict("P1", BROKEN, "three", listed=False), verdict("P9", KEPT)], Seen.UNKNOWN, "P1 broken: three"),
-        ([verdict("P1", KEPT), verdict("P9", SKIPPED)], Seen.UNKNOWN, "P9 skipped: why P9"),
-        ([verdict("P1", SKIPPED), verdict("P9", SKIPPED)], Seen.SKIPPED, "P1 skipped: why P1; P9 skipped: why P9"),
-        ([verdict("P4", KEPT)], Seen.UNKNOWN, ""),
-        ([], Seen.UNKNOWN, ""),
+        ([verdict("P1", BROKEN, "one"), verdict("P9", KEPT)], SightingOutcome.SEEN, "P1 broken: one"),
+        ([verdict("P1", UNKNOWN), verdict("P9", BROKEN, "left", "more")], SightingOutcome.SEEN, "P9 broken: left+more"),
+        ([verdict("P9", BROKEN, "left", listed=False), verdict("P1", KEPT)], SightingOutcome.SEEN, "P9 broken: left"),
+        ([verdict("P1", KEPT), verdict("P9", KEPT)], SightingOutcome.NOT_SEEN, "P1 kept: why P1; P9 kept: why P9"),
+        ([verdict("P1", KEPT), verdict("P9", UNKNOWN, listed=False)], SightingOutcome.NOT_SEEN, "P1 kept: why P1"),
+        ([verdict("P1", KEPT), verdict("P4", BROKEN, "one")], SightingOutcome.NOT_SEEN, "P1 kept: why P1"),
+        ([verdict("P1", KEPT), verdict("P9", UNKNOWN)], SightingOutcome.UNKNOWN, "P9 unknown: why P9"),
+        ([verdict("P1", BROKEN, "three"), verdict("P9", KEPT)], SightingOutcome.UNKNOWN, "P1 broken: three"),
+        (
+            [verdict("P1", BROKEN, "three", listed=False), verdict("P9", KEPT)],
+            SightingOutcome.UNKNOWN,
+            "P1 broken: three",
+        ),
+        ([verdict("P1", KEPT), verdict("P9", SKIPPED)], SightingOutcome.UNKNOWN, "P9 skipped: why P9"),
+        (
+            [verdict("P1", SKIPPED), verdict("P9", SKIPPED)],
+            SightingOutcome.SKIPPED,
+            "P1 skipped: why P1; P9 skipped: why P9",
+        ),
+        ([verdict("P4", KEPT)], SightingOutcome.UNKNOWN, ""),
+        ([], SightingOutcome.UNKNOWN, ""),
     ],
 )
-def test_what_a_run_says_of_a_finding(verdicts: list[Verdict], seen: Seen, reason: str) -> None:
+def test_what_a_run_says_of_a_finding(verdicts: list[Verdict], seen: SightingOutcome, reason: str) -> None:
     assert sightings.sighting(FINDING, run_of(*verdicts)) == Sighting(FINDING, seen, reason)
 
 
 def test_what_is_written_is_of_exact_versions_and_silent_about_others() -> None:
     other = msgspec.structs.replace(FINDING, id="0002", kernels={"6.1": Versions(seen=("6.1.192",))})
     assert sightings.written([FINDING, other]) == [
-        KernelSightings("", "6.1.170", (Sighting(FINDING, Seen.SEEN),)),
-        KernelSightings("", "6.1.176", (Sighting(FINDING, Seen.NOT_SEEN, "fixed"),)),
-        KernelSightings("", "6.1.192", (Sighting(FINDING, Seen.NOT_SEEN, "fixed"), Sighting(other, Seen.SEEN))),
-        KernelSightings("", "6.12.117", (Sighting(FINDING, Seen.SEEN),)),
+        KernelSightings("", "6.1.170", (Sighting(FINDING, SightingOutcome.SEEN),)),
+        KernelSightings("", "6.1.176", (Sighting(FINDING, SightingOutcome.NOT_SEEN, "fixed"),)),
+        KernelSightings(
+            "", "6.1.192", (Sighting(FINDING, SightingOutcome.NOT_SEEN, "fixed"), Sighting(other, SightingOutcome.SEEN))
+        ),
+        KernelSightings("", "6.12.117", (Sighting(FINDING, SightingOutcome.SEEN),)),
     ]
 
 
@@ -90,8 +100,8 @@ def shown(columns: list[KernelSightings], *, looked: bool = True) -> list[str]:
 
 def test_the_table_has_a_row_a_finding_and_a_column_a_kernel_and_the_reasons_below() -> None:
     columns = [
-        KernelSightings("debian:7.3", "7.3.4", (Sighting(FINDING, Seen.SEEN, "P1 broken: one"),)),
-        KernelSightings("~/src/linux", "", (Sighting(FINDING, Seen.UNKNOWN, "P1 unknown: it panicked"),)),
+        KernelSightings("debian:7.3", "7.3.4", (Sighting(FINDING, SightingOutcome.SEEN, "P1 broken: one"),)),
+        KernelSightings("~/src/linux", "", (Sighting(FINDING, SightingOutcome.UNKNOWN, "P1 unknown: it panicked"),)),
     ]
     told = shown(columns)
     assert told[0].split() == ["debian:7.3", "~/src/linux"]
@@ -102,7 +112,9 @@ def test_the_table_has_a_row_a_finding_and_a_column_a_kernel_and_the_reasons_bel
 
 
 def test_what_is_fixed_is_told_as_fixed() -> None:
-    told = shown([KernelSightings("", "6.1.176", (Sighting(FINDING, Seen.NOT_SEEN, "fixed"),))], looked=False)
+    told = shown(
+        [KernelSightings("", "6.1.176", (Sighting(FINDING, SightingOutcome.NOT_SEEN, "fixed"),))], looked=False
+    )
     assert told[2].split()[-1] == "fixed"
     assert "nobody has looked" in told[-1]
 
