@@ -231,7 +231,9 @@ class Agent:
             case m.Shown():
                 return {"there": self._machine(do.vm).has_memory()}
             case m.Handled():
-                return {"handled": harm.handled()}
+                seen = [each for machine in self.machines.values() for each in machine.seen]
+                interrupted, early = sum(each.interrupted for each in seen), sum(each.early for each in seen)
+                return {"handled": harm.handled(), "interrupted": interrupted, "early": early}
             case m.EndThread() if do.vm:
                 self._machine(do.vm).runnable.stop()
             case m.Eat():

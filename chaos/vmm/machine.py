@@ -27,6 +27,7 @@ from chaos.kvm.userfault import ArgumentPage
 from chaos.kvm.vcpu import KvmVcpu
 from chaos.kvm.vm import KvmVm
 from chaos.linux.fd import Mapping, OwnedFd
+from chaos.native import Seen
 from chaos.native.edge import tally
 from chaos.vmm import foreign_fds, guest, race, state
 from chaos.vmm.messages import Mirror, Move, Moves, Sampled, VcpuStates
@@ -165,6 +166,11 @@ class Machine:
     def threads(self) -> tuple[int, ...]:
         """The threads of its vCPUs, by number."""
         return self.team.threads if self.team is not None else ()
+
+    @property
+    def seen(self) -> tuple[Seen, ...]:
+        """What its vCPUs have seen of the guest in their latest stay."""
+        return self.team.seen if self.team is not None else ()
 
     # -- launch -------------------------------------------------------------------------------------------
 

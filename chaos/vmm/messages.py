@@ -300,7 +300,9 @@ class PunchOut(_Operation, frozen=True, kw_only=True, tag="punch_out"):
 
 
 class Handled(_Operation, frozen=True, kw_only=True, tag="handled"):
-    """Say how many signals of a storm were handled since this was asked last. They end the process before."""
+    """Say how many signals of a storm were handled since this was asked last. They end the process before. Also how
+    often one has `interrupted` a vCPU's KVM_RUN in its latest stay in the guest, and `early`, before the guest had left
+    by itself (`chaos.native.Seen`)."""
 
 
 Harm = Inside | Shown | Handled | EndThread | Eat | Press | MayLock | PunchOut

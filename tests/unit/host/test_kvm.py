@@ -21,9 +21,10 @@ from chaos.kvm.structs import Lapic, from_bytes
 from chaos.kvm.system import API_VERSION, System
 from chaos.linux.seqpacket import memory_file
 from chaos.native import VcpuThread, read_vcpu
-from chaos.vmm import foreign_fds, guest, state, vcpus
+from chaos.vmm import foreign_fds, guest, harm, state, vcpus
 from chaos.vmm.ask import DEVICE_QUESTIONS, QUESTIONS_OF_THE_DEAD, VCPU_QUESTIONS, VM_QUESTIONS, AskedIoctl, ask
 from chaos.vmm.machine import Machine, OpenDevices
+from faults import signal as signals
 from tests.unit.host.peers import join, together
 
 SECONDS = 20.0
@@ -160,6 +161,23 @@ def test_a_guest_that_never_leaves_tells_no_tick(make: Make) -> None:
     assert machine.pause() == {"last_ticks": [0], "astray": [], "torn": [], "ended": "", "registers": []}
 
     assert machine.sample().first_ticks == (0,)
+
+
+def test_signals_of_a_storm_take_a_vcpu_out_of_its_guest_and_it_goes_on(make: Make) -> None:
+    """Of a guest that never leaves by itself all of them meet its first KVM_RUN."""
+    harm.handled()
+    machine = make()
+    machine.runnable.resume(0)
+    (tid,) = machine.threads
+    deadline = time.monotonic() + SECONDS
+    while machine.seen[0].interrupted < 10:
+        signals._libc.tgkill(os.getpid(), tid, harm.STORM_SIGNAL)
+        assert time.monotonic() < deadline
+    seen = machine.seen[0]
+    assert seen.early == seen.interrupted and seen.exits == 0
+    assert harm.handled() >= 10
+    counted(machine, 100)
+    assert machine.pause()["ended"] == ""
 
 
 def test_a_vcpu_that_has_left_the_program_is_told_when_it_is_paused(make: Make) -> None:
