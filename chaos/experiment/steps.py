@@ -23,7 +23,7 @@ U16 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
 U32 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 U64 = Annotated[int, msgspec.Meta(ge=0)]  # msgspec has no bound that high; `chaos.experiment.model` has
 
-Phase = Literal["connect", "pause", "send-state", "send-fd", "move", "load-state", "resume", "commit"]
+Phase = Literal["connect", "pause", "send-state", "send-fd", "move", "load-state", "resume", "commit", "confirm"]
 
 ForeignFd = Literal["closed", "negative", "kvm", "sev", "vcpu", "stats", "eventfd", "pipe", "memory", "socket"]
 """What a move or a mirror may be given instead of a VM's descriptor."""
@@ -197,7 +197,7 @@ class CalmStep(_Step, frozen=True, kw_only=True, tag="calm"):
 
 class MigrateStep(_Step, frozen=True, kw_only=True, tag="migrate"):
     """The full hand-over of a VMM upgrade: connect, pause, send state, send the VM fd, move, load state, resume,
-    commit. Whatever one VMM waits for of the other, it waits `within` seconds for.
+    commit, confirm. Whatever one VMM waits for of the other, it waits `within` seconds for.
 
     A phase that fails is an answer: the guest goes on where it can, and the script goes on. `supervise` says what is
     done then: `abandon` leaves the guest where it is; `retry` makes up to `attempts` in all, with a new VMM for a

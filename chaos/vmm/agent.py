@@ -154,7 +154,7 @@ class Agent:
                     return self._machine(do.vm).moves(do, memory.number, at)
             case (
                 m.Listen() | m.Connect() | m.Accept() | m.GetState() | m.ReceiveState() | m.SetState() | m.SendFd()
-                | m.ReceiveFd() | m.Commit() | m.Disconnect()
+                | m.ReceiveFd() | m.Commit() | m.Confirm() | m.Disconnect()
             ):  # fmt: skip
                 return _hand_over(self._machine(do.vm), do, fds)
             case _:
@@ -213,6 +213,8 @@ class Agent:
                 answers = ask(self.host.system, machine.vm, machine.every_vcpu, machine.device)
                 value: dict[str, Value] = {} if machine.no_device is None else {"device": machine.no_device}
                 return Reply(id=number, answers=answers, value=value)
+            case m.Whose():
+                return Reply(id=number, value={"whose": self._machine(do.vm).whose()})
             case m.Fill():
                 return Reply(id=number, filled=self._fill(do.key))
             case m.ArmPage():
@@ -316,7 +318,7 @@ def _on_machine(machine: Machine, do: OnMachine) -> dict[str, Value]:  # noqa: P
 
 HandOver = (
     m.Listen | m.Connect | m.Accept | m.GetState | m.ReceiveState | m.SetState | m.SendFd | m.ReceiveFd | m.Commit
-    | m.Disconnect
+    | m.Confirm | m.Disconnect
 )  # fmt: skip
 
 
@@ -343,6 +345,8 @@ def _hand_over(machine: Machine, do: HandOver, fds: FdSet) -> dict[str, Value]:
             _wrapped(lambda: machine.receive_fd(do.source))
         case m.Commit():
             _wrapped(lambda: peer.commit(within=do.within_ms / 1000))
+        case m.Confirm():
+            _wrapped(lambda: peer.confirm(within=do.within_ms / 1000))
         case m.Disconnect():
             _wrapped(peer.disconnect)
     return {}

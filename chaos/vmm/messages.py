@@ -197,6 +197,14 @@ class Moves(_OnVm, frozen=True, kw_only=True, tag="moves"):
 
 
 class Commit(_OnVm, frozen=True, kw_only=True, tag="commit"):
+    """The destination says that the guest is its own."""
+
+    within_ms: int
+
+
+class Confirm(_OnVm, frozen=True, kw_only=True, tag="confirm"):
+    """The source hears it and says so, and the destination hears that."""
+
     within_ms: int
 
 
@@ -229,7 +237,7 @@ Operation = (
     Create | Init | AddVcpu | Command | RegisterRegion | UnregisterRegion | LaunchStart | LaunchUpdateData
     | LaunchUpdateVmsa | LaunchMeasure | LaunchFinish | Status
     | RunVcpus | Pause | StartStorm | EndStorm | Listen | Connect | Accept | GetState | ReceiveState | SetState | SendFd
-    | ReceiveFd | Move | Moves | Mirror | Commit | Disconnect | Close | LoseDescriptor | SetMemory | Exit
+    | ReceiveFd | Move | Moves | Mirror | Commit | Confirm | Disconnect | Close | LoseDescriptor | SetMemory | Exit
 )  # fmt: skip
 
 
@@ -239,6 +247,10 @@ class Sample(_OnVm, frozen=True, kw_only=True, tag="sample"):
 
 class Ask(_OnVm, frozen=True, kw_only=True, tag="ask"):
     """Ask the VM's descriptors whether they live. Its vCPUs are not in the guest."""
+
+
+class Whose(_OnVm, frozen=True, kw_only=True, tag="whose"):
+    """Say who has the guest of a migration that the VM took part in: "mine", "theirs", or "" if that cannot be told."""
 
 
 class Fill(_Operation, frozen=True, kw_only=True, tag="fill"):
@@ -306,7 +318,7 @@ class Handled(_Operation, frozen=True, kw_only=True, tag="handled"):
 
 
 Harm = Inside | Shown | Handled | EndThread | Eat | Press | MayLock | PunchOut
-Question = Sample | Ask | Fill | ArmPage | PutPage | Harm
+Question = Sample | Ask | Whose | Fill | ArmPage | PutPage | Harm
 
 
 def name_of(message: Operation | Question) -> str:

@@ -2,7 +2,7 @@
 """What the runner asks by itself, so that an experiment says what is done and not what a checker wants to know.
 
     before   a step that moves, mirrors, pauses or closes: the counters; of the VMs that it is about how far the guest
-             has come, and the status of the context
+             has come, or where it stands if it is paused, and the status of the context
     again    between two attempts of a migration: the same
     after    it: the same, and of a source, which is dead now or must not be, every descriptor
     last     once all faults are undone, what is owed, and the same of every VM that a move was about
@@ -149,6 +149,8 @@ class AutomaticQuestions:
         if vm.running and vm.every:
             step = s.CountStep(vm=vm.name, ticks=TICKS, within=COUNT_WITHIN)
             self._put("count", vm, lambda: running.count(self.executor, step))
+        elif vm.paused and vm.name not in self.executor.log.moved_from and not self.executor.guests.is_es(vm):
+            self._put("count", vm, lambda: running.look_at_paused(self.executor, vm))
 
     def _status(self, vm: Guest) -> None:
         if vm.name not in self.executor.log.moved_from:  # that of the dead is among what `ask` asks

@@ -271,7 +271,8 @@ def test_state_and_memory_carried_over_the_guest_goes_on_where_it_stopped(make: 
     assert new.sample().ticks == stopped
     new.runnable.resume(1)
     assert counted(new, 50) >= stopped + 50
-    together(lambda: new.peer.commit(within=SECONDS), lambda: old.peer.commit(within=SECONDS))
+    new.peer.commit(within=SECONDS)
+    together(lambda: new.peer.confirm(within=SECONDS), lambda: old.peer.confirm(within=SECONDS))
 
 
 def carried(host: OpenDevices, old: Machine, new: Machine) -> list[str]:
