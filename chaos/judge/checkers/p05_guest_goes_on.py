@@ -26,7 +26,7 @@ from itertools import pairwise
 
 from chaos.experiment.model import Experiment
 from chaos.history.reading import argument, errname, ioctl_answered, owns
-from chaos.history.records import Counted, Done, History
+from chaos.history.records import QUESTION, Counted, Done, History
 from chaos.judge.evidence import RunEvidence, TriedMove
 from chaos.judge.ledger.firmware_contexts import GONE
 from chaos.judge.parts import broken, combine, kept, skipped, unknown
@@ -54,8 +54,9 @@ def _standing(evidence: RunEvidence) -> Iterator[Verdict]:
 
 
 def _let_run(evidence: RunEvidence, vms: frozenset[str], was: Counted, now: Counted) -> bool:
-    """Whether the script did so between the two. What a phase of a migration does, it does by itself."""
-    told = (i for i, _ in evidence.operations if i.f == "run" and not i.phase and was.seq < i.seq < now.seq)
+    """Whether a step or a question did so between the two. What a phase of a migration does, it does by itself."""
+    runs = (i for i, _ in evidence.operations if i.f == "run" and was.seq < i.seq < now.seq)
+    told = (invoke for invoke in runs if invoke.phase in ("", QUESTION))
     return any(argument(invoke, "vm") in vms for invoke in told)
 
 

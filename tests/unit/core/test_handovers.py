@@ -278,6 +278,7 @@ def paused_and_moved(at_source: int, at_destination: int | None, *, phase: str |
         (130, 130, None, False),
         (130, 130, "abort", False),  # a failed hand-over is not to wake it
         (130, 130, "", True),  # whoever paused it may
+        (130, 130, "question", True),  # and the runner, when nobody needs it to stand any more
     ],
 )
 def test_p5_a_paused_guest_stands_where_it_stood_until_it_is_let_run(
