@@ -33,7 +33,7 @@ def each_of(numbers: str) -> tuple[int, ...]:
     return tuple(n for first, _, last in parts for n in range(int(first), int(last or first) + 1))
 
 
-Phase = Literal["connect", "pause", "send-state", "send-fd", "move", "load-state", "resume", "commit"]
+Phase = Literal["connect", "pause", "send-state", "send-fd", "move", "load-state", "resume", "commit", "confirm"]
 
 ForeignFd = Literal["closed", "negative", "kvm", "sev", "vcpu", "stats", "eventfd", "pipe", "memory", "socket"]
 """What a move or a mirror may be given instead of a VM's descriptor."""
@@ -270,7 +270,7 @@ class MemslotStep(_Step, frozen=True, kw_only=True, tag="memslot"):
 
 class MigrateStep(_Step, frozen=True, kw_only=True, tag="migrate"):
     """The full hand-over of a VMM upgrade: connect, pause, send state, send the VM fd, move, load state, resume,
-    commit. Whatever one VMM waits for of the other, it waits `within` seconds for.
+    commit, confirm. Whatever one VMM waits for of the other, it waits `within` seconds for.
 
     A phase that fails is an answer: the guest goes on where it can, and the script goes on. `supervise` says what is
     done then: `abandon` leaves the guest where it is; `retry` makes up to `attempts` in all, with a new VMM for a

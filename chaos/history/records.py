@@ -60,7 +60,9 @@ Operations, by `f`, with their arguments and, after the arrow, what `value` hold
                                         moves into `vm` in a tight loop, by several threads from each source in turn
                                         → how many from each source were answered what: {"old EBUSY": 9000, "old ok": 1}
     mirror {vm, source, fd, flags}      `vm` makes the call and becomes a mirror of `source`; then its vCPUs are made
-    commit {vm, within_ms}              the destination confirms to the source, which answers; then both disconnect
+    commit {vm, within_ms}              the destination tells the source that it has the guest
+    confirm {vm, within_ms}             the source hears it and answers, the destination hears that; then both
+                                        disconnect
     disconnect {vm}                     the other end of a migration is let go of, and what it has sent
     close {vm}                          every file descriptor of the VM in this process
     lose_fd {vm, fd}                    one is closed behind the VMM's back: "vm", "vcpu 0", or the process's /dev/sev,
@@ -231,7 +233,8 @@ class Counted(_Record, frozen=True, kw_only=True):
 
     `first_ticks` and `last_ticks` are when each vCPU told its counter first and last in this stay in the guest, read
     right after it came out with it; 0 if it has not. From the last tick at the source to the first at the destination
-    the guest stood still. `sound` is how many ticks each told in this stay before its memory was stale."""
+    the guest stood still. `sound` is how many ticks each told in this stay before its memory was stale. A guest that
+    was `paused` was out, and stays there: the counter is that of its registers."""
 
     vm: str
     agent: str
@@ -244,6 +247,7 @@ class Counted(_Record, frozen=True, kw_only=True):
     first_ticks: tuple[Int, ...] = ()
     last_ticks: tuple[Int, ...] = ()
     sound: tuple[Int, ...] = ()
+    paused: bool = False
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
@@ -367,7 +371,8 @@ class Handover(_Record, frozen=True, kw_only=True):
     kernel refused the move, and it is at the source. lost: nothing runs it any more.
     `phase` is the one in which it ended, `guest` the VM that has the guest, "" for none, `why` what failed, "" if
     nothing did. `stood` is how long each vCPU stood still, from its last tick at the source to its first at `guest`, in
-    ns; empty where that was not seen."""
+    ns; empty where that was not seen. `source_says` and `destination_says` are who has the guest by the word of each
+    side's VMM, asked afterwards: mine, theirs, or "" if it is dead or cannot tell."""
 
     step: Int
     source: str
@@ -378,6 +383,8 @@ class Handover(_Record, frozen=True, kw_only=True):
     guest: str
     why: str = ""
     stood: tuple[Int, ...] = ()
+    source_says: Literal["", "mine", "theirs"] = ""
+    destination_says: Literal["", "mine", "theirs"] = ""
 
 
 class Exited(_Record, frozen=True, kw_only=True):

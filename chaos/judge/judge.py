@@ -24,6 +24,7 @@ from chaos.judge import findings
 from chaos.judge.checkers import CHECKERS
 from chaos.judge.findings import Finding
 from chaos.judge.parts import skipped
+from chaos.judge.survivors import survivors
 from chaos.judge.verdict import Outcome, RunVerdict, Verdict, worst
 from chaos.promises import PROMISES
 
@@ -97,8 +98,9 @@ def shortcomings(experiment: Experiment, history: History) -> Iterator[str]:
 
 
 def _struck(history: History) -> Iterator[Fault]:
-    """The evidence of faults that struck. A fatal signal that was sent to a process with a move under way, and did not
-    end it, struck as well: that it ends nobody is what P8 judges, and no failure of ours."""
+    """The evidence of faults that struck. A fatal signal that did not end a process with a move under way, or one that
+    is seen to live on, struck as well: that it ends nobody is what P8 judges, and no failure of ours."""
+    outlived = {(survivor.fault.seq, survivor.agent) for survivor in survivors(history)}
     moving: dict[int, str] = {}
     sent: dict[tuple[int, str, str], set[str]] = {}
     for record in history.records:
@@ -110,7 +112,8 @@ def _struck(history: History) -> Iterator[Fault]:
             moving = {op: agent for op, agent in moving.items() if agent != record.agent}
             sent = {key: ends - {record.agent} for key, ends in sent.items()}
         elif isinstance(record, Fault) and record.event == "apply" and fatal(record):
-            sent[record.step, record.fault, record.target] = set(record.ends) & set(moving.values())
+            lives = {agent for agent in record.ends if (record.seq, agent) in outlived}
+            sent[record.step, record.fault, record.target] = set(record.ends) & {*moving.values(), *lives}
         if isinstance(record, Fault) and record.event == "evidence":
             hit = record.struck or sent.get((record.step, record.fault, record.target))
             if hit:

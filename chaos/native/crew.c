@@ -135,6 +135,14 @@ static int kick_signal(void)
 	return SIGRTMIN + 3;
 }
 
+/* What a storm of signals is made of (STORM_SIGNAL of chaos/vmm/harm.py). A vCPU lets it in: it is to come out of its
+ * guest for one and go back. Whoever sends the first has a handler set before.
+ */
+static int storm_signal(void)
+{
+	return SIGRTMIN + 5;
+}
+
 static void do_nothing(int number)
 {
 	(void)number;
@@ -143,7 +151,7 @@ static void do_nothing(int number)
 static void introduce(struct worker *worker)
 {
 	char name[16];
-	sigset_t kick;
+	sigset_t let_in;
 
 	worker->board->report.tid = (int32_t)syscall(SYS_gettid);
 	snprintf(name, sizeof(name), "%s %u", worker->run ? "vcpu" : "loop",
@@ -152,9 +160,11 @@ static void introduce(struct worker *worker)
 	if (worker->plan.nice)
 		setpriority(PRIO_PROCESS, 0,	/* of this thread, on Linux */
 			    getpriority(PRIO_PROCESS, 0) + (int)worker->plan.nice);
-	sigemptyset(&kick);
-	sigaddset(&kick, kick_signal());
-	pthread_sigmask(SIG_UNBLOCK, &kick, NULL);
+	sigemptyset(&let_in);
+	sigaddset(&let_in, kick_signal());
+	if (worker->run)
+		sigaddset(&let_in, storm_signal());
+	pthread_sigmask(SIG_UNBLOCK, &let_in, NULL);
 	clock_start(&worker->clock, worker->plan.counter != 0, &worker->board->report.clock_error);
 }
 

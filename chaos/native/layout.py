@@ -27,6 +27,8 @@ class Report(ctypes.Structure):
         ("first_tick", c_uint64),
         ("last_tick", c_uint64),
         ("sound", c_uint64),
+        ("interrupted", c_uint64),
+        ("early", c_uint64),
         ("ring", c_uint64),
         ("clock_error", c_uint64),
         ("tid", c_int32),

@@ -152,6 +152,13 @@ static int handle_port(struct worker *worker)
 	return 1;
 }
 
+static void interrupted(struct report *report)
+{
+	put(&report->interrupted, report->interrupted + 1);
+	if (!report->calls)
+		put(&report->early, report->early + 1);
+}
+
 /* There is one way to be stopped: KVM_RUN says EINTR. With `immediate_exit` set it does so as soon as it has finished
  * the instruction that the guest left with, so a vCPU that was stopped has whole registers.
  */
@@ -164,8 +171,10 @@ void run_vcpu(struct worker *worker)
 
 		if (error == EINTR && stopped(worker->crew))
 			return end(worker, STOPPED, 0);
-		if (error == EINTR)
+		if (error == EINTR) {
+			interrupted(report);
 			continue;
+		}
 		if (error)
 			return end(worker, FAILED, error);
 		put(&report->calls, report->calls + 1);

@@ -39,6 +39,8 @@ struct report {
 	uint64_t ticks, stale;	/* of a vCPU: the guest's counter, and how often it found memory stale */
 	uint64_t first_tick, last_tick;
 	uint64_t sound;		/* ticks before memory was first found stale */
+	uint64_t interrupted;	/* KVM_RUNs that a signal ended which was to stop nobody */
+	uint64_t early;		/* of them, those before the guest first left by itself */
 	uint64_t ring;		/* places in the ring behind, so that a board can be read by itself */
 	uint64_t clock_error;	/* ns by which records have been off at worst, see clock.h */
 	int32_t tid;

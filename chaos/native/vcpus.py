@@ -23,7 +23,8 @@ from chaos.native.layout import Report
 class Seen:
     """What the guest has said since the start: its counter, how often memory was stale, when the first and the last
     tick came (CLOCK_MONOTONIC ns, 0: none came), how many came before memory was stale (`sound`), and how often it left
-    to the VMM for that or anything else."""
+    to the VMM for that or anything else. A signal that was to stop nobody has `interrupted` KVM_RUN so often, `early`
+    of these before the guest had left by itself for the first time."""
 
     ticks: int
     stale: int
@@ -31,6 +32,8 @@ class Seen:
     last_tick: int
     sound: int
     exits: int
+    interrupted: int = 0
+    early: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,4 +142,6 @@ def _seen(report: Report) -> Seen:
         last_tick=report.last_tick,
         sound=report.sound,
         exits=report.calls,
+        interrupted=report.interrupted,
+        early=report.early,
     )

@@ -36,7 +36,8 @@ from chaos.vmm.messages import (
 class Guest:
     """A VM of the experiment. `every` is how often its guest leaves while it runs, None while it does not. `kept_out`
     is why its vCPUs may not enter the guest now, "" if they may. `before_close` ends what uses its descriptors.
-    `address` is where its memory lies in its VMM, once it was created."""
+    `address` is where its memory lies in its VMM, once it was created. It is `paused` if it was taken out of its guest,
+    or was handed one over that was, and nobody has let it in since."""
 
     name: str
     spec: Vm
@@ -47,6 +48,7 @@ class Guest:
     kept_out: str = ""
     before_close: Callable[[], None] | None = None
     address: int = 0
+    paused: bool = False
 
     @property
     def running(self) -> bool:
@@ -107,7 +109,7 @@ class Guests:
         vmm = self.spawn(name)
         for vm in self.vms.values():
             if vm.vmm.name == name:
-                vm.vmm, vm.created, vm.every = vmm, False, None
+                vm.vmm, vm.created, vm.every, vm.paused = vmm, False, None, False
 
     def launched(self, name: str) -> Guest:
         """A VM that was launched. Raises `StepFailed`."""
@@ -153,12 +155,12 @@ class Guests:
         boards = guest.vmm.watch(guest.name, guest.spec.vcpus)
         done = self.do(guest, RunVcpus(vm=guest.name, every=every), phase=phase, fds=boards)
         if done.outcome == "ok":
-            guest.every = every
+            guest.every, guest.paused = every, False
         return done
 
     def leave(self, guest: Guest, *, phase: str = "") -> Done:
         done = self.do(guest, Pause(vm=guest.name), phase=phase)
-        guest.every = None
+        guest.every, guest.paused = None, guest.paused or guest.every is not None
         guest.vmm.unwatch(guest.name)
         return done
 
@@ -179,7 +181,7 @@ class Guests:
         if guest.before_close is not None:
             guest.before_close()
         self.under_way[guest.name] = self.vmms.invoke(guest.vmm, Close(vm=guest.name), aside=True)
-        guest.created, guest.every = False, None
+        guest.created, guest.every, guest.paused = False, None, False
         guest.vmm.unwatch(guest.name)
 
     def close(self, guest: Guest) -> Done:
@@ -188,7 +190,7 @@ class Guests:
             guest.before_close()
         done = self.do(guest, Close(vm=guest.name))
         guest.created = done.outcome != "ok"
-        guest.every = None
+        guest.every, guest.paused = None, False
         guest.vmm.unwatch(guest.name)
         return done
 

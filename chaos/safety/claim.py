@@ -10,8 +10,9 @@ is used again.
 
 Three times somebody cleans up. The runner does when a run ends. The warden, a process of its own session that was
 forked before anything else and waits for the end of a pipe, does when the runner was killed. `sevchaos clean` does
-when both were. Agents die with the fork server and that with the runner in any case; the cgroup is what is left, and
-the runner's instance of the kernel's tracer (`chaos.linux.tracefs`).
+when both were. None of them relies on cgroup.kill alone, which on some kernels passes over processes
+(`Cgroup.destroy`). Agents die with the fork server and that with the runner in any case; the cgroup is what is left,
+and the runner's instance of the kernel's tracer (`chaos.linux.tracefs`).
 
 What a fault changes for the whole host has no owner that could die. The warden remembers how it was, and restores it;
 if the warden was killed as well, nobody does.

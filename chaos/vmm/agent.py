@@ -158,7 +158,7 @@ class Agent:
                     return self._machine(do.vm).moves(do, memory.number, at)
             case (
                 m.Listen() | m.Connect() | m.Accept() | m.GetState() | m.ReceiveState() | m.SetState() | m.SendFd()
-                | m.ReceiveFd() | m.Commit() | m.Disconnect()
+                | m.ReceiveFd() | m.Commit() | m.Confirm() | m.Disconnect()
             ):  # fmt: skip
                 return _hand_over(self._machine(do.vm), do, fds)
             case _:
@@ -217,6 +217,8 @@ class Agent:
                 answers = ask(self.host.system, machine.vm, machine.every_vcpu, machine.device)
                 value: dict[str, Value] = {} if machine.no_device is None else {"device": machine.no_device}
                 return Reply(id=number, answers=answers, value=value)
+            case m.Whose():
+                return Reply(id=number, value={"whose": self._machine(do.vm).whose()})
             case m.Fill():
                 return Reply(id=number, filled=self._fill(do.key))
             case m.ArmPage():
@@ -235,7 +237,9 @@ class Agent:
             case m.Shown():
                 return {"there": self._machine(do.vm).has_memory()}
             case m.Handled():
-                return {"handled": harm.handled()}
+                seen = [each for machine in self.machines.values() for each in machine.seen]
+                interrupted, early = sum(each.interrupted for each in seen), sum(each.early for each in seen)
+                return {"handled": harm.handled(), "interrupted": interrupted, "early": early}
             case m.EndThread() if do.vm:
                 self._machine(do.vm).runnable.stop()
             case m.Eat():
@@ -322,7 +326,7 @@ def _on_machine(machine: Machine, do: OnMachine) -> dict[str, Value]:  # noqa: P
 
 HandOver = (
     m.Listen | m.Connect | m.Accept | m.GetState | m.ReceiveState | m.SetState | m.SendFd | m.ReceiveFd | m.Commit
-    | m.Disconnect
+    | m.Confirm | m.Disconnect
 )  # fmt: skip
 
 
@@ -349,6 +353,8 @@ def _hand_over(machine: Machine, do: HandOver, fds: FdSet) -> dict[str, Value]:
             _wrapped(lambda: machine.receive_fd(do.source))
         case m.Commit():
             _wrapped(lambda: peer.commit(within=do.within_ms / 1000))
+        case m.Confirm():
+            _wrapped(lambda: peer.confirm(within=do.within_ms / 1000))
         case m.Disconnect():
             _wrapped(peer.disconnect)
     return {}

@@ -12,7 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-# One that neither the C library nor Python nor our native threads use. Realtime signals queue: each one is handled.
+# One that neither the C library nor Python uses, and that the native threads of vCPUs let in (chaos/native/crew.c).
+# Realtime signals queue: each one is handled.
 STORM_SIGNAL = signal.SIGRTMIN + 5
 _SYS_EXIT = 60  # x86-64; of this thread alone
 _PAGE = 4096

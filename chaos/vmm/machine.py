@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from errno import EEXIST, EINVAL, errorcode
+from errno import EEXIST, EINVAL, EIO, errorcode
 
 from chaos.errors import InternalError
 from chaos.history.records import Value
@@ -27,6 +27,7 @@ from chaos.kvm.userfault import ArgumentPage
 from chaos.kvm.vcpu import KvmVcpu
 from chaos.kvm.vm import KvmVm
 from chaos.linux.fd import Mapping, OwnedFd
+from chaos.native import Seen
 from chaos.native.edge import tally
 from chaos.vmm import foreign_fds, guest, race, state
 from chaos.vmm.messages import BindIoeventfd, BindIrqfd, Mirror, Move, Moves, Sampled, VcpuStates
@@ -171,6 +172,11 @@ class Machine:
     def threads(self) -> tuple[int, ...]:
         """The threads of its vCPUs, by number."""
         return self.team.threads if self.team is not None else ()
+
+    @property
+    def seen(self) -> tuple[Seen, ...]:
+        """What its vCPUs have seen of the guest in their latest stay."""
+        return self.team.seen if self.team is not None else ()
 
     # -- launch -------------------------------------------------------------------------------------------
 
@@ -365,6 +371,20 @@ class Machine:
             self.vm.move_context_from(source, flags=flags)
         else:
             race.once(self.vm, Cap.MOVE_ENC_CONTEXT_FROM, source, flags=flags, at=at)
+        self.peer.taken = True
+
+    def whose(self) -> str:
+        """Who has the guest of the migration that this VM was last part of, as its VMM sees it: "mine", "theirs", or ""
+        if it cannot tell. A source that was not told asks the kernel: it is dead if the destination has the guest."""
+        if self.peer.role == "destination":
+            return "mine" if self.peer.taken else "theirs"
+        if self.peer.role != "source":
+            return ""
+        try:
+            self.vm.check_extension(Cap.MOVE_ENC_CONTEXT_FROM)
+        except KernelError as error:
+            return "theirs" if error.number == EIO or self.peer.given else ""
+        return "theirs" if self.peer.given else "mine"
 
     def moves(self, do: Moves, memory: int, at: At) -> dict[str, Value]:
         """How many moves from each source were answered what: "old EBUSY" → 9000. The descriptors are closed then."""

@@ -213,6 +213,14 @@ class Moves(_OnVm, frozen=True, kw_only=True, tag="moves"):
 
 
 class Commit(_OnVm, frozen=True, kw_only=True, tag="commit"):
+    """The destination says that the guest is its own."""
+
+    within_ms: int
+
+
+class Confirm(_OnVm, frozen=True, kw_only=True, tag="confirm"):
+    """The source hears it and says so, and the destination hears that."""
+
     within_ms: int
 
 
@@ -274,7 +282,7 @@ Operation = (
     Create | Init | AddVcpu | Command | RegisterRegion | UnregisterRegion | LaunchStart | LaunchUpdateData
     | LaunchUpdateVmsa | LaunchMeasure | LaunchFinish | Status | Decrypt | Encrypt | AskPlatform
     | RunVcpus | Pause | StartStorm | EndStorm | Listen | Connect | Accept | GetState | ReceiveState | SetState | SendFd
-    | ReceiveFd | Move | Moves | Mirror | Commit | Disconnect | Close | LoseDescriptor | SetMemory | BindIrqfd
+    | ReceiveFd | Move | Moves | Mirror | Commit | Confirm | Disconnect | Close | LoseDescriptor | SetMemory | BindIrqfd
     | BindIoeventfd | Interrupts | Exit
 )  # fmt: skip
 
@@ -285,6 +293,10 @@ class Sample(_OnVm, frozen=True, kw_only=True, tag="sample"):
 
 class Ask(_OnVm, frozen=True, kw_only=True, tag="ask"):
     """Ask the VM's descriptors whether they live. Its vCPUs are not in the guest."""
+
+
+class Whose(_OnVm, frozen=True, kw_only=True, tag="whose"):
+    """Say who has the guest of a migration that the VM took part in: "mine", "theirs", or "" if that cannot be told."""
 
 
 class Fill(_Operation, frozen=True, kw_only=True, tag="fill"):
@@ -346,11 +358,13 @@ class PunchOut(_Operation, frozen=True, kw_only=True, tag="punch_out"):
 
 
 class Handled(_Operation, frozen=True, kw_only=True, tag="handled"):
-    """Say how many signals of a storm were handled since this was asked last. They end the process before."""
+    """Say how many signals of a storm were handled since this was asked last. They end the process before. Also how
+    often one has `interrupted` a vCPU's KVM_RUN in its latest stay in the guest, and `early`, before the guest had left
+    by itself (`chaos.native.Seen`)."""
 
 
 Harm = Inside | Shown | Handled | EndThread | Eat | Press | MayLock | PunchOut
-Question = Sample | Ask | Fill | ArmPage | PutPage | Harm
+Question = Sample | Ask | Whose | Fill | ArmPage | PutPage | Harm
 
 
 def name_of(message: Operation | Question) -> str:

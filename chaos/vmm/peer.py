@@ -12,7 +12,7 @@ whom it wants, and is not talked to if that is somebody else. What one tells the
                  ◀───────────────────────── Received
     Descriptor   ─────── Unix ────────────▶             send_fd, move
                  ◀───────────────────────── Taken       commit
-    LetGo        ─────────────────────────▶
+    LetGo        ─────────────────────────▶             confirm
                  ◀───────────────────────── the end
 
 One thread of the agent at a time. A wait has a deadline, and an end that is gone ends it at once; both are OSErrors
@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import socket
 from errno import EBADMSG, ENOTCONN, EPIPE, EPROTO, EPROTONOSUPPORT, ETIMEDOUT
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from chaos.linux.fd import OwnedFd
 from chaos.linux.seqpacket import Channel, Ended
@@ -57,20 +57,24 @@ class Peer:
         self._listener: socket.socket | None = None
         self._stream: Stream[Said] | None = None
         self._state: VcpuStates | None = None
-        self._receives = False  # whether we are the destination of what we are connected for
+        self._stand_by("")
+
+    def _stand_by(self, role: Literal["", "source", "destination"]) -> None:
+        """What we are in the migration that begins, "" in none. So far we have not `taken` the guest, as a destination,
+        nor heard that it was `given` away, as a source. All that is remembered until the next one."""
+        self.role, self.taken, self.given = role, False, False
 
     # -- connecting ---------------------------------------------------------------------------------------
 
-    def join(self, connection: OwnedFd) -> None:
+    def join(self, connection: OwnedFd, role: Literal["", "source", "destination"] = "") -> None:
         """Over a Unix socket that arrived as a descriptor. What there was before is let go."""
         self.disconnect()
-        self._receives = False
+        self._stand_by(role)
         self._unix = Channel.adopt(connection, DESCRIPTORS)
 
     def listen(self, connection: OwnedFd, address: str) -> int:
         """The port. Raises OSError."""
-        self.join(connection)
-        self._receives = True
+        self.join(connection, "destination")
         self._listener = socket.create_server((address, 0), backlog=1)
         return int(self._listener.getsockname()[1])
 
@@ -86,7 +90,7 @@ class Peer:
 
     def connect(self, connection: OwnedFd, address: str, port: int, name: str, peer: str, *, within: float) -> None:
         """Raises OSError."""
-        self.join(connection)
+        self.join(connection, "source")
         self._stream = Stream.connect(address, port, SAID, within=within)
         self._say(Greeting(version=VERSION, vm=name, peer=peer), "greet the destination", within)
         self._greeted(name, peer, within)
@@ -149,12 +153,16 @@ class Peer:
     # -- the end ------------------------------------------------------------------------------------------
 
     def commit(self, *, within: float) -> None:
-        """The destination says that the guest is its own, and waits until the source knows. Raises OSError."""
-        if self._receives:
-            self._say(Taken(), "tell the source that it may let go", within)
+        """The destination says that the guest is its own. Raises OSError."""
+        self._say(Taken(), "tell the source that it may let go", within)
+
+    def confirm(self, *, within: float) -> None:
+        """The source hears it, and the destination that it did; neither is connected then. Raises OSError."""
+        if self.role == "destination":
             self._hear(LetGo, "hear that the source lets go", within)
         else:
             self._hear(Taken, "hear that the destination has the guest", within)
+            self.given = True
             self._say(LetGo(), "tell the destination that it is heard", within)
             self._connected.wait_end("see that the destination has heard it", within=within)
         self.disconnect()

@@ -43,6 +43,10 @@ SCRIPTS = {
     before: {move: [{do: fault, fault: kill, target: destination}]}
   - {do: run, vm: new}
 """,
+    "paused-and-moved": """
+  - {do: pause, vm: old}
+  - {do: migrate, source: old, destination: new}
+""",
     "held": """
   - {do: arm, hold: there, kernel: {function: misc_cg_try_charge, vmm: destination}}
   - {do: move, source: old, destination: new, wait: false}

@@ -198,3 +198,11 @@ def test_whoever_dies_in_the_middle_of_a_run_nothing_is_left(in_lab: Sevchaos, k
     assert both["before"]["groups"] and not both["before"]["processes"]
     group, instance = both["cleaned"]
     assert group in both["before"]["groups"] and instance in both["before"]["tracing"]
+
+
+def test_what_cgroup_kill_passes_over_is_cleaned_away_all_the_same(in_lab: Sevchaos, kernel: str) -> None:
+    """On kernels with finding 0012 the first word of each line is "lives", on others "ended"."""
+    programs = Path(__file__).parent / "programs"
+    done = in_lab("python3", "programs/leaderless.py", options=["--kernel", kernel, "--copy", str(programs)])
+    assert done.returncode == 0, done.stderr.decode()
+    assert [line.split()[1:] for line in done.stdout.decode().splitlines()] == [["-9", "False"]] * 2

@@ -4,6 +4,9 @@
 Three witnesses, each blind alone. GUEST_STATUS tells whether a VM owns a context (`chaos.judge.ledger.owners`), so
 the one that must own it is asked, and the other one too unless its process is gone: two VMs that both own one context
 would go unseen else. The firmware's guest count tells of contexts that no VM owns any more.
+
+After a migration the two VMMs must have been left with the same idea of who has the guest, whatever became of it: what
+either knows, it knows by the kernel's answers and by what the other said.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from collections.abc import Iterable, Iterator
 
 from chaos.experiment.model import Experiment
 from chaos.history.reading import errname, said_dead
-from chaos.history.records import Done, Exited, History, Observation
+from chaos.history.records import Done, Exited, Handover, History, Observation
 from chaos.judge.evidence import RunEvidence, TriedMove
 from chaos.judge.ledger.firmware_contexts import GONE, told
 from chaos.judge.ledger.replay import Entry, Mismatch
@@ -25,6 +28,7 @@ PROMISE = "P4"
 def check(experiment: Experiment, history: History) -> Verdict:
     evidence = RunEvidence(history)
     parts = [_mismatch(evidence, mismatch) for mismatch in evidence.ledger.mismatches("owner", "guests")]
+    parts += _agreement(history)
     if evidence.ledger.lost:
         parts.append(unknown(PROMISE, f"who owns what cannot be told: {evidence.ledger.lost}"))
     elif not evidence.moves:
@@ -41,6 +45,24 @@ def check(experiment: Experiment, history: History) -> Verdict:
         parts += [_other(evidence, move) for move in evidence.moves if move.other]
         parts.append(_firmware(evidence, after))
     return combine(PROMISE, parts)
+
+
+def _agreement(history: History) -> Iterator[Verdict]:
+    """What the two VMMs of each attempt said afterwards, where both could say anything."""
+    for ended in (record for record in history.records if isinstance(record, Handover)):
+        says = {ended.source: ended.source_says, ended.destination: ended.destination_says}
+        if "" in says.values():
+            continue
+        owners = [vm for vm, word in says.items() if word == "mine"]
+        told = f"after attempt {ended.attempt} {' and '.join(f'{vm} says {word}' for vm, word in says.items())}"
+        if len(owners) == 1 and ended.guest in ("", *owners):
+            yield kept(PROMISE, told, (ended,))
+            continue
+        how = {0: "neither-says-mine", 2: "both-say-mine"}.get(len(owners), "said-otherwise")
+        yield broken(
+            PROMISE, f"{told} of the guest, which {ended.guest or 'nobody'} has by the order of events", (ended,),
+            signature=how, expected="one says mine, and has the guest", seen=" and ".join(says.values()),
+        )  # fmt: skip
 
 
 def _asked(evidence: RunEvidence, entry: Entry) -> int:

@@ -12,6 +12,10 @@ cannot. Where the move failed the first and the last are asked of the source. A 
 
 Interrupts, the fourth, are asked in `chaos.judge.interrupts`.
 
+A guest that was paused, before the move and after it, does not go on; it stands where it stood, at the source while it
+is there and at the destination then. Letting it run is for whoever paused it, and no part of a hand-over, least of all
+of one that failed.
+
 A guest that was broken already when it was taken out before the move is no witness of it. One that is broken when it
 is taken out after the move, at the latest at the end of the run, was broken by the last move before that.
 """
@@ -20,10 +24,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from chaos.experiment.model import Experiment
-from chaos.history.reading import errname, ioctl_answered, owns
-from chaos.history.records import Counted, Done, History
+from chaos.history.reading import argument, errname, ioctl_answered, owns
+from chaos.history.records import QUESTION, Counted, Done, History
 from chaos.judge.evidence import RunEvidence, TriedMove
 from chaos.judge.interrupts import interrupts
 from chaos.judge.ledger.firmware_contexts import GONE
@@ -36,10 +41,36 @@ STATUS = ("handle", "policy", "state")
 
 def check(experiment: Experiment, history: History) -> Verdict:
     evidence = RunEvidence(history)
-    if not evidence.moves:
-        return unknown(PROMISE, f"{evidence.untried}, so nothing interrupted the guest")
     parts = [part for move in evidence.moves for part in _move(evidence, move)]
-    return combine(PROMISE, [*parts, *interrupts(PROMISE, evidence)])
+    if not evidence.moves:
+        parts = [unknown(PROMISE, f"{evidence.untried}, so nothing interrupted the guest")]
+    return combine(PROMISE, [*parts, *_standing(evidence), *(interrupts(PROMISE, evidence) if evidence.moves else ())])
+
+
+def _standing(evidence: RunEvidence) -> Iterator[Verdict]:
+    """Of each guest that was looked at twice while it was paused, and that no step let run in between, whether it stood
+    still."""
+    for vms in dict.fromkeys(evidence.lineage(count.vm) for count in evidence.counted if count.paused):
+        for was, now in pairwise(count for count in evidence.counted if count.vm in vms):
+            if was.paused and now.paused and not _let_run(evidence, vms, was, now):
+                yield _stood(was, now)
+
+
+def _let_run(evidence: RunEvidence, vms: frozenset[str], was: Counted, now: Counted) -> bool:
+    """Whether a step or a question did so between the two. What a phase of a migration does, it does by itself."""
+    runs = (i for i, _ in evidence.operations if i.f == "run" and was.seq < i.seq < now.seq)
+    told = (invoke for invoke in runs if invoke.phase in ("", QUESTION))
+    return any(argument(invoke, "vm") in vms for invoke in told)
+
+
+def _stood(was: Counted, now: Counted) -> Verdict:
+    told = f"{was.ticks} ticks at {was.vm} and then {now.ticks} at {now.vm}"
+    if (was.ticks, was.each) == (now.ticks, now.each):
+        return kept(PROMISE, f"the guest stood still while it was paused: {told}", (was, now))
+    return broken(
+        PROMISE, f"the guest was paused and did not stand still: {told}", (was, now),
+        signature="moved-while-paused", expected=f"{was.ticks} ticks", seen=f"{now.ticks} ticks",
+    )  # fmt: skip
 
 
 def _move(evidence: RunEvidence, move: TriedMove) -> Iterator[Verdict]:
@@ -251,7 +282,8 @@ def goes_on(evidence: RunEvidence, move: TriedMove, promise: str) -> Verdict:
     # A move that failed may be tried again at once: then the guest goes on wherever that one took it.
     later = None if move.happened else evidence.changed(move.source, move)[0]
     other = move.other if later is None or not later.happened else None
-    after = [count for count in mine if count.seq > over and count.vm != other]
+    seen_later = [count for count in mine if count.seq > over and count.vm != other]
+    after = [count for count in seen_later if not count.paused]
     refused = _not_entered(evidence, move, promise, over)
     if refused is not None:
         return refused
@@ -259,8 +291,10 @@ def goes_on(evidence: RunEvidence, move: TriedMove, promise: str) -> Verdict:
     if not after and exited is not None:
         return unknown(promise, f"whether the guest itself goes on: the process of {move.survivor} is dead", (exited,))
     if not before or not after:
-        side = "before" if not before else "after"
-        return unknown(promise, f"whether the guest itself goes on: it was not seen to count {side} the move")
+        text, stands = f"it was not seen to count {'after' if before else 'before'} the move", seen_later[-1:]
+        if before and stands:
+            text = f"it stands at {stands[0].vm}, and nobody let it run"
+        return unknown(promise, f"whether the guest itself goes on: {text}", stands)
     given = _given(evidence, move)
     late = given is None or given.seq > after[0].seq
     if move.happened and after[0].vm == move.destination and late:

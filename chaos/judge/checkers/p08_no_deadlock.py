@@ -11,6 +11,10 @@ That a process is gone in the end does not show that the signal ended its move: 
 holds when a kill does not work, and then the old signal is delivered. So a killed move must be gone within a stated
 time, and before anything was let go that it may have waited for. Where the end of a process is not on record, or what
 the script did to it, nobody can say what ended the move.
+
+Whatever it does, a process that was sent a fatal signal dies: one that is seen to go on breaks the promise, with a move
+or without. Among those signals is cgroup.kill, which the kernel documents to kill all processes of the cgroups that it
+is for.
 """
 
 from __future__ import annotations
@@ -35,18 +39,15 @@ from chaos.history.records import (
 )
 from chaos.judge.evidence import RunEvidence
 from chaos.judge.parts import broken, combine, kept, unknown
+from chaos.judge.survivors import ENDS_WITHIN, NS, Survivor, survivors
 from chaos.judge.timeline import named, told
 from chaos.judge.verdict import Verdict
 
 PROMISE = "P8"
 ASLEEP = "D"  # where no signal but a fatal one reaches it
 MOVES = ("move", "mirror", "moves")
-NS = 1_000_000_000
-# Of 300 runs in the lab the slowest killed process was gone 0.26 s after the signal: it has to close its VM, and CPUs
-# are shared. LONGEST is four times that; whatever is let go later than it, the signal had had its time. ENDS_WITHIN
-# leaves a starved machine forty times as long, and is a third of what the runner waits for a killed process.
+# Four times as long as the slowest of 300 (see `survivors`); whatever is let go later, the signal had had its time.
 LONGEST = 1.0
-ENDS_WITHIN = 10.0
 
 
 def check(experiment: Experiment, history: History) -> Verdict:
@@ -58,6 +59,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
         for invoke, done in evidence.operations
         if done is None or done.outcome == "info"
     ]
+    parts += [_survived(experiment, evidence, survivor, whole=whole) for survivor in survivors(history)]
     moves = [
         (invoke, done)
         for invoke, done in evidence.operations
@@ -75,6 +77,36 @@ def check(experiment: Experiment, history: History) -> Verdict:
     elif not any(invoke.f in MOVES for invoke, _ in evidence.operations):
         parts.append(unknown(PROMISE, "no move and no mirror was tried, so none could wait for another"))
     return combine(PROMISE, parts)
+
+
+def _survived(experiment: Experiment, evidence: RunEvidence, survivor: Survivor, *, whole: bool) -> Verdict:
+    """A process that lives although it was sent a fatal signal. Where the script went no further, the signal may not
+    have been sent."""
+    fault, agent = survivor.fault, survivor.agent
+    headless = _first_thread_ended(experiment, evidence, agent, fault)
+    text = f"{fault.fault} struck {agent}, and {survivor.after:.1f} s later it began {named(survivor.invoke)}"
+    records: tuple[Record, ...] = (fault, survivor.invoke, survivor.done)
+    if headless is not None:
+        text, records = f"{text}; its first thread had ended before", (headless, *records)
+    if not whole:
+        return unknown(PROMISE, f"{text}, but the run was cut short", records)
+    return broken(
+        PROMISE, text, records,
+        signature=f"{fault.fault}-did-not-end:process{'' if headless is None else '-without-its-first-thread'}",
+        expected="the end of its process", seen="it lives",
+    )  # fmt: skip
+
+
+def _first_thread_ended(experiment: Experiment, evidence: RunEvidence, agent: str, before: Fault) -> Fault | None:
+    """That a fault had ended the process's first thread: the kernel knows a process by it."""
+    first = {
+        (number, step.fault, step.target)
+        for number, step in walk(experiment.script)
+        if isinstance(step, FaultStep) and step.options.get("thread") == "first"
+    }
+    faults = (r for r in evidence.history.records[: before.seq] if isinstance(r, Fault))
+    ended = (r for r in faults if r.event == "evidence" and r.struck and (r.step, r.fault, r.target) in first)
+    return next((record for record in ended if evidence.agent(record.target) == agent), None)
 
 
 def _unsaid(experiment: Experiment, history: History) -> str:

@@ -476,7 +476,8 @@ EFFECTS: dict[str, Callable[[World, Invoke], World | None]] = {
     "receive_fd": _receive_fd,
     "listen": _connect,
     "connect": _connect,
-    "commit": _let_go,
+    "commit": _let_go,  # which disconnected in older runs; nothing lies in the socket any more
+    "confirm": _let_go,
     "disconnect": _let_go,
     "move": _move,
     "moves": lambda world, invoke: world,
@@ -503,6 +504,7 @@ ON_BEGIN: dict[str, Callable[[World, Invoke], World]] = {
     "listen": _begin_letting_go,
     "connect": _begin_letting_go,
     "commit": _begin_letting_go,
+    "confirm": _begin_letting_go,
     "disconnect": _begin_letting_go,
     "close": _begin_close,
 }

@@ -9,7 +9,8 @@
     move                              move             the one ioctl
     load-state                        set_state
     resume                            run
-    commit      commit    ◀─────────▶ commit           the guest is mine and runs; I know
+    commit                ◀────────── commit           the guest is mine and runs
+    confirm     confirm   ──────────▶ confirm          I know
     abort       run                                    instead, when a phase up to the move has failed
 
 The runner gives the orders, as a management layer does, and each operation is recorded by itself; so "before phase X"

@@ -21,6 +21,7 @@ from chaos.runner.vmms import ANSWER_WITHIN, StepFailed
 from chaos.vmm.messages import (
     Accept,
     Commit,
+    Confirm,
     Connect,
     Disconnect,
     GetState,
@@ -118,7 +119,8 @@ class Attempt:
         if self.every is not None:
             self._begin("resume")
             self._enter(destination)
-        self._begin("commit")
+        else:  # it stands there now where it stood here
+            destination.paused, self.source.paused = self.source.paused, False
         why = self._commit()
         if not destination.vmm.alive:
             return AttemptEnded("lost", self.phase, "", why)
@@ -151,9 +153,14 @@ class Attempt:
 
     def _commit(self) -> str:
         """Why one of the two does not know that the other does, "" if both know. The guest runs all the same."""
-        commits = [(guest, Commit(vm=guest.name, within_ms=self._ms), ()) for guest in (self.destination, self.source)]
+        source, destination = self.source, self.destination
         try:
-            self._both(*commits)
+            self._begin("commit")
+            self._expect_alive(source)
+            self._do(destination, Commit(vm=destination.name, within_ms=self._ms))
+            self._begin("confirm")
+            confirms = [(guest, Confirm(vm=guest.name, within_ms=self._ms), ()) for guest in (destination, source)]
+            self._both(*confirms, alone=True)
         except PhaseFailed as failed:
             self._disconnect()
             return str(failed)
@@ -199,17 +206,21 @@ class Attempt:
         done = self.guests.do(guest, operation, phase=self.phase, fds=fds)
         return self._expect(guest, name_of(operation), done)
 
-    def _both(self, *parts: tuple[Guest, Operation, tuple[int, ...]]) -> None:
-        """Operations that wait for each other."""
+    def _both(self, *parts: tuple[Guest, Operation, tuple[int, ...]], alone: bool = False) -> None:
+        """Operations that wait for each other. With `alone` one is made even if the other side is dead: what that said
+        last may have arrived."""
         vmms, late = self.guests.vmms, self.within + ANSWER_WITHIN
-        for guest, _, _ in parts:
+        there = [part for part in parts if part[0].vmm.alive or not alone]
+        for guest, _, _ in there:
             self._expect_alive(guest)
-        pending = [vmms.invoke(guest.vmm, operation, fds=fds, phase=self.phase) for guest, operation, fds in parts]
+        pending = [vmms.invoke(guest.vmm, operation, fds=fds, phase=self.phase) for guest, operation, fds in there]
         try:
             answers = [vmms.wait(each, late) for each in pending]
         except TimedOut as error:
             raise StepFailed(str(error)) from error
-        for (guest, operation, _), done in zip(parts, answers, strict=True):
+        for guest, _, _ in (part for part in parts if part not in there):
+            self._expect_alive(guest)
+        for (guest, operation, _), done in zip(there, answers, strict=True):
             self._expect(guest, name_of(operation), done)
 
     def _expect(self, guest: Guest, name: str, done: Done) -> Done:

@@ -12,12 +12,14 @@ the guest with it. What became of each attempt goes to the history.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 from chaos.experiment.steps import MigrateStep, Phase
 from chaos.history.records import Handover
-from chaos.runner.guests import Guests
+from chaos.runner.guests import Guest, Guests
 from chaos.runner.migration.attempt import Attempt, AttemptEnded
 from chaos.runner.operations import OperationLog
+from chaos.vmm.messages import Whose
 
 
 def supervise(
@@ -37,7 +39,7 @@ def supervise(
             Handover(
                 t=log.now(), step=log.step, source=source.name, destination=destination.name,
                 attempt=number, outcome=ended.outcome, phase=ended.phase, guest=ended.guest, why=ended.why,
-                stood=ended.stood,
+                stood=ended.stood, source_says=_word(source), destination_says=_word(destination),
             )
         )  # fmt: skip
         again = tries_again(step, number, ended)
@@ -46,6 +48,13 @@ def supervise(
             guests.create(destination)
         if again:
             between()
+
+
+def _word(guest: Guest) -> Literal["", "mine", "theirs"]:
+    """Who has the guest, as this side's VMM sees it. Raises `StepFailed` if it lives and does not answer."""
+    told = guest.vmm.ask(Whose(vm=guest.name))
+    word = told.get("whose") if told is not None else ""
+    return "mine" if word == "mine" else "theirs" if word == "theirs" else ""
 
 
 def tries_again(step: MigrateStep, attempt: int, ended: AttemptEnded) -> bool:

@@ -2,10 +2,11 @@
 """What the runner asks by itself, so that an experiment says what is done and not what a checker wants to know.
 
     before   a step that moves, mirrors, pauses or closes: the counters; of the VMs that it is about how far the guest
-             has come, and the status of the context
+             has come, or where it stands if it is paused, and the status of the context
     again    between two attempts of a migration: the same
     after    it: the same, and of a source, which is dead now or must not be, every descriptor
-    last     once all faults are undone, what is owed, and the same of every VM that a move was about
+    last     once all faults are undone, what is owed, and the same of every VM that a move was about; a guest that was
+             paused when it was to migrate, and still is, is let run: it must go on then
 
 It asks where that disturbs nothing: no operation is under way or held, no hold is armed, no storm blows, and no fault
 is applied that would answer in the kernel's stead (`Fault.DISTURBS`). What cannot be asked then is owed, and asked as
@@ -42,8 +43,9 @@ _DISTURBING = s.ArmStep | s.FaultStep | s.StormStep
 class AutomaticQuestions:
     """`wanted` unless the experiment asks alone. `asked` is when each question was put last, by its name and VM, in
     `OperationLog.changes`. `owed` are the VMs of steps that are over and were not asked about, `concerned` those of all
-    that moved something, both in order; `sources` are those among them that something was taken of. `over` is the step
-    that is owed for. What is asked goes into the history as that step's."""
+    that moved something, both in order; `sources` are those among them that something was taken of, `stood` those whose
+    guest was paused when a migration of it was over. `over` is the step that is owed for. What is asked goes into the
+    history as that step's."""
 
     executor: Executor
     wanted: bool
@@ -51,6 +53,7 @@ class AutomaticQuestions:
     owed: dict[str, None] = field(default_factory=dict)
     concerned: dict[str, None] = field(default_factory=dict)
     sources: set[str] = field(default_factory=set)
+    stood: dict[str, None] = field(default_factory=dict)
     over: int = 0
 
     def __post_init__(self) -> None:
@@ -90,6 +93,8 @@ class AutomaticQuestions:
         if any(_moved(step)):
             self.concerned |= subjects
             self.sources |= set(_moved(step))
+        if isinstance(step, s.MigrateStep):
+            self.stood |= {vm: None for vm in subjects if self.executor.guests[vm].paused}
 
     def last(self) -> None:
         """Everything is undone, and nothing closed yet."""
@@ -99,6 +104,9 @@ class AutomaticQuestions:
             self.owed = {vm: None for vm in self.concerned if vm not in dead}
             self.over = self.executor.log.step
             self._settle()
+            with self._about(self.over):
+                for vm in map(self.executor.guests.__getitem__, self.stood):
+                    self._let_run(vm)
 
     def _settle(self) -> None:
         """Ask what is owed, if it can be asked now."""
@@ -149,6 +157,15 @@ class AutomaticQuestions:
         if vm.running and vm.every:
             step = s.CountStep(vm=vm.name, ticks=TICKS, within=COUNT_WITHIN)
             self._put("count", vm, lambda: running.count(self.executor, step))
+        elif vm.paused and vm.name not in self.executor.log.moved_from and not self.executor.guests.is_es(vm):
+            self._put("count", vm, lambda: running.look_at_paused(self.executor, vm))
+
+    def _let_run(self, vm: Guest) -> None:
+        """Whoever paused it has no more steps to want that for."""
+        stands = vm.paused and vm.created and vm.vmm.alive and vm.name not in self.executor.log.moved_from
+        if stands and self.executor.guests.may_run(vm):
+            self._guarded(f"run of {vm.name}", lambda: running.run(self.executor, s.RunStep(vm=vm.name)))
+            self._count(vm)
 
     def _status(self, vm: Guest) -> None:
         if vm.name not in self.executor.log.moved_from:  # that of the dead is among what `ask` asks

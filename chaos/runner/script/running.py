@@ -60,6 +60,17 @@ def count(executor: Executor, step: s.CountStep) -> None:
         raise StepFailed(failure)
 
 
+def look_at_paused(executor: Executor, vm: Guest) -> None:
+    """Where a guest stands that is out and stays there."""
+    found = _sample(executor, vm)
+    executor.write(
+        Counted(
+            t=executor.now(), vm=vm.name, agent=vm.vmm.name, step=executor.step, where=found.where, ticks=found.ticks,
+            stale=found.stale, ended=found.ended, each=found.each if len(found.each) > 1 else (), paused=True,
+        )
+    )  # fmt: skip
+
+
 def _may_run(executor: Executor, vm: Guest, what: str) -> bool:
     able = executor.guests.may_run(vm)
     if not able:

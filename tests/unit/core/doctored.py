@@ -42,8 +42,9 @@ def check(promise: str, name: str, change: Change | None = None) -> Verdict:
     return CHECKERS[promise](shipped(name), changed(history, change) if change else history)
 
 
-def verdict_of(promise: str, history: History) -> Verdict:
-    verdict = CHECKERS[promise](shipped(MOVE), history)
+def verdict_of(promise: str, history: History, name: str = MOVE) -> Verdict:
+    """With the promise judged as of that experiment of the catalogue."""
+    verdict = CHECKERS[promise](shipped(name), history)
     assert verdict.promise == promise
     assert set(verdict.records) <= {record.seq for record in history.records}
     assert verdict.records or verdict.outcome is not DEVIATED, "nothing shows what is broken"

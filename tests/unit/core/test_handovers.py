@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 from typing import Literal
 
+import msgspec
 import pytest
 
 from chaos.history.records import Handover, History
@@ -206,3 +207,102 @@ def test_a_handover_beside_a_good_move_changes_no_verdict() -> None:
     assert isinstance(told, History) and not told.damage
     for promise in ("P1", "P3", "P4", "P5", "P9"):
         assert verdict_of(promise, told).outcome is Outcome.KEPT
+
+
+Word = Literal["", "mine", "theirs"]
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "guest", "how"),
+    [
+        ("theirs", "mine", "new", ""),
+        ("mine", "theirs", "old", ""),
+        ("theirs", "mine", "", ""),  # it cannot run there, and is there
+        ("mine", "mine", "new", "both-say-mine"),
+        ("theirs", "theirs", "new", "neither-says-mine"),
+        ("mine", "theirs", "new", "said-otherwise"),
+        ("theirs", "", "", ""),  # one of the two is dead: nothing can be compared
+        ("", "mine", "new", ""),
+    ],
+)
+def test_p4_both_vmms_are_left_with_one_idea_of_who_has_the_guest(
+    source: Word, destination: Word, guest: str, how: str
+) -> None:
+    b = Builder()
+    history = moved()
+    b.records = list(history.records[:-1])
+    b.t = history.records[-1].t
+    b.add(
+        Handover(
+            t=b.tick(), step=0, source="old", destination="new", attempt=1, outcome="committed", phase="confirm",
+            guest=guest, source_says=source, destination_says=destination,
+        )
+    )  # fmt: skip
+    verdict = verdict_of("P4", b.end())
+    assert (verdict.outcome, verdict.signature) == (Outcome.BROKEN if how else Outcome.KEPT, how)
+    assert ("after attempt 1 old says" in verdict.reason) is ("" not in (source, destination))
+
+
+def paused(b: Builder, vm: str, agent: str, ticks: int) -> None:
+    b.records[-1] = msgspec.structs.replace(b.count(vm, agent, ticks), paused=True)
+
+
+def paused_and_moved(at_source: int, at_destination: int | None, *, phase: str | None = None) -> Builder:
+    """A guest that stands at 100 ticks is looked at again after an attempt that failed, and at the destination. A `run`
+    in between is the script's, or of a phase."""
+    b = before_the_move()
+    b.do("pause", "source", vm="old")
+    paused(b, "old", "source", 100)
+    ended(b, "aborted", "send-fd")
+    if phase is not None:
+        invoke = b.invoke("run", "source", vm="old", every=1)
+        b.records[-1] = msgspec.structs.replace(invoke, phase=phase)
+        b.done(invoke)
+        b.do("pause", "source", vm="old")
+    paused(b, "old", "source", at_source)
+    b.do("send_fd", "source", vm="old", to="destination")
+    b.move("old", "new", "destination")
+    b.give_state("new", "destination")
+    if at_destination is not None:
+        paused(b, "new", "destination", at_destination)
+    b.observe("after", {"destination": 1})
+    b.status("new", "destination")
+    return b
+
+
+@pytest.mark.parametrize(
+    ("at_source", "at_destination", "phase", "stood"),
+    [
+        (100, 100, None, True),
+        (100, 101, None, False),
+        (130, 130, None, False),
+        (130, 130, "abort", False),  # a failed hand-over is not to wake it
+        (130, 130, "", True),  # whoever paused it may
+        (130, 130, "question", True),  # and the runner, when nobody needs it to stand any more
+    ],
+)
+def test_p5_a_paused_guest_stands_where_it_stood_until_it_is_let_run(
+    at_source: int, at_destination: int, phase: str | None, stood: bool
+) -> None:
+    b = paused_and_moved(at_source, at_destination, phase=phase)
+    b.do("run", "destination", vm="new", every=1)
+    b.count("new", "destination", 300)
+    verdict = verdict_of("P5", b.finish())
+    assert (verdict.outcome, verdict.signature) == (
+        (Outcome.KEPT, "") if stood else (Outcome.BROKEN, "moved-while-paused")
+    )
+
+
+def test_p5_a_guest_that_nobody_let_run_is_not_seen_to_go_on() -> None:
+    verdict = verdict_of("P5", paused_and_moved(100, 100).finish())
+    assert verdict.outcome is Outcome.UNKNOWN
+    assert "it stands at new, and nobody let it run" in verdict.reason
+
+
+def test_p5_a_paused_guest_that_was_resumed_is_told_of_without_any_move() -> None:
+    b = before_the_move()
+    b.do("pause", "source", vm="old")
+    for ticks in (100, 130):
+        paused(b, "old", "source", ticks)
+    verdict = verdict_of("P5", b.finish())
+    assert (verdict.outcome, verdict.signature) == (Outcome.BROKEN, "moved-while-paused+part-unknown")

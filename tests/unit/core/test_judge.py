@@ -384,3 +384,20 @@ def test_a_signal_has_struck_whoever_had_a_move_under_way_when_it_was_sent(gone:
     b.add(Fault(t=b.tick(), fault="kill", event="evidence", step=8, target="destination", struck=False))
     told = list(shortcomings(shipped("kill-destination-in-move"), b.end()))
     assert any("nothing shows that the fault 'kill'" in each for each in told) is void
+
+
+@pytest.mark.parametrize(("seconds", "void"), [(31, False), (1, True)])
+def test_a_signal_has_struck_whoever_is_seen_to_live_on_long_after_it(seconds: int, void: bool) -> None:
+    """No move is under way. One that was withheld was sent to nobody."""
+    b = Builder("kill-destination-in-move")
+    b.begin()
+    sent = b.kill_begins("destination", step=8)
+    b.t += seconds * 1_000_000_000
+    b.add(Fault(t=b.tick(), fault="kill", event="evidence", step=8, target="destination", struck=False))
+    b.exit("destination")
+    history = b.end()
+    told = list(shortcomings(shipped("kill-destination-in-move"), history))
+    assert any("nothing shows that the fault 'kill'" in each for each in told) is void
+    withheld = changed(history, lambda r: msgspec.structs.replace(sent, event="withheld") if r.seq == sent.seq else r)
+    told = list(shortcomings(shipped("kill-destination-in-move"), withheld))
+    assert any("nothing shows that the fault 'kill'" in each for each in told)

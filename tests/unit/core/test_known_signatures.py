@@ -15,10 +15,11 @@ import pytest
 from chaos.history.records import Counted, Done, Filled, Header, History, Observation, Record
 from chaos.judge import findings
 from tests.unit.core.build import Builder, changed, guest_moved, moved
-from tests.unit.core.doctored import begun, verdict_of
+from tests.unit.core.doctored import MOVE, begun, verdict_of
 from tests.unit.core.test_contexts import flushed
 from tests.unit.core.test_interrupts import beside_the_dead
 from tests.unit.core.test_narrow_findings import crossed, es_into, mirror_asked, moved_es, moved_mirror, read
+from tests.unit.core.test_p08_no_deadlock import HEADLESS, survived
 from tests.unit.core.test_p14_within_bounds import all_behind, without_chain, written_beyond
 from tests.unit.core.test_storage import unwritten
 
@@ -193,13 +194,16 @@ SHOWN: list[tuple[str, str, Callable[[], History]]] = [
     ("P14", "0010", all_behind),
     ("P14", "0011", written_beyond),
     ("P14", "0013", without_chain),
+    ("P8", "0012", lambda: survived().history()),
 ]
+OF_ITS_OWN = {"0012": HEADLESS}
+"""The experiment that tells a checker what of the history it cannot, by finding."""
 
 
 @pytest.fixture(scope="module")
 def given() -> set[tuple[str, str, str]]:
     """(finding, promise, signature) of these histories; also as it is where the promise need not be kept."""
-    verdicts = [(of, promise, verdict_of(promise, history())) for promise, of, history in SHOWN]
+    verdicts = [(of, promise, verdict_of(promise, told(), OF_ITS_OWN.get(of, MOVE))) for promise, of, told in SHOWN]
     return {(of, promise, told) for of, promise, v in verdicts for told in (v.signature, "+".join(v.deviations))}
 
 

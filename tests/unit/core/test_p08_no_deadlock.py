@@ -283,3 +283,64 @@ def test_p8_a_fault_that_was_withheld_ends_nothing() -> None:
     b.exited("destination", -9)
     b.done(move, "info")
     assert verdict_of("P8", b.end()).signature == "never-ended:move"
+
+
+HEADLESS = "kill-cgroup-after-first-thread"
+SURVIVED = "kill-cgroup-did-not-end:process-without-its-first-thread"
+
+
+def survived(
+    *, seconds: float = 31.0, first: bool = True, exits: bool = False, f: str = "close", complete: bool = True
+) -> Builder:
+    """kill-cgroup-after-first-thread where the kernel passes over the process: the move goes on when the vCPU is out,
+    and `seconds` after the signal the process does what it is told."""
+    b = Builder(HEADLESS)
+    b.begin()
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.add(Fault(t=b.tick(), fault="thread-exit", event="evidence", step=4, target="new", struck=first))
+    move = b.invoke("move", "destination", vm="new", source="old")
+    b.hold(move)
+    killed = Fault(t=b.tick(), fault="kill-cgroup", event="apply", step=9, target="tenant", ends=("destination",))
+    killed = b.add(msgspec.structs.replace(killed, fatal=True))
+    if exits:
+        b.exited("destination", -9)
+        b.done(move, "info")
+        b.spawn("destination")  # another process of that name
+    b.t = killed.t + int(seconds * 1e9)
+    b.add(msgspec.structs.replace(killed, t=b.tick(), event="evidence", struck=False, ends=()))
+    b.do("pause", "source", vm="old")
+    if not exits:
+        b.done(move)
+    if f:
+        b.do(f, "destination", vm="new")
+    b.end(complete=complete, reason="" if complete else "step 9 (fault): it could not be applied")
+    return b
+
+
+def test_p8_a_process_that_lives_on_was_not_ended_by_its_signal() -> None:
+    verdict = CHECKERS["P8"](shipped(HEADLESS), survived().history())
+    assert (verdict.outcome, verdict.signature) == (DEVIATED, SURVIVED)
+    assert "kill-cgroup struck destination, and 31.0 s later it began close of new" in verdict.reason
+    assert (verdict.expected, verdict.seen) == ("the end of its process", "it lives")
+
+
+def test_p8_one_whose_first_thread_lives_is_another_matter() -> None:
+    """No finding about the one may excuse the other."""
+    verdict = CHECKERS["P8"](shipped(HEADLESS), survived(first=False).history())
+    assert (verdict.outcome, verdict.signature) == (DEVIATED, "kill-cgroup-did-not-end:process")
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        survived(seconds=9.0),  # it may have been on its way out
+        survived(exits=True),
+        survived(f=""),  # nobody has seen it do anything any more
+        survived(f="memlock"),  # which is done to it
+        survived(complete=False),
+    ],
+    ids=["soon", "ended", "silent", "passive", "cut-short"],
+)
+def test_p8_only_a_process_that_is_seen_to_live_does(told: Builder) -> None:
+    assert CHECKERS["P8"](shipped(HEADLESS), told.history()).outcome is not DEVIATED

@@ -194,6 +194,70 @@ def test_destroying_kills_what_lives_in_it_and_below(real: Cgroup) -> None:
     run.destroy()  # what is not there is as good as destroyed
 
 
+LEADERLESS = """
+import ctypes, sys, threading, time
+from pathlib import Path
+ready, go = (Path(argument) for argument in sys.argv[1:])
+def live():
+    ready.touch()
+    while not go.exists():
+        time.sleep(0.005)
+    time.sleep(600)
+threading.Thread(target=live).start()
+ctypes.CDLL(None).syscall(60, 0)
+"""
+
+
+def leaderless(tmp_path: Path) -> subprocess.Popen[bytes]:
+    """A process that lives although its first thread has ended."""
+    ready = tmp_path / "ready"
+    process = subprocess.Popen([sys.executable, "-c", LEADERLESS, ready, tmp_path / "go"])
+    stat = Path(f"/proc/{process.pid}/stat")
+    deadline = time.monotonic() + 20
+    while not (ready.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z"):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    return process
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_destroying_ends_what_cgroup_kill_passes_over(
+    real: Cgroup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Of kernels that have finding 0012; here cgroup.kill does nothing at all. Whoever comes without its first thread
+    is in no cgroup.procs of where it came to."""
+    monkeypatch.setattr(Cgroup, "kill", lambda self: None)
+    run = real.create("run")
+    inner = run.create("source")
+    if when == "before":
+        procs = inner.open_procs()
+        child = f"import os; os.write({procs}, b'0'); exec({LEADERLESS!r})"
+        process = subprocess.Popen([sys.executable, "-c", child, tmp_path / "ready", tmp_path / "go"], pass_fds=[procs])
+        os.close(procs)
+        deadline = time.monotonic() + 20
+        while not (tmp_path / "ready").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    else:
+        process = leaderless(tmp_path)
+        inner.admit(process.pid)
+    assert run.populated
+    run.destroy()
+    assert not run.exists
+    assert process.wait(timeout=20) == -signal.SIGKILL
+
+
+def test_destroying_harms_nobody_outside(real: Cgroup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Cgroup, "kill", lambda self: None)
+    run, beside = real.create("run"), real.create("beside")
+    inside, outside = sleeper_in(run), sleeper_in(beside)
+    run.destroy()
+    assert inside.wait() == -signal.SIGKILL
+    assert outside.poll() is None and beside.processes() == (outside.pid,)
+    beside.destroy()
+    assert outside.wait() == -signal.SIGKILL
+
+
 def test_a_claim_is_held_by_its_owner_alone(real: Cgroup) -> None:
     claimed = claim.claim(real, "an-experiment")
     assert claimed.cgroup.path.parent == real.path / "sevchaos"

@@ -21,9 +21,10 @@ from chaos.kvm.structs import Lapic, from_bytes
 from chaos.kvm.system import API_VERSION, System
 from chaos.linux.seqpacket import memory_file
 from chaos.native import VcpuThread, read_vcpu
-from chaos.vmm import foreign_fds, guest, state, vcpus
+from chaos.vmm import foreign_fds, guest, harm, state, vcpus
 from chaos.vmm.ask import DEVICE_QUESTIONS, QUESTIONS_OF_THE_DEAD, VCPU_QUESTIONS, VM_QUESTIONS, AskedIoctl, ask
 from chaos.vmm.machine import Machine, OpenDevices
+from faults import signal as signals
 from tests.unit.host.peers import join, together
 
 SECONDS = 20.0
@@ -162,6 +163,23 @@ def test_a_guest_that_never_leaves_tells_no_tick(make: Make) -> None:
     assert machine.sample().first_ticks == (0,)
 
 
+def test_signals_of_a_storm_take_a_vcpu_out_of_its_guest_and_it_goes_on(make: Make) -> None:
+    """Of a guest that never leaves by itself all of them meet its first KVM_RUN."""
+    harm.handled()
+    machine = make()
+    machine.runnable.resume(0)
+    (tid,) = machine.threads
+    deadline = time.monotonic() + SECONDS
+    while machine.seen[0].interrupted < 10:
+        signals._libc.tgkill(os.getpid(), tid, harm.STORM_SIGNAL)
+        assert time.monotonic() < deadline
+    seen = machine.seen[0]
+    assert seen.early == seen.interrupted and seen.exits == 0
+    assert harm.handled() >= 10
+    counted(machine, 100)
+    assert machine.pause()["ended"] == ""
+
+
 def test_a_vcpu_that_has_left_the_program_is_told_when_it_is_paused(make: Make) -> None:
     machine = make(vcpus=2)
     machine.runnable.resume(0)
@@ -253,7 +271,8 @@ def test_state_and_memory_carried_over_the_guest_goes_on_where_it_stopped(make: 
     assert new.sample().ticks == stopped
     new.runnable.resume(1)
     assert counted(new, 50) >= stopped + 50
-    together(lambda: new.peer.commit(within=SECONDS), lambda: old.peer.commit(within=SECONDS))
+    new.peer.commit(within=SECONDS)
+    together(lambda: new.peer.confirm(within=SECONDS), lambda: old.peer.confirm(within=SECONDS))
 
 
 def carried(host: OpenDevices, old: Machine, new: Machine) -> list[str]:

@@ -44,7 +44,7 @@ needs = pytest.mark.skipif(
 SECONDS = 20.0
 VCPUS = 2
 UP_TO_THE_MOVE: tuple[Phase, ...] = ("connect", "pause", "send-state", "send-fd", "move")
-AFTER_IT: tuple[Phase, ...] = ("load-state", "resume", "commit")
+AFTER_IT: tuple[Phase, ...] = ("load-state", "resume", "commit", "confirm")
 
 
 class House:
@@ -83,6 +83,12 @@ class House:
 
         self.guests.vmms.loop.wait(counted, SECONDS, f"{name} to count", look=LOOK_AGAIN)
         return min(first[-1])
+
+    def stands(self, name: str) -> tuple[int, ...]:
+        """The counters of a guest that is out."""
+        sampled = self.guests.vmms.ask(self.guests[name].vmm, Sample(vm=name)).sampled
+        assert sampled is not None and sampled.where == "registers"
+        return sampled.each
 
     def kill(self, name: str) -> None:
         vmm = self.guests.vmms[name]
@@ -144,7 +150,8 @@ def house(monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
 def test_the_guest_goes_on_at_the_destination(house: House) -> None:
     before = house.counts("old")
     (ended,) = house.migrate()
-    assert (ended.outcome, ended.phase, ended.guest, ended.why) == ("committed", "commit", "new", "")
+    assert (ended.outcome, ended.phase, ended.guest, ended.why) == ("committed", "confirm", "new", "")
+    assert (ended.source_says, ended.destination_says) == ("theirs", "mine")
     assert house.phases() == [*UP_TO_THE_MOVE, *AFTER_IT]
     assert len(ended.stood) == VCPUS and min(ended.stood) > 0
     assert house.counts("new") > before
@@ -155,6 +162,7 @@ def test_a_move_that_is_refused_leaves_the_guest_at_the_source(refusing: House) 
     before = refusing.counts("old")
     (ended,) = refusing.migrate()
     assert (ended.outcome, ended.phase, ended.guest) == ("refused", "move", "old")
+    assert (ended.source_says, ended.destination_says) == ("mine", "theirs")
     assert "KVM_ENABLE_CAP MOVE_ENC_CONTEXT_FROM: EINVAL" in ended.why
     assert refusing.phases() == [*UP_TO_THE_MOVE, "abort"]
     assert len(ended.stood) == VCPUS and min(ended.stood) > 0
@@ -166,7 +174,8 @@ def test_a_move_that_is_refused_leaves_the_guest_at_the_source(refusing: House) 
 def test_a_destination_that_dies_before_the_move_is_not_missed(house: House, phase: Phase) -> None:
     before = house.counts("old")
     (ended,) = house.migrate({phase: lambda: house.kill("destination")})
-    assert (ended.outcome, ended.guest) == ("aborted", "old")
+    assert (ended.outcome, ended.guest, ended.destination_says) == ("aborted", "old", "")
+    assert ended.source_says == ("" if phase == "connect" else "mine")  # it was in no migration yet
     assert house.phases()[-1] == "abort"
     assert house.counts("old") > before
 
@@ -191,6 +200,8 @@ def test_a_destination_that_dies_after_the_move_takes_the_guest_with_it(house: H
     (ended,) = house.migrate({phase: lambda: house.kill("destination")}, supervise="retry", attempts=5)
     assert (ended.outcome, ended.phase, ended.guest) == ("lost", phase, "")
     assert "the VMM of new is dead" in ended.why
+    # Nothing asked this kernel whether the source is dead, which it is not. What the destination said last was heard.
+    assert ended.source_says == ("theirs" if phase == "confirm" else "mine")
 
 
 @needs
@@ -205,7 +216,9 @@ def test_a_source_that_dies_with_its_descriptor_has_lost_the_guest(house: House,
 def test_a_source_that_dies_after_its_descriptor_was_sent_is_not_missed(house: House, phase: Phase) -> None:
     before = house.counts("old")
     (ended,) = house.migrate({phase: lambda: house.kill("source")})
-    assert (ended.outcome, ended.phase, ended.guest) == ("committed", "commit", "new")
+    last = "confirm" if phase == "confirm" else "commit"
+    assert (ended.outcome, ended.phase, ended.guest) == ("committed", last, "new")
+    assert (ended.source_says, ended.destination_says) == ("", "mine")
     assert ended.why == "the VMM of old is dead"
     assert house.counts("new") > before
 
@@ -235,7 +248,7 @@ def test_a_network_that_is_gone(house: House, phase: Phase, ended_in: str, why: 
 def test_a_confirmation_that_does_not_arrive(house: House) -> None:
     end = house.guests.network.interfaces["source", "destination"].end
     (ended,) = house.migrate({"commit": lambda: link.set_up(end, False)}, within=0.3)
-    assert (ended.outcome, ended.phase, ended.guest) == ("committed", "commit", "new")
+    assert (ended.outcome, ended.phase, ended.guest) == ("committed", "confirm", "new")
     assert "waited 0.3 s to hear that the source lets go" in ended.why
     house.counts("new")
 
@@ -253,7 +266,45 @@ def test_a_destination_that_does_not_take_the_registers(monkeypatch: pytest.Monk
         assert "set_state of new: KVM_SET_REGS: EINVAL" in ended.why
 
 
+@needs
+@pytest.mark.parametrize("phase", ("connect", "send-state", "send-fd", "move"))
+def test_a_guest_that_was_paused_stands_still_whatever_becomes_of_the_attempts(house: House, phase: Phase) -> None:
+    old, new = house.guests["old"], house.guests["new"]
+    house.guests.leave(old)
+    stood = house.stands("old")
+    first, second = house.migrate({phase: lambda: house.kill("destination")}, supervise="retry")
+    assert (first.outcome, first.guest, second.outcome, second.guest) == ("aborted", "old", "committed", "new")
+    assert not {"pause", "resume"} & {*house.phases()}
+    assert (old.paused, old.running, new.paused, new.running) == (False, False, True, False)
+    assert house.stands("new") == stood
+    house.guests.enter(new, 1)
+    assert house.counts("new") > min(stood)
+
+
+@needs
+def test_a_guest_that_was_paused_stands_at_its_source_when_the_move_was_refused(refusing: House) -> None:
+    old = refusing.guests["old"]
+    refusing.guests.leave(old)
+    stood = refusing.stands("old")
+    ended = refusing.migrate(supervise="retry", attempts=3)
+    assert [each.outcome for each in ended] == ["refused"] * 3
+    assert old.paused and not old.running and refusing.stands("old") == stood
+    assert not refusing.guests["new"].paused
+
+
 # -- who looks after it ---------------------------------------------------------------------------------------
+
+
+@needs
+def test_the_third_attempt_succeeds_after_two_that_failed_in_other_phases(house: House) -> None:
+    dead = {phase: lambda: house.kill("destination") for phase in ("send-state", "move")}
+    ended = house.migrate(dead, supervise="retry", attempts=3)  # type: ignore[arg-type]
+    assert [(each.outcome, each.phase) for each in ended] == [
+        ("aborted", "send-state"),
+        ("aborted", "move"),
+        ("committed", "confirm"),
+    ]
+    house.counts("new")
 
 
 @needs

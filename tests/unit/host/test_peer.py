@@ -8,6 +8,7 @@ import socket
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from errno import EBADMSG, ECONNRESET, ENOTCONN, EPIPE, EPROTO, EPROTONOSUPPORT
 from pathlib import Path
 
@@ -65,7 +66,9 @@ def test_state_descriptor_and_confirmation(joined: tuple[Peer, Peer]) -> None:
         old.send_fd(file.number)
         with new.take_fd() as arrived:
             assert os.fstat(arrived.number).st_ino == os.fstat(file.number).st_ino
-    together(lambda: new.commit(within=SECONDS), lambda: old.commit(within=SECONDS))
+    new.commit(within=SECONDS)
+    together(lambda: new.confirm(within=SECONDS), lambda: old.confirm(within=SECONDS))
+    assert old.given and not new.given
     with pytest.raises(OSError, match="not connected"):
         old.send_fd(0)
 
@@ -78,15 +81,25 @@ def test_the_source_does_not_know_that_its_state_arrived_before_it_did(joined: t
 
 def test_the_destination_does_not_take_it_for_granted_that_it_was_heard(joined: tuple[Peer, Peer]) -> None:
     _, new = joined
+    new.commit(within=SECONDS)
     with pytest.raises(TimeoutError, match=r"waited 0\.05 s to hear that the source lets go"):
-        new.commit(within=0.05)
+        new.confirm(within=0.05)
+
+
+def test_the_source_hears_what_a_destination_said_that_is_gone(joined: tuple[Peer, Peer]) -> None:
+    old, new = joined
+    new.commit(within=SECONDS)
+    new.disconnect()
+    with suppress(OSError):  # that the answer was heard, it may find out or not
+        old.confirm(within=SECONDS)
+    assert old.given
 
 
 @pytest.mark.parametrize(
     "wait",
     [
         lambda old, new: old.send_state((VCPU,), within=SECONDS),
-        lambda old, new: old.commit(within=SECONDS),
+        lambda old, new: old.confirm(within=SECONDS),
     ],
 )
 def test_an_end_that_is_gone_ends_the_waits_for_it(
@@ -105,7 +118,7 @@ def test_a_descriptor_of_an_end_that_is_gone(joined: tuple[Peer, Peer]) -> None:
     with pytest.raises(BrokenPipeError, match="could not receive the VM's descriptor: the other end is gone"):
         new.take_fd()
     with pytest.raises(ConnectionError) as caught:
-        new.commit(within=SECONDS)
+        new.confirm(within=SECONDS)
     assert caught.value.errno in (EPIPE, ECONNRESET)
 
 
@@ -130,6 +143,7 @@ def test_nothing_is_done_without_a_connection(old: Peer) -> None:
         old.take_state,
         old.take_fd,
         lambda: old.commit(within=1),
+        lambda: old.confirm(within=1),
     ]
     for wait in waits:
         with pytest.raises(OSError) as caught:
