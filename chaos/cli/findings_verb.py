@@ -85,6 +85,6 @@ def _look(
     for number, host in enumerate(hosts):
         mine = {run.experiment.name: run for run in done[number * len(wanted) : (number + 1) * len(wanted)]}
         version = next((run.verdict.kernel for run in mine.values() if run.verdict.kernel), "")
-        seen = tuple(sighting(finding, mine[shown_by[finding.id]].verdict) for finding in known)
+        seen = tuple(sighting(finding, mine[shown_by[finding.id]].verdict, known) for finding in known)
         found.append(KernelSightings(host.describe().kernel_source, version, seen))
     return found

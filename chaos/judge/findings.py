@@ -127,15 +127,21 @@ def unseen(experiment: str, verdicts: Sequence[Verdict], kernel: str, known: Seq
         asked = {v.outcome for v in verdicts if v.promise in promises and v.listed}
         if experiment not in finding.shown_by or not finding.holds(kernel) or not asked <= _SEEN or not asked:
             continue
-        if not shows(finding, verdicts):
+        if not shows(finding, verdicts, known):
             missing.append(finding)
     return missing
 
 
-def shows(finding: Finding, verdicts: Sequence[Verdict]) -> bool:
-    """Whether any part of any of its deviations is seen in these verdicts, also in company, on whatever kernel."""
-    parts = {(d.promise, part) for d in finding.deviations for part in d.signature.split("+")}
+def shows(finding: Finding, verdicts: Sequence[Verdict], known: Sequence[Finding]) -> bool:
+    """Whether any part of any of its deviations is seen in these verdicts, also in company, on whatever kernel. What is
+    by itself another finding, and in a signature of this one for company only, says nothing of this one."""
+    parts = {(d.promise, part) for d in finding.deviations for part in d.signature.split("+")} - others(finding, known)
     return any((v.promise, part) in parts for v in verdicts for named in v.deviations for part in named.split("+"))
+
+
+def others(finding: Finding, known: Sequence[Finding]) -> frozenset[tuple[str, str]]:
+    """Promise and signature of the deviations of all other findings."""
+    return frozenset((d.promise, d.signature) for other in known if other.id != finding.id for d in other.deviations)
 
 
 def told_unseen(finding: Finding, experiment: str, kernel: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from chaos.judge.findings import Finding, shows
+from chaos.judge.findings import Finding, others, shows
 from chaos.judge.verdict import Outcome, RunVerdict, Verdict
 from chaos.linux.version import order, series
 
@@ -43,20 +43,21 @@ class KernelSightings:
     sightings: tuple[Sighting, ...]
 
 
-def sighting(finding: Finding, run: RunVerdict) -> Sighting:
+def sighting(finding: Finding, run: RunVerdict, known: Sequence[Finding]) -> Sighting:
     """What a run of one of `finding.shown_by` says. It is not seen only where every promise that it breaks, of those
-    that the experiment lists, is kept: one that is broken in another way hides what else there may be."""
+    that the experiment lists, is kept, or broken as just another finding has it: one that is broken in a way that
+    nobody knows may hide what else there is."""
     promises = {deviation.promise for deviation in finding.deviations}
     mine = [verdict for verdict in run.verdicts if verdict.promise in promises]
-    broken = [verdict for verdict in mine if verdict.outcome is Outcome.BROKEN]
-    if shows(finding, mine):
-        return Sighting(finding, SightingOutcome.SEEN, _told(broken))
-    listed = [verdict for verdict in mine if verdict.listed]
-    outcomes = {verdict.outcome for verdict in listed} | {verdict.outcome for verdict in broken}
-    if outcomes == {Outcome.KEPT}:
-        return Sighting(finding, SightingOutcome.NOT_SEEN, _told(listed))
-    if outcomes == {Outcome.SKIPPED}:
-        return Sighting(finding, SightingOutcome.SKIPPED, _told(listed))
+    if shows(finding, mine, known):
+        return Sighting(finding, SightingOutcome.SEEN, _told([v for v in mine if v.outcome is Outcome.BROKEN]))
+    elsewhere = others(finding, known)
+    asked = [v for v in mine if v.listed or v.outcome is Outcome.BROKEN]
+    left = [v for v in asked if v.outcome is not Outcome.KEPT and (v.promise, v.signature) not in elsewhere]
+    if asked and not left:
+        return Sighting(finding, SightingOutcome.NOT_SEEN, _told(asked))
+    if asked and {v.outcome for v in asked} == {Outcome.SKIPPED}:
+        return Sighting(finding, SightingOutcome.SKIPPED, _told(asked))
     return Sighting(finding, SightingOutcome.UNKNOWN, _told([v for v in mine if v.outcome in _UNTELLING]))
 
 

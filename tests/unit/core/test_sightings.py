@@ -77,7 +77,22 @@ KEPT, BROKEN, UNKNOWN, SKIPPED = Outcome.KEPT, Outcome.BROKEN, Outcome.UNKNOWN, 
     ],
 )
 def test_what_a_run_says_of_a_finding(verdicts: list[Verdict], seen: SightingOutcome, reason: str) -> None:
-    assert sightings.sighting(FINDING, run_of(*verdicts)) == Sighting(FINDING, seen, reason)
+    assert sightings.sighting(FINDING, run_of(*verdicts), [FINDING]) == Sighting(FINDING, seen, reason)
+
+
+def test_what_is_another_finding_by_itself_does_not_show_one_that_comes_with_it() -> None:
+    company = (Deviation(promise="P5", signature="cut-off"),)
+    both = (Deviation(promise="P5", signature="cut-off+stopped"),)
+    first = msgspec.structs.replace(FINDING, id="0002", deviations=company)
+    second = msgspec.structs.replace(FINDING, id="0003", deviations=both)
+    seen, absent, unknown = SightingOutcome.SEEN, SightingOutcome.NOT_SEEN, SightingOutcome.UNKNOWN
+    for signatures, told in (
+        (("cut-off",), [seen, absent]),
+        (("cut-off", "stopped"), [seen, seen]),
+        (("cut-off", "as-nobody-has-seen"), [seen, unknown]),
+    ):
+        run = run_of(verdict("P5", BROKEN, *signatures))
+        assert [sightings.sighting(one, run, [first, second]).seen for one in (first, second)] == told
 
 
 def test_what_is_written_is_of_exact_versions_and_silent_about_others() -> None:
