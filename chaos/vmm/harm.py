@@ -25,7 +25,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.argtypes = (ctypes.c_long, ctypes.c_long)
 _libc.syscall.restype = ctypes.c_long
 
-_pipes: list[int] = []
+_handled: dict[int, int] = {}
+"""By process, where the signals of storms that it has handled are read: a process that was forked has its own."""
 
 
 class _CapHeader(ctypes.Structure):
@@ -113,18 +114,19 @@ def press(mebibytes: int, before: MemoryPress | None) -> MemoryPress | None:
 def handled() -> int:
     """How many signals of storms were handled since this was asked last. Who asks first has them handled from then on,
     and must be the process's first thread."""
-    if not _pipes:
-        _listen()
+    reader = _handled.get(os.getpid())
+    if reader is None:
+        reader = _handled[os.getpid()] = _listen()
     found = 0
     with suppress(BlockingIOError):
         while True:
-            found += os.read(_pipes[0], 1 << 16).count(STORM_SIGNAL)
+            found += os.read(reader, 1 << 16).count(STORM_SIGNAL)
     return found
 
 
-def _listen() -> None:
+def _listen() -> int:
     """The C handler writes a byte into a pipe each time, in whatever thread it runs; Python's runs now and then."""
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(STORM_SIGNAL, lambda number, frame: None)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    _pipes.append(reader)
+    return reader

@@ -54,6 +54,13 @@ def test_an_agent_without_its_first_thread_can_be_killed(vmms: VmmProcesses) -> 
     assert vmm.wait_end(SECONDS) and vmm.status == -signal.SIGKILL
 
 
+@pytest.fixture
+def listening() -> None:
+    """The process that agents are forked from listens for signals of storms as well."""
+    harm.handled()
+
+
+@pytest.mark.usefixtures("listening")
 def test_every_signal_of_a_storm_is_counted_once(vmms: VmmProcesses) -> None:
     vmm = vmms.spawn("source", nowhere())
     nothing = {"handled": 0, "interrupted": 0, "early": 0}
