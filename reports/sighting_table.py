@@ -5,16 +5,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from io import StringIO
 from typing import Any, TextIO
 
-from rich import box
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from chaos.judge.findings import Finding
 from chaos.judge.sightings import KernelSightings, Sighting, SightingOutcome
+from reports.output import bare_table, put_out
 from reports.sentences import clean
 
 FORMAT = 1
@@ -51,13 +49,7 @@ def show(
 ) -> None:
     """Print it, on stdout unless told otherwise."""
     stream = file if file is not None else sys.stdout
-    body = Group(*_parts(known, columns, looked=looked))
-    if stream.isatty():
-        Console(file=stream).print(body, highlight=False)
-        return
-    plain = StringIO()
-    Console(file=plain, width=_wide(columns), color_system=None, force_terminal=False, _environ={}).print(body)
-    stream.write("".join(f"{line.rstrip()}\n" for line in plain.getvalue().splitlines()))
+    put_out(Group(*_parts(known, columns, looked=looked)), stream, _wide(columns))
 
 
 def _wide(columns: Sequence[KernelSightings]) -> int:
@@ -66,7 +58,7 @@ def _wide(columns: Sequence[KernelSightings]) -> int:
 
 
 def _parts(known: Sequence[Finding], columns: Sequence[KernelSightings], *, looked: bool) -> list[RenderableType]:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
+    table = bare_table()
     table.add_column("finding", no_wrap=True)
     table.add_column("", overflow="fold")
     for column in columns:

@@ -10,11 +10,10 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from io import StringIO
 from typing import TextIO
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.rule import Rule
 from rich.table import Table
@@ -27,6 +26,7 @@ from chaos.judge.findings import Finding
 from chaos.judge.verdict import UNBOUNDED, Bounds, Outcome, RunVerdict, Verdict, exceeded, exit_code, tally
 from chaos.promises import PROMISES
 from reports import sentences
+from reports.output import bare_table, plain, put_out
 from reports.run import Run
 from reports.sentences import clean
 
@@ -53,20 +53,14 @@ def show(runs: Sequence[Run], file: TextIO | None = None, *, bounds: Bounds = UN
     """Print the report, on stdout unless told otherwise."""
     stream = file if file is not None else sys.stdout
     known = findings.load()
-    if stream.isatty():
-        Console(file=stream).print(report(runs, known, bounds), highlight=False)
-    else:
-        stream.write(render(runs, known, bounds=bounds))
+    put_out(report(runs, known, bounds), stream, WIDTH)
 
 
 def render(
     runs: Sequence[Run], known: Sequence[Finding] = (), *, bounds: Bounds = UNBOUNDED, width: int = WIDTH
 ) -> str:
     """The report as plain text, whatever the environment says about terminals."""
-    plain = StringIO()
-    console = Console(file=plain, width=width, color_system=None, force_terminal=False, _environ={})
-    console.print(report(runs, known, bounds), highlight=False)
-    return "".join(f"{line.rstrip()}\n" for line in plain.getvalue().splitlines())
+    return plain(report(runs, known, bounds), width)
 
 
 def report(runs: Sequence[Run], known: Sequence[Finding] = (), bounds: Bounds = UNBOUNDED) -> RenderableType:
@@ -98,7 +92,7 @@ def _run(run: Run, known: Sequence[Finding]) -> Iterator[RenderableType]:
 
 
 def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
+    table = bare_table()
     for column in columns:
         table.add_column(Text(clean(column)), overflow="fold")
     return table

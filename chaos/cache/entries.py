@@ -305,15 +305,9 @@ def size_on_disk(path: Path) -> int:
     return total
 
 
-def clean(*, kinds: Collection[str] | None = None, names: Collection[str] | None = None, say: Say) -> Cleaned:
-    """Remove entries: all, or those of `kinds` and `names`. What a killed process left is an entry too, unless `names`
-    says what goes: it may be what another command goes on from."""
-
-    def chosen(entry: CacheEntry) -> bool:
-        named = names is None or (entry.name in names and not entry.leftover)
-        return named and (kinds is None or entry.kind in kinds)
-
-    return remove(filter(chosen, entries()), say=say)
+def clean(*, kinds: Collection[str] | None = None, say: Say) -> Cleaned:
+    """Remove all entries, or those of `kinds`, with what killed processes left of them."""
+    return remove((entry for entry in entries() if kinds is None or entry.kind in kinds), say=say)
 
 
 def remove(doomed: Iterable[CacheEntry], *, say: Say) -> Cleaned:

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -137,6 +138,16 @@ class ParameterOption(click.ParamType[tuple[str, str]]):
         if found is None:
             self.fail(f"{value!r} is not NAME=VALUE, without spaces and quotes", param, ctx)
         return found[1], found[2]
+
+
+runs_option = click.option(
+    "--runs", type=click.Path(file_okay=False, path_type=Path), default="runs", show_default=True,
+    help="Where run directories go.",
+)  # fmt: skip
+jobs_option = click.option(
+    "--jobs", "-j", type=click.IntRange(1, 64), default=1, show_default=True, metavar="N",
+    help="Run up to N labs in parallel (about two CPUs each).",
+)  # fmt: skip
 
 
 def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from chaos.cli.common import progress, say, silent
+from chaos.cli.common import jobs_option, progress, runs_option, say, silent
 from chaos.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -26,14 +26,8 @@ if TYPE_CHECKING:
     metavar="K",
     help="Look on this kernel, see `sevchaos lab run --help`. Repeatable.",
 )
-@click.option(
-    "--jobs", "-j", type=click.IntRange(1, 64), default=1, show_default=True, metavar="N",
-    help="Run up to N labs in parallel (about two CPUs each).",
-)  # fmt: skip
-@click.option(
-    "--runs", type=click.Path(file_okay=False, path_type=Path), default="runs", show_default=True,
-    help="Where run directories go.",
-)  # fmt: skip
+@jobs_option
+@runs_option
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
 def findings_(*, kernels: tuple[str, ...], jobs: int, runs: Path, as_json: bool, quiet: bool) -> int:

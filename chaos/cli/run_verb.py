@@ -14,7 +14,16 @@ import msgspec
 
 import experiments
 from chaos import fault
-from chaos.cli.common import DEFAULT_KERNEL, firmware_option, machine_options, progress, say, silent
+from chaos.cli.common import (
+    DEFAULT_KERNEL,
+    firmware_option,
+    jobs_option,
+    machine_options,
+    progress,
+    runs_option,
+    say,
+    silent,
+)
 from chaos.cli.reporting import bounds_options, chosen, format_option, show
 from chaos.controller.campaign import Campaign, carry_out_all, stints
 from chaos.controller.carry_out import RunResult
@@ -61,13 +70,7 @@ from chaos.lab.session import Wish
     help="Do not count deviations that match a written finding on this kernel, nor questions that an experiment says "
     "it cannot ask. Both are shown all the same, and so is a finding that was not seen where it should be.",
 )
-@click.option(
-    "--runs",
-    type=click.Path(file_okay=False, path_type=Path),
-    default="runs",
-    show_default=True,
-    help="Where run directories go.",
-)
+@runs_option
 @click.option(
     "--timeout",
     type=click.FloatRange(1, 86400),
@@ -85,15 +88,7 @@ from chaos.lab.session import Wish
     metavar="N",
     help="Run each experiment N times, with seeds SEED, SEED+1, …",
 )
-@click.option(
-    "--jobs",
-    "-j",
-    type=click.IntRange(1, 64),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="Run up to N labs in parallel (about two CPUs each).",
-)
+@jobs_option
 @click.option(
     "--withhold",
     multiple=True,

@@ -333,7 +333,7 @@ class ExperimentRun:
                 with self._going_on():
                     guests.leave(vm)
         for vm in present:
-            if vm.vmm.alive and vm.name in guests.vmms.log.moved_from:
+            if vm.vmm.alive and guests.is_dead(vm.name):
                 with self._going_on():
                     guests.ask(vm)
 

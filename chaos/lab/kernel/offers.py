@@ -69,8 +69,7 @@ def remove(sources: Iterable[str], *, say: Say) -> entries.Cleaned:
         chosen += mine
     labels = tuple(map(_label, chosen))
     built = [e for e in _cached("modules") if e.name.startswith(labels)]
-    doomed = {entry.name for entry in (*chosen, *built)}
-    return entries.clean(kinds={"kernels", "built", "modules"}, names=doomed, say=say)
+    return entries.remove(dict.fromkeys((*chosen, *built)), say=say)
 
 
 def beside() -> tuple[CacheEntry, ...]:
