@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from chaos.cache.entries import Say
 from chaos.controller.conversation import Conversation, Write
@@ -17,12 +18,15 @@ from chaos.controller.lab_witness import Clock
 from chaos.controller.pulse import Pulse
 from chaos.errors import LabFailed, LabHung
 from chaos.experiment.model import Experiment
-from chaos.history.records import History, Invoke, Note, Record, StoodStill
+from chaos.history.records import End, History, Invoke, Note, Record, StoodStill
 from chaos.judge.ledger.firmware_contexts import Contexts
 from chaos.lab.machine import Lab
 from chaos.lab.protocol import ProgramExited
 from chaos.lab.session import Wish
 from chaos.runner.order import Order
+
+if TYPE_CHECKING:  # loaded when a lab is opened: a command that opens none is spared it
+    from chaos.controller.lab_failpoints import PspFailpoints
 
 
 class LabHost:
@@ -81,9 +85,8 @@ class LabSession:
         self.spent = ""
 
     async def carry_out(self, order: Order, *, record: Write) -> None:
-        """The records of the runner, and before the last of them what the firmware saw."""
+        """The records of the runner, and before the last of them what the firmware saw, also of a run that hung."""
         from chaos.controller.lab_failpoints import PspFailpoints
-        from chaos.controller.lab_witness import firmware_records
 
         told: list[Record] = []
 
@@ -99,22 +102,37 @@ class LabSession:
         await psp.trace(True)
         try:
             with Pulse(self.lab.ran) as pulse:
-                end = await self._talk.ask(order, keep, self._runner, answer=firmware.answer)
+                end = await self._ask(order, keep, firmware, told)
+        except LabHung:
+            with contextlib.suppress(LabFailed):
+                await self._tell_of_firmware(told, before, record)
+            raise
+        await self._tell_of_firmware(told, before, record)
+        for began, ended in pulse.stalls:
+            record(StoodStill(t=began + self._clock.ahead, until=ended + self._clock.ahead))
+        record(end)
+
+    async def _ask(self, order: Order, keep: Write, firmware: PspFailpoints, told: Sequence[Record]) -> End:
+        """And leave the firmware so that the next run can be told whether it is spent."""
+        try:
+            return await self._talk.ask(order, keep, self._runner, answer=firmware.answer)
         except LabHung as hung:
             hung.console = hung.console or await self.lab.interrogate()  # unless it was asked where that was found
             raise
         finally:
             with contextlib.suppress(LabFailed):  # then there is no firmware any more
                 self.spent = await firmware.settle() or Contexts.of(History(tuple(told))).gone or _unsettled(told)
+
+    async def _tell_of_firmware(self, told: Sequence[Record], before: int, record: Write) -> None:
+        from chaos.controller.lab_witness import firmware_records
+
+        psp = self.lab.psp
         await psp.trace(False)  # and with it comes everything that was traced
         if psp.lost:
             text = f"the firmware: {psp.lost} commands were not recorded"
-            record(Note(t=end.t, topic="witness", text=text, witness="firmware"))
+            record(Note(t=told[-1].t if told else 0, topic="witness", text=text, witness="firmware"))
         for command in firmware_records(psp.records, told, self._clock, before=before):
             record(command)
-        for began, ended in pulse.stalls:
-            record(StoodStill(t=began + self._clock.ahead, until=ended + self._clock.ahead))
-        record(end)
 
 
 def _unsettled(told: Sequence[Record]) -> str:

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run in a lab that does not end by itself, and a lab that is kept waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from chaos.controller.lab_host import LabSession
+from chaos.controller.lab_witness import Clock
+from chaos.errors import LabFailed, LabHung, PspDied
+from chaos.history.records import End, Firmware, Note, Record
+from chaos.lab.machine import Lab, SerialLines, Spec
+from chaos.lab.psp.mailbox import CommandRecord
+
+SAW = CommandRecord(sequence=1, command="INIT", handle=None, status=0, start_ns=5, end_ns=6)
+
+
+class Psp:
+    """What a session wants of the software PSP. It gives what it saw when its trace is ended, or `dies` then."""
+
+    def __init__(self, *, dies: bool = False, lost: int = 0) -> None:
+        self.records: list[CommandRecord] = []
+        self.lost = 0
+        self._dies, self._loses = dies, lost
+
+    async def plan(self, plan: object) -> None: ...
+
+    async def status(self) -> object:
+        return SimpleNamespace(sequence=0, guests=(), dead=False, state="INIT", held=None, fired=())
+
+    async def trace(self, on: bool) -> None:
+        if on:
+            return
+        if self._dies:
+            raise PspDied("the software PSP ended")
+        self.records.append(SAW)
+        self.lost = self._loses
+
+
+def carried_out(psp: Psp, failure: Exception | None, monkeypatch: pytest.MonkeyPatch) -> list[Record]:
+    """What is told of a run that ends so; a LabHung is passed over."""
+
+    async def settle(self: object) -> str:
+        return ""
+
+    async def ask(order: object, keep: object, runner: object, *, answer: object) -> End:
+        if failure is not None:
+            raise failure
+        return End(t=9, complete=True)
+
+    async def interrogate() -> tuple[str, ...]:
+        return ("where it is",)
+
+    monkeypatch.setattr("chaos.controller.lab_failpoints.PspFailpoints.settle", settle)
+    lab = SimpleNamespace(psp=psp, ran=lambda: 0.0, interrogate=interrogate)
+    session = LabSession(
+        cast("Any", lab), Clock(ahead=0, doubt=0), cast("Any", SimpleNamespace(ask=ask)), cast("Any", 0)
+    )
+    told: list[Record] = []
+    try:
+        asyncio.run(session.carry_out(cast("Any", None), record=told.append))
+    except LabHung as hung:
+        assert hung.console == ("where it is",)
+    return told
+
+
+def test_a_run_that_hangs_keeps_what_the_firmware_saw(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = carried_out(Psp(lost=2), LabHung("the run was not done"), monkeypatch)
+    assert [type(record) for record in told] == [Note, Firmware]
+    assert isinstance(told[1], Firmware)
+    assert told[1].command == "INIT"
+
+
+def test_a_firmware_that_has_ended_too_does_not_hide_that_the_run_hung(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert carried_out(Psp(dies=True), LabHung("the run was not done"), monkeypatch) == []
+
+
+def test_a_run_of_which_the_firmware_cannot_be_asked_any_more_is_not_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(PspDied):
+        carried_out(Psp(dies=True), None, monkeypatch)
+
+
+def waited(kept: list[float], monkeypatch: pytest.MonkeyPatch, *, answers_after: float) -> str:
+    """What a wait of 50 ms for an answer that comes after so many seconds comes to, where looks at how long QEMU was
+    kept waiting finds the next number."""
+
+    async def wait() -> str:
+        lab = Lab(cast("Spec", SimpleNamespace()), SerialLines())
+        looks = iter(kept)
+        monkeypatch.setattr(lab, "kept_waiting", lambda: next(looks))
+        monkeypatch.setattr(lab, "interrogate", lambda: asyncio.sleep(0, ()))
+        try:
+            return await lab.wait(asyncio.sleep(answers_after, "answered"), 0.05, "an answer")
+        except LabFailed as failed:
+            return failed.message
+        finally:
+            await lab.stop()
+
+    return asyncio.run(wait())
+
+
+def test_the_time_for_which_qemu_got_no_cpu_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer comes far too late in one, and never in the other."""
+    assert waited([1.0, 1.0], monkeypatch, answers_after=5) == "waited 0.05 s for an answer, in vain"
+    assert waited([1.0, 9.0], monkeypatch, answers_after=0.3) == "answered"
+
+
+def test_how_long_a_process_waited_for_a_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of a process that is there, by the kernel; of one that has ended nobody knows."""
+
+    async def ask(pid: int) -> float:
+        lab = Lab(cast("Spec", SimpleNamespace()), SerialLines())
+        lab._processes = [cast("Any", SimpleNamespace(pid=pid))]
+        seconds = lab.kept_waiting()
+        lab._processes = []
+        await lab.stop()
+        return seconds
+
+    own = max(int(path.read_text().split()[1]) for path in Path("/proc/self/task").glob("*/schedstat"))
+    assert asyncio.run(ask(os.getpid())) >= own / 1e9
+    assert asyncio.run(ask(1 << 22)) == 0
