@@ -22,6 +22,7 @@ from chaos.errors import HostLacks, NoSpace
 
 # An ordinary user's PATH on Debian has no sbin, where depmod lives.
 _SBIN = ("/usr/sbin", "/sbin")
+_SHOWN = 6  # words of a command
 _FULL = ("no space left on device", "enough free space", "disk quota exceeded")
 
 
@@ -95,7 +96,7 @@ def run(
             except subprocess.TimeoutExpired:
                 if time.monotonic() >= deadline:
                     raise HostLacks(
-                        f"`{' '.join(argv)}` did not end within {timeout:.0f} s",
+                        f"`{_shortened(argv)}` did not end within {timeout:.0f} s",
                         remedy="see whether the disk or the network hangs, then try again",
                     ) from None
                 if watch is not None:
@@ -103,6 +104,12 @@ def run(
     finally:
         _end(process)
     return CommandResult(tuple(argv), process.returncode, output.decode(errors="replace"))
+
+
+def _shortened(argv: Sequence[str]) -> str:
+    """A command as somebody would tell it: without apt's many -o, and of many words the first ones."""
+    words = [word for before, word in zip(("", *argv), argv, strict=False) if "-o" not in (before, word)]
+    return " ".join(words[:_SHOWN]) + (f" … ({len(words) - _SHOWN} more)" if len(words) > _SHOWN else "")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -192,7 +192,8 @@ def _lock(kind: str, name: str, *, wait: bool, say: Say) -> int | None:
                 os.close(fd)
                 return None
             holder = os.pread(fd, 32, 0).decode(errors="replace").strip()
-            say(f"waiting for process {holder or 'unknown'}, which is at work on {kind}/{name} in the cache")
+            who = f"process {holder}" if holder else "another process"
+            say(f"waiting for {who}, which is at work on {kind}/{name} in the cache")
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX)
             except BaseException:

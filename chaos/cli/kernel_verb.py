@@ -38,7 +38,7 @@ def list_(*, every: bool, refresh: bool, as_json: bool) -> None:
     """
     from chaos.cache.entries import megabytes
     from chaos.judge import findings
-    from chaos.lab.kernel import offers
+    from chaos.lab.kernel import archive, offers
 
     found = offers.offers(say=say, refresh=refresh)
     shown = found if every else offers.newest(found)
@@ -60,6 +60,8 @@ def list_(*, every: bool, refresh: bool, as_json: bool) -> None:
         click.echo(msgspec.json.encode(rows))
         return
     _table(shown, known)
+    if missing := archive.lacking():
+        click.echo(f"there is no list of {', '.join(missing)}, so none of their kernels: --refresh", err=True)
     if not every:
         click.echo(f"{len(found) - len(shown)} older ones can be had too: --all", err=True)
     click.echo(f"{megabytes(sum(e.size for e in offers.beside()))} beside them: `sevchaos kernel clean`", err=True)

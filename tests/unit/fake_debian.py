@@ -3,7 +3,8 @@
 
 The packages have the traits that matter of the real ones: a headers Makefile of one line that names /usr/src,
 kbuild under another name than the ABI's in one series, links that lead to /usr/src. Files in the archive's
-directory steer the fake apt: `offline`, `full`, `hang-after-first`; everything it is asked goes to `log`.
+directory steer the fake apt: `offline`, `full`, `full-for-lists`, `damaged`, `hang-after-first`; everything it is
+asked goes to `log`.
 """
 
 from __future__ import annotations
@@ -54,10 +55,18 @@ while words[0] == "-o":
 with (archive / "log").open("a") as log:
     print("apt-cache", *words, file=log)
 index = archive / "index"
+if (archive / "full-for-lists").exists():
+    sys.exit("E: Write error - write (28: No space left on device)\\nE: The package lists could not be parsed.")
 if words[0] == "pkgnames":
     for line in (index / "names").read_text().split():
         if line.startswith(words[1]):
             print(line)
+elif words[0] == "madison":
+    for name in words[1:]:
+        if (index / (name + ".control")).exists():
+            text = (index / (name + ".control")).read_text()
+            version = next(line for line in text.splitlines() if line.startswith("Version: ")).split()[1]
+            print(name.rjust(10), version.rjust(10), "http://mirror.example bookworm/main amd64 Packages", sep=" | ")
 elif words[0] == "show":
     for name in words[1:]:
         if (index / (name + ".control")).exists():
@@ -97,6 +106,9 @@ wanted = [word for word in words if "=" in word]
 for number, want in enumerate(wanted):
     name, version = want.split("=")
     source = archive / (name + ".deb")
+    if (archive / "damaged").exists():
+        print("Get:1 http://mirror.example/" + name)
+        sys.exit("E: Failed to fetch http://mirror.example/" + name + "  Hash Sum mismatch")
     there = pathlib.Path(name + "_" + version.replace(":", "%3a") + "_amd64.deb")
     if there.exists() and there.read_bytes() == source.read_bytes():
         log("kept", name)
@@ -167,8 +179,8 @@ class FakeDebian:
             (self.where / name).unlink()
 
     def lists_changed(self) -> None:
-        now = archive.lists().stat().st_mtime_ns
-        os.utime(archive.lists(), ns=(now, now + 10**9))
+        now = archive.fetched().stat().st_mtime_ns
+        os.utime(archive.fetched(), ns=(now, now + 10**9))
 
     def add(self, name: str, version: str, files: dict[str, str | bytes], *, depends: str = "") -> None:
         root = self.where / "build" / name

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from chaos.cache import entries
+from chaos.cache.command import run
 from chaos.errors import ExitCode, HostLacks, NoSpace, UsageError
 
 FORK = multiprocessing.get_context("fork")
@@ -265,3 +266,12 @@ def test_a_disk_that_becomes_full_is_no_space_with_what_is_needed() -> None:
 def test_another_failure_is_not_taken_for_a_full_disk() -> None:
     with pytest.raises(FileNotFoundError), entries.space_guard("a kernel", 1):
         Path("/nonexistent/file").write_bytes(b"x")
+
+
+# The tools
+
+
+def test_a_tool_that_hangs_is_named_without_the_wall_of_its_words() -> None:
+    argv = ["sh", "-c", "sleep 60", "apt-cache", "-o", "Dir::Cache=here", "show", *(f"package-{n}" for n in range(100))]
+    with pytest.raises(HostLacks, match=r"`sh -c sleep 60 apt-cache show package-0 … \(99 more\)` did not end within"):
+        run(argv, timeout=0.1)

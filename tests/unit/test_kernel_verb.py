@@ -14,7 +14,7 @@ from chaos.cache import entries
 from chaos.cli.kernel_verb import kernel_
 from chaos.cli.lab_verb import lab_
 from chaos.errors import UsageError
-from chaos.lab.kernel import build
+from chaos.lab.kernel import archive, build
 from chaos.lab.kernel.find import find_kernel
 from tests.unit.fake_debian import FakeDebian, use
 
@@ -49,6 +49,15 @@ def test_the_newest_of_each_series_with_the_findings_of_just_that_version(debian
     assert "0001" in str(found["debian:6.1.0-57-amd64"]["findings"])
     assert "0003" in str(found["debian:6.12.117+deb12-amd64"]["findings"])
     assert all(row["bytes"] is None for row in found.values())
+
+
+def test_a_list_that_is_missing_is_told_each_time(debian: FakeDebian) -> None:
+    assert "there is no list of" not in invoke("list").stderr
+    for list_ in archive.lists().glob("*experimental*"):
+        list_.unlink()
+    debian.switch("no-experimental")
+    invoke("list", "--refresh")
+    assert "there is no list of experimental, so none of their kernels: --refresh" in invoke("list").stderr
 
 
 def test_all_have_those_whose_image_and_headers_are_both_there(debian: FakeDebian) -> None:

@@ -14,7 +14,7 @@ import pytest
 from chaos.cache import entries
 from chaos.errors import HostLacks, NoKernel, NoSpace, UsageError
 from chaos.lab.kernel import archive, fetched
-from chaos.lab.kernel.debian import unpack
+from chaos.lab.kernel.debian import unpack, whole_kernels
 from chaos.lab.kernel.find import LabKernel, find_busybox, find_kernel
 from tests.unit.fake_debian import CONFIG, FakeDebian, static_elf, use
 
@@ -284,6 +284,7 @@ def test_a_suite_that_the_mirror_lacks_is_told(debian: FakeDebian, said: Said) -
     debian.switch("no-experimental")
     find_kernel("debian:6.1", say=said)
     assert "no list was to be had of experimental: W: Some index files failed" in said
+    assert archive.lacking() == ("experimental",)
 
 
 def test_without_debians_keyring_nothing_is_believed(debian: FakeDebian) -> None:
@@ -336,6 +337,42 @@ def test_a_full_disk_as_apt_says_it(debian: FakeDebian, said: Said) -> None:
     debian.switch("full")
     with pytest.raises(NoSpace, match=r"kernel 6\.1\.0-56-amd64 needs"):
         find_kernel("debian:6.1", say=said)
+
+
+def test_a_disk_too_full_for_apt_to_read_its_lists_is_no_archive_without_kernels(
+    debian: FakeDebian, said: Said
+) -> None:
+    archive.refresh(say=said)
+    debian.switch("full-for-lists")
+    with pytest.raises(NoSpace, match="became full reading Debian's package lists"):
+        find_kernel("debian:6.1", say=said)
+    with pytest.raises(NoSpace):
+        archive.refresh(say=said)
+
+
+def test_lists_that_never_came_whole_are_fetched_again(debian: FakeDebian, said: Said) -> None:
+    """Half of them would name an older kernel the newest."""
+    debian.switch("full-for-lists")
+    with pytest.raises(NoSpace):
+        find_kernel("debian:6.1", say=said)
+    debian.switch("full-for-lists", on=False)
+    assert find_kernel("debian:6.1", say=said).release == NEW
+    assert len([line for line in debian.log() if line.startswith("apt-get update")]) == 2
+
+
+def test_a_damaged_download_is_told_from_one_that_broke_off(debian: FakeDebian, said: Said) -> None:
+    debian.switch("damaged")
+    with pytest.raises(NoKernel, match="Hash Sum mismatch") as caught:
+        find_kernel("debian:6.1", say=said)
+    assert "none of it is used" in caught.value.remedy
+    assert "Get:1" not in caught.value.message
+
+
+def test_a_name_without_a_package_is_not_searched_for(debian: FakeDebian, said: Said) -> None:
+    """apt takes one for a pattern and tries it on every name there is, which takes seconds."""
+    debian.add_name("linux-image-6.12.116+deb12-amd64")
+    assert whole_kernels(say=said) == {NEW: "6.1.192-2"}
+    assert not [line for line in debian.log() if line.startswith("apt-cache show")]
 
 
 def test_space_is_looked_at_before_fetching(debian: FakeDebian, said: Said, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,6 @@ The lists are fetched when there are none, and when somebody asks for it (`refre
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections import Counter
@@ -67,9 +66,25 @@ _OPTIONS = {
 }
 
 
+_REFETCH = "`sevchaos kernel list --refresh` fetches them anew"
+
+
 def lists() -> Path:
-    """The folder of the lists; when it changed last is when they were fetched."""
     return entries.entry_path(*_ENTRY) / "lists"
+
+
+def fetched() -> Path:
+    """A file that is as old as the lists. It is not there if fetching them never came to its end: half of them would
+    name an older kernel the newest. In it are the suites that there is no list of."""
+    return entries.entry_path(*_ENTRY) / "fetched"
+
+
+def lacking() -> tuple[str, ...]:
+    """The suites of which no list was to be had, or which the mirror does not have."""
+    try:
+        return tuple(fetched().read_text().split())
+    except OSError:
+        return ()
 
 
 def apt(program: str, *arguments: str, say: Say) -> list[str]:
@@ -78,9 +93,21 @@ def apt(program: str, *arguments: str, say: Say) -> list[str]:
     Raises NoKernel where there is no apt, no keyring or no list to be had.
     """
     argv = _on_ours(program, *arguments)
-    if not _fetched():
+    if not fetched().exists():
         refresh(say=say)
     return argv
+
+
+def ask(*arguments: str, say: Say) -> str:
+    """What apt-cache answers, from our lists. Packages that it does not know are left out of the answer.
+
+    Raises NoKernel where there is no list to be had or to be read, and NoSpace.
+    """
+    done = run(apt("apt-cache", *arguments, say=say), timeout=600)
+    lines = done.output.splitlines()
+    if done.status and [line for line in lines if line.startswith("E: ")] != ["E: No packages found"]:
+        must(done, "reading Debian's package lists", error=NoKernel, remedy=_REFETCH)
+    return "\n".join(line for line in lines if not line.startswith(("E: ", "N: ", "W: ")))
 
 
 def refresh(*, say: Say) -> None:
@@ -93,14 +120,15 @@ def refresh(*, say: Say) -> None:
         _configure()
         say("fetching Debian's package lists (32 MB, to the cache)")
         done = run(_on_ours("apt-get", "update", "-q"), timeout=600, keep=(lock.fd,))
-        lacking = [suite for _, suites in SUITES.values() for suite in suites if not _has(suite)]
-        if not _fetched():
+        missing = [suite for _, suites in SUITES.values() for suite in suites if not _has(suite)]
+        if not any(lists().glob("*_Packages*")) or (missing and _failed(done).disk_full):
             must(_failed(done), "fetching Debian's package lists", error=NoKernel, remedy=_remedy())
-        if lacking:
-            say(f"no list was to be had of {', '.join(lacking)}: {done.last_lines(1)}")
+        if missing:
+            say(f"no list was to be had of {', '.join(missing)}: {done.last_lines(1)}")
         # apt-cache reads what apt made of the lists, and does not write it: without this each question takes seconds.
-        run(_on_ours("apt-cache", "gencaches"), timeout=120, keep=(lock.fd,))
-        os.utime(lists())
+        made = run(_on_ours("apt-cache", "gencaches"), timeout=600, keep=(lock.fd,))
+        must(made, "reading Debian's package lists", error=NoKernel, remedy=_REFETCH)
+        entries.write_whole(fetched(), " ".join(missing).encode())
 
 
 def _failed(done: CommandResult) -> CommandResult:
@@ -117,10 +145,6 @@ def _program(name: str) -> str:
     if found is None:
         raise NoKernel("kernels named debian:… are fetched with apt, and this machine has none", remedy=HOW_OTHERWISE)
     return found
-
-
-def _fetched() -> bool:
-    return any(lists().glob("*_Packages*"))
 
 
 def _has(suite: str) -> bool:
@@ -164,7 +188,7 @@ def _mirrors() -> dict[str, str]:
     Asked of what its sources name, for its lists need not be there. Others have a `bookworm` too, but not its updates
     and backports: so of several places it is the one with most of the suites, and one alone is no evidence.
     """
-    named = run([_program("apt-get"), "update", "--print-uris"], timeout=60, merge=False).output
+    named = run([_program("apt-get"), "update", "--print-uris"], timeout=600, merge=False).output
     places: dict[str, Counter[str]] = {label: Counter() for label in SUITES}
     for mirror, suite in _RELEASE_FILE.findall(named):
         for label, (_, suites) in SUITES.items():

@@ -74,27 +74,31 @@ def is_plain(abi: str) -> bool:
 def newest_abi(series: str, *, say: Say) -> tuple[str, str]:
     """The (ABI, package version) that a series such as "6.12" means: the newest of this machine's own Debian, or, where
     that has none, of any. Raises NoKernel."""
-    known = known_abis(say=say)
-    for abi in sorted((a for a in known if a.startswith(f"{series}.")), key=own_and_newest, reverse=True):
-        # A name may outlive its packages: only one whose image and headers are both there will do.
-        found = {p.name: p for p in _show([f"linux-image-{abi}", f"linux-headers-{abi}"], say=say)}
-        if len(found) == 2:
-            return abi, found[f"linux-image-{abi}"].version
-    raise _unknown(f"no {series} kernel", known)
+    there = whole_kernels(say=say)
+    mine = [abi for abi in there if abi.startswith(f"{series}.")]
+    if not mine:
+        raise _unknown(f"no {series} kernel", tuple(there))
+    abi = max(mine, key=own_and_newest)
+    return abi, there[abi]
 
 
 def known_abis(*, say: Say) -> tuple[str, ...]:
     """The ABI names of the kernels in the archive, oldest first. Of some the headers are gone."""
-    done = _ask(["pkgnames", "linux-image-"], say)
-    names = {line.removeprefix("linux-image-") for line in done.output.split()}
+    answer = archive.ask("pkgnames", "linux-image-", say=say)
+    names = {line.removeprefix("linux-image-") for line in answer.split()}
     return tuple(sorted((n for n in names if is_plain(n)), key=by_number))
 
 
 def whole_kernels(*, say: Say) -> dict[str, str]:
-    """The version of the image package, by ABI, of the kernels of which image and headers are both in the archive."""
+    """The version of the image package, by ABI, oldest first, of the kernels of which image and headers are both in the
+    archive: a name may outlive its packages."""
     known = known_abis(say=say)
-    names = [f"linux-{part}-{abi}" for abi in known for part in ("image", "headers")]
-    versions = {p.name: p.version for p in _show(names, say=say)}
+    # `show` would take a name without a package for a pattern, and try it on every name there is: 20 seconds in all.
+    names = (f"linux-{part}-{abi}" for abi in known for part in ("image", "headers"))
+    answer = archive.ask("madison", *names, say=say)
+    versions: dict[str, str] = {}
+    for name, version, _ in re.findall(r"^ *(\S+) \| *(\S+) \| (.*)$", answer, flags=re.MULTILINE):
+        versions.setdefault(name, version)  # the newest comes first
     return {
         abi: versions[f"linux-image-{abi}"]
         for abi in known
@@ -153,16 +157,12 @@ def _show_all(names: Sequence[str], *, say: Say) -> tuple[Package, ...]:
     return tuple(found[name] for name in names)
 
 
-def _ask(arguments: Sequence[str], say: Say) -> CommandResult:
-    return run(archive.apt("apt-cache", *arguments, say=say), timeout=120, merge=False)
-
-
 def _show(names: Sequence[str], *, say: Say, every: bool = False) -> list[Package]:
     """What apt would install of these packages, or every version, newest first; those that it does not know are left
     out."""
-    done = _ask(["show", *([] if every else ["--no-all-versions"]), *names], say)
+    answer = archive.ask("show", *([] if every else ["--no-all-versions"]), *names, say=say)
     shown = []
-    for paragraph in done.output.split("\n\n"):
+    for paragraph in answer.split("\n\n"):
         field = dict(re.findall(r"^([A-Za-z-]+): (.*)$", paragraph, flags=re.MULTILINE))
         if "Filename" not in field:  # installed, but no longer in any archive that apt knows
             continue
@@ -207,6 +207,15 @@ def _unknown(what: str, known: Sequence[str]) -> NoKernel:
 
 # Fetching
 
+_BROKEN_OFF = (
+    "is there a network? What has come is kept, and the next try goes on from it. If the archive has moved on, "
+    "`sevchaos kernel list --refresh` first"
+)
+_DAMAGED = (
+    "what came is not what Debian signed, and none of it is used: the mirror or a proxy damaged it. Try again, or take "
+    "another mirror"
+)
+
 
 def download(wanted: Sequence[Package], into: Path, *, lock: Lock, say: Say) -> list[Path]:
     """Fetch the packages into a directory, resuming what is there. Gives their archives, in order.
@@ -222,14 +231,15 @@ def download(wanted: Sequence[Package], into: Path, *, lock: Lock, say: Say) -> 
         watch=_progress(into, sum(p.download for p in wanted), say),
     )
     what = "fetching " + ", ".join(p.name for p in wanted)
-    must(
-        done,
-        what,
-        error=NoKernel,
-        remedy="is there a network? What has come is kept, and the next try goes on from it."
-        " If the archive has moved on, `sevchaos kernel list --refresh` first",
-    )
+    damaged = "Hash Sum mismatch" in done.output
+    must(_errors_alone(done), what, error=NoKernel, remedy=_DAMAGED if damaged else _BROKEN_OFF)
     return [_archive_of(package, into) for package in wanted]
+
+
+def _errors_alone(done: CommandResult) -> CommandResult:
+    """Without the lines in which apt says what it is trying, if it says what went wrong."""
+    errors = done.output[found.start() :] if (found := re.search(r"^E: ", done.output, re.MULTILINE)) else done.output
+    return CommandResult(done.argv, done.status, errors)
 
 
 def _progress(into: Path, total: int, say: Say) -> Callable[[], None]:

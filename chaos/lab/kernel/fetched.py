@@ -150,7 +150,7 @@ def _known_answers(record: Path) -> dict[str, _FoundBefore]:
 
 def _lists_stamp() -> int:
     try:
-        return archive.lists().stat().st_mtime_ns
+        return archive.fetched().stat().st_mtime_ns
     except OSError:
         return 0
 
