@@ -12,6 +12,7 @@ import msgspec
 from chaos.errors import InternalError, LabHung, SevchaosError
 from chaos.history import records
 from chaos.history.records import End, Record
+from chaos.lab.patience import first_of
 from chaos.runner import questions
 from chaos.runner.order import Order
 from chaos.runner.questions import NothingToBreak, OutsideAnswer, OutsideQuestion
@@ -62,16 +63,20 @@ class Conversation:
         self._record = record
         self._answer = answer
 
-    async def ask(self, order: Order, record: Write, runner: asyncio.Task[int], *, answer: Answerer) -> End:
+    async def ask(
+        self, order: Order, record: Write, runner: asyncio.Task[int], *, answer: Answerer,
+        kept_waiting: Callable[[], float] = lambda: 0.0,
+    ) -> End:  # fmt: skip
         """The End of the order, which is not given to `record`: others may have something to say before it.
 
-        Raises `LabHung` after the time the order gives, with what the runner has said of where it is.
+        Raises `LabHung` after the time the order gives and what the host was `kept_waiting` meanwhile, with what the
+        runner has said of where it is.
         """
         self.listen(record, answer)
         self._end = asyncio.get_running_loop().create_future()
         self._input.put_nowait(msgspec.json.encode(order) + b"\n")
         both: set[asyncio.Future[Any]] = {self._end, runner}
-        await asyncio.wait(both, timeout=order.timeout, return_when=asyncio.FIRST_COMPLETED)
+        await first_of(both, order.timeout, kept_waiting)
         if self._end.done():
             return self._end.result()
         if not runner.done():

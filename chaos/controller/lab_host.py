@@ -115,7 +115,8 @@ class LabSession:
     async def _ask(self, order: Order, keep: Write, firmware: PspFailpoints, told: Sequence[Record]) -> End:
         """And leave the firmware so that the next run can be told whether it is spent."""
         try:
-            return await self._talk.ask(order, keep, self._runner, answer=firmware.answer)
+            waiting = self.lab.kept_waiting
+            return await self._talk.ask(order, keep, self._runner, answer=firmware.answer, kept_waiting=waiting)
         except LabHung as hung:
             hung.console = hung.console or await self.lab.interrogate()  # unless it was asked where that was found
             raise

@@ -36,6 +36,7 @@ from chaos.errors import KernelPanicked, LabFailed, LabHung, NoSpace, PspDied, Q
 from chaos.lab import protocol
 from chaos.lab.image import Image, initial_ram_disk
 from chaos.lab.kernel.find import LabKernel
+from chaos.lab.patience import first_of, kept_waiting
 from chaos.lab.psp.client import PspControl
 from chaos.lab.psp.wire import PspSnapshot as PspState
 from chaos.lab.qemu import Qemu
@@ -239,13 +240,8 @@ class Lab:
         return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
     def kept_waiting(self) -> float:
-        """Seconds for which that thread of QEMU that had to wait longest for a CPU has waited; 0 if nobody counts it
-        (CONFIG_SCHED_INFO)."""
-        delays = [0]
-        with contextlib.suppress(OSError):
-            for thread in Path(f"/proc/{self._processes[-1].pid}/task").iterdir():
-                delays.append(int((thread / "schedstat").read_text().split()[1]))
-        return max(delays) / 1e9
+        """How long QEMU has waited for a CPU, in seconds."""
+        return kept_waiting(self._processes[-1].pid)
 
     async def greet(self, deadline: float, *, warm: bool = False) -> None:
         """Wait for the agent, set its clock; `warm` has it import what warm programs need."""
@@ -312,11 +308,11 @@ class Lab:
         return str(told["reason"]) if isinstance(told, dict) else "no reason given"
 
     async def wait(self, task: Awaitable[T], deadline: float | None, waited_for: str) -> T:
-        """The result of `task`, within `deadline` seconds; raises what broke the lab if that comes first. Seconds in
-        which this machine had no CPU for QEMU do not count."""
+        """The result of `task`, within `deadline` seconds; raises what broke the lab if that comes first
+        (`chaos.lab.patience`)."""
         running = asyncio.ensure_future(task)
         try:
-            await self._first_of({running, self._broken}, deadline)
+            await first_of({running, self._broken}, deadline, self.kept_waiting)
             if running.done():
                 return running.result()
             if self._broken.done():
@@ -334,15 +330,6 @@ class Lab:
             raise
         finally:
             running.cancel()
-
-    async def _first_of(self, waited: set[asyncio.Future[Any]], deadline: float | None) -> None:
-        began, kept = time.monotonic(), self.kept_waiting()
-        left = deadline
-        while left is None or left > 0:
-            if (await asyncio.wait(waited, timeout=left, return_when=asyncio.FIRST_COMPLETED))[0]:
-                return
-            assert deadline is not None
-            left = deadline + self.kept_waiting() - kept - (time.monotonic() - began)
 
     async def interrogate(self) -> tuple[str, ...]:
         """What a lab in which nothing goes on is at: the end of its console, its kernel's answer to SysRq included, and

@@ -19,6 +19,7 @@ from chaos.lab.image import make_image
 from chaos.lab.kernel.find import find_kernel
 from chaos.lab.kernel.vmlinux import bootable
 from chaos.lab.machine import BOOT_DEADLINE, RESTORE_DEADLINE, Lab, SerialLines, Spec, T, stopping
+from chaos.lab.patience import first_of
 from chaos.lab.protocol import Execute, ProgramExited, StdinEnd, Terminal
 from chaos.lab.qemu import find_qemu
 
@@ -144,25 +145,26 @@ async def execute(
 ) -> ProgramExited:
     """Run a program in the lab to its end.
 
-    Raises `LabHung` after `timeout` seconds, and what breaks the lab meanwhile.
+    Raises `LabHung` after `timeout` seconds (`chaos.lab.patience`), and what breaks the lab meanwhile.
     """
     order = Execute(argv=tuple(argv), environment=dict(environment or {}), terminal=terminal, warm=warm)
     lab.send(order)
     outputs = [_Output(lab.ports["stdout"].reader, stdout), _Output(lab.ports["stderr"].reader, stderr)]
     beside = [asyncio.create_task(_feed(lab, stdin)), *(asyncio.create_task(output.pump()) for output in outputs)]
     ending = asyncio.create_task(_ended(lab, argv[0], outputs))
+    first = asyncio.create_task(_first(ending, beside))
     try:
-        async with asyncio.timeout(timeout):
-            return await _first(ending, beside)
-    except TimeoutError:
+        await first_of({first}, timeout, lab.kept_waiting)
+        if first.done():
+            return first.result()
         raise LabHung(
             f"{argv[0]} was not done after {timeout:g} s",
             remedy="give it longer with --timeout", console=await lab.interrogate(),
-        ) from None  # fmt: skip
+        )  # fmt: skip
     finally:
-        for task in (ending, *beside):
+        for task in (first, ending, *beside):
             task.cancel()
-        await asyncio.gather(ending, *beside, return_exceptions=True)
+        await asyncio.gather(first, ending, *beside, return_exceptions=True)
 
 
 async def _first(ending: asyncio.Task[T], beside: Iterable[asyncio.Task[None]]) -> T:

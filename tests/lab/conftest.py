@@ -23,8 +23,8 @@ class Once(Protocol[T]):
     def __call__(self, key: Hashable, make: Callable[[], T]) -> T: ...
 
 
-# What a lab command may take on a machine that is busy with others, cold boot included.
-DEADLINE = 240.0
+# What a lab command may take on a busy machine, cold boot included. A lab that hangs says so before.
+DEADLINE = 900.0
 # By verb, after how many seconds a run, or a program in the lab, is taken to hang. A run takes three to twenty.
 PATIENCE = {("run",): "120", ("lab", "run"): "200"}
 

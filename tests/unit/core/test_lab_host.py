@@ -16,6 +16,7 @@ from chaos.controller.lab_witness import Clock
 from chaos.errors import LabFailed, LabHung, PspDied
 from chaos.history.records import End, Firmware, Note, Record
 from chaos.lab.machine import Lab, SerialLines, Spec
+from chaos.lab.patience import kept_waiting
 from chaos.lab.psp.mailbox import CommandRecord
 
 SAW = CommandRecord(sequence=1, command="INIT", handle=None, status=0, start_ns=5, end_ns=6)
@@ -49,7 +50,7 @@ def carried_out(psp: Psp, failure: Exception | None, monkeypatch: pytest.MonkeyP
     async def settle(self: object) -> str:
         return ""
 
-    async def ask(order: object, keep: object, runner: object, *, answer: object) -> End:
+    async def ask(order: object, keep: object, runner: object, **others: object) -> End:
         if failure is not None:
             raise failure
         return End(t=9, complete=True)
@@ -58,7 +59,7 @@ def carried_out(psp: Psp, failure: Exception | None, monkeypatch: pytest.MonkeyP
         return ("where it is",)
 
     monkeypatch.setattr("chaos.controller.lab_failpoints.PspFailpoints.settle", settle)
-    lab = SimpleNamespace(psp=psp, ran=lambda: 0.0, interrogate=interrogate)
+    lab = SimpleNamespace(psp=psp, ran=lambda: 0.0, kept_waiting=lambda: 0.0, interrogate=interrogate)
     session = LabSession(
         cast("Any", lab), Clock(ahead=0, doubt=0), cast("Any", SimpleNamespace(ask=ask)), cast("Any", 0)
     )
@@ -111,17 +112,8 @@ def test_the_time_for_which_qemu_got_no_cpu_does_not_count(monkeypatch: pytest.M
     assert waited([1.0, 9.0], monkeypatch, answers_after=0.3) == "answered"
 
 
-def test_how_long_a_process_waited_for_a_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_how_long_a_process_waited_for_a_cpu() -> None:
     """Of a process that is there, by the kernel; of one that has ended nobody knows."""
-
-    async def ask(pid: int) -> float:
-        lab = Lab(cast("Spec", SimpleNamespace()), SerialLines())
-        lab._processes = [cast("Any", SimpleNamespace(pid=pid))]
-        seconds = lab.kept_waiting()
-        lab._processes = []
-        await lab.stop()
-        return seconds
-
     own = max(int(path.read_text().split()[1]) for path in Path("/proc/self/task").glob("*/schedstat"))
-    assert asyncio.run(ask(os.getpid())) >= own / 1e9
-    assert asyncio.run(ask(1 << 22)) == 0
+    assert kept_waiting(os.getpid()) >= own / 1e9
+    assert kept_waiting(1 << 22) == 0
