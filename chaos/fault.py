@@ -272,6 +272,10 @@ class FaultContext(Protocol):
     def kfault(self) -> Kfault:
         """The kernel's functions, held, delayed or made to fail; loads the module in the lab."""
 
+    def let_points_fail(self) -> None:
+        """Set the kernel's own fault injection up, until the run is over, so that it lets any point fail that it is
+        asked to. Nothing fails by that alone."""
+
     def enable_controller(self, cgroup: str, controller: str) -> None:
         """Have the cgroup get a controller from those above it until the run is over. Raises OSError: EBUSY if somebody
         lives in one of those."""

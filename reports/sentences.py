@@ -187,6 +187,11 @@ def _sentence(experiment: e.Experiment, do: s.Step) -> str:  # noqa: PLR0911, PL
             return f"prepare the hold {do.hold}: {_place(do)}"
         case s.ReleaseStep():
             return f"let what is stopped at {do.hold} go on"
+        case s.SweepStep():
+            vm, operation = do.operation
+            inner = (*do.before, do.step, *do.after)
+            round_ = "; ".join(_sentence(experiment, each) for each in inner)
+            return f"let each of the kernel's fault points in {operation} of {vm} fail once, a round each: {round_}"
         case s.CloseStep():
             return f"close every descriptor of {do.vm}"
 

@@ -30,6 +30,7 @@ from chaos.experiment.steps import (
     RunStep,
     SignalStep,
     Step,
+    SweepStep,
     TakingStep,
     TogetherStep,
     UndoStep,
@@ -163,6 +164,10 @@ def _argument_problems(step: Step | MovesStep) -> Iterator[tuple[str, str, str]]
             yield "rounds", f"these are {step.calls} moves", f"at most {MOVES} are recorded: give fewer"
         case TogetherStep():
             yield from _together_problems(step)
+        case SweepStep() if not getattr(step.step, "wait", True):
+            yield "step", "an operation that is left under way cannot be swept", "wait for it"
+        case SweepStep(step=InitStep(each=str(each))):
+            yield "step", f"an INIT for each bit of the {each} is many operations", "sweep one of them"
 
 
 def _range_problems(key: str, given: str, allowed: range) -> Iterator[tuple[str, str, str]]:

@@ -425,6 +425,42 @@ class FaultStep(_Step, frozen=True, kw_only=True, tag="fault"):
     options: dict[str, str | int | float | bool] = {}
 
 
+Sweepable = (
+    CreateStep | CallStep | InitStep | VcpuStep | MirrorStep | MoveStep | IrqfdStep | IoeventfdStep | MemslotStep
+)
+
+
+class SweepStep(_Step, frozen=True, kw_only=True, tag="sweep"):
+    """Carry out `before`, `step` and `after`, round after round, and in round n let the nth fault point on the way of
+    the operation in `step` fail: an allocation of the kernel's, or a copy of its from or to the VMM. The last round is
+    the first in which there are fewer; `at_most` so many. Where the operation was refused it is made once more, with
+    nothing failing.
+
+    It wants a kernel with fault injection (docs/kernels.md).
+    """
+
+    step: Sweepable
+    before: tuple[Step, ...] = ()
+    after: tuple[Step, ...] = ()
+    at_most: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1000
+
+    @property
+    def operation(self) -> tuple[str, str]:
+        """The VM that it is an operation on, and its name in the history."""
+        match self.step:
+            case CreateStep():
+                return self.step.vm, "create"
+            case CallStep():
+                return self.step.vm, self.step.operation
+            case MoveStep():
+                return self.step.destination, "move"
+            case VcpuStep():
+                return self.step.vm, "create_vcpu"
+            case MemslotStep():
+                return self.step.vm, "set_memory"
+        return self.step.vm, str(self.step.__struct_config__.tag)
+
+
 class UndoStep(_Step, frozen=True, kw_only=True, tag="undo"):
     """Make whole again what the latest such fault on `target` broke. What is not undone by a step is at the end."""
 
@@ -437,7 +473,7 @@ Step = (
     | CloseStep | PlatformStep
     | RunStep | CountStep | PauseStep | StormStep | CalmStep | MigrateStep | MoveStep | TogetherStep | JoinStep
     | IrqfdStep | IoeventfdStep | SignalStep | InterruptsStep | MemslotStep
-    | ArmStep | HoldStep | ReleaseStep | AskStep | StatusStep | ObserveStep | FaultStep | UndoStep
+    | ArmStep | HoldStep | ReleaseStep | AskStep | StatusStep | ObserveStep | FaultStep | UndoStep | SweepStep
 )  # fmt: skip
 
 
@@ -465,4 +501,6 @@ def _inside(step: Step | MovesStep) -> dict[str, tuple[Step | MovesStep, ...]]:
             return {f"before.{phase}": inner for phase, inner in step.before.items()}
         case TogetherStep():
             return {"steps": step.steps, "meanwhile": step.meanwhile}
+        case SweepStep():
+            return {"before": step.before, "step": (step.step,), "after": step.after}
     return {}

@@ -48,6 +48,8 @@ MARKED = frozenset(
 BIDS = frozenset({"move", "mirror"})  # what wants the migration flags of two VMs
 # Between created_vcpus and online_vcpus.
 HALF_A_VCPU = "kvm_arch_vcpu_create"
+# What an operation may answer in which an allocation of the kernel's failed, or a copy from or to the caller.
+POINT_FAILED = frozenset({OracleAnswer(errno.ENOMEM), OracleAnswer(errno.EFAULT)})
 START = "start"
 OTHER_THREAD = -1
 
@@ -215,6 +217,8 @@ class Contract:
                 allowed |= oracle.allowed(state, made)
                 unflagged |= oracle.allowed(replace(state, flags_free=True), made) if made.f in BIDS else set()
                 as_sev.add(_charged_as_sev(state, made))
+        if allowed and done.value.get("struck"):
+            allowed |= POINT_FAILED
         if allowed and done.firmware in self.evidence.contexts.refusals(invoke, done):
             allowed.add(_answer(done))  # what the firmware refuses is handed on as it is (part 3.4)
         gap = "" if allowed else f"nobody can say in what state {invoke.f} found its VMs"

@@ -17,7 +17,7 @@ from itertools import pairwise
 import msgspec
 
 from chaos.experiment.model import Experiment
-from chaos.experiment.steps import FaultStep, HoldStep, TogetherStep, walk
+from chaos.experiment.steps import FaultStep, HoldStep, SweepStep, TogetherStep, walk
 from chaos.history.reading import fatal
 from chaos.history.records import Done, Exited, Fault, Held, History, Invoke, Note
 from chaos.judge import findings
@@ -93,6 +93,8 @@ def shortcomings(experiment: Experiment, history: History) -> Iterator[str]:
             reached[number, step.at] -= 1
             if reached[number, step.at] < 0:
                 yield f"the run is void: the hold {step.at!r} of step {number} was not reached"
+        elif isinstance(step, SweepStep) and (short := _swept(history, number, step)):
+            yield f"the run is void: step {number}: {short}"
         elif isinstance(step, TogetherStep) and not _overlapped(history, number):
             yield f"the run is void: nothing shows that any two operations of step {number} overlapped"
 
@@ -118,6 +120,21 @@ def _struck(history: History) -> Iterator[Fault]:
             hit = record.struck or sent.get((record.step, record.fault, record.target))
             if hit:
                 yield record
+
+
+def _swept(history: History, number: int, step: SweepStep) -> str:
+    """What the sweep lacks: that every point failed once, from the first on, until there was none; "" if nothing."""
+    vm, f = step.operation
+    mine = [done for made, done in history.operations() if (made.step, made.f, made.args.get("vm")) == (number, f, vm)]
+    made = [done.value for done in mine if done is not None and "fail_nth" in done.value]
+    struck = [value["fail_nth"] for value in made if value["struck"]]
+    if not struck:
+        return f"no fault point failed in {f} of {vm}"
+    if struck != list(range(1, len(struck) + 1)):
+        return f"not every fault point of {f} of {vm} failed once"
+    if [value["fail_nth"] for value in made if not value["struck"]] != [len(struck) + 1]:
+        return f"nothing shows that {f} of {vm} has no more than {len(struck)} fault points"
+    return ""
 
 
 def _overlapped(history: History, number: int) -> bool:

@@ -22,7 +22,7 @@ from chaos.native.layout import SIZES, LoopPlan
 
 HERE = Path(__file__).parent
 NAME = "libnative.so"  # not loops.so: Python would import that for `loops`
-SOURCES = ("crew.c", "loops.c", "native.h", "clock.h")
+SOURCES = ("crew.c", "loops.c", "failing.c", "native.h", "clock.h")
 FLAGS = ("-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-pthread", "-D_GNU_SOURCE")
 _KEPT = 8
 
@@ -48,6 +48,8 @@ def _declare(library: ctypes.CDLL) -> None:
     library.crew_start.argtypes = (crew, ns, ns, fd, ctypes.POINTER(ctypes.c_uint64))
     for name in ("crew_stop", "crew_interrupt", "crew_join", "crew_free"):
         getattr(library, name).argtypes = (crew,)
+    out, word = ctypes.POINTER(ctypes.c_int), ctypes.POINTER(number)
+    library.ioctl_failing.argtypes = (fd, number, fd, ctypes.c_ulong, ctypes.c_void_p, out, out, word)
     library.crew_stop.restype = library.crew_interrupt.restype = None
 
 

@@ -60,6 +60,8 @@ def _steps(script: Sequence[AnyStep], around: tuple[VmPair, ...]) -> Iterator[tu
                 pending = tuple(pair for pair in pending if pair[1] != step.vm)
             case s.TogetherStep():
                 yield from _steps(step.meanwhile, _takes(step))
+            case s.SweepStep():
+                yield from _steps((*step.before, step.step, *step.after), ())
             case s.MigrateStep():
                 for inner in step.before.values():
                     yield from _steps(inner, _takes(step))

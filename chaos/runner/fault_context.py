@@ -13,6 +13,7 @@ from pathlib import Path
 from chaos.cgroup.group import Cgroup
 from chaos.errors import HostLacks, Unsupported
 from chaos.kvm.numbers import IOCTL_NAMES
+from chaos.linux import fail_nth
 from chaos.linux.kfault import Kfault
 from chaos.linux.loop import LOOK_AGAIN, Loop, TimedOut
 from chaos.netns.link import LinkEnd
@@ -72,6 +73,23 @@ class RunContext:
             self._kfault = _open_kfault()
             self.stack.callback(self._kfault.close)
         return self._kfault
+
+    def let_points_fail(self) -> None:
+        if lacking := fail_nth.lacking():
+            raise Unsupported(
+                f"this kernel lets no fault point fail: it lacks {lacking}",
+                remedy="`sevchaos kernel build KERNEL --with kasan` makes one that does",
+            )
+        for path, text in fail_nth.SETTINGS.items():
+            before = path.read_text().strip()
+            if before != text:
+                self.host.remember(path, before)
+                self.stack.callback(self._set_back, path, before)
+                path.write_text(text)
+
+    def _set_back(self, path: Path, text: str) -> None:
+        path.write_text(text)
+        self.host.forget(path, text)
 
     def links(self, vmm: str) -> tuple[tuple[LinkEnd, LinkEnd, VmmProcess], ...]:
         ends = self.vms.network.interfaces

@@ -32,6 +32,7 @@ from chaos.linux.seqpacket import Channel, Ended, FdSet
 from chaos.vmm import bounds, harm, storm
 from chaos.vmm import messages as m
 from chaos.vmm.ask import ask
+from chaos.vmm.fail_nth import FailNth
 from chaos.vmm.machine import Machine, OpenDevices
 from chaos.vmm.messages import Operation, Question, Reply, Request
 from chaos.vmm.race import At
@@ -54,6 +55,7 @@ class Agent:
         self._host: OpenDevices | None = None
         self._turn = threading.Lock()
         self._press: harm.MemoryPress | None = None
+        self._failing = FailNth()
 
     def serve(self) -> int:
         while True:
@@ -86,7 +88,7 @@ class Agent:
             return self._question(request.id, do)
         start = request.start
         at = None if start is None else At(fds.numbers[-1], start.place, start.others)
-        return _measured(request.id, lambda: self._operation(do, fds, at), around)
+        return self._failing.within(do, lambda: _measured(request.id, lambda: self._operation(do, fds, at), around))
 
     def _aside(self, request: Request, fds: FdSet) -> None:
         """Carry an operation out in this thread, which has a turn whenever it is in no system call."""
@@ -240,6 +242,10 @@ class Agent:
                 seen = [each for machine in self.machines.values() for each in machine.seen]
                 interrupted, early = sum(each.interrupted for each in seen), sum(each.early for each in seen)
                 return {"handled": harm.handled(), "interrupted": interrupted, "early": early}
+            case m.ArmFailNth():
+                self._failing.arm(do)
+            case m.FailedNth():
+                return self._failing.tell(disarm=do.disarm)
             case m.EndThread() if do.vm:
                 self._machine(do.vm).runnable.stop()
             case m.Eat():

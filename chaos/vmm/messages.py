@@ -313,6 +313,22 @@ class PutPage(_OnVm, frozen=True, kw_only=True, tag="put_page"):
     """That page is put there. No command waits for one any more."""
 
 
+class ArmFailNth(_OnVm, frozen=True, kw_only=True, tag="arm_fail_nth"):
+    """In the next operation of this name on the VM the `nth` fault point of the kernel's fails, counted over all ioctls
+    that it makes."""
+
+    operation: str
+    nth: int
+
+
+class FailedNth(_OnVm, frozen=True, kw_only=True, tag="failed_nth"):
+    """What came of that. With `done` 1 the operation has been made, of so many ioctls, `calls`, and answered `errno`;
+    `struck` is then 1 if there was such a point, and `call` the number of the ioctl that it was in from 0; if not,
+    `left` is how many too few there were, and one more. With `disarm` none is to come."""
+
+    disarm: bool = False
+
+
 class Inside(_OnVm, frozen=True, kw_only=True, tag="inside"):
     """Say which descriptor of the VM is lost (`LoseDescriptor`), and the threads of its vCPUs, ended or not."""
 
@@ -363,7 +379,7 @@ class Handled(_Operation, frozen=True, kw_only=True, tag="handled"):
     by itself (`chaos.native.Seen`)."""
 
 
-Harm = Inside | Shown | Handled | EndThread | Eat | Press | MayLock | PunchOut
+Harm = ArmFailNth | FailedNth | Inside | Shown | Handled | EndThread | Eat | Press | MayLock | PunchOut
 Question = Sample | Ask | Whose | Fill | ArmPage | PutPage | Harm
 
 

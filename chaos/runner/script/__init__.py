@@ -11,7 +11,7 @@ from __future__ import annotations
 from chaos.errors import Unsupported
 from chaos.experiment import steps as s
 from chaos.fault import FaultContext, find, naming_successors
-from chaos.runner.script import concurrent, faults, holds, interrupts, moves, observe, running, storms, vms
+from chaos.runner.script import concurrent, faults, holds, interrupts, moves, observe, running, storms, sweeps, vms
 from chaos.runner.script.automatic import AutomaticQuestions
 from chaos.runner.script.executor import Executor, Handlers
 from chaos.runner.vmms import StepFailed
@@ -50,6 +50,7 @@ STEPS: Handlers = {
     s.ObserveStep: observe.observe,
     s.FaultStep: faults.apply,
     s.UndoStep: faults.undo,
+    s.SweepStep: sweeps.sweep,
 }
 
 
@@ -85,6 +86,10 @@ def require_all(script: tuple[s.Step, ...], ctx: FaultContext) -> None:
             raise _theirs_too(f"{step.command} of /dev/sev may cost a host SEV until its next boot (finding 0010)")
         elif isinstance(step, s.DebugStep):
             _debugs(step, ctx)
+        elif isinstance(step, s.SweepStep):
+            if shared:
+                raise _theirs_too("a sweep changes the kernel's settings of its fault injection")
+            ctx.let_points_fail()
         elif isinstance(step, s.ArmStep):
             if shared and step.kernel is not None and step.kernel.vmm is None:
                 raise _theirs_too(f"the hold {step.hold} stops whoever calls {step.kernel.function}")

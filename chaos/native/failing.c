@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * An ioctl in which the nth fault point fails: an allocation of the kernel's, or a copy of its from or to the caller.
+ * Linux counts them down from the number in /proc/thread-self/fail-nth in every system call of that thread, so between
+ * the number and the call there is nothing here that makes another one.
+ */
+#include <errno.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#define TRIES	4
+
+static int write_number(int file, uint32_t number)
+{
+	char text[16];
+	int length = snprintf(text, sizeof(text), "%u", number);
+
+	return pwrite(file, text, (size_t)length, 0) == length ? 0 : errno;
+}
+
+/* What is left of the count. To ask is a system call with a copy too: if that one failed, it was the nth itself, and
+ * one was left when the ioctl was over.
+ */
+static int read_left(int file, uint32_t *left)
+{
+	char text[16] = "";
+	ssize_t length = pread(file, text, sizeof(text) - 1, 0);
+
+	*left = 1;
+	if (length < 0)
+		return errno == EFAULT ? 0 : errno;
+	*left = (uint32_t)strtoul(text, NULL, 10);
+	return 0;
+}
+
+/* Returns 0, or an errno if it cannot be done; `error` is then the ioctl's, and `left` is 0 if a point failed. */
+int ioctl_failing(int file, uint32_t nth, int fd, unsigned long request, void *argument, int *result, int *error,
+		  uint32_t *left)
+{
+	int wrong = write_number(file, nth);
+
+	if (wrong)
+		return wrong;
+	*result = ioctl(fd, request, argument);
+	*error = *result < 0 ? errno : 0;
+	wrong = read_left(file, left);
+	for (int tries = 0; tries < TRIES && write_number(file, 0) == EFAULT; tries++)
+		;	/* it was the nth, and is counted no more */
+	return wrong;
+}

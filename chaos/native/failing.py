@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A thread's ioctls, in which the nth fault point of the kernel's fails."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from types import TracebackType
+from typing import Any, Self
+
+from chaos.linux.fail_nth import OWN
+from chaos.linux.fd import OwnedFd
+from chaos.native import library
+
+MOST = (1 << 31) - 1
+
+
+class Failing:
+    """Makes ioctls for `chaos.kvm.call.made_by`, and counts the fault points on their way together: the `nth` of them
+    fails, and with it whatever the kernel makes of that. Used by the thread that made it, with `with`.
+
+    `left` is what is left of the count, 0 if it was met: then `struck` is the number of the ioctl, from 0. `calls` is
+    how many have been made. Raises OSError where the kernel cannot do it.
+    """
+
+    def __init__(self, nth: int, file: str = str(OWN)) -> None:
+        self.left = nth
+        self.calls = 0
+        self.struck: int | None = None
+        self._native = library.load().ioctl_failing
+        self._file = OwnedFd(os.open(file, os.O_RDWR | os.O_CLOEXEC))
+
+    def __call__(self, fd: int, number: int, argument: Any) -> tuple[int, int]:
+        """The result of the ioctl, -1 if it failed, and its errno."""
+        result, error, left = ctypes.c_int(), ctypes.c_int(), ctypes.c_uint32()
+        out = ctypes.byref(result), ctypes.byref(error), ctypes.byref(left)
+        count = self.left or MOST  # met already: nothing more is to fail
+        wrong = self._native(self._file.number, count, fd, number, argument, *out)
+        if wrong:
+            raise OSError(wrong, f"counting fault points: {os.strerror(wrong)}")
+        if self.left:
+            self.left = left.value
+            if not self.left:
+                self.struck = self.calls
+        self.calls += 1
+        return result.value, error.value
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._file.close()

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operation of an agent in which the nth fault point of the kernel's is to fail, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from chaos.history.records import Value
+from chaos.kvm.call import made_by
+from chaos.native.failing import Failing
+from chaos.vmm.messages import ArmFailNth, Operation, Reply, name_of
+
+
+@dataclass(slots=True)
+class FailNth:
+    """At most one is `armed`; `told` is what came of the latest."""
+
+    armed: ArmFailNth | None = None
+    told: dict[str, Value] = field(default_factory=dict)
+
+    def arm(self, which: ArmFailNth) -> None:
+        self.armed, self.told = which, {}
+
+    def tell(self, *, disarm: bool) -> dict[str, Value]:
+        if disarm:
+            self.armed = None
+        return self.told
+
+    def within(self, do: Operation, make: Callable[[], Reply]) -> Reply:
+        """What `make` answers, which carries the operation out. If it is the armed one it says itself which point was
+        to fail, `fail_nth`, and whether there was such a one and it failed, `struck`."""
+        armed = self.armed
+        if armed is None or (getattr(do, "vm", ""), name_of(do)) != (armed.vm, armed.operation):
+            return make()
+        self.armed = None
+        with Failing(armed.nth) as failing, made_by(failing):
+            reply = make()
+        struck = int(failing.struck is not None)
+        self.told = {"done": 1, "struck": struck, "left": failing.left, "calls": failing.calls, "errno": reply.errno}
+        if failing.struck is not None:
+            self.told["call"] = failing.struck
+        return msgspec.structs.replace(reply, value={**reply.value, "fail_nth": armed.nth, "struck": struck})

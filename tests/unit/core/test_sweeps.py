@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Histories of sweeps: every point failed once or the run says nothing, and what a point failed in may say ENOMEM."""
+
+from __future__ import annotations
+
+from errno import EBUSY, EFAULT, ENOMEM
+from pathlib import Path
+
+import pytest
+
+from chaos.errors import UsageError
+from chaos.experiment.load import load
+from chaos.experiment.model import Experiment
+from chaos.history.records import History, Value
+from chaos.judge.checkers import CHECKERS
+from chaos.judge.judge import shortcomings
+from chaos.judge.verdict import Outcome
+from tests.unit.core.build import Builder
+from tests.unit.core.doctored import see
+
+TEXT = """
+name: swept
+why: It is swept. It is judged.
+promises: [P1, P7]
+vmms: {{source: {{cgroup: source}}}}
+vms: {{vm: {{vmm: source, kind: sev}}}}
+script:
+  - do: sweep
+    before: [{{do: create, vm: vm}}]
+    step: {step}
+    after: [{{do: close, vm: vm}}]
+"""
+Round = tuple[int, int, int]  # the point, whether there was one, and the errno
+WHOLE: tuple[Round, ...] = ((1, 1, EFAULT), (2, 1, ENOMEM), (3, 1, 0), (4, 0, 0))
+
+
+def swept(path: Path, step: str = "{do: init, vm: vm}") -> Experiment:
+    file = path / "swept.yaml"
+    file.write_text(TEXT.format(step=step))
+    return load(file)
+
+
+def history(rounds: tuple[Round, ...], *, charged: bool = False) -> History:
+    """`charged` if the charge of the first INIT that failed is kept."""
+    b = Builder("swept")
+    b.spawn("source")
+    see(b, "start")
+    for nth, struck, error in rounds:
+        b.do("create", "source", step=0, vm="vm", kind="sev", vcpus=1, memory="guest")
+        init = b.invoke("init", "source", step=0, vm="vm", key="sev")
+        value: dict[str, Value] = {"fail_nth": nth, "struck": struck}
+        b.done(init, "fail" if error else "ok", error=error, value=value)
+        if error:
+            see(b, f"failed-{nth}", {"source": int(charged)})
+            b.do("init", "source", step=0, vm="vm", key="sev")
+        see(b, f"made-{nth}", {"source": 1 + int(charged)})
+        b.do("close", "source", step=0, vm="vm")
+    see(b, "end")
+    return b.finish()
+
+
+def test_a_sweep_that_came_to_its_end_is_judged(tmp_path: Path) -> None:
+    experiment, told = swept(tmp_path), history(WHOLE)
+    assert list(shortcomings(experiment, told)) == []
+    verdict = CHECKERS["P7"](experiment, told)
+    assert verdict.outcome is Outcome.KEPT, verdict
+    assert "init of vm: EFAULT, init of vm: ENOMEM" in verdict.reason
+    assert CHECKERS["P1"](experiment, told).outcome is Outcome.KEPT
+
+
+@pytest.mark.parametrize(
+    ("rounds", "why"),
+    [
+        (((1, 0, 0),), "no fault point failed in init of vm"),
+        (WHOLE[:3], "nothing shows that init of vm has no more than 3 fault points"),
+        ((*WHOLE[:1], *WHOLE[2:]), "not every fault point of init of vm failed once"),
+        ((*WHOLE[:2], (4, 0, 0)), "nothing shows that init of vm has no more than 2 fault points"),
+        ((), "no fault point failed in init of vm"),
+    ],
+    ids=["none", "broken off", "one left out", "the last one left out", "nothing made"],
+)
+def test_one_that_did_not_says_nothing(rounds: tuple[Round, ...], why: str, tmp_path: Path) -> None:
+    assert list(shortcomings(swept(tmp_path), history(rounds))) == [f"the run is void: step 0: {why}"]
+
+
+def test_an_errno_that_no_point_has_is_not_excused(tmp_path: Path) -> None:
+    rounds = ((1, 1, EBUSY), (2, 0, 0))
+    verdict = CHECKERS["P7"](swept(tmp_path), history(rounds))
+    assert verdict.outcome is Outcome.BROKEN
+    assert "init of vm: EBUSY, expected EFAULT or EIO of the firmware or ENOMEM or ok" in verdict.reason
+
+
+def test_without_a_point_that_failed_enomem_is_wrong(tmp_path: Path) -> None:
+    verdict = CHECKERS["P7"](swept(tmp_path), history(((1, 1, EFAULT), (2, 0, ENOMEM))))
+    assert verdict.outcome is Outcome.BROKEN
+    assert "init of vm: ENOMEM, expected EIO of the firmware or ok" in verdict.reason
+
+
+def test_a_charge_that_a_failed_init_kept_is_seen(tmp_path: Path) -> None:
+    assert CHECKERS["P1"](swept(tmp_path), history(WHOLE, charged=True)).outcome is Outcome.BROKEN
+
+
+@pytest.mark.parametrize(
+    ("step", "why"),
+    [
+        ("{do: call, vm: vm, operation: launch_start, wait: false}", "left under way cannot be swept"),
+        ("{do: init, vm: vm, each: flags}", "an INIT for each bit of the flags is many operations"),
+        ("{do: count, vm: vm, ticks: 5}", "count"),
+    ],
+)
+def test_what_cannot_be_swept_is_refused_with_its_place(step: str, why: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=why) as caught:
+        swept(tmp_path, step)
+    assert "script[0]" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("step", "operation"),
+    [
+        ("{do: create, vm: vm}", ("vm", "create")),
+        ("{do: call, vm: vm, operation: launch_measure}", ("vm", "launch_measure")),
+        ("{do: vcpu, vm: vm, id: 3}", ("vm", "create_vcpu")),
+        ("{do: memslot, vm: vm}", ("vm", "set_memory")),
+        ("{do: move, fd: pipe, destination: vm}", ("vm", "move")),
+        ("{do: irqfd, vm: vm, gsis: '48'}", ("vm", "irqfd")),
+    ],
+)
+def test_which_operation_is_swept(step: str, operation: tuple[str, str], tmp_path: Path) -> None:
+    (only,) = swept(tmp_path, step).script
+    assert only.operation == operation  # type: ignore[union-attr]

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ioctls in which the nth fault point fails: what is made of the kernel's count. A file stands for /proc/…/fail-nth; it
+does not count, so what is left is what was written. That a point fails is shown on a kernel with fault injection
+(tests/lab/test_sweeps.py)."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chaos.history.records import Value
+from chaos.kvm import call
+from chaos.linux import fail_nth
+from chaos.native.failing import MOST, Failing
+from chaos.vmm.fail_nth import FailNth
+from chaos.vmm.messages import ArmFailNth, Close, LaunchFinish, Reply
+
+FIONREAD = 0x541B
+
+
+@pytest.fixture
+def counter(tmp_path: Path) -> Path:
+    path = tmp_path / "fail-nth"
+    path.touch()
+    return path
+
+
+def readable(failing: Failing) -> tuple[int, int, int]:
+    """FIONREAD of a pipe with three bytes in it: result, errno, and what it told."""
+    reading, writing = os.pipe()
+    try:
+        os.write(writing, b"abc")
+        told = ctypes.c_int()
+        return *failing(reading, FIONREAD, ctypes.byref(told)), told.value
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def test_a_call_is_made_as_any_other_and_the_count_taken_back(counter: Path) -> None:
+    with Failing(7, str(counter)) as failing:
+        assert readable(failing) == (0, 0, 3)
+        assert failing(-1, FIONREAD, None) == (-1, errno.EBADF)
+    assert (failing.left, failing.calls, failing.struck) == (7, 2, None)
+    assert counter.read_text()[0] == "0", "nothing is counted any more"
+
+
+def test_what_is_left_is_counted_on_and_after_the_point_nothing_fails(counter: Path) -> None:
+    written: list[int] = []
+
+    def native(file: int, nth: int, fd: int, request: int, argument: Any, *out: Any) -> int:
+        """Three points a call."""
+        written.append(nth)
+        result, error, left = (each._obj for each in out)
+        result.value, error.value, left.value = (0, 0, nth - 3) if nth > 3 else (-1, errno.ENOMEM, 0)
+        return 0
+
+    with Failing(8, str(counter)) as failing:
+        failing._native = native
+        answers = [failing(0, 0, None) for _ in range(3)]
+        assert answers == [(0, 0), (0, 0), (-1, errno.ENOMEM)]
+        assert (failing.struck, failing.left, failing.calls) == (2, 0, 3)
+        failing(0, 0, None)
+    assert written == [8, 5, 2, MOST]
+    assert failing.struck == 2
+
+
+def test_a_kernel_that_counts_nothing_is_an_error_and_no_point_that_did_not_fail(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        Failing(1, str(tmp_path / "none"))
+    with Failing(1, "/dev/full") as failing, pytest.raises(OSError, match="counting fault points"):
+        failing(0, 0, None)
+
+
+def test_whoever_makes_the_ioctls_makes_those_of_his_thread_alone() -> None:
+    made: list[int] = []
+
+    def maker(fd: int, number: int, argument: object) -> tuple[int, int]:
+        made.append(number)
+        return -1, errno.ENOMEM
+
+    with call.made_by(maker), call.timed() as watch:
+        assert call.attempt(0, 17) == (-1, errno.ENOMEM)
+    assert made == [17] and watch.began
+    reading, writing = os.pipe()
+    assert call.attempt(reading, fcntl.F_GETFD)[1] == errno.ENOTTY
+    os.close(reading)
+    os.close(writing)
+
+
+class Struck:
+    """Stands for `Failing`: the point is met in the first call."""
+
+    left, calls, struck = 0, 1, 0
+
+    def __init__(self, nth: int) -> None: ...
+
+    def __enter__(self) -> Struck:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def __call__(self, fd: int, number: int, argument: object) -> tuple[int, int]:
+        return -1, errno.ENOMEM
+
+
+def refused() -> Reply:
+    _, number = call.attempt(0, 1)
+    return Reply(id=3, errno=number, value={"call": "KVM_X"})
+
+
+def test_an_agent_lets_it_fail_in_the_operation_that_was_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chaos.vmm.fail_nth.Failing", Struck)
+    agent = FailNth()
+    plain: Callable[[], Reply] = lambda: Reply(id=3)  # noqa: E731
+    agent.arm(ArmFailNth(vm="a", operation="launch_finish", nth=5))
+    assert agent.within(LaunchFinish(vm="b"), plain) == agent.within(Close(vm="a"), plain) == Reply(id=3)
+    assert agent.tell(disarm=False) == {}
+    answer = agent.within(LaunchFinish(vm="a"), refused)
+    assert answer == Reply(id=3, errno=errno.ENOMEM, value={"call": "KVM_X", "fail_nth": 5, "struck": 1})
+    told: dict[str, Value] = {"done": 1, "struck": 1, "left": 0, "calls": 1, "errno": errno.ENOMEM, "call": 0}
+    assert agent.tell(disarm=False) == told
+    assert agent.within(LaunchFinish(vm="a"), plain) == Reply(id=3), "once"
+
+
+def test_what_is_taken_back_does_not_fail() -> None:
+    agent = FailNth()
+    agent.arm(ArmFailNth(vm="a", operation="launch_finish", nth=5))
+    assert agent.tell(disarm=True) == {}
+    assert agent.within(LaunchFinish(vm="a"), lambda: Reply(id=3)) == Reply(id=3)
+
+
+def test_what_a_kernel_lacks_is_told_by_its_options(tmp_path: Path) -> None:
+    own = tmp_path / "fail-nth"
+    assert fail_nth.lacking(own, tmp_path) == "FAULT_INJECTION, FAILSLAB, FAIL_PAGE_ALLOC, FAULT_INJECTION_USERCOPY"
+    own.touch()
+    for folder in ("failslab", "fail_page_alloc", "fail_usercopy"):
+        (tmp_path / folder).mkdir()
+    assert fail_nth.lacking(own, tmp_path) == ""
