@@ -286,11 +286,12 @@ class Contract:
 
     def unwritten(self, invoke: Invoke) -> bool:
         """Whether the platform was initialised before it by an INIT that failed for want of a place to write the
-        firmware's state down, and by none since that succeeded."""
+        firmware's state down, or whose process was killed meanwhile, and by none since that succeeded."""
         failed = False
         for other, done in self.evidence.operations:
             if other.f == "init" and done is not None and done.seq < invoke.seq:
-                failed = done.outcome != "ok" and (failed or bool(self._storage(other, done)))
+                killed = done.outcome == "info" and self.evidence.contexts.initialised(other, done)
+                failed = done.outcome != "ok" and (failed or killed or bool(self._storage(other, done)))
         return failed
 
     def _limits(self, begun: int, over: int) -> frozenset[Limits]:

@@ -34,11 +34,11 @@ class Run(Builder):
     def storage(self, state: str, *, error: int = 0) -> None:
         self.do("storage", "", error=error, state=state)
 
-    def init(self, vm: str, *, error: int = 0, firmware: int = 0, sends: str = "INIT_EX") -> None:
+    def init(self, vm: str, *, error: int = 0, firmware: int = 0, sends: str = "INIT_EX", killed: bool = False) -> None:
         self.do("create", "host", vm=vm, kind="sev", vcpus=0, memory="guest")
         invoke = self.invoke("init", "host", vm=vm, key="sev")
         self.sent.append((self.tick(), sends))
-        self.done(invoke, "fail" if error else "ok", error=error, firmware=firmware)
+        self.done(invoke, "info" if killed else "fail" if error else "ok", error=error, firmware=firmware)
 
     def over(self) -> History:
         for order, (t, command) in enumerate(self.sent):
@@ -58,6 +58,17 @@ def unwritten() -> Run:
     run.storage("well")
     run.init("second", error=EIO, firmware=1)
     return run
+
+
+@pytest.mark.parametrize(("sends", "known"), [("INIT_EX", True), ("DF_FLUSH", False)])
+def test_a_writer_that_was_killed_is_one_that_could_not_write(sends: str, known: bool) -> None:
+    """Only if it was he who had the platform initialised."""
+    run = Run()
+    run.init("first", sends=sends, killed=True)
+    run.exited("host", -9)
+    run.spawn("host", "source")
+    run.init("second", error=EIO, firmware=1)
+    assert run.judged().signature == (SIGNATURE if known else SIGNATURE.replace("-after-unwritten-state", ""))
 
 
 @pytest.mark.parametrize(

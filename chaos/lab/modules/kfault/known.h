@@ -63,4 +63,6 @@ static const struct {
 	{ "sev_guest_df_flush", SLEEP | FAIL | SKIP },
 	{ "sev_issue_cmd_external_user", SLEEP | FAIL },
 	{ "__sev_do_cmd_locked", SLEEP | FAIL },
+	/* where its state is kept (init_ex_path of ccp) */
+	{ "kernel_write", SLEEP },
 };
