@@ -206,8 +206,9 @@ class Observation(_Record, frozen=True, kw_only=True):
     number of vCPUs; `objects` a slab cache of KVM's to the objects in it; `references` a module to the references to
     it; `tables` is how many pages KVM has made page tables of. `dying_misc` is of the run's cgroup again: how many
     groups of the misc controller are gone below it that something still refers to. `eventfds` is how many eventfds
-    there are among the lowest numbers that the kernel gives them. `unseen` maps those of the last six that this host
-    does not show to the reason.
+    there are among the lowest numbers that the kernel gives them. `leaked` is, after it, what kmemleak takes for
+    lost since before it: of each object the functions that it was allocated by, the innermost first; None where there
+    is no kmemleak. `unseen` maps those of the last seven that this host does not show to the reason.
     """
 
     label: str
@@ -223,6 +224,7 @@ class Observation(_Record, frozen=True, kw_only=True):
     tables: Int | None = None
     dying_misc: Int | None = None
     eventfds: Int | None = None
+    leaked: tuple[str, ...] | None = None
     unseen: dict[str, str] = {}
 
 

@@ -43,6 +43,7 @@ class Observer:
         self._paths = paths or Paths()
         self._platform = platform
         self._lost: Callable[[str], None] | None = lost
+        self._leaks_forgotten = False
 
     def observe(self, label: str, step: int, *, whole_host: bool = False) -> Observation:
         """With `whole_host` also what is not the run's alone."""
@@ -83,8 +84,18 @@ class Observer:
             references=seen("references", lambda: kernel_objects.references(paths.modules)),
             dying_misc=seen("dying_misc", lambda: self._group.dying_of("misc")),
             eventfds=seen("eventfds", lambda: kernel_objects.eventfds(paths.proc)),
+            leaked=seen("leaked", self._leaked) if (paths.debug / "kmemleak").exists() else None,
             unseen=unseen,
         )
+
+    def _leaked(self) -> tuple[str, ...]:
+        """Nothing when it is asked first: what was lost before is nobody's here. Raises OSError."""
+        kmemleak = self._paths.debug / "kmemleak"
+        if not self._leaks_forgotten:
+            kernel_objects.forget_leaks(kmemleak)
+            self._leaks_forgotten = True
+            return ()
+        return kernel_objects.leaks(kmemleak)
 
     def _name(self, group: Cgroup) -> str:
         return str(group.path.relative_to(self._group.path))

@@ -13,6 +13,7 @@ changed says nothing.
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
 
 from chaos.experiment.model import Experiment
@@ -27,6 +28,10 @@ from chaos.judge.verdict import Verdict
 
 PROMISE = "P9"
 START, END = "start", "end"
+_SHOWN = 3
+_ALLOCATOR = re.compile(
+    r"_*_*(?:k(?:m|v|vm|vz|z)?alloc|kmem_cache_alloc|slab_|krealloc|kmemdup|kstrdup|v[mz]?alloc|alloc_pages|get_free_pages|kasan_)"
+)
 
 
 def check(experiment: Experiment, history: History) -> Verdict:
@@ -42,6 +47,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
         parts += [*_charges(evidence, end), _guests(evidence, start, end), _dying(start, end)]
         parts.append(_pinned(evidence, start, end))
         parts += left_behind(PROMISE, evidence, start, end)
+        parts += _lost(end)
     else:
         missing = " and ".join(label for label in (START, END) if label not in observed)
         parts.append(unknown(PROMISE, f"the host was not observed at the {missing} of the run"))
@@ -145,6 +151,25 @@ def _pinned(evidence: RunEvidence, start: Observation, end: Observation) -> Verd
         return unknown(PROMISE, text, both)
     way, expected, seen = "more" if end.pinned > start.pinned else "fewer", str(start.pinned), str(end.pinned)
     return broken(PROMISE, text, both, signature=f"{way}-pages-pinned", expected=expected, seen=seen)
+
+
+def _lost(end: Observation) -> Iterator[Verdict]:
+    """What kmemleak says, where a kernel has it."""
+    if "leaked" in end.unseen:
+        yield unknown(PROMISE, f"kmemleak could not be asked: {end.unseen['leaked']}", (end,))
+    elif end.leaked:
+        more = f", and {len(end.leaked) - _SHOWN} more" if len(end.leaked) > _SHOWN else ""
+        text = f"kmemleak finds {len(end.leaked)} objects that nobody refers to: {'; '.join(end.leaked[:_SHOWN])}{more}"
+        by = "+".join(sorted({_allocated_by(each) for each in end.leaked}))
+        yield broken(PROMISE, text, (end,), signature=f"lost:{by}", expected="none", seen=str(len(end.leaked)))
+    elif end.leaked is not None:
+        yield kept(PROMISE, "kmemleak finds no object that nobody refers to", (end,))
+
+
+def _allocated_by(functions: str) -> str:
+    """The innermost of "a < b < c" that is no allocator."""
+    names = functions.split(" < ")
+    return next((name for name in names if not _ALLOCATOR.match(name)), names[-1]).partition(".")[0]
 
 
 def _filled(evidence: RunEvidence, start: Filled, end: Filled) -> Iterator[Verdict]:

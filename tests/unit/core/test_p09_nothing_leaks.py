@@ -314,3 +314,44 @@ def test_p9_eventfds_count_where_a_vm_was_bound_to_some(
 
     verdict = CHECKERS["P9"](shipped(MOVE), changed(b.finish(watched=True), counted))
     assert (verdict.outcome, verdict.signature) == (outcome, signature)
+
+
+VMSA = "__kmalloc_noprof < sev_es_create < svm_vcpu_create < kvm_arch_vcpu_create"
+
+
+@pytest.mark.parametrize(
+    ("leaked", "unseen", "outcome", "signature"),
+    [
+        (None, {}, Outcome.KEPT, ""),
+        ((), {}, Outcome.KEPT, ""),
+        ((VMSA, VMSA), {}, Outcome.BROKEN, "lost:sev_es_create"),
+        (
+            (VMSA, "kmem_cache_alloc < sev_asid_new.isra.0 < sev_guest_init", "(no backtrace)"),
+            {},
+            Outcome.BROKEN,
+            "lost:(no backtrace)+sev_asid_new+sev_es_create",
+        ),
+        (
+            ("kvzalloc_node < kvmalloc_node", "kvm_create_vm < x"),
+            {},
+            Outcome.BROKEN,
+            "lost:kvm_create_vm+kvmalloc_node",
+        ),
+        (None, {"leaked": "Device or resource busy"}, Outcome.UNKNOWN, ""),
+    ],
+    ids=["no kmemleak", "nothing", "two of one kind", "three kinds", "allocators alone", "turned itself off"],
+)
+def test_p9_what_kmemleak_finds(
+    leaked: tuple[str, ...] | None, unseen: dict[str, str], outcome: Outcome, signature: str
+) -> None:
+    b = Builder()
+    b.begin()
+    b.launch("old", "source", "sev")
+
+    def found(record: Record) -> Record:
+        if isinstance(record, Observation) and record.label == "end":
+            return msgspec.structs.replace(record, leaked=leaked, unseen=unseen)
+        return record
+
+    verdict = CHECKERS["P9"](shipped(MOVE), changed(b.finish(watched=True), found))
+    assert (verdict.outcome, verdict.signature) == (outcome, signature)

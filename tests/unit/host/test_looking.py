@@ -508,3 +508,49 @@ def test_eventfds_are_counted_among_the_lowest_numbers(tmp_path: Path) -> None:
     for fd in range(kernel_objects.PROBES * 4):
         (tmp_path / str(fd)).write_text(f"eventfd-count: 0\neventfd-id: {kernel_objects.PROBES + 6}\n")
     assert kernel_objects.eventfds(tmp_path) == 7
+
+
+KMEMLEAK = """unreferenced object 0xffff888003d4e000 (size 4096):
+  comm "python3", pid 211, jiffies 4294761234
+  hex dump (first 32 bytes):
+    00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00  ................
+  backtrace (crc 0):
+    [<00000000fe1c4d9f>] __kmalloc_noprof+0x2b1/0x3a0
+    [<00000000a1c4d9fe>] sev_vm_move_enc_context_from.isra.0+0x95/0x8e0 [kvm_amd]
+    kvm_vm_ioctl_enable_cap+0x10/0x20 [kvm]
+unreferenced object 0xffff888003d4f000 (size 8):
+  comm "python3", pid 211, jiffies 4294761235
+  backtrace (crc 0):
+"""
+
+
+def test_kmemleak_tells_where_what_is_lost_was_allocated(tmp_path: Path) -> None:
+    said = tmp_path / "kmemleak"
+    written: list[str] = []
+
+    class Kmemleak(type(said)):  # type: ignore[misc]
+        def write_text(self, text: str) -> None:  # type: ignore[override]
+            written.append(text)
+
+    said.write_text(KMEMLEAK)
+    kernel_objects.forget_leaks(Kmemleak(said))
+    assert kernel_objects.leaks(Kmemleak(said), age=0) == (
+        "__kmalloc_noprof < sev_vm_move_enc_context_from.isra.0 < kvm_vm_ioctl_enable_cap",
+        "(no backtrace)",
+    )
+    assert written == ["clear", "scan", "scan"]
+    with pytest.raises(FileNotFoundError):
+        kernel_objects.leaks(tmp_path / "none" / "kmemleak", age=0)
+
+
+def test_what_was_lost_before_the_script_is_not_this_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cgroup.stat").write_text("nr_dying_descendants 0\n")
+    (tmp_path / "kmemleak").write_text(KMEMLEAK)
+    monkeypatch.setattr(kernel_objects, "leaks", lambda kmemleak: (kmemleak.read_text(),))
+    sink = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    paths = Paths(proc=tmp_path, debug=tmp_path, slab=tmp_path, modules=tmp_path)
+    observer = Observer(Recorder(sink), Cgroup.at(tmp_path), None, lambda _: None, paths=paths)
+    assert observer.observe("start", -1, whole_host=True).leaked == ()
+    assert observer.observe("middle", 2).leaked is None
+    assert observer.observe("end", 4, whole_host=True).leaked == ("clear",)
+    os.close(sink)
