@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -49,14 +50,14 @@ class WithDefect(Protocol):
     def __call__(self, experiment: Path) -> Run: ...
 
 
-def site_with_module(site: Path) -> Path:
-    """The package as pip would leave it, with the module for every kernel that is tested."""
+def site_with_module(site: Path, kernels: Sequence[str]) -> Path:
+    """The package as pip would leave it, with the module for these kernels."""
     place, info = site / "planted_defect", site / "planted_defect-1.dist-info"
     place.mkdir(parents=True)
     info.mkdir()
     (place / "__init__.py").write_text((PACKAGE / "planted_defect.py").read_text())
     modules = {}
-    for kernel in map(find_kernel, default_kernels()):
+    for kernel in map(find_kernel, kernels):
         module = build_module(kernel, "planted", source=PACKAGE / "module")
         modules[kernel.release] = base64.b64encode(zlib.compress(module.read_bytes())).decode()
     (place / "modules.json").write_text(json.dumps(modules))
@@ -67,13 +68,16 @@ def site_with_module(site: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return site_with_module(tmp_path_factory.mktemp("planted") / "site")
+    return site_with_module(tmp_path_factory.mktemp("planted") / "site", default_kernels())
 
 
 @pytest.fixture
 def with_defect(site: Path, kernel: str, tmp_path: Path) -> WithDefect:
     """Carries out an experiment that plants a defect, in a lab of its own."""
+    return runs_on(kernel, site, tmp_path)
 
+
+def runs_on(kernel: str, site: Path, tmp_path: Path) -> WithDefect:
     def run(experiment: Path) -> Run:
         path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
         argv = command("run", "--quiet", "--json", "--kernel", kernel, "--runs", str(tmp_path / "runs"))

@@ -25,6 +25,7 @@
 static struct defect * const defects[] = {
 	&dead_destination, &flag_left, &unkillable_wait, &foreign_refused, &lost_wakeup, &slab_overrun,
 	&charged_twice, &event_elsewhere, &last_asid, &status_refused, &region_answers, &device_answers,
+	&use_after_free, &lock_inversion, &leak, &race,
 };
 
 static char *plant;

@@ -37,6 +37,7 @@ int planted_move_begins(struct kretprobe_instance *call, struct pt_regs *regs);
 extern struct defect dead_destination, flag_left, unkillable_wait, foreign_refused, lost_wakeup, slab_overrun;
 extern struct defect charged_twice, event_elsewhere, last_asid;
 extern struct defect status_refused, region_answers, device_answers;
+extern struct defect use_after_free, lock_inversion, leak, race;
 
 extern struct vms flagged, moved_to;
 
