@@ -187,6 +187,9 @@ def _sentence(experiment: e.Experiment, do: s.Step) -> str:  # noqa: PLR0911, PL
             return f"prepare the hold {do.hold}: {_place(do)}"
         case s.ReleaseStep():
             return f"let what is stopped at {do.hold} go on"
+        case s.ReloadStep():
+            given = "".join(f", {name}={value}" for name, value in do.ccp.items())
+            return f"end every VMM, load kvm_amd and ccp anew{given}, and start the VMMs again"
         case s.CloseStep():
             return f"close every descriptor of {do.vm}"
 
