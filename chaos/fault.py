@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from chaos.vmm.messages import Question
 
 GROUP = "sevchaos.faults"
-StorageState = Literal["missing", "full", "read-only"]
+StorageState = Literal["missing", "full", "read-only", "torn"]
 # caller: a VMM whose calls alone count, or with no target whoever calls.
 Target = Literal["vmm", "vm", "cgroup", "link", "host", "caller"]
 
@@ -242,6 +242,10 @@ class Storage(Protocol):
 
     def takes(self) -> OSError | None:
         """What keeps anybody from writing the whole state there, None if nothing does."""
+
+    @property
+    def torn(self) -> bool:
+        """Whether the file is there, and not of the length that it was written in. Raises OSError."""
 
 
 class FaultContext(Protocol):

@@ -96,14 +96,16 @@ class PlatformReset(Fault):
 @dataclass(kw_only=True, slots=True)
 class FirmwareStorage(Fault):
     """Keep the host from writing the firmware's state down (`init_ex_path` of ccp): the folder is `missing`, `full` or
-    `read-only`. The platform has to be down, as `platform-reset` leaves it, and to be initialised meanwhile."""
+    `read-only`. The platform has to be down, as `platform-reset` leaves it, and to be initialised meanwhile. Or the
+    file is `torn`, half of it gone: the driver reads it when it is loaded anew, which has to come next."""
 
     TARGET: ClassVar[Target] = "host"
     WHERE: ClassVar[str] = "at any step at which the platform is down"
     NEEDS: ClassVar[str] = "a lab whose ccp keeps the firmware's state in a file (ccp: {init_ex_path: …})"
-    PROOF: ClassVar[str] = "the state cannot be written there by anybody, and INIT_EX came to the firmware"
+    PROOF: ClassVar[str] = "the state cannot be written there by anybody, or is torn, and INIT_EX came to the firmware"
 
     state: StorageState
+    _torn: bool | None = field(init=False, default=None)
     _counted: PlanInForce | None = field(init=False, default=None)
 
     def require(self, ctx: FaultContext, target: str) -> None:
@@ -115,10 +117,9 @@ class FirmwareStorage(Fault):
         self._counted = ctx.firmware.arm("INIT_EX=delay:1ns")  # to hear of it; nothing else is changed
 
     def evidence(self, ctx: FaultContext, target: str) -> Evidence:
-        error = ctx.storage.takes()
-        if self._counted is None or error is None:
-            return Evidence(False, f"{ctx.storage.file} can be written")
-        told = f"{ctx.storage.file} cannot be written: {error.strerror}"
+        told = self._torn_file(ctx) if self.state == "torn" else _unwritable(ctx)
+        if self._counted is None or not told:
+            return Evidence(False, f"{ctx.storage.file} can be written, and is whole")
         (point,) = self._counted.look().points
         if not point.count:
             return Evidence(None, f"{told}; nobody had the platform initialised")
@@ -131,6 +132,17 @@ class FirmwareStorage(Fault):
         finally:
             ctx.storage.mend()
         return "the firmware's state can be written again"
+
+    def _torn_file(self, ctx: FaultContext) -> str:
+        """As it was when this was asked first: whoever reads it writes it anew."""
+        if self._torn is None:
+            self._torn = ctx.storage.torn
+        return f"{ctx.storage.file} was torn" if self._torn else ""
+
+
+def _unwritable(ctx: FaultContext) -> str:
+    error = ctx.storage.takes()
+    return "" if error is None else f"{ctx.storage.file} cannot be written: {error.strerror}"
 
 
 def _told(point: FailpointHits) -> str:

@@ -192,6 +192,9 @@ def _sentence(experiment: e.Experiment, do: s.Step) -> str:  # noqa: PLR0911, PL
             inner = (*do.before, do.step, *do.after)
             round_ = "; ".join(_sentence(experiment, each) for each in inner)
             return f"let each of the kernel's fault points in {operation} of {vm} fail once, a round each: {round_}"
+        case s.ReloadStep():
+            given = "".join(f", {name}={value}" for name, value in do.ccp.items())
+            return f"end every VMM, load kvm_amd and ccp anew{given}, and start the VMMs again"
         case s.CloseStep():
             return f"close every descriptor of {do.vm}"
 

@@ -16,6 +16,8 @@ from chaos.experiment.steps import (
     InitStep,
     MigrateStep,
     Name,
+    ParameterName,
+    ParameterValue,
     Part,
     Step,
     VcpuStep,
@@ -77,10 +79,6 @@ class Unaskable(Part, frozen=True, kw_only=True):
 
     signature: Annotated[str, msgspec.Meta(min_length=1)]
     why: str
-
-
-ParameterName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]{0,40}$", description="a parameter's name")]
-ParameterValue = Annotated[str, msgspec.Meta(pattern=r"^[^\s\"'=]{1,200}$", description="without spaces and quotes")]
 
 
 class Experiment(Part, frozen=True, kw_only=True):

@@ -205,7 +205,7 @@ class PauseStep(_Step, frozen=True, kw_only=True, tag="pause"):
 StormCall = Literal[
     "KVM_RUN", "KVM_GET_REGS", "KVM_SET_REGS", "KVM_GET_SREGS", "KVM_GET_FPU", "KVM_GET_MP_STATE", "KVM_GET_MSRS",
     "KVM_GET_LAPIC", "KVM_GET_XCRS", "KVM_GET_VCPU_EVENTS", "KVM_GET_DEBUGREGS", "KVM_GET_TSC_KHZ", "KVM_INTERRUPT",
-    "KVM_CHECK_EXTENSION", "KVM_GET_CLOCK", "KVM_SET_USER_MEMORY_REGION",
+    "KVM_CHECK_EXTENSION", "KVM_GET_CLOCK", "KVM_SET_USER_MEMORY_REGION", "KVM_SEV_GUEST_STATUS",
 ]  # fmt: skip
 
 
@@ -392,6 +392,17 @@ class PlatformStep(_Step, frozen=True, kw_only=True, tag="platform"):
     chain: U32 = 0
 
 
+ParameterName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]{0,40}$", description="a parameter's name")]
+ParameterValue = Annotated[str, msgspec.Meta(pattern=r"^[^\s\"'=]{1,200}$", description="without spaces and quotes")]
+
+
+class ReloadStep(_Step, frozen=True, kw_only=True, tag="reload"):
+    """Unload kvm_amd and ccp, and load them again: ccp with the experiment's parameters and these. There may be no VM;
+    every VMM ends before it and is started anew."""
+
+    ccp: dict[ParameterName, ParameterValue] = {}
+
+
 # -- looking ----------------------------------------------------------------------------------------------
 
 
@@ -470,7 +481,7 @@ class UndoStep(_Step, frozen=True, kw_only=True, tag="undo"):
 
 Step = (
     LaunchStep | CreateStep | CallStep | InitStep | VcpuStep | CommandStep | DebugStep | FinishStep | MirrorStep
-    | CloseStep | PlatformStep
+    | CloseStep | PlatformStep | ReloadStep
     | RunStep | CountStep | PauseStep | StormStep | CalmStep | MigrateStep | MoveStep | TogetherStep | JoinStep
     | IrqfdStep | IoeventfdStep | SignalStep | InterruptsStep | MemslotStep
     | ArmStep | HoldStep | ReleaseStep | AskStep | StatusStep | ObserveStep | FaultStep | UndoStep | SweepStep

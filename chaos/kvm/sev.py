@@ -89,6 +89,12 @@ class Sev:
         self._command(SevCommand.GUEST_STATUS, status)
         return status
 
+    def status_request(self) -> tuple[SevCmd, GuestStatusData]:
+        """What KVM_MEMORY_ENCRYPT_OP is given to ask the same, and where the answer goes: both must live as long as it
+        is asked."""
+        status = GuestStatusData()
+        return SevCmd(id=SevCommand.GUEST_STATUS, data=ctypes.addressof(status), sev_fd=self._sev_fd), status
+
     def debug_decrypt(self, source: int, destination: int, length: int) -> None:
         """Decrypt so many bytes of the guest's memory into that of the caller; both are addresses of the caller's."""
         self._command(SevCommand.DBG_DECRYPT, DebugData(src_uaddr=source, dst_uaddr=destination, len=length))
@@ -158,3 +164,7 @@ class Platform:
 
     def close(self) -> None:
         self.fd.close()
+
+    def reopen(self, path: Path = DEVICE) -> None:
+        """After `close`. Raises OSError."""
+        self.fd = OwnedFd(os.open(path, os.O_RDWR | os.O_CLOEXEC))

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The file in which the host keeps the firmware's state (`init_ex_path` of ccp), made unfit to keep it.
 
-The driver reads it once, at the first INIT_EX, and writes it after each command that changes the state. What it does
+The driver reads it once, at the first INIT_EX after it was loaded, and writes it after each command that changes the
+state. What it does
 with an error is the question, so what the file is like is an operation of the history.
 """
 
@@ -54,6 +55,7 @@ class StateFile:
             "missing": lambda: _take_away(folder, undo),
             "full": lambda: _cover(folder, "size=16k", undo),
             "read-only": lambda: _cover(folder, "ro", undo),
+            "torn": lambda: _tear(self.file, undo),
         }
         self._log.record("storage", acts[how], state=how)
         self._mend = undo
@@ -75,6 +77,24 @@ class StateFile:
             with contextlib.suppress(OSError):  # that there is none can be refused as well
                 probe.unlink()
         return None
+
+    @property
+    def torn(self) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            return self.file.stat().st_size != SIZE
+        return False
+
+
+def _tear(file: Path, undo: ExitStack) -> None:
+    """Leave the first half of it, as a host that loses its power leaves what it was writing."""
+    whole = file.read_bytes()
+    file.write_bytes(whole[: SIZE // 2])
+
+    def make_whole() -> None:
+        if file.stat().st_size != SIZE:  # the driver has not written it anew meanwhile
+            file.write_bytes(whole)
+
+    undo.callback(make_whole)
 
 
 def _take_away(folder: Path, undo: ExitStack) -> None:

@@ -48,20 +48,24 @@ VCPU_CALLS = {"KVM_RUN": AskedIoctl(Ioctl.KVM_RUN, lambda: 0)} | _asked(
     "KVM_GET_DEBUGREGS", "KVM_GET_TSC_KHZ", "KVM_GET_MSRS", "KVM_GET_LAPIC", "KVM_GET_XCRS", "KVM_INTERRUPT",
 )  # fmt: skip
 OF_THE_VCPU: dict[str, Callable[[KvmVcpu], bytes]] = {"KVM_SET_REGS": lambda vcpu: bytes(vcpu.regs())}
-CALLS = frozenset({*VM_CALLS, *VCPU_CALLS, *OF_THE_VCPU})
+OF_THE_FIRMWARE = "KVM_SEV_GUEST_STATUS"
+"""The one call that asks the firmware, which may be told EIO by that as well as by a VM that is dead."""
+CALLS = frozenset({*VM_CALLS, *VCPU_CALLS, *OF_THE_VCPU, OF_THE_FIRMWARE})
 
 
 class CallStorm:
     """Under way from when it is made until it is `calm`, and so long the descriptors stay open."""
 
-    def __init__(self, vm: KvmVm, vcpus: Sequence[KvmVcpu], *, threads: int, calls: Sequence[str], memory: int) -> None:
+    def __init__(self, machine: Machine, *, threads: int, calls: Sequence[str], memory: int) -> None:
         """Thread n is at vCPU n modulo their number, and begins with call n. `memory` comes from `memory_of`.
 
         Raises OSError, `HostLacks`, `KernelError`, and TimeoutError if not all threads begin.
         """
+        vcpus = machine.vcpus[: machine.count]
         if not vcpus:
             raise InternalError("a VM without vCPUs has no storm")
-        programs = tuple(_program(vm, vcpus[number % len(vcpus)], calls, number) for number in range(threads))
+        self._kept: list[object] = []  # what the calls have addresses of
+        programs = tuple(self._program(machine, vcpus[number % len(vcpus)], calls, number) for number in range(threads))
         self._still = tuple(vcpus) if STILL & set(calls) else ()
         self._set_immediate_exit(1)
         try:
@@ -70,6 +74,18 @@ class CallStorm:
             self._set_immediate_exit(0)
             raise
         self._await_begin()
+
+    def _program(self, machine: Machine, vcpu: KvmVcpu, calls: Sequence[str], number: int) -> LoopProgram:
+        first = number % len(calls)
+        steps = tuple(self._step(machine, vcpu, name) for name in (*calls[first:], *calls[:first]))
+        return LoopProgram(steps, rounds=None, ends_at=frozenset({errno.EIO}), more=MORE, nice=NICE)
+
+    def _step(self, machine: Machine, vcpu: KvmVcpu, name: str) -> LoopStep:
+        if name == OF_THE_FIRMWARE:
+            request, answer = machine.sev.status_request()
+            self._kept.append(answer)
+            return LoopStep(machine.vm.fd.number, Ioctl.KVM_MEMORY_ENCRYPT_OP, bytes(request))
+        return _step(machine.vm, vcpu, name)
 
     def _await_begin(self) -> None:
         deadline = time.monotonic() + BEGIN_WITHIN
@@ -94,7 +110,7 @@ def begin(machine: Machine, threads: int, calls: Sequence[str], memory: int) -> 
     """Let one begin on the VM, which is not closed before it has ended. Raises what `CallStorm` does."""
     if machine.before_close is not None:
         raise InternalError("there is a storm on this VM already")
-    storm = CallStorm(machine.vm, machine.vcpus[: machine.count], threads=threads, calls=calls, memory=memory)
+    storm = CallStorm(machine, threads=threads, calls=calls, memory=memory)
 
     def over() -> None:
         storm.calm()
@@ -112,12 +128,6 @@ def end(machine: Machine) -> None:
 def memory_of(threads: int) -> OwnedFd:
     """A memory file for one storm of so many threads. Raises OSError."""
     return new_memory((RING,) * threads)
-
-
-def _program(vm: KvmVm, vcpu: KvmVcpu, calls: Sequence[str], number: int) -> LoopProgram:
-    first = number % len(calls)
-    steps = tuple(_step(vm, vcpu, name) for name in (*calls[first:], *calls[:first]))
-    return LoopProgram(steps, rounds=None, ends_at=frozenset({errno.EIO}), more=MORE, nice=NICE)
 
 
 def call_of(calls: Sequence[str], thread: int, index: int) -> str:

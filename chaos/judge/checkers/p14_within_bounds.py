@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """P14, within bounds: nobody writes behind the length that a caller told, the kernel not into its caller's memory, and
-the firmware, on the kernel's behalf, not beyond the memory that it was to write to.
+the firmware, on the kernel's behalf, not beyond the memory that it was to write to. Nor is it left any memory when the
+driver goes that gave it: INIT and INIT_EX lend some for as long as the platform is initialised, and SHUTDOWN ends that.
 
 Two witnesses. The caller's own buffer is longer than it tells, and what is behind or around that is read again
 afterwards. And whoever stands between the driver and the firmware writes down the addresses and lengths of each command
@@ -29,15 +30,18 @@ PROMISE = "P14"
 PAGE = 4096
 LOOKS_AT = {"platform": "behind", "dbg_decrypt": "outside", "dbg_encrypt": "outside"}
 """Of each operation in which bounds can be missed, what says by how much."""
+_LENDS, _ENDS = ("INIT", "INIT_EX"), "SHUTDOWN"
 BEYOND = "beyond-page"  # by which command, and read or written, hangs on which pages the machine had to give
 
 
 def check(experiment: Experiment, history: History) -> Verdict:
     evidence = RunEvidence(history)
     asked = [(invoke, done) for invoke, done in evidence.operations if invoke.f in LOOKS_AT]
-    if not asked:
-        return unknown(PROMISE, "nobody told the kernel the length of a buffer that is longer")
+    reloads = [(invoke, done) for invoke, done in evidence.operations if invoke.f == "reload"]
+    if not asked and not reloads:
+        return unknown(PROMISE, "nobody told the kernel the length of a buffer that is longer, or let the driver go")
     parts = [_looked(invoke, done) for invoke, done in asked]
+    parts += [_handed_back(evidence, invoke, done) for invoke, done in reloads]
     parts += [part for record in evidence.contexts.seen for part in _of_no_length(record)]
     debugged = [(invoke, done) for invoke, done in asked if invoke.f in DEBUGS]
     if debugged:
@@ -62,6 +66,30 @@ def _looked(invoke: Invoke, done: Done | None) -> Verdict:
         signature=f"written-{what}:{_kind(invoke)}",
         expected=f"nothing written {what} the buffer",
         seen=f"{changed} bytes written {what} it",
+    )
+
+
+def _handed_back(evidence: RunEvidence, invoke: Invoke, done: Done | None) -> Verdict:
+    """Whether the platform was shut down before the driver went, and since it was initialised last."""
+    if done is None or done.outcome != "ok":
+        return unknown(PROMISE, "nobody can say whether the driver went", (invoke,))
+    told = [r for r in evidence.contexts.seen if r.command in (*_LENDS, _ENDS) and not r.status and r.t <= done.t]
+    lent = next((r for r in reversed(told) if r.command in _LENDS and r.t < invoke.t), None)
+    ended = next((r for r in reversed(told) if r.command == _ENDS and (lent is None or r.t > lent.t)), None)
+    if not evidence.contexts.whole:
+        return unknown(PROMISE, "not every command to the firmware is on record", (invoke, done))
+    if ended is not None:
+        return kept(PROMISE, "the firmware was shut down before its driver went", (ended, invoke, done))
+    if lent is None:
+        text = "nobody saw the platform being initialised, nor shut down when the driver went"
+        return unknown(PROMISE, text, (invoke, done))
+    return broken(
+        PROMISE,
+        f"the driver went, and the firmware had the memory that it was lent by {lent.command}: no {_ENDS} came between",
+        (lent, invoke, done),
+        signature=f"lent-memory-of-no-driver:{lent.command}",
+        expected=_ENDS,
+        seen="none",
     )
 
 

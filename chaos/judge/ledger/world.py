@@ -51,7 +51,7 @@ GONE = " (removed)"
 ON_CGROUPS = frozenset({"add_cgroup", "remove_cgroup", "limit", "disable_misc", "enable_misc"})
 """Operations on cgroups, which nobody living has to make."""
 
-STILL = ON_CGROUPS | {"enter", "memlock", "storage", "signal"}
+STILL = ON_CGROUPS | {"enter", "memlock", "storage", "signal", "reload"}
 """Operations that let nothing go that is stopped in the kernel."""
 
 

@@ -90,4 +90,5 @@ AROUND: dict[str, tuple[Check, ...]] = {
     "disconnect": (),
     "psp_dies": (),
     "storage": (),
+    "reload": (),
 }

@@ -11,7 +11,11 @@ from __future__ import annotations
 from chaos.errors import Unsupported
 from chaos.experiment import steps as s
 from chaos.fault import FaultContext, find, naming_successors
+<<<<<<< HEAD
 from chaos.runner.script import concurrent, faults, holds, interrupts, moves, observe, running, storms, sweeps, vms
+=======
+from chaos.runner.script import concurrent, drivers, faults, holds, interrupts, moves, observe, running, storms, vms
+>>>>>>> 7d772f1c7c8ff62e41840f5296205fe8f4c917ed
 from chaos.runner.script.automatic import AutomaticQuestions
 from chaos.runner.script.executor import Executor, Handlers
 from chaos.runner.vmms import StepFailed
@@ -25,6 +29,7 @@ STEPS: Handlers = {
     s.CommandStep: vms.command,
     s.DebugStep: vms.debug,
     s.PlatformStep: vms.platform,
+    s.ReloadStep: drivers.reload,
     s.FinishStep: vms.finish,
     s.MirrorStep: vms.mirror,
     s.CloseStep: vms.close,
@@ -84,6 +89,8 @@ def require_all(script: tuple[s.Step, ...], ctx: FaultContext) -> None:
                 fault.require(ctx, step.target)
         elif isinstance(step, s.PlatformStep) and shared:
             raise _theirs_too(f"{step.command} of /dev/sev may cost a host SEV until its next boot (finding 0010)")
+        elif isinstance(step, s.ReloadStep):
+            _reloads(ctx)
         elif isinstance(step, s.DebugStep):
             _debugs(step, ctx)
         elif isinstance(step, s.SweepStep):
@@ -103,6 +110,15 @@ def _debugs(step: s.DebugStep, ctx: FaultContext) -> None:
     except Unsupported as error:
         wrong = f"{step.operation} may have the firmware write into other memory of the host's (finding 0011)"
         raise Unsupported(wrong, remedy="use the lab") from error
+
+
+def _reloads(ctx: FaultContext) -> None:
+    try:
+        ctx.firmware.require()
+    except Unsupported as error:
+        raise Unsupported(
+            "the drivers of a machine of somebody's own are not ours to load anew", remedy="use the lab"
+        ) from error
 
 
 def moved_mirror(script: tuple[s.Step, ...]) -> str:

@@ -20,7 +20,7 @@ from tests.unit.core.test_contexts import flushed
 from tests.unit.core.test_interrupts import beside_the_dead
 from tests.unit.core.test_narrow_findings import crossed, es_into, mirror_asked, moved_es, moved_mirror, read
 from tests.unit.core.test_p08_no_deadlock import HEADLESS, survived
-from tests.unit.core.test_p14_within_bounds import all_behind, without_chain, written_beyond
+from tests.unit.core.test_p14_within_bounds import RELOADED, all_behind, reloaded, without_chain, written_beyond
 from tests.unit.core.test_storage import unwritten
 
 ES = "sev_es"
@@ -194,6 +194,7 @@ SHOWN: list[tuple[str, str, Callable[[], History]]] = [
     ("P14", "0010", all_behind),
     ("P14", "0011", written_beyond),
     ("P14", "0013", without_chain),
+    ("P14", "0014", lambda: reloaded(*RELOADED["once too few"])),
     ("P8", "0012", lambda: survived().history()),
 ]
 OF_ITS_OWN = {"0012": HEADLESS}

@@ -189,3 +189,49 @@ def test_on_a_real_host_nobody_sees_the_commands() -> None:
 
 def test_who_asked_nothing_of_the_kind_has_shown_nothing() -> None:
     assert verdict_of("P14", Bounds().over()).outcome is UNKNOWN
+
+
+RELOADED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "in order": (("INIT_EX",), ("SHUTDOWN", "INIT_EX")),
+    "down before": (("INIT", "SHUTDOWN"), ()),
+    "by the next driver": (("INIT",), ("INIT",)),
+    "once too few": (("INIT", "SHUTDOWN", "INIT_EX"), ()),
+    "since before the run": ((), ("SHUTDOWN",)),
+    "nobody saw": ((), ()),
+}
+
+
+def reloaded(before: tuple[str, ...], meanwhile: tuple[str, ...], *, outcome: Literal["ok", "fail"] = "ok") -> History:
+    """The drivers were loaded anew, and the firmware was sent these."""
+    b = Builder()
+    sent = [(b.tick(), "PLATFORM_STATUS")] + [(b.tick(), command) for command in before]
+    invoke = b.invoke("reload", "")
+    sent += [(b.tick(), command) for command in meanwhile]
+    b.done(invoke, outcome, error=16 if outcome == "fail" else 0)
+    for order, (t, command) in enumerate(sent):
+        b.add(Firmware(t=t, order=order, command=command, status=0))
+    return b.end()
+
+
+@pytest.mark.parametrize(
+    ("how", "outcome", "signature"),
+    [
+        ("in order", HELD, ""),
+        ("down before", HELD, ""),
+        ("by the next driver", DEVIATED, "lent-memory-of-no-driver:INIT"),
+        ("once too few", DEVIATED, "lent-memory-of-no-driver:INIT_EX"),
+        ("since before the run", HELD, ""),
+        ("nobody saw", UNKNOWN, ""),
+    ],
+)
+def test_the_firmware_gives_back_what_it_was_lent_before_the_driver_goes(
+    how: str, outcome: Outcome, signature: str
+) -> None:
+    verdict = verdict_of("P14", reloaded(*RELOADED[how]))
+    assert (verdict.outcome, verdict.signature) == (outcome, signature)
+
+
+def test_of_a_driver_that_may_be_there_or_of_commands_that_are_lost_nothing_is_said() -> None:
+    told = reloaded(*RELOADED["in order"])
+    assert verdict_of("P14", reloaded(*RELOADED["in order"], outcome="fail")).outcome is UNKNOWN
+    assert verdict_of("P14", changed(told, without(Firmware, command="SHUTDOWN"))).outcome is UNKNOWN

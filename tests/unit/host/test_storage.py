@@ -11,7 +11,7 @@ import pytest
 from chaos.errors import Unsupported
 from chaos.history.records import Done, Invoke, Record
 from chaos.runner.operations import OperationLog
-from chaos.runner.storage import StateFile
+from chaos.runner.storage import SIZE, StateFile
 from chaos.safety.survey import Paths, require_ccp
 
 
@@ -41,6 +41,22 @@ def test_a_folder_is_missing_until_it_is_mended_and_both_are_operations(folder: 
     assert [path.name for path in folder.iterdir()] == ["state"]
     assert [r.args["state"] for r in written if isinstance(r, Invoke)] == ["missing", "well"]
     assert [r.outcome for r in written if isinstance(r, Done)] == ["ok", "ok"]
+
+
+@pytest.mark.parametrize("written_meanwhile", [False, True])
+def test_a_torn_file_is_half_there_until_somebody_writes_it(folder: Path, written_meanwhile: bool) -> None:
+    whole, other = bytes(range(256)) * (SIZE // 256), bytes(SIZE)
+    kept = storage(folder, [])
+    assert not kept.torn
+    (folder / "state").write_bytes(whole)
+    assert not kept.torn
+    kept.spoil("torn")
+    assert kept.torn and (folder / "state").read_bytes() == whole[: SIZE // 2]
+    if written_meanwhile:
+        (folder / "state").write_bytes(other)
+    kept.mend()
+    assert not kept.torn
+    assert (folder / "state").read_bytes() == (other if written_meanwhile else whole)
 
 
 def test_what_cannot_be_spoiled_is_an_operation_that_failed(folder: Path) -> None:

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loading drivers anew."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from errno import EBUSY, ETIMEDOUT
+
+WITHIN = 120.0  # seconds; the driver of a PSP waits for it when it goes and when it comes
+
+
+def reload(names: Sequence[str], parameters: Mapping[str, str]) -> None:
+    """Unload these modules, the first one first, and load them in the opposite order, the last of them with these
+    parameters. Raises OSError: EBUSY if one of them is in use, and then those that are gone are loaded again."""
+    for number, name in enumerate(names):
+        try:
+            _modprobe("-r", name)
+        except OSError:
+            for gone in reversed(names[:number]):
+                _modprobe(gone)
+            raise
+    *others, last = names
+    _modprobe(last, *(f"{parameter}={value}" for parameter, value in parameters.items()))
+    for name in reversed(others):
+        _modprobe(name)
+
+
+def _modprobe(*argv: str) -> None:
+    try:
+        done = subprocess.run(["modprobe", *argv], capture_output=True, text=True, timeout=WITHIN, check=False)
+    except subprocess.TimeoutExpired as late:
+        raise OSError(ETIMEDOUT, str(late)) from late
+    if done.returncode:
+        raise OSError(EBUSY, f"modprobe {' '.join(argv)}: {done.stderr.strip()}")
