@@ -11,11 +11,19 @@ from __future__ import annotations
 from chaos.errors import Unsupported
 from chaos.experiment import steps as s
 from chaos.fault import FaultContext, find, naming_successors
-<<<<<<< HEAD
-from chaos.runner.script import concurrent, faults, holds, interrupts, moves, observe, running, storms, sweeps, vms
-=======
-from chaos.runner.script import concurrent, drivers, faults, holds, interrupts, moves, observe, running, storms, vms
->>>>>>> 7d772f1c7c8ff62e41840f5296205fe8f4c917ed
+from chaos.runner.script import (
+    concurrent,
+    drivers,
+    faults,
+    holds,
+    interrupts,
+    moves,
+    observe,
+    running,
+    storms,
+    sweeps,
+    vms,
+)
 from chaos.runner.script.automatic import AutomaticQuestions
 from chaos.runner.script.executor import Executor, Handlers
 from chaos.runner.vmms import StepFailed

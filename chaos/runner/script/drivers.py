@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from chaos.experiment import steps as s
 from chaos.linux import modules
 from chaos.runner.script.executor import Executor
@@ -22,7 +24,7 @@ def reload(executor: Executor, step: s.ReloadStep) -> None:
     for name in guests.experiment.vmms:
         vmms.end(vmms[name])
     platform = executor.ctx.firmware.platform
-    parameters = {**guests.experiment.ccp, **step.ccp}
+    parameters: dict[str, Any] = {**guests.experiment.ccp, **step.ccp}
     platform.close()
     try:
         executor.log.record("reload", lambda: modules.reload(DRIVERS, parameters), **parameters)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What instrumented kernels say of a defect: KASAN, lockdep, kmemleak and KCSAN one each.
 
-Such a kernel takes half an hour to build, so nothing builds it for this: `sevchaos kernel build debian:7.3 --with kasan`
-and `--with kcsan`.
+Such a kernel takes half an hour to build, so nothing builds it for this: `sevchaos kernel build debian:7.3
+--with kasan`, and `--with kcsan`.
 """
 
 from __future__ import annotations

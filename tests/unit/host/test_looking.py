@@ -529,7 +529,7 @@ def test_kmemleak_tells_where_what_is_lost_was_allocated(tmp_path: Path) -> None
     written: list[str] = []
 
     class Kmemleak(type(said)):  # type: ignore[misc]
-        def write_text(self, text: str) -> None:  # type: ignore[override]
+        def write_text(self, text: str) -> None:
             written.append(text)
 
     said.write_text(KMEMLEAK)
