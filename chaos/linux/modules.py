@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Mapping, Sequence
-from errno import EBUSY, ETIMEDOUT
+from errno import EBUSY
+
+from chaos.linux.program import call
 
 WITHIN = 120.0  # seconds; the driver of a PSP waits for it when it goes and when it comes
 
@@ -27,9 +28,4 @@ def reload(names: Sequence[str], parameters: Mapping[str, str]) -> None:
 
 
 def _modprobe(*argv: str) -> None:
-    try:
-        done = subprocess.run(["modprobe", *argv], capture_output=True, text=True, timeout=WITHIN, check=False)
-    except subprocess.TimeoutExpired as late:
-        raise OSError(ETIMEDOUT, str(late)) from late
-    if done.returncode:
-        raise OSError(EBUSY, f"modprobe {' '.join(argv)}: {done.stderr.strip()}")
+    call("modprobe", *argv, within=WITHIN, error=EBUSY)

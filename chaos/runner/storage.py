@@ -2,21 +2,20 @@
 """The file in which the host keeps the firmware's state (`init_ex_path` of ccp), made unfit to keep it.
 
 The driver reads it once, at the first INIT_EX after it was loaded, and writes it after each command that changes the
-state. What it does
-with an error is the question, so what the file is like is an operation of the history.
+state. What it does with an error is the question, so what the file is like is an operation of the history.
 """
 
 from __future__ import annotations
 
 import contextlib
-import subprocess
 from collections.abc import Callable
 from contextlib import ExitStack
-from errno import EBUSY, EIO, ETIMEDOUT
+from errno import EBUSY, EIO
 from pathlib import Path
 
 from chaos.errors import Unsupported
 from chaos.fault import StorageState
+from chaos.linux.program import call
 from chaos.runner.operations import OperationLog
 
 PARAMETER = Path("/sys/module/ccp/parameters/init_ex_path")
@@ -110,9 +109,4 @@ def _cover(folder: Path, options: str, undo: ExitStack) -> None:
 
 
 def _run(*argv: str) -> None:
-    try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=MOUNTED_WITHIN, check=False)
-    except subprocess.TimeoutExpired as late:
-        raise OSError(ETIMEDOUT, str(late)) from late
-    if done.returncode:
-        raise OSError(EIO, f"{' '.join(argv)}: {done.stderr.strip()}")
+    call(*argv, within=MOUNTED_WITHIN, error=EIO)

@@ -98,9 +98,10 @@ def require_all(script: tuple[s.Step, ...], ctx: FaultContext) -> None:
         elif isinstance(step, s.PlatformStep) and shared:
             raise _theirs_too(f"{step.command} of /dev/sev may cost a host SEV until its next boot (finding 0010)")
         elif isinstance(step, s.ReloadStep):
-            _reloads(ctx)
+            _lab_alone(ctx, "the drivers of a machine of somebody's own are not ours to load anew")
         elif isinstance(step, s.DebugStep):
-            _debugs(step, ctx)
+            wrong = f"{step.operation} may have the firmware write into other memory of the host's (finding 0011)"
+            _lab_alone(ctx, wrong)
         elif isinstance(step, s.SweepStep):
             if shared:
                 raise _theirs_too("a sweep changes the kernel's settings of its fault injection")
@@ -111,22 +112,12 @@ def require_all(script: tuple[s.Step, ...], ctx: FaultContext) -> None:
             holds.require(ctx, step)
 
 
-def _debugs(step: s.DebugStep, ctx: FaultContext) -> None:
-    """A kernel may have the firmware write where nobody told it to (finding 0011); only a lab can do with that."""
+def _lab_alone(ctx: FaultContext, wrong: str) -> None:
+    """For what nobody else's machine can do with. Raises `Unsupported`, with what would be wrong."""
     try:
         ctx.firmware.require()
     except Unsupported as error:
-        wrong = f"{step.operation} may have the firmware write into other memory of the host's (finding 0011)"
         raise Unsupported(wrong, remedy="use the lab") from error
-
-
-def _reloads(ctx: FaultContext) -> None:
-    try:
-        ctx.firmware.require()
-    except Unsupported as error:
-        raise Unsupported(
-            "the drivers of a machine of somebody's own are not ours to load anew", remedy="use the lab"
-        ) from error
 
 
 def moved_mirror(script: tuple[s.Step, ...]) -> str:
