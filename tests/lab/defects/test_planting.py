@@ -16,7 +16,8 @@ pytestmark = pytest.mark.lab
 
 DEFECTS = (
     "charged-twice", "dead-destination", "device-answers", "event-elsewhere", "flag-left", "foreign-refused",
-    "last-asid", "lost-wakeup", "region-answers", "slab-overrun", "status-refused", "unkillable-wait",
+    "last-asid", "leak", "lock-inversion", "lost-wakeup", "race", "region-answers", "slab-overrun", "status-refused",
+    "unkillable-wait", "use-after-free",
 )  # fmt: skip
 NOT_HERE = {"debian:6.1": {"event-elsewhere"}}  # 6.1 has no misc.events.local
 
