@@ -32,7 +32,7 @@ def running(host: OpenDevices, kind: Kind, vcpus: int) -> Iterator[Machine]:
             if kind is Kind.SEV:
                 machine.init(kind.key, "", flags=0, features=0, ghcb=0)
                 machine.launch_start(0)
-                machine.launch_update_data(vcpus)
+                machine.launch_update_data(vcpus, machine.memory.start)
                 machine.launch_measure()
                 machine.sev.launch_finish()
             yield machine

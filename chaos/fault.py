@@ -276,9 +276,13 @@ class FaultContext(Protocol):
     def kfault(self) -> Kfault:
         """The kernel's functions, held, delayed or made to fail; loads the module in the lab."""
 
+    def count_entries(self, cpu: int) -> None:
+        """Have the kernel count with which ASIDs it enters guests on a CPU, from now until this is asked for again or
+        the run is over; what it counted is recorded then, and so is that it could not."""
+
     def let_points_fail(self) -> None:
         """Set the kernel's own fault injection up, until the run is over, so that it lets any point fail that it is
-        asked to. Nothing fails by that alone."""
+        asked to. Nothing fails by that alone. Raises `Unsupported`, also on a shared host."""
 
     def enable_controller(self, cgroup: str, controller: str) -> None:
         """Have the cgroup get a controller from those above it until the run is over. Raises OSError: EBUSY if somebody

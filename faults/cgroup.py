@@ -55,7 +55,8 @@ class Enter(Fault):
 @dataclass(kw_only=True, slots=True)
 class RemoveCgroup(Fault):
     """Remove a cgroup that something is still charged to; nobody lives in it any more. It is made again, with its
-    limits and nothing charged, when this is undone."""
+    limits and nothing charged, when this is undone. Where the kernel counts the dying of each controller, from 6.12
+    on, what it says of misc is told too."""
 
     TARGET: ClassVar[Target] = "cgroup"
     NEEDS: ClassVar[str] = "no process in the cgroup, and no cgroup below it"
@@ -66,6 +67,7 @@ class RemoveCgroup(Fault):
     _charged: dict[str, int] = field(init=False, default_factory=dict)
     _limits: dict[str, int] = field(init=False, default_factory=dict)
     _dying: int = field(init=False, default=0)
+    _of_misc: int | None = field(init=False, default=None)
 
     def apply(self, ctx: FaultContext, target: str) -> None:
         misc = ctx.cgroups[target].misc()
@@ -74,13 +76,15 @@ class RemoveCgroup(Fault):
         # A thread that has just ended is in it a little longer than anybody can see. If more is, the kernel refuses.
         ctx.wait(lambda: not ctx.cgroups[target].populated, EMPTY_WITHIN, f"{target} to be empty")
         ctx.cgroups.remove(target)
-        self._dying = ctx.cgroups["."].dying()
+        self._dying, self._of_misc = ctx.cgroups["."].dying(), ctx.cgroups["."].dying_of("misc")
 
     def evidence(self, ctx: FaultContext, target: str) -> Evidence:
         if ctx.cgroups[target].exists:
             return Evidence(False, f"{target} is there")
         charged = ", ".join(f"{key} {number}" for key, number in self._charged.items())
         detail = f"{target} is gone, charged {charged or 'nothing'}; dying cgroups: {self._dying}"
+        if self._of_misc is not None:
+            detail += f", of misc {self._of_misc}"
         return Evidence(bool(charged) and self._dying > 0, detail)
 
     def undo(self, ctx: FaultContext, target: str) -> str:

@@ -107,6 +107,7 @@ class CpuOffline(Fault):
         if self._taken:
             ctx.host.remember(self._switch, ONLINE)
         self._switch.write_text(OFFLINE)
+        ctx.count_entries(self.cpu)  # when it comes back it begins to give ASIDs anew
 
     def evidence(self, ctx: FaultContext, target: str) -> Evidence:
         online = (CPUS / "online").read_text().strip()

@@ -443,6 +443,25 @@ class Traced(_Record, frozen=True, kw_only=True):
     values: dict[str, Value] = {}
 
 
+class Entered(_Record, frozen=True, kw_only=True):
+    """A CPU has entered one vCPU `count` times with this ASID from `since` to `t`, by the word of the kernel's own
+    tracer. In between the CPU was not taken away.
+
+    `vcpu` numbers the vCPUs that were entered; `tids` are the threads that have driven it. An ASID that is not a
+    guest's for good belongs to a generation of the CPU's: `generations` is how many there were, 0 of a guest's own
+    ASID, and `shared` are those of them, at most 16, in which the CPU has entered another vCPU with this ASID too.
+    """
+
+    cpu: Int
+    since: Int
+    vcpu: Int
+    tids: tuple[Int, ...]
+    asid: Int
+    generations: Int
+    shared: tuple[Int, ...]
+    count: Int
+
+
 class Kernel(_Record, frozen=True, kw_only=True):
     """A line of the kernel's log, `level` 0 to 7, at the kernel's own time (see `log_ahead` of the header)."""
 
@@ -460,12 +479,13 @@ class Console(_Record, frozen=True, kw_only=True):
 class Note(_Record, frozen=True, kw_only=True):
     """Something a reader should know: a witness lost, a step that could not be done, something of ours that is left on
     the host. `text` is for people; which `witness` was lost, or a part of it, is said beside it: the kernel's log, the
-    firmware's count of guests, whoever stands between it and the driver, or the kernel's tracer."""
+    firmware's count of guests, whoever stands between it and the driver, the kernel's tracer, or its count of entries
+    into guests."""
 
     topic: Literal["witness", "skipped", "error", "left", "progress"]
     text: str
     step: Int = -1
-    witness: Literal["", "log", "guests", "firmware", "events"] = ""
+    witness: Literal["", "log", "guests", "firmware", "events", "entries"] = ""
 
 
 class End(_Record, frozen=True, kw_only=True):
@@ -493,6 +513,7 @@ Record = (
     | Firmware
     | StoodStill
     | Traced
+    | Entered
     | Kernel
     | Console
     | Note

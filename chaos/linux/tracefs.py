@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our corner of tracefs: probes on the functions of a move, and an instance of the tracer for each runner.
 
-    <tracefs>/kprobe_events             the probes, in the group `sevchaos`, the same for all runners of this host
+    <tracefs>/kprobe_events             the probes, in the group `sevchaos`, the same for all runners of this host;
+                                        what is only counted, in histograms, in the group `sevchaos_counted`
     <tracefs>/instances/sevchaos-<pid>-<n>
                                         a runner's: a buffer of its own, with those probes armed and nothing else
 
@@ -31,6 +32,7 @@ from chaos.linux.flock import lock, locked
 
 ROOT = Path("/sys/kernel/tracing")
 GROUP = "sevchaos"
+COUNTED = "sevchaos_counted"
 _AT_ONCE = 64  # calls of one function, under way at once, whose ends are seen
 _BUFFER_KB = 256  # of each CPU: some two thousand events, until they are read
 _CGROUP_MADE = "cgroup/cgroup_mkdir"
@@ -143,6 +145,17 @@ def make(root: Path = ROOT) -> Instance:
         return instance
 
 
+def make_counting(root: Path, event: str, definition: str) -> Instance:
+    """One in which nothing is traced, with a probe of this name at the entry of a function, for `hist` triggers.
+    `definition` is the function and what is taken there. Raises `NoTracing`."""
+    line = f"p:{COUNTED}/{event} {definition}"
+    with _available(root), _locked(root):
+        if f"{COUNTED}/{event} " not in (root / "kprobe_events").read_text():
+            _write(root / "kprobe_events", line)
+        path = _create(root / "instances", f"{GROUP}-{os.getpid()}")
+        return Instance(path, lock(path), ())
+
+
 def clean(root: Path = ROOT) -> tuple[Path, ...]:
     """Remove what dead runners left: their instances. Raises OSError."""
     if not (root / "instances").is_dir():
@@ -226,8 +239,9 @@ def _make(root: Path, probe: Probe, function: str) -> bool:
 def _remove_probes(root: Path) -> None:
     """Unless somebody's instance uses them."""
     if not _instances(root):
-        with contextlib.suppress(FileNotFoundError):
-            _write(root / "kprobe_events", f"-:{GROUP}/")
+        for group in (GROUP, COUNTED):
+            with contextlib.suppress(FileNotFoundError):
+                _write(root / "kprobe_events", f"-:{group}/")
 
 
 def _write(path: Path, text: str) -> None:

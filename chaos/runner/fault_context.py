@@ -18,6 +18,7 @@ from chaos.linux.kfault import Kfault
 from chaos.linux.loop import LOOK_AGAIN, Loop, TimedOut
 from chaos.netns.link import LinkEnd
 from chaos.runner.cgroups import CgroupTree
+from chaos.runner.entries import EntryWitness
 from chaos.runner.guests import Guests
 from chaos.runner.holds.failpoints import RunFailpoints
 from chaos.runner.storage import StateFile
@@ -40,6 +41,7 @@ class RunContext:
     host: Warden
     firmware: RunFailpoints
     storage: StateFile
+    entries: EntryWitness
     loop: Loop
     stack: ExitStack
     shared: bool = False
@@ -74,7 +76,16 @@ class RunContext:
             self.stack.callback(self._kfault.close)
         return self._kfault
 
+    def count_entries(self, cpu: int) -> None:
+        self.stack.callback(self.entries.end, cpu)
+        self.entries.begin(cpu)
+
     def let_points_fail(self) -> None:
+        if self.shared:
+            raise Unsupported(
+                "the kernel's fault injection has settings for all, and this host is shared with others",
+                remedy="use a host of its own, or the lab",
+            )
         if lacking := fail_nth.lacking():
             raise Unsupported(
                 f"this kernel lets no fault point fail: it lacks {lacking}",

@@ -44,6 +44,6 @@ class Recorder:
     def note(self, topic: Literal["skipped", "error", "left", "progress"], text: str, step: int = -1) -> None:
         self.write(Note(t=self.now(), topic=topic, text=text, step=step))
 
-    def lost(self, witness: Literal["log", "guests", "firmware", "events"], text: str) -> None:
+    def lost(self, witness: Literal["log", "guests", "firmware", "events", "entries"], text: str) -> None:
         """A witness is lost, or a part of what it had to say."""
         self.write(Note(t=self.now(), topic="witness", text=text, witness=witness))

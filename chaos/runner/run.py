@@ -21,6 +21,7 @@ from chaos.linux.patience import patience
 from chaos.native import library
 from chaos.runner.cgroups import CgroupTree
 from chaos.runner.devices import with_device
+from chaos.runner.entries import EntryWitness
 from chaos.runner.fault_context import RunContext
 from chaos.runner.guests import Guests
 from chaos.runner.holds.failpoints import RunFailpoints
@@ -222,8 +223,8 @@ class ExperimentRun:
         cgroups = CgroupTree(group, log, vmms)
         guests = Guests(self.order.experiment, vmms, cgroups, host.executes_es)
         ctx = RunContext(
-            vmms, guests, cgroups, self.warden, firmware, StateFile(log), self.loop, stack, self.order.shared,
-            self.order.seed,
+            vmms, guests, cgroups, self.warden, firmware, StateFile(log), EntryWitness(self.recorder), self.loop, stack,
+            self.order.shared, self.order.seed,
         )  # fmt: skip
         require_all(self.order.experiment.script, ctx)  # now, not in the middle
         self._fill("start", host, vmms, group)

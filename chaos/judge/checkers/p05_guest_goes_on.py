@@ -10,7 +10,7 @@ guest that cannot be entered any more does not go on, whatever its registers say
 cannot. Where the move failed the first and the last are asked of the source. A host that cannot enter SEV-ES guests
 (`Header.executes_es`) skips the last.
 
-Interrupts, the fourth, are asked in `chaos.judge.interrupts`.
+Interrupts, the fourth, are asked in `chaos.judge.interrupts`, and what CPUs take guests for in `chaos.judge.asids`.
 
 A guest that was paused, before the move and after it, does not go on; it stands where it stood, at the source while it
 is there and at the destination then. Letting it run is for whoever paused it, and no part of a hand-over, least of all
@@ -29,6 +29,7 @@ from itertools import pairwise
 from chaos.experiment.model import Experiment
 from chaos.history.reading import argument, errname, ioctl_answered, owns
 from chaos.history.records import QUESTION, Counted, Done, History
+from chaos.judge.asids import asids
 from chaos.judge.evidence import RunEvidence, TriedMove
 from chaos.judge.interrupts import interrupts
 from chaos.judge.ledger.firmware_contexts import GONE
@@ -44,7 +45,8 @@ def check(experiment: Experiment, history: History) -> Verdict:
     parts = [part for move in evidence.moves for part in _move(evidence, move)]
     if not evidence.moves:
         parts = [unknown(PROMISE, f"{evidence.untried}, so nothing interrupted the guest")]
-    return combine(PROMISE, [*parts, *_standing(evidence), *(interrupts(PROMISE, evidence) if evidence.moves else ())])
+    parts += [*_standing(evidence), *asids(PROMISE, evidence)]
+    return combine(PROMISE, [*parts, *(interrupts(PROMISE, evidence) if evidence.moves else ())])
 
 
 def _standing(evidence: RunEvidence) -> Iterator[Verdict]:

@@ -23,6 +23,7 @@ from chaos.history.records import (
     Counted,
     Done,
     End,
+    Entered,
     Exited,
     Fault,
     Filled,
@@ -253,7 +254,15 @@ class Builder:
         """At `t`, or now; events are often recorded late."""
         return self.add(Traced(t=t or self.tick(), event=event, function=function, tid=tid, values=values))
 
-    def note(self, text: str, witness: Literal["", "log", "guests", "firmware", "events"] = "") -> Note:
+    def entered(self, vcpu: int, asid: int, generations: int = 1, shared: tuple[int, ...] = ()) -> Entered:
+        return self.add(
+            Entered(
+                t=self.tick(), cpu=1, since=1, vcpu=vcpu, tids=(70 + vcpu,), asid=asid, generations=generations,
+                shared=shared, count=9,
+            )
+        )  # fmt: skip
+
+    def note(self, text: str, witness: Literal["", "log", "guests", "firmware", "events", "entries"] = "") -> Note:
         return self.add(Note(t=self.tick(), topic="witness", text=text, witness=witness))
 
     def begin(self) -> None:

@@ -162,6 +162,15 @@ def debugged(*commands: str) -> History:
     return b.finish()
 
 
+def asid_given_twice() -> History:
+    b = guest_moved()
+    b.status("new", "destination")
+    b.count("new", "destination", 200)
+    for vcpu in (2, 3):
+        b.entered(vcpu, 16, shared=(2,))
+    return b.finish()
+
+
 SHOWN: list[tuple[str, str, Callable[[], History]]] = [
     ("P5", "0001", lambda: moved(status_error=EBADF)),
     ("P5", "0001", es_asked),
@@ -196,6 +205,7 @@ SHOWN: list[tuple[str, str, Callable[[], History]]] = [
     ("P14", "0013", without_chain),
     ("P14", "0014", lambda: reloaded(*RELOADED["once too few"])),
     ("P8", "0012", lambda: survived().history()),
+    ("P5", "0015", asid_given_twice),
 ]
 OF_ITS_OWN = {"0012": HEADLESS}
 """The experiment that tells a checker what of the history it cannot, by finding."""

@@ -41,7 +41,7 @@ def run(tmp_path: Path) -> Path:
 def context_of(run: Path, warden: Warden, stack: ExitStack) -> RunContext:
     cgroups = CgroupTree(Cgroup.at(run), None, None)  # type: ignore[arg-type]
     cgroups._below["source"] = Cgroup.at(run / "source")
-    return RunContext(None, None, cgroups, warden, None, None, None, stack)  # type: ignore[arg-type]
+    return RunContext(None, None, cgroups, warden, None, None, None, None, stack)  # type: ignore[arg-type]
 
 
 def control(group: Path) -> str:

@@ -24,10 +24,14 @@ class Victim:
 
 @dataclass
 class Context:
-    """`owed` is what the warden would write."""
+    """`owed` is what the warden would write, `counted` are the CPUs whose entries into guests are counted."""
 
     victim: Victim = field(default_factory=lambda: Victim(os.getpid()))
     owed: list[tuple[Path, str]] = field(default_factory=list)
+    counted: list[int] = field(default_factory=list)
+
+    def count_entries(self, cpu: int) -> None:
+        self.counted.append(cpu)
 
     @property
     def vmms(self) -> dict[str, Victim]:
@@ -59,6 +63,7 @@ def test_a_cpu_is_taken_and_given_back(switch: Path) -> None:
     fault.require(ctx, "")  # type: ignore[arg-type]
     assert fault.evidence(ctx, "").struck is False  # type: ignore[arg-type]
     fault.apply(ctx, "")  # type: ignore[arg-type]
+    assert ctx.counted == [1], "from when it is away"
     assert switch.read_text() == "0" and fault.evidence(ctx, "").struck  # type: ignore[arg-type]
     assert ctx.owed == [(switch, "1")], "should the runner be killed now"
     assert fault.undo(ctx, "") == "CPU 1 is online"  # type: ignore[arg-type]

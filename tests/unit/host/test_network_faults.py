@@ -108,7 +108,7 @@ def test_the_ip_layers_counters_are_read() -> None:
 
 def test_what_is_left_to_chance_follows_from_the_runs_seed() -> None:
     def drawn(seed: int) -> list[int]:
-        ctx = RunContext(None, None, None, None, None, None, None, None, seed=seed)  # type: ignore[arg-type]
+        ctx = RunContext(None, None, None, None, None, None, None, None, None, seed=seed)  # type: ignore[arg-type]
         return [ctx.chance() for _ in range(3)]
 
     assert drawn(5) == drawn(5) != drawn(6)

@@ -72,7 +72,7 @@ class Old(Fault):
 
 
 def context() -> RunContext:
-    return RunContext(None, None, None, None, None, None, None, None)  # type: ignore[arg-type]
+    return RunContext(None, None, None, None, None, None, None, None, None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("verb", GONE)
