@@ -97,4 +97,5 @@ def test_a_finding_is_seen_if_any_part_of_its_signature_is() -> None:
     finding = two_at_once()
     here, name = next(iter(finding.kernels.values())).first, finding.shown_by[0]
     assert findings.unseen(name, [seen_as("two")], here, [finding]) == []
+    assert findings.unseen(name, [seen_as("two+three")], here, [finding]) == [], "in company"
     assert findings.unseen(name, [seen_as("three")], here, [finding]) == [finding]

@@ -39,7 +39,7 @@ class Bounds(Builder):
         self, f: str, *sent: tuple[str, int, int, int], outside: int = 0, pages: bool = True, length: int = PAGE
     ) -> None:
         """With the commands it was, each with its source, destination and length."""
-        invoke = self.invoke(f, "host", vm="guest", read_at=0, write_at=0, length=length)
+        invoke = self.invoke(f, "host", vm="guest", read_at=7, write_at=9, length=length)
         for command, source, destination, size in sent:
             self.sent.append((self.tick(), command, {"source": source, "destination": destination, "length": size}))
         frames: tuple[list[int | str], ...] = tuple([*each] if pages else [] for each in (GUESTS, MINE))
@@ -119,7 +119,16 @@ def test_who_does_not_live_to_look_is_no_witness() -> None:
 def test_bytes_around_what_was_debugged_are_nobodys_either() -> None:
     b = kept()
     b.debug("dbg_encrypt", ("DBG_ENCRYPT", MINE[0], GUESTS[0], PAGE), outside=16)
-    assert verdict_of("P14", b.over()).signature == "written-outside:dbg_encrypt"
+    verdict = verdict_of("P14", b.over())
+    assert verdict.signature == "written-outside:dbg_encrypt"
+    assert f"dbg_encrypt of {PAGE} bytes from 0x7 to 0x9 was told no more, and 16 bytes outside" in verdict.reason
+
+
+def test_both_buffers_of_a_command_are_named() -> None:
+    b = kept()
+    b.platform("PDH_CERT_EXPORT", 8, length=2084, chain=6252)
+    told = "PDH_CERT_EXPORT with a buffer of 2084 and one of 6252 bytes was told no more"
+    assert told in verdict_of("P14", b.over()).reason
 
 
 @pytest.mark.parametrize(
