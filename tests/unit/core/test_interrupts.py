@@ -103,6 +103,16 @@ def test_the_dead_source_that_still_has_the_eventfd_is_named_in_the_signature() 
     assert verdict_of("P5", beside_the_dead()).signature == f"guest_status-after-move:EBADF+{BESIDE}"
 
 
+def test_of_one_that_is_written_while_its_eventfd_is_being_bound_nobody_can_say() -> None:
+    run = moved()
+    binding = run.invoke("irqfd", "destination", vm="new", gsi=49, assign=True)
+    run.signal(49)
+    run.done(binding)
+    verdict = run.judged()
+    assert (verdict.outcome, verdict.signature) == (Outcome.UNKNOWN, "")
+    assert "nobody can say whom its eventfd was bound to when it was written" in verdict.reason
+
+
 def test_where_kvm_refuses_openly_nothing_is_due_at_the_guest() -> None:
     run = moved(MODERN)
     run.bind("new", 48, error=EBUSY)

@@ -139,3 +139,28 @@ def test_between_two_questions_are_the_commands_after_the_one_and_before_the_oth
     assert matched.between(two.began, two.ended)[1] > 2, "and nothing sent after the last"
     last, first = matched.between(one.ended, two.began)
     assert last == -1 and first > 2, "of what is of the same nanosecond nobody can say"
+
+
+def platform(b: Told, command: str = "PLATFORM_STATUS", *, firmware: int = 0, status: int = 0) -> None:
+    """A command to /dev/sev of this name, and the one that the firmware was sent at that time."""
+    b.do("platform", "source", command=command, error=errno.EIO if firmware else 0, firmware=firmware)
+    b.sent("PLATFORM_STATUS", status=status)
+
+
+def test_whoever_asks_dev_sev_for_the_count_is_one_of_those_who_read_it() -> None:
+    b = two_and_a_look()
+    platform(b)
+    assert (of(b, "platform"), look(b)) == ([3], 1)
+
+
+def test_a_count_that_dev_sev_was_refused_is_none() -> None:
+    b = two_and_a_look()
+    platform(b, firmware=HWERROR, status=HWERROR)
+    assert (of(b, "platform"), look(b)) == ([None], 1)
+
+
+def test_other_commands_of_dev_sev_ask_for_no_count() -> None:
+    b = two_and_a_look()
+    b.do("platform", "source", command="PEK_CSR")
+    b.do("platform", "source", command="PEK_CSR", error=errno.EIO, firmware=HWERROR)
+    assert (of(b, "platform"), look(b)) == ([None, None], 1)
