@@ -2,8 +2,6 @@
 """The catalogue: experiments as YAML files, one a file, the folder its kind.
 
 resilience/   a migration that something happens to
-capacity/     how many guests, and which limit bites
-incidents/    named, dated failures
 conformance/  the kernel's own tests, with the ledger switched on
 """
 

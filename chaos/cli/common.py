@@ -200,7 +200,7 @@ def lab_options(command: Callable[..., Any]) -> Callable[..., Any]:
         default=DEFAULT_KERNEL,
         show_default=True,
         metavar="K",
-        help="debian:SERIES, debian:ABI, running, installed:RELEASE, or a kernel build tree.",
+        help="debian:SERIES, debian:ABI, running, installed:RELEASE, a build tree, or one that `kernel build` made.",
     )
     @machine_options
     @click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")

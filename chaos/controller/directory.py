@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The run directory: `ROOT/EXPERIMENT/UTC-TIME-SEED/`, and `latest` beside it.
 
-model.json   what was carried out          history.jsonl   what happened, flushed as it did
+experiment.json   what was carried out          history.jsonl   what happened, flushed as it did
 host.json         where                         console.log     the lab's serial console
 dmesg.log         the kernel's log              verdict.json    written last, and whole or not at all
 """

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sweeps of the kernel's fault points. Stock kernels have no fault injection, and skip them; what they say on a kernel
-that has some is for the night, where one was built (`sevchaos kernel build debian:7.3 --with kasan`)."""
+that has some is tried where one was built (docs/outcomes.md)."""
 
 from __future__ import annotations
 

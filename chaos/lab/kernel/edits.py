@@ -144,5 +144,5 @@ def _extent(lines: Sequence[str], name: str) -> tuple[int, int]:
 def _does_not_fit(fix: Fix, why: str) -> NoKernel:
     return NoKernel(
         f"the fix of finding {fix.finding} does not fit these sources: {why}",
-        remedy="the fixes are for the kernels that docs/findings names; build another one without them",
+        remedy="the fixes are for 6.12 and 7.3; build it without them",
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The format as it is written down: the JSON Schema that comes with the package, and docs/records.md."""
+"""The format as it is written down: the JSON Schema that comes with the package, and docs/history.md."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def valid(value: Any, schema: dict[str, Any]) -> bool:  # noqa: PLR0912 - a tabl
             case "anyOf":
                 ok = any(valid(value, choice) for choice in argument)
             case "type":
-                # 1.0 is an integer to JSON Schema and not to us; docs/records.md says so.
+                # 1.0 is an integer to JSON Schema and not to us; docs/history.md says so.
                 ok = isinstance(value, KINDS[argument]) and (argument != "integer" or not isinstance(value, bool))
             case "enum":
                 ok = value in argument
@@ -118,7 +118,7 @@ def test_the_schema_and_the_reader_agree(data: st.DataObject, document: dict[str
 
 def section(title: str) -> str:
     found = re.search(rf"^### {title}\n(.*?)(?=^#)", PAGE, re.MULTILINE | re.DOTALL)
-    assert found, f"docs/records.md has no section on {title}"
+    assert found, f"docs/history.md has no section on {title}"
     return found[1]
 
 

@@ -164,7 +164,7 @@ def debugged(*commands: str) -> History:
 
 def asid_given_twice() -> History:
     b = guest_moved()
-    b.status("new", "destination")
+    b.status("new", "destination", error=EBADF)
     b.count("new", "destination", 200)
     for vcpu in (2, 3):
         b.entered(vcpu, 16, shared=(2,))

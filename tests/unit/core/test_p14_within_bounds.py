@@ -45,9 +45,11 @@ class Bounds(Builder):
         frames: tuple[list[int | str], ...] = tuple([*each] if pages else [] for each in (GUESTS, MINE))
         self.done(invoke, value={"outside": outside, "read_pages": frames[0], "written_pages": frames[1]})
 
-    def over(self) -> History:
+    def over(self, *, more: bool = True) -> History:
+        """With what is sent to give the guest up, unless there is to be no `more`."""
         start = next(r.t for r in self.records if getattr(r, "f", "") == "launch_start")
-        for order, (t, command, asked) in enumerate([(start, "LAUNCH_START", {}), *self.sent]):
+        last: list[tuple[int, str, dict[str, int]]] = [(self.tick(), "DEACTIVATE", {})] if more else []
+        for order, (t, command, asked) in enumerate([(start, "LAUNCH_START", {}), *self.sent, *last]):
             self.add(Firmware(t=t, order=order, command=command, status=0, handle=1, asked=asked))
         return self.end()
 
@@ -182,6 +184,7 @@ def test_every_command_has_to_be_on_record() -> None:
         return msgspec.structs.replace(record, asked={}) if isinstance(record, Firmware) else record
 
     assert verdict_of("P14", changed(kept().over(), blank)).outcome is UNKNOWN
+    assert verdict_of("P14", kept().over(more=False)).outcome is UNKNOWN, "nothing shows that the last one is there"
     b = kept()
     b.add(Note(t=b.tick(), topic="witness", text="the firmware: 3 commands were not recorded", witness="firmware"))
     assert verdict_of("P14", b.over()).outcome is UNKNOWN
