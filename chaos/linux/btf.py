@@ -36,14 +36,14 @@ class NoType(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Header:
+class _Sections:
     types: int
     types_end: int
     names: int
     names_end: int
 
     @classmethod
-    def read(cls, data: bytes, where: Path) -> _Header:
+    def read(cls, data: bytes, where: Path) -> _Sections:
         if len(data) < _HEADER.size or _HEADER.unpack_from(data)[0] != _MAGIC:
             raise NoType(f"{where} is no BTF")
         _, _, _, length, types, types_length, names, names_length = _HEADER.unpack_from(data)
@@ -58,12 +58,12 @@ class ModuleTypes:
         try:
             self._data = self._path.read_bytes()
             with (root / "vmlinux").open("rb") as base:
-                before = _Header.read(base.read(_HEADER.size), root / "vmlinux")
+                before = _Sections.read(base.read(_HEADER.size), root / "vmlinux")
                 base.seek(before.names)
                 self._base_names = base.read(before.names_end - before.names)
         except OSError as error:
             raise NoType(f"{error.filename}: {error.strerror}") from error
-        self._header = _Header.read(self._data, self._path)
+        self._sections = _Sections.read(self._data, self._path)
 
     def offset(self, structure: str, member: str) -> int:
         """Of a member that is a whole number of bytes away from the beginning, in bytes."""
@@ -80,8 +80,8 @@ class ModuleTypes:
     def _structures(self) -> dict[str, tuple[int, int, bool]]:
         """Where the members of each are, how many, and whether their sizes are packed beside their offsets."""
         found = {}
-        at = self._header.types
-        while at < self._header.types_end:
+        at = self._sections.types
+        while at < self._sections.types_end:
             name, info, _ = _TYPE.unpack_from(self._data, at)
             kind, count, packed = info >> 24 & 0x1F, info & 0xFFFF, bool(info >> 31)
             at += _TYPE.size
@@ -102,5 +102,5 @@ class ModuleTypes:
         """A name that vmlinux has too is kept there alone."""
         names, begin = self._base_names, offset
         if offset >= len(names):
-            names, begin = self._data, self._header.names + offset - len(names)
+            names, begin = self._data, self._sections.names + offset - len(names)
         return names[begin : names.index(b"\0", begin)].decode(errors="replace")
