@@ -18,10 +18,13 @@ LOCKUP = "watchdog: BUG: soft lockup - CPU#1 stuck for 14s! [python3:1826]"
 STALL = "rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:"  # after the 10 s of the header's patience
 
 
-def reported(text: str, *stalls: tuple[float, float]) -> Verdict:
+PATIENCE = {"RCU stall": 10, "hard lockup": 0}
+
+
+def reported(text: str, *stalls: tuple[float, float], patience: dict[str, int] = PATIENCE) -> Verdict:
     """The kernel says this; `stalls` are how many seconds before that the machine stood still, from and to."""
     b = Builder()
-    b.records[0] = msgspec.structs.replace(b.records[0], patience={"RCU stall": 10, "hard lockup": 0})
+    b.records[0] = msgspec.structs.replace(b.records[0], patience=patience)
     b.t += 60 * NS
     at = b.kernel(text, level=0).t
     for begun, over in stalls:
@@ -37,6 +40,7 @@ def reported(text: str, *stalls: tuple[float, float]) -> Verdict:
         ([(14.9, 8.0), (7.5, 0.2)], Outcome.KEPT),
         ([(14.6, 5.0)], Outcome.UNKNOWN),  # and what was it then?
         ([(3.0, 0.0)], Outcome.UNKNOWN),
+        ([(1.0, 0.0)], Outcome.UNKNOWN),
         ([(40.0, 20.0)], Outcome.BROKEN),  # long before
         ([(0.5, 0.0)], Outcome.BROKEN),
         ([(-5.0, -20.0)], Outcome.BROKEN),  # afterwards
@@ -70,3 +74,7 @@ def test_no_other_report_is(text: str) -> None:
 
 def test_a_kernel_that_never_reports_such_a_thing_has_no_time_to_compare_with() -> None:
     assert reported("NMI watchdog: Watchdog detected hard LOCKUP on cpu 1", (20.0, 0.0)).outcome is Outcome.BROKEN
+
+
+def test_where_the_kernel_s_patience_is_not_known_there_is_none_either() -> None:
+    assert reported(STALL, (20.0, 0.0), patience={}).outcome is Outcome.BROKEN

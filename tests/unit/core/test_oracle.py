@@ -346,8 +346,11 @@ def test_an_ioeventfd_is_there_once() -> None:
     assert errnos(state, "ioeventfd", "s", vm="old", port=32, assign=True) == {EEXIST}
     assert errnos(state, "ioeventfd", "s", vm="old", port=33, assign=True) == {0}
     assert errnos(does(state, "move", "d", **MOVE), "ioeventfd", "s", vm="old", port=32, assign=False) == {EIO}
-    state = does(state, "ioeventfd", "s", vm="old", port=32, assign=False)
-    assert errnos(state, "ioeventfd", "s", vm="old", port=32, assign=False) == {ENOENT}
+    freed = does(state, "ioeventfd", "s", vm="old", port=32, assign=False)
+    assert errnos(freed, "ioeventfd", "s", vm="old", port=32, assign=False) == {ENOENT}
+    gone = does(does(state, "close", "s", vm="old"), "close", "d", vm="old")
+    again = launched(gone, "old", "s")
+    assert errnos(again, "ioeventfd", "s", vm="old", port=32, assign=False) == {ENOENT}, "it went with its VM"
 
 
 def test_whether_a_slot_behind_the_first_is_there_nobody_keeps_count_of() -> None:

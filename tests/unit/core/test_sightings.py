@@ -30,6 +30,11 @@ FINDING = Finding(
 )
 
 
+def test_what_is_written_is_told_by_version_in_the_order_of_versions() -> None:
+    versions = [told.version for told in sightings.written(findings.load())]
+    assert versions.index("6.1.192") < versions.index("6.12.95") < versions.index("6.12.117") < versions.index("7.3.4")
+
+
 def verdict(promise: str, outcome: Outcome, *deviations: str, listed: bool = True) -> Verdict:
     return Verdict(
         promise=promise,
