@@ -219,6 +219,8 @@ class Contract:
                 as_sev.add(_charged_as_sev(state, made))
         if allowed and done.value.get("struck"):
             allowed |= POINT_FAILED
+            if answer.errno in (errno.ENOMEM, errno.EFAULT):
+                allowed.add(answer)  # with whatever the firmware had answered until then
         if allowed and done.firmware in self.evidence.contexts.refusals(invoke, done):
             allowed.add(_answer(done))  # what the firmware refuses is handed on as it is (part 3.4)
         gap = "" if allowed else f"nobody can say in what state {invoke.f} found its VMs"

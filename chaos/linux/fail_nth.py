@@ -28,5 +28,7 @@ SETTINGS: Mapping[Path, str] = {
 def lacking(own: Path = OWN, debug: Path = _DEBUG) -> str:
     """What this kernel lacks of it, as configuration options; "" if nothing."""
     options = [] if own.exists() else ["FAULT_INJECTION"]
+    if own.exists() and not any((debug / folder).is_dir() for folder in _FOLDERS):
+        return "FAULT_INJECTION_DEBUG_FS, or debugfs is not mounted"
     options += [option for folder, option in _FOLDERS.items() if not (debug / folder).is_dir()]
     return ", ".join(options)

@@ -111,22 +111,29 @@ def tables(stat: Mapping[str, int]) -> int | None:
 
 LEAK_AGE = 6.0  # seconds; it takes nothing for lost that is younger than five
 _SHOWN_CALLERS = 8
+# The first look at an object only remembers what is in it, and with DEBUG_KMEMLEAK_VERBOSE the second one counts.
+_LOOKS = 3
 _FUNCTION = re.compile(r"^    (?:\[<[0-9a-f]+>\] )?([A-Za-z_][\w.]*)\+0x", re.MULTILINE)
 
 
 def forget_leaks(kmemleak: Path) -> None:
-    """Have what is suspected so far not told again. Raises OSError."""
+    """Have what is lost so far not told again: what kmemleak has found, so it looks first. Raises OSError."""
+    _look(kmemleak)
     kmemleak.write_text("clear")
+
+
+def _look(kmemleak: Path) -> None:
+    for _ in range(_LOOKS):
+        kmemleak.write_text("scan")
 
 
 def leaks(kmemleak: Path, *, age: float = LEAK_AGE) -> tuple[str, ...]:
     """What nobody refers to: of each object by which functions it was allocated, as "a < b < c", the innermost first.
-    Something that is on its way from one place to another is taken for lost by one look, and not by two.
+    Something that is on its way from one place to another is not taken for lost by all looks.
 
     Raises OSError: EBUSY or EPERM if kmemleak has turned itself off.
     """
     time.sleep(age)
-    for _ in range(2):
-        kmemleak.write_text("scan")
+    _look(kmemleak)
     objects = kmemleak.read_text(errors="replace").split("unreferenced object ")[1:]
     return tuple(" < ".join(_FUNCTION.findall(each)[:_SHOWN_CALLERS]) or "(no backtrace)" for each in objects)

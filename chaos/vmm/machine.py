@@ -104,7 +104,8 @@ class Machine:
         memory = Mapping(memory_fd, guest.MEMORY)
         if lanes:
             memory.write(0, guest.image(lanes))
-        vm = None
+        vm: KvmVm | None = None
+        machine: Machine | None = None
         try:
             vm = host.system.create_vm(vm_type)
             vm.set_memory(SLOT, 0, memory)
@@ -115,9 +116,12 @@ class Machine:
             if kind is Kind.PLAIN:
                 machine._create_vcpus()
         except BaseException:
-            if vm is not None:
-                vm.close()
-            memory.close()
+            if machine is not None:
+                machine.close()
+            else:
+                if vm is not None:
+                    vm.close()
+                memory.close()
             raise
         return machine
 

@@ -141,6 +141,7 @@ def test_what_a_kernel_lacks_is_told_by_its_options(tmp_path: Path) -> None:
     own = tmp_path / "fail-nth"
     assert fail_nth.lacking(own, tmp_path) == "FAULT_INJECTION, FAILSLAB, FAIL_PAGE_ALLOC, FAULT_INJECTION_USERCOPY"
     own.touch()
+    assert fail_nth.lacking(own, tmp_path) == "FAULT_INJECTION_DEBUG_FS, or debugfs is not mounted"
     for folder in ("failslab", "fail_page_alloc", "fail_usercopy"):
         (tmp_path / folder).mkdir()
     assert fail_nth.lacking(own, tmp_path) == ""

@@ -30,7 +30,8 @@ PROMISE = "P9"
 START, END = "start", "end"
 _SHOWN = 3
 _ALLOCATOR = re.compile(
-    r"_*_*(?:k(?:m|v|vm|vz|z)?alloc|kmem_cache_alloc|slab_|krealloc|kmemdup|kstrdup|v[mz]?alloc|alloc_pages|get_free_pages|kasan_)"
+    r"_*_*(?:k(?:m|v|vm|vz|z)?alloc|kmem_cache_alloc|slab_|krealloc|kmemdup|kstrdup|v[mz]?alloc"
+    r"|alloc_pages|get_free_pages|kasan_|kmemleak_|pcpu_alloc|v?memdup|kv?asprintf)"
 )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from errno import EFAULT
 
 import msgspec
 
@@ -71,6 +72,13 @@ def took_effect(invoke: Invoke, done: Done) -> bool:
     first = FIRST_CALL.get(invoke.f)
     later = first is not None and isinstance(call, str) and call != "" and not call.startswith(first)
     return done.outcome == "ok" or (done.outcome == "fail" and later)
+
+
+def told_too_late(done: Done) -> bool:
+    """Whether it may have happened though it answered EFAULT. A SEV command copies its answer out last of all
+    (sev_mem_enc_ioctl), and where a copy was made to fail nobody can say whether it was that one or one before."""
+    command = str(done.value.get("call", "")).startswith("KVM_MEMORY_ENCRYPT_OP ")  # regions copy nothing out
+    return command and done.errno == EFAULT and bool(done.value.get("struck"))
 
 
 def halfway(world: World, invoke: Invoke) -> World | None:

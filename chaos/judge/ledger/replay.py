@@ -46,6 +46,7 @@ from chaos.judge.ledger.effects import (
     into_the_dead,
     left_behind,
     owing,
+    told_too_late,
     took_effect,
 )
 from chaos.judge.ledger.firmware_contexts import Contexts
@@ -132,7 +133,7 @@ class Ledger:
 
     def happened(self, invoke: Invoke, done: Done | None) -> bool | None:
         """Whether the operation took effect, None if nobody can say."""
-        if done is not None and done.outcome != "info":
+        if done is not None and done.outcome != "info" and not told_too_late(done):
             return took_effect(invoke, done)
         ways = {invoke.op in world.happened for world in self.worlds}
         return ways.pop() if len(ways) == 1 else None
@@ -380,6 +381,9 @@ class _Replay:
 
 
 def _answered(worlds: Iterable[World], invoke: Invoke, done: Done, rule: Rule = effect) -> Iterator[World]:
+    if told_too_late(done):
+        yield from (forget(world, invoke.op) for world in worlds)  # those in which it has happened are among them
+        return
     happened, call = took_effect(invoke, done), str(done.value.get("call", ""))
     for world in worlds:
         if not happened:

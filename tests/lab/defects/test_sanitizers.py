@@ -25,7 +25,7 @@ KASAN, KCSAN = "debian:7.3+kasan", "debian:7.3+kcsan"
         (KASAN, "use-after-free", "P12", "BUG: KASAN: slab-use-after-free in read_freed"),
         (KASAN, "lock-inversion", "P12", "WARNING: possible circular locking dependency detected"),
         (KASAN, "leak", "P9", "forgotten"),
-        (KCSAN, "race", "P12", "BUG: KCSAN: data-race in "),
+        (KCSAN, "race", "P12", "BUG: KCSAN: data-race in read_it"),
     ],
 )
 def test_a_defect_is_told_with_its_operation(kernel: str, defect: str, promise: str, said: str, tmp_path: Path) -> None:

@@ -337,9 +337,27 @@ VMSA = "__kmalloc_noprof < sev_es_create < svm_vcpu_create < kvm_arch_vcpu_creat
             Outcome.BROKEN,
             "lost:kvm_create_vm+kvmalloc_node",
         ),
+        (
+            (
+                f"kmemleak_alloc < {VMSA}",
+                "kmemleak_alloc_percpu < pcpu_alloc_noprof < x",
+                "memdup_user < kasprintf < y",
+            ),
+            {},
+            Outcome.BROKEN,
+            "lost:sev_es_create+x+y",
+        ),
         (None, {"leaked": "Device or resource busy"}, Outcome.UNKNOWN, ""),
     ],
-    ids=["no kmemleak", "nothing", "two of one kind", "three kinds", "allocators alone", "turned itself off"],
+    ids=[
+        "no kmemleak",
+        "nothing",
+        "two of one kind",
+        "three kinds",
+        "allocators alone",
+        "beside it",
+        "turned itself off",
+    ],
 )
 def test_p9_what_kmemleak_finds(
     leaked: tuple[str, ...] | None, unseen: dict[str, str], outcome: Outcome, signature: str

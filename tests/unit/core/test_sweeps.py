@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from errno import EBUSY, EFAULT, ENOMEM
+from errno import EBUSY, EFAULT, EINVAL, ENOMEM
 from pathlib import Path
 
 import pytest
@@ -94,6 +94,45 @@ def test_without_a_point_that_failed_enomem_is_wrong(tmp_path: Path) -> None:
     verdict = CHECKERS["P7"](swept(tmp_path), history(((1, 1, EFAULT), (2, 0, ENOMEM))))
     assert verdict.outcome is Outcome.BROKEN
     assert "init of vm: ENOMEM, expected EIO of the firmware or ok" in verdict.reason
+
+
+def told_late(*, again: int, charged: int, firmware: int = 0) -> History:
+    """INIT answers EFAULT, for the copy that failed may have been the last one; the same `again`, and what is charged
+    then."""
+    b = Builder("swept")
+    b.spawn("source")
+    see(b, "start")
+    b.do("create", "source", step=0, vm="vm", kind="sev", vcpus=1, memory="guest")
+    init = b.invoke("init", "source", step=0, vm="vm", key="sev")
+    value: dict[str, Value] = {"fail_nth": 1, "struck": 1, "call": "KVM_MEMORY_ENCRYPT_OP KVM_SEV_INIT"}
+    b.done(init, "fail", error=EFAULT, firmware=firmware, value=value)
+    b.do("init", "source", step=0, vm="vm", key="sev", error=again)
+    for label in ("made", "still"):
+        see(b, label, {"source": charged})
+    b.do("close", "source", step=0, vm="vm")
+    see(b, "end")
+    return b.finish()
+
+
+@pytest.mark.parametrize(
+    ("again", "charged", "p1", "p7"),
+    [
+        (EINVAL, 1, Outcome.KEPT, Outcome.KEPT),  # it had been made
+        (0, 1, Outcome.KEPT, Outcome.KEPT),  # it had not
+        (0, 2, Outcome.BROKEN, Outcome.KEPT),  # and had kept a charge
+        (EBUSY, 1, Outcome.KEPT, Outcome.BROKEN),
+    ],
+)
+def test_efault_of_a_command_may_come_after_its_effect(
+    again: int, charged: int, p1: Outcome, p7: Outcome, tmp_path: Path
+) -> None:
+    told = told_late(again=again, charged=charged)
+    assert [CHECKERS[promise](swept(tmp_path), told).outcome for promise in ("P1", "P7")] == [p1, p7]
+
+
+def test_what_the_firmware_had_answered_until_then_comes_along(tmp_path: Path) -> None:
+    told = told_late(again=0, charged=1, firmware=4)
+    assert CHECKERS["P7"](swept(tmp_path), told).outcome is Outcome.KEPT
 
 
 def test_a_charge_that_a_failed_init_kept_is_seen(tmp_path: Path) -> None:

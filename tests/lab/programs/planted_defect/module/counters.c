@@ -166,17 +166,19 @@ static int withhold_asid(void)
 	if (!lock || !asids || !lowest || !highest)
 		return -ENOENT;
 	mutex_lock(lock);
-	__set_bit(*highest, *asids);
+	if (__test_and_set_bit(*highest, *asids)) {
+		mutex_unlock(lock);
+		return -EBUSY;	/* somebody has it, and would be charged for it */
+	}
 	mutex_unlock(lock);
 	return 0;
 }
 
-/* Somebody is refused because every bit is set, though not every ASID is charged to anybody. */
+/* Somebody is refused because every bit is set, and the one that was set here is nobody's. */
 static int starved(struct kretprobe_instance *call, struct pt_regs *regs)
 {
 	atomic_inc(&last_asid.reached);
-	if ((int)regs->ax == -EBUSY && find_next_zero_bit(*asids, *highest + 1, *lowest) > *highest &&
-	    misc_cg_res_total_usage(MISC_CG_RES_SEV) < *highest - *lowest + 1)
+	if ((int)regs->ax == -EBUSY && find_next_zero_bit(*asids, *highest + 1, *lowest) > *highest)
 		atomic_inc(&last_asid.activated);
 	return 0;
 }

@@ -79,7 +79,10 @@ static int with_kmemleak(void)
 
 static noinline void *forgotten(void)
 {
-	return kzalloc(192, GFP_ATOMIC);
+	void *object = kzalloc(192, GFP_ATOMIC);
+
+	barrier();	/* else the call is a jump, and no frame shows who allocated */
+	return object;
 }
 
 static int forget(struct kretprobe_instance *call, struct pt_regs *regs)
@@ -104,7 +107,7 @@ static int write_it(void *unused)
 {
 	while (!kthread_should_stop()) {
 		raced++;
-		cond_resched();
+		cond_resched_tasks_rcu_qs();	/* or whoever waits for all tasks, as the tracer does, waits for ever */
 	}
 	return 0;
 }
@@ -122,15 +125,11 @@ static int with_kcsan(void)
 /* Whichever of the two accesses KCSAN watches, the other one comes meanwhile. */
 static int read_it(struct kretprobe_instance *call, struct pt_regs *regs)
 {
-	unsigned long sum = 0;
 	int i;
 
 	atomic_inc(&race.reached);
-	for (i = 0; i < READS; i++) {
-		sum += raced;
-		barrier();
-	}
-	OPTIMIZER_HIDE_VAR(sum);
+	for (i = 0; i < READS; i++)
+		asm volatile("" : : "r" (raced) : "memory");	/* a plain read, of use to somebody */
 	atomic_inc(&race.activated);
 	return 0;
 }
