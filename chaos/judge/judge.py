@@ -123,17 +123,22 @@ def _struck(history: History) -> Iterator[Fault]:
 
 
 def _swept(history: History, number: int, step: SweepStep) -> str:
-    """What the sweep lacks: that every point failed once, from the first on, until there was none; "" if nothing."""
+    """What the sweep lacks: that the points were counted, and that each number up to the count failed; "" if nothing.
+    Whether those failed that were there at one time and not at another, nobody can say."""
     vm, f = step.operation
     mine = [done for made, done in history.operations() if (made.step, made.f, made.args.get("vm")) == (number, f, vm)]
     made = [done.value for done in mine if done is not None and "fail_nth" in done.value]
-    struck = [value["fail_nth"] for value in made if value["struck"]]
-    if not struck:
-        return f"no fault point failed in {f} of {vm}"
-    if struck != list(range(1, len(struck) + 1)):
-        return f"not every fault point of {f} of {vm} failed once"
-    if [value["fail_nth"] for value in made if not value["struck"]] != [len(struck) + 1]:
-        return f"nothing shows that {f} of {vm} has no more than {len(struck)} fault points"
+    counts = [int(str(value["points"])) for value in made if not value["fail_nth"]]
+    tried = {value["fail_nth"] for value in made}
+    struck = {value["fail_nth"] for value in made if value["struck"]}
+    if len(counts) < 2:
+        return f"the fault points of {f} of {vm} were not counted, and counted again"
+    if not max(counts):
+        return f"there is no fault point in {f} of {vm}"
+    if not {*range(1, max(counts) + 1)} <= tried:
+        return f"not every fault point of {f} of {vm} was to fail"
+    if not {*range(1, min(counts) + 1)} <= struck:
+        return f"not every fault point of {f} of {vm} failed"
     return ""
 
 

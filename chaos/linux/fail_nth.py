@@ -5,7 +5,7 @@ A fault point is an allocation (of the slab, or of pages) or a copy from or to t
 CONFIG_FAULT_INJECTION and whatever of FAILSLAB, FAIL_PAGE_ALLOC and FAULT_INJECTION_USERCOPY is set; `sevchaos kernel
 build` makes one (`+kasan`). Allocations that may wait are left alone unless the kernel is told otherwise, and so are
 those of a single page; and it writes a stack for each point that it lets fail, which somebody else would take for an
-oops.
+oops. Pages of vmalloc() are let alone all the same (ignore-gfp-highmem): a page fault of the VMM's takes such too.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ _DEBUG = Path("/sys/kernel/debug")
 _FOLDERS = {"failslab": "FAILSLAB", "fail_page_alloc": "FAIL_PAGE_ALLOC", "fail_usercopy": "FAULT_INJECTION_USERCOPY"}
 SETTINGS: Mapping[Path, str] = {
     _DEBUG / "failslab" / "ignore-gfp-wait": "N",
+    _DEBUG / "failslab" / "cache-filter": "N",
     _DEBUG / "fail_page_alloc" / "ignore-gfp-wait": "N",
     _DEBUG / "fail_page_alloc" / "min-order": "0",
     **{_DEBUG / folder / "verbose": "0" for folder in _FOLDERS},

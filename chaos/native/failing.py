@@ -17,18 +17,24 @@ MOST = (1 << 31) - 1
 
 class Failing:
     """Makes ioctls for `chaos.kvm.call.made_by`, and counts the fault points on their way together: the `nth` of them
-    fails, and with it whatever the kernel makes of that. Used by the thread that made it, with `with`.
+    fails, and with it whatever the kernel makes of that; none with `nth` 0. Used by the thread that made it, with
+    `with`.
 
-    `left` is what is left of the count, 0 if it was met: then `struck` is the number of the ioctl, from 0. `calls` is
-    how many have been made. Raises OSError where the kernel cannot do it.
+    `left` is what is left of the count, 0 if it was met: then `struck` is the number of the ioctl, from 0. `met` is how
+    many points there were until one failed. `calls` is how many ioctls have been made. Raises OSError where the kernel
+    cannot do it.
     """
 
     def __init__(self, nth: int, file: str = str(OWN)) -> None:
-        self.left = nth
+        self._begun = self.left = nth or MOST
         self.calls = 0
         self.struck: int | None = None
         self._native = library.load().ioctl_failing
         self._file = OwnedFd(os.open(file, os.O_RDWR | os.O_CLOEXEC))
+
+    @property
+    def met(self) -> int:
+        return self._begun - self.left
 
     def __call__(self, fd: int, number: int, argument: Any) -> tuple[int, int]:
         """The result of the ioctl, -1 if it failed, and its errno."""

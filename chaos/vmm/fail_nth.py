@@ -31,7 +31,8 @@ class FailNth:
 
     def within(self, do: Operation, make: Callable[[], Reply]) -> Reply:
         """What `make` answers, which carries the operation out. If it is the armed one it says itself which point was
-        to fail, `fail_nth`, and whether there was such a one and it failed, `struck`."""
+        to fail, `fail_nth`, whether there was such a one and it failed, `struck`, and how many there were until then,
+        `points`."""
         armed = self.armed
         if armed is None or (getattr(do, "vm", ""), name_of(do)) != (armed.vm, armed.operation):
             return make()
@@ -39,7 +40,8 @@ class FailNth:
         with Failing(armed.nth) as failing, made_by(failing):
             reply = make()
         struck = int(failing.struck is not None)
-        self.told = {"done": 1, "struck": struck, "left": failing.left, "calls": failing.calls, "errno": reply.errno}
+        counted: dict[str, Value] = {"struck": struck, "points": failing.met}
+        self.told = {"done": 1, **counted, "calls": failing.calls, "errno": reply.errno}
         if failing.struck is not None:
             self.told["call"] = failing.struck
-        return msgspec.structs.replace(reply, value={**reply.value, "fail_nth": armed.nth, "struck": struck})
+        return msgspec.structs.replace(reply, value={**reply.value, "fail_nth": armed.nth, **counted})

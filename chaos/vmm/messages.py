@@ -315,7 +315,7 @@ class PutPage(_OnVm, frozen=True, kw_only=True, tag="put_page"):
 
 class ArmFailNth(_OnVm, frozen=True, kw_only=True, tag="arm_fail_nth"):
     """In the next operation of this name on the VM the `nth` fault point of the kernel's fails, counted over all ioctls
-    that it makes."""
+    that it makes; with 0 none does, and they are counted."""
 
     operation: str
     nth: int
@@ -323,8 +323,8 @@ class ArmFailNth(_OnVm, frozen=True, kw_only=True, tag="arm_fail_nth"):
 
 class FailedNth(_OnVm, frozen=True, kw_only=True, tag="failed_nth"):
     """What came of that. With `done` 1 the operation has been made, of so many ioctls, `calls`, and answered `errno`;
-    `struck` is then 1 if there was such a point, and `call` the number of the ioctl that it was in from 0; if not,
-    `left` is how many too few there were, and one more. With `disarm` none is to come."""
+    `struck` is then 1 if there was such a point, and `call` the number of the ioctl that it was in from 0. `points` is
+    how many there were until one failed. With `disarm` none is to come."""
 
     disarm: bool = False
 

@@ -48,7 +48,7 @@ def test_a_call_is_made_as_any_other_and_the_count_taken_back(counter: Path) -> 
     with Failing(7, str(counter)) as failing:
         assert readable(failing) == (0, 0, 3)
         assert failing(-1, FIONREAD, None) == (-1, errno.EBADF)
-    assert (failing.left, failing.calls, failing.struck) == (7, 2, None)
+    assert (failing.left, failing.calls, failing.struck, failing.met) == (7, 2, None, 0)
     assert counter.read_text()[0] == "0", "nothing is counted any more"
 
 
@@ -69,7 +69,13 @@ def test_what_is_left_is_counted_on_and_after_the_point_nothing_fails(counter: P
         assert (failing.struck, failing.left, failing.calls) == (2, 0, 3)
         failing(0, 0, None)
     assert written == [8, 5, 2, MOST]
-    assert failing.struck == 2
+    assert (failing.struck, failing.met) == (2, 8)
+    written.clear()
+    with Failing(0, str(counter)) as failing:
+        failing._native = cast("Any", native)
+        failing(0, 0, None)
+        failing(0, 0, None)
+    assert (written, failing.struck, failing.met) == ([MOST, MOST - 3], None, 6)
 
 
 def test_a_kernel_that_counts_nothing_is_an_error_and_no_point_that_did_not_fail(tmp_path: Path) -> None:
@@ -98,7 +104,7 @@ def test_whoever_makes_the_ioctls_makes_those_of_his_thread_alone() -> None:
 class Struck:
     """Stands for `Failing`: the point is met in the first call."""
 
-    left, calls, struck = 0, 1, 0
+    calls, struck, met = 1, 0, 5
 
     def __init__(self, nth: int) -> None: ...
 
@@ -124,8 +130,8 @@ def test_an_agent_lets_it_fail_in_the_operation_that_was_named_once(monkeypatch:
     assert agent.within(LaunchFinish(vm="b"), plain) == agent.within(Close(vm="a"), plain) == Reply(id=3)
     assert agent.tell(disarm=False) == {}
     answer = agent.within(LaunchFinish(vm="a"), refused)
-    assert answer == Reply(id=3, errno=errno.ENOMEM, value={"call": "KVM_X", "fail_nth": 5, "struck": 1})
-    told: dict[str, Value] = {"done": 1, "struck": 1, "left": 0, "calls": 1, "errno": errno.ENOMEM, "call": 0}
+    assert answer == Reply(id=3, errno=errno.ENOMEM, value={"call": "KVM_X", "fail_nth": 5, "struck": 1, "points": 5})
+    told: dict[str, Value] = {"done": 1, "struck": 1, "points": 5, "calls": 1, "errno": errno.ENOMEM, "call": 0}
     assert agent.tell(disarm=False) == told
     assert agent.within(LaunchFinish(vm="a"), plain) == Reply(id=3), "once"
 

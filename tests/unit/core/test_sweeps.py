@@ -15,6 +15,7 @@ from chaos.history.records import History, Value
 from chaos.judge.checkers import CHECKERS
 from chaos.judge.judge import shortcomings
 from chaos.judge.verdict import Outcome
+from chaos.runner.script.sweeps import numbers
 from tests.unit.core.build import Builder
 from tests.unit.core.doctored import see
 
@@ -30,8 +31,8 @@ script:
     step: {step}
     after: [{{do: close, vm: vm}}]
 """
-Round = tuple[int, int, int]  # the point, whether there was one, and the errno
-WHOLE: tuple[Round, ...] = ((1, 1, EFAULT), (2, 1, ENOMEM), (3, 1, 0), (4, 0, 0))
+Round = tuple[int, int, int]  # the point, whether there was one, and the errno; 0 for how many there were
+WHOLE: tuple[Round, ...] = ((0, 2, 0), (0, 3, 0), (1, 1, EFAULT), (2, 1, ENOMEM), (3, 0, 0), (3, 0, 0))
 
 
 def swept(path: Path, step: str = "{do: init, vm: vm}") -> Experiment:
@@ -48,7 +49,7 @@ def history(rounds: tuple[Round, ...], *, charged: bool = False) -> History:
     for nth, struck, error in rounds:
         b.do("create", "source", step=0, vm="vm", kind="sev", vcpus=1, memory="guest")
         init = b.invoke("init", "source", step=0, vm="vm", key="sev")
-        value: dict[str, Value] = {"fail_nth": nth, "struck": struck}
+        value: dict[str, Value] = {"fail_nth": nth, "struck": struck if nth else 0, "points": 3 if nth else struck}
         b.done(init, "fail" if error else "ok", error=error, value=value)
         if error:
             see(b, f"failed-{nth}", {"source": int(charged)})
@@ -71,27 +72,28 @@ def test_a_sweep_that_came_to_its_end_is_judged(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rounds", "why"),
     [
-        (((1, 0, 0),), "no fault point failed in init of vm"),
-        (WHOLE[:3], "nothing shows that init of vm has no more than 3 fault points"),
-        ((*WHOLE[:1], *WHOLE[2:]), "not every fault point of init of vm failed once"),
-        ((*WHOLE[:2], (4, 0, 0)), "nothing shows that init of vm has no more than 2 fault points"),
-        ((), "no fault point failed in init of vm"),
+        (((0, 0, 0), (0, 0, 0)), "there is no fault point in init of vm"),
+        (WHOLE[:4], "not every fault point of init of vm was to fail"),
+        ((*WHOLE[:2], *WHOLE[3:]), "not every fault point of init of vm was to fail"),
+        ((*WHOLE[:3], (2, 0, 0), *WHOLE[4:]), "not every fault point of init of vm failed"),
+        (WHOLE[1:], "the fault points of init of vm were not counted, and counted again"),
+        ((), "the fault points of init of vm were not counted, and counted again"),
     ],
-    ids=["none", "broken off", "one left out", "the last one left out", "nothing made"],
+    ids=["none", "broken off", "one left out", "one not met", "counted once", "nothing made"],
 )
 def test_one_that_did_not_says_nothing(rounds: tuple[Round, ...], why: str, tmp_path: Path) -> None:
     assert list(shortcomings(swept(tmp_path), history(rounds))) == [f"the run is void: step 0: {why}"]
 
 
 def test_an_errno_that_no_point_has_is_not_excused(tmp_path: Path) -> None:
-    rounds = ((1, 1, EBUSY), (2, 0, 0))
+    rounds = ((0, 1, 0), (0, 1, 0), (1, 1, EBUSY))
     verdict = CHECKERS["P7"](swept(tmp_path), history(rounds))
     assert verdict.outcome is Outcome.BROKEN
     assert "init of vm: EBUSY, expected EFAULT or EIO of the firmware or ENOMEM or ok" in verdict.reason
 
 
 def test_without_a_point_that_failed_enomem_is_wrong(tmp_path: Path) -> None:
-    verdict = CHECKERS["P7"](swept(tmp_path), history(((1, 1, EFAULT), (2, 0, ENOMEM))))
+    verdict = CHECKERS["P7"](swept(tmp_path), history(((0, 1, 0), (1, 1, EFAULT), (2, 0, ENOMEM))))
     assert verdict.outcome is Outcome.BROKEN
     assert "init of vm: ENOMEM, expected EIO of the firmware or ok" in verdict.reason
 
@@ -167,3 +169,11 @@ def test_what_cannot_be_swept_is_refused_with_its_place(step: str, why: str, tmp
 def test_which_operation_is_swept(step: str, operation: tuple[str, str], tmp_path: Path) -> None:
     (only,) = swept(tmp_path, step).script
     assert only.operation == operation  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "rounds"),
+    [(3, 3, [1, 2, 3, 3, 3]), (2, 4, [1, 2, 3, 4, 2, 3, 4, 2, 3, 4]), (0, 1, [1, 1, 1]), (0, 0, [])],
+)
+def test_what_is_not_there_each_time_is_tried_several_times(least: int, most: int, rounds: list[int]) -> None:
+    assert list(numbers(least, most)) == rounds
