@@ -380,6 +380,7 @@ def command_line(spec: Spec, fds: dict[str, int], *, incoming: bool) -> list[str
         "console=ttyS0 loglevel=5 panic=-1 nokaslr mitigations=off tsc=reliable sysrq_always_enabled "
         f"cryptomgr.notests rcupdate.rcu_expedited=1 {shim}"
     ) + "".join(f" ccp.{name}={value}" for name, value in spec.ccp)
+    kernel_line += f" {spec.kernel.parameters}" if spec.kernel.parameters else ""
     command = [
         str(spec.qemu.path), "-nodefaults", "-no-user-config", "-display", "none", "-net", "none", "-no-reboot",
         "-d", "cpu_reset",  # so that it says when a triple fault was what ended it

@@ -245,7 +245,7 @@ class Agent:
             case m.ArmFailNth():
                 self._failing.arm(do)
             case m.FailedNth():
-                return self._failing.tell(disarm=do.disarm)
+                return self._failing.tell(do.vm, do.operation, disarm=do.disarm)
             case m.EndThread() if do.vm:
                 self._machine(do.vm).runnable.stop()
             case m.Eat():

@@ -16,32 +16,33 @@ from chaos.vmm.messages import ArmFailNth, Operation, Reply, name_of
 
 @dataclass(slots=True)
 class FailNth:
-    """At most one is `armed`; `told` is what came of the latest."""
+    """By VM and operation, which is `armed`, at most one of each, and what came of the latest, `told`."""
 
-    armed: ArmFailNth | None = None
-    told: dict[str, Value] = field(default_factory=dict)
+    armed: dict[tuple[str, str], ArmFailNth] = field(default_factory=dict)
+    told: dict[tuple[str, str], dict[str, Value]] = field(default_factory=dict)
 
     def arm(self, which: ArmFailNth) -> None:
-        self.armed, self.told = which, {}
+        self.armed[which.vm, which.operation] = which
+        self.told.pop((which.vm, which.operation), None)
 
-    def tell(self, *, disarm: bool) -> dict[str, Value]:
+    def tell(self, vm: str, operation: str, *, disarm: bool) -> dict[str, Value]:
         if disarm:
-            self.armed = None
-        return self.told
+            self.armed.pop((vm, operation), None)
+        return self.told.get((vm, operation), {})
 
     def within(self, do: Operation, make: Callable[[], Reply]) -> Reply:
         """What `make` answers, which carries the operation out. If it is the armed one it says itself which point was
         to fail, `fail_nth`, whether there was such a one and it failed, `struck`, and how many there were until then,
         `points`."""
-        armed = self.armed
-        if armed is None or (getattr(do, "vm", ""), name_of(do)) != (armed.vm, armed.operation):
+        mine = getattr(do, "vm", ""), name_of(do)
+        armed = self.armed.pop(mine, None)
+        if armed is None:
             return make()
-        self.armed = None
         with Failing(armed.nth) as failing, made_by(failing):
             reply = make()
         struck = int(failing.struck is not None)
         counted: dict[str, Value] = {"struck": struck, "points": failing.met}
-        self.told = {"done": 1, **counted, "calls": failing.calls, "errno": reply.errno}
+        told = self.told[mine] = {"done": 1, **counted, "calls": failing.calls, "errno": reply.errno}
         if failing.struck is not None:
-            self.told["call"] = failing.struck
+            told["call"] = failing.struck
         return msgspec.structs.replace(reply, value={**reply.value, "fail_nth": armed.nth, **counted})

@@ -326,6 +326,7 @@ class FailedNth(_OnVm, frozen=True, kw_only=True, tag="failed_nth"):
     `struck` is then 1 if there was such a point, and `call` the number of the ioctl that it was in from 0. `points` is
     how many there were until one failed. With `disarm` none is to come."""
 
+    operation: str
     disarm: bool = False
 
 

@@ -128,18 +128,18 @@ def test_an_agent_lets_it_fail_in_the_operation_that_was_named_once(monkeypatch:
     plain: Callable[[], Reply] = lambda: Reply(id=3)  # noqa: E731
     agent.arm(ArmFailNth(vm="a", operation="launch_finish", nth=5))
     assert agent.within(LaunchFinish(vm="b"), plain) == agent.within(Close(vm="a"), plain) == Reply(id=3)
-    assert agent.tell(disarm=False) == {}
+    assert agent.tell("a", "launch_finish", disarm=False) == {}
     answer = agent.within(LaunchFinish(vm="a"), refused)
     assert answer == Reply(id=3, errno=errno.ENOMEM, value={"call": "KVM_X", "fail_nth": 5, "struck": 1, "points": 5})
     told: dict[str, Value] = {"done": 1, "struck": 1, "points": 5, "calls": 1, "errno": errno.ENOMEM, "call": 0}
-    assert agent.tell(disarm=False) == told
+    assert agent.tell("a", "launch_finish", disarm=False) == told
     assert agent.within(LaunchFinish(vm="a"), plain) == Reply(id=3), "once"
 
 
 def test_what_is_taken_back_does_not_fail() -> None:
     agent = FailNth()
     agent.arm(ArmFailNth(vm="a", operation="launch_finish", nth=5))
-    assert agent.tell(disarm=True) == {}
+    assert agent.tell("a", "launch_finish", disarm=True) == {}
     assert agent.within(LaunchFinish(vm="a"), lambda: Reply(id=3)) == Reply(id=3)
 
 

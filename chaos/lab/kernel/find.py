@@ -21,7 +21,7 @@ from pathlib import Path
 from chaos.cache.entries import Say
 from chaos.errors import HostLacks, UsageError
 from chaos.lab.kernel import build, built, fetched, local
-from chaos.lab.kernel.kconfig import memory_wanted, read_config
+from chaos.lab.kernel.kconfig import memory_wanted, parameters_wanted, read_config
 
 ALLOWED = (
     "debian:SERIES (debian:6.1), debian:ABI (debian:6.1.0-47-amd64), running, installed:RELEASE,"
@@ -41,6 +41,7 @@ class LabKernel:
     build: Path  # for make -C
     identity: str  # changes when image, modules or build change
     memory: int = 1 << 30  # bytes that a lab of it wants
+    parameters: str = ""  # more for its command line
 
 
 def silent(_: str) -> None:
@@ -77,6 +78,7 @@ def find_kernel(source: str, *, say: Say = silent, system: Path = Path("/")) -> 
 
 
 def _lab_kernel(source: str, found: fetched.Found) -> LabKernel:
+    config = read_config(found.build / ".config")
     return LabKernel(
         source=source,
         release=found.release,
@@ -85,7 +87,8 @@ def _lab_kernel(source: str, found: fetched.Found) -> LabKernel:
         modules=found.modules,
         build=found.build,
         identity=found.identity,
-        memory=memory_wanted(read_config(found.build / ".config")),
+        memory=memory_wanted(config),
+        parameters=parameters_wanted(config),
     )
 
 

@@ -85,6 +85,11 @@ def memory_wanted(config: Mapping[str, str]) -> int:
     return 2 << 30 if config.get("KASAN") == "y" else 1 << 30
 
 
+def parameters_wanted(config: Mapping[str, str]) -> str:
+    """For the command line of a lab of this kernel: KASAN reports once a boot otherwise, and a lab has many runs."""
+    return "kasan_multi_shot" if config.get("KASAN") == "y" else ""
+
+
 def check_config(config: Mapping[str, str], kernel: str) -> None:
     """Raise NoKernel, naming every option that keeps this kernel from carrying the lab."""
     missing = lacking(config)

@@ -60,7 +60,7 @@ def _made(executor: Executor, step: s.SweepStep) -> Mapping[str, Value]:
     except StepFailed as failed:  # of a step that makes no sense if it is refused
         refused = failed
     vmm = executor.guests[vm].vmm
-    told = executor.vmms.ask(vmm, FailedNth(vm=vm, disarm=True)).value
+    told = executor.vmms.ask(vmm, FailedNth(vm=vm, operation=operation, disarm=True)).value
     if not told.get("done"):
         raise refused or StepFailed(f"nothing made {operation} of {vm}")
     if told.get("struck") and told.get("errno"):

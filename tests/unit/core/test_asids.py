@@ -32,6 +32,7 @@ def test_vcpus_with_asids_of_their_own() -> None:
 def test_an_asid_that_two_were_entered_with_in_one_generation() -> None:
     verdict = judged((0, 9, 2, (7,)), (1, 9, 1, (7,)), (1, 10, 1, ()))
     assert (verdict.outcome, verdict.signature) == (Outcome.BROKEN, "asid-of-two-vcpus")
+    assert (verdict.expected, verdict.seen) == ("one vCPU", "two")
     assert "the vCPU of thread 70 with ASID 9, and another one too in its generation 7" in verdict.reason
 
 
@@ -41,7 +42,9 @@ def test_an_asid_of_the_guest_s_own_is_for_all_its_vcpus() -> None:
 
 
 def test_where_the_count_is_lost_nobody_can_say() -> None:
-    assert judged(lost=True).outcome is Outcome.UNKNOWN
+    verdict = judged(lost=True)
+    assert verdict.outcome is Outcome.UNKNOWN and "a witness was lost: entries into guests" in verdict.reason
+    assert max(verdict.records) > max(judged().records), "the note is among them"
     assert judged((0, 9, 1, (1,)), (1, 9, 1, (1,)), lost=True).outcome is Outcome.BROKEN, "what was counted is so"
 
 

@@ -190,6 +190,14 @@ def test_every_command_has_to_be_on_record() -> None:
     assert verdict_of("P14", b.over()).outcome is UNKNOWN
 
 
+def test_one_that_was_refused_before_anything_was_sent_shows_nothing() -> None:
+    b = Bounds()
+    b.do("dbg_decrypt", "host", error=22, vm="guest", read_at=0, write_at=0, length=0)
+    b.records[-1] = msgspec.structs.replace(b.records[-1], value={"outside": 0})
+    verdict = verdict_of("P14", b.over())
+    assert verdict.outcome is UNKNOWN and "no command to debug a guest was sent" in verdict.reason
+
+
 def test_on_a_real_host_nobody_sees_the_commands() -> None:
     def local(record: Record) -> Record:
         return msgspec.structs.replace(record, host="local") if isinstance(record, Header) else record
