@@ -96,7 +96,7 @@ and on the host, likewise:
     signal {gsi}                        the eventfd of this GSI is written once; each is there once, for all VMs
     storage {state}                     the file that the host keeps the firmware's state in (init_ex_path of ccp) is
                                         "missing" with its folder, "full", "read-only", "torn", or "well" again
-    reload {parameters of ccp}          kvm_amd and ccp were unloaded, and loaded again with these
+    reload                              kvm_amd and ccp were unloaded and loaded again; `args` are parameters of ccp
 
 When an operation fails, `value` holds in `call` the system call that was refused.
 
