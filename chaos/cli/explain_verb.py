@@ -24,7 +24,7 @@ _TARGETS = {
     "host": "the host",
     "caller": "a VMM, or whoever calls",
 }
-MUST_BE_GIVEN = "must be given"
+_MUST_BE_GIVEN = "must be given"
 _WIDTH = 96
 
 
@@ -73,7 +73,7 @@ def _options(kind: type[fault.Fault]) -> Iterator[dict[str, str]]:
             continue
         choices = get_args(hints[field.name])
         allowed = ", ".join(getattr(choice, "__name__", str(choice)) for choice in choices or (hints[field.name],))
-        default = MUST_BE_GIVEN if field.default is dataclasses.MISSING else repr(field.default)
+        default = _MUST_BE_GIVEN if field.default is dataclasses.MISSING else repr(field.default)
         yield {"name": field.name, "allowed": allowed, "default": default}
 
 
@@ -86,7 +86,7 @@ def _lines(told: dict[str, Any]) -> Iterator[str]:
     if told["disturbs"]:
         yield "  while it is applied nothing is asked but by steps (docs/experiments.md)"
     for option in told["options"]:
-        default = option["default"] if option["default"] == MUST_BE_GIVEN else f"default: {option['default']}"
+        default = option["default"] if option["default"] == _MUST_BE_GIVEN else f"default: {option['default']}"
         yield f"  option {option['name']}: {option['allowed']} ({default})"
     named = "a VMM" if told["target"] in ("caller", "link") else _TARGETS[told["target"]]
     target = "" if told["target"] == "host" else f", target: NAME OF {named.upper()}"

@@ -219,7 +219,7 @@ class Contract:
                 as_sev.add(_charged_as_sev(state, made))
         if allowed and done.value.get("struck"):
             allowed |= POINT_FAILED
-            if answer.errno in (errno.ENOMEM, errno.EFAULT):
+            if answer.errno in {each.errno for each in POINT_FAILED}:
                 allowed.add(answer)  # with whatever the firmware had answered until then
         if allowed and done.firmware in self.evidence.contexts.refusals(invoke, done):
             allowed.add(_answer(done))  # what the firmware refuses is handed on as it is (part 3.4)

@@ -54,7 +54,7 @@ class EntryCounter:
     def __init__(self, cpu: int, root: Path = tracefs.ROOT, btf: Path = BTF) -> None:
         self._instance = tracefs.make_counting(root, _EVENT, f"{_FUNCTION} {_fields(btf)}")
         try:
-            for keys in (_ASIDS, _THREADS):
+            for keys in (_THREADS, _ASIDS):  # so that no vCPU is in the second one alone
                 self._instance.write(f"{_FOLDER}/trigger", f"hist:keys={keys}:size={_SIZE} if common_cpu == {cpu}")
         except OSError as error:
             self._instance.remove()
