@@ -3,6 +3,7 @@
 
 resilience/   a migration that something happens to
 conformance/  the kernel's own tests, with the ledger switched on
+sweeps/       every point at which the kernel can run out of memory, one after the other, in every call of a VM's life
 """
 
 from __future__ import annotations

@@ -189,9 +189,12 @@ def _sentence(experiment: e.Experiment, do: s.Step) -> str:  # noqa: PLR0911, PL
             return f"let what is stopped at {do.hold} go on"
         case s.SweepStep():
             vm, operation = do.operation
-            inner = (*do.before, do.step, *do.after)
-            round_ = "; ".join(_sentence(experiment, each) for each in inner)
-            return f"let each of the kernel's fault points in {operation} of {vm} fail once, a round each: {round_}"
+            round_, refused = (
+                "; ".join(_sentence(experiment, each) for each in inner)
+                for inner in ((*do.before, do.step, *do.after), do.refused)
+            )
+            told = f"let each of the kernel's fault points in {operation} of {vm} fail once, a round each: {round_}"
+            return told + (f"; after a refusal: {refused}" if refused else "")
         case s.ReloadStep():
             given = "".join(f", {name}={value}" for name, value in do.ccp.items())
             return f"end every VMM, load kvm_amd and ccp anew{given}, and start the VMMs again"

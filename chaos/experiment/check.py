@@ -166,6 +166,8 @@ def _argument_problems(step: Step | MovesStep) -> Iterator[tuple[str, str, str]]
             yield from _together_problems(step)
         case SweepStep() if not getattr(step.step, "wait", True):
             yield "step", "an operation that is left under way cannot be swept", "wait for it"
+        case SweepStep(step=DebugStep(each=commands)) if len(commands) != 1:
+            yield "step", f"these are {len(commands)} commands", "sweep one of them"
         case SweepStep(step=InitStep(each=str(each))):
             yield "step", f"an INIT for each bit of the {each} is many operations", "sweep one of them"
 

@@ -437,15 +437,16 @@ class FaultStep(_Step, frozen=True, kw_only=True, tag="fault"):
 
 
 Sweepable = (
-    CreateStep | CallStep | InitStep | VcpuStep | MirrorStep | MoveStep | IrqfdStep | IoeventfdStep | MemslotStep
-)
+    CreateStep | CallStep | InitStep | VcpuStep | DebugStep | MirrorStep | MoveStep | IrqfdStep | IoeventfdStep
+    | MemslotStep
+)  # fmt: skip
 
 
 class SweepStep(_Step, frozen=True, kw_only=True, tag="sweep"):
     """Carry out `before`, `step` and `after`, round after round. In the first three the fault points on the way of the
     operation in `step` are counted, which may be `at_most` so many: allocations of the kernel's, and copies of its from
     or to the VMM. Then one after the other is to fail, and those that were not there each time are tried three times.
-    Where the operation was refused it is made once more, with nothing failing.
+    Where the operation was refused, `refused` is carried out, and it is made once more with nothing failing.
 
     It wants a kernel with fault injection (docs/kernels.md). Pages that vmalloc() takes never fail.
     """
@@ -453,6 +454,7 @@ class SweepStep(_Step, frozen=True, kw_only=True, tag="sweep"):
     step: Sweepable
     before: tuple[Step, ...] = ()
     after: tuple[Step, ...] = ()
+    refused: tuple[Step, ...] = ()
     at_most: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1000
 
     @property
@@ -461,7 +463,7 @@ class SweepStep(_Step, frozen=True, kw_only=True, tag="sweep"):
         match self.step:
             case CreateStep():
                 return self.step.vm, "create"
-            case CallStep():
+            case CallStep() | DebugStep():
                 return self.step.vm, self.step.operation
             case MoveStep():
                 return self.step.destination, "move"
@@ -513,5 +515,5 @@ def _inside(step: Step | MovesStep) -> dict[str, tuple[Step | MovesStep, ...]]:
         case TogetherStep():
             return {"steps": step.steps, "meanwhile": step.meanwhile}
         case SweepStep():
-            return {"before": step.before, "step": (step.step,), "after": step.after}
+            return {"before": step.before, "step": (step.step,), "refused": step.refused, "after": step.after}
     return {}

@@ -61,7 +61,7 @@ def _steps(script: Sequence[AnyStep], around: tuple[VmPair, ...]) -> Iterator[tu
             case s.TogetherStep():
                 yield from _steps(step.meanwhile, _takes(step))
             case s.SweepStep():
-                yield from _steps((*step.before, step.step, *step.after), ())
+                yield from _steps((*step.before, step.step, *step.refused, *step.after), ())
             case s.MigrateStep():
                 for inner in step.before.values():
                     yield from _steps(inner, _takes(step))

@@ -65,6 +65,8 @@ def _made(executor: Executor, step: s.SweepStep) -> Mapping[str, Value]:
         raise refused or StepFailed(f"nothing made {operation} of {vm}")
     if told.get("struck") and told.get("errno"):
         executor.carry_out(s.ObserveStep(label=f"failed-{executor.log.step}"))
+        for inner in step.refused:
+            executor.carry_out(inner)
         if not (isinstance(step.step, s.VcpuStep) and told.get("call")):  # the vCPU is there, and there is only one
             executor.carry_out(step.step)
     elif refused is not None:

@@ -20,7 +20,15 @@ from chaos.controller import outcomes
 from chaos.experiment import load
 from chaos.experiment.steps import FaultStep, walk
 from chaos.judge.verdict import Outcome
-from tests.lab import test_conformance, test_deeper, test_experiments, test_faults, test_outcomes, test_storms
+from tests.lab import (
+    test_conformance,
+    test_deeper,
+    test_experiments,
+    test_faults,
+    test_outcomes,
+    test_storms,
+    test_sweeps,
+)
 
 IN_CI = {
     *test_conformance.CONFORMANCE,
@@ -35,13 +43,15 @@ IN_CI = {
 
 
 def applied() -> dict[str, set[str]]:
-    """Fault → the experiments of the catalogue that apply it and are not skipped as a whole on any kernel."""
+    """Fault → the experiments of the catalogue that apply it and are not skipped as a whole on any kernel. The tables
+    are of stock kernels: what they skip and an instrumented one carries out counts."""
     skipped = {
         name
         for table in outcomes.load()
         for name, expectation in table.experiments.items()
         if any({entry.outcome for entry in way.values()} == {Outcome.SKIPPED} for way in expectation.ways)
     }
+    skipped.discard(test_sweeps.ONE)
     found: dict[str, set[str]] = {}
     for name, path in experiments.catalogue().items():
         if name not in skipped:
@@ -78,7 +88,7 @@ def test_every_fault_is_struck() -> None:
 
 def test_every_fault_is_struck_in_ci_but_the_stated_slow_ones() -> None:
     by = applied()
-    assert not_struck(by, IN_CI) == set(test_outcomes.SLOW), f"CI carries out:\n{table(by, IN_CI)}"
+    assert not_struck(by, IN_CI) == set(test_outcomes.NOT_IN_CI), f"CI carries out:\n{table(by, IN_CI)}"
 
 
 def test_a_fault_that_nothing_applies_is_seen() -> None:
