@@ -137,7 +137,7 @@ def _swept(history: History, number: int, step: SweepStep) -> str:
         return f"there is no fault point in {f} of {vm}"
     if not {*range(1, max(counts) + 1)} <= tried:
         return f"not every fault point of {f} of {vm} was to fail"
-    if not {*range(1, min(counts) + 1)} <= struck:
+    if not struck or not {*range(1, min(counts) + 1)} <= struck:
         return f"not every fault point of {f} of {vm} failed"
     return ""
 
