@@ -28,9 +28,9 @@ state=.venv/.setup
 # What installs the same elsewhere.
 how_elsewhere() {
     case "${ID:-} ${ID_LIKE:-}" in
-    *fedora* | *rhel*) echo "dnf install gcc make binutils kmod qemu-system-x86-core python3" ;;
-    *arch*) echo "pacman -S gcc make binutils kmod qemu-system-x86 python" ;;
-    *suse*) echo "zypper install gcc make binutils kmod qemu-x86 python311" ;;
+    *fedora* | *rhel*) echo "dnf install gcc make binutils kmod busybox qemu-system-x86-core python3" ;;
+    *arch*) echo "pacman -S gcc make binutils kmod busybox qemu-system-x86 python" ;;
+    *suse*) echo "zypper install gcc make binutils kmod busybox-static qemu-x86 python311" ;;
     *debian* | *ubuntu*)
         echo "apt-get install gcc make binutils kmod libc6-dev qemu-system-x86 python3 python3-venv debian-archive-keyring" ;;
     *) echo "your package manager has them" ;;
@@ -173,6 +173,8 @@ other_system() {
     for name in gcc make ld depmod; do
         if ! PATH="$PATH:/usr/sbin:/sbin" command -v "$name" >/dev/null; then missing+=("$name"); fi
     done
+    # What the lab's userland is made of; with apt it is fetched with the kernels.
+    if ! command -v apt-get busybox.static busybox-static busybox >/dev/null; then missing+=("a static busybox"); fi
     if [ "$(qemu_major)" = 0 ]; then missing+=("qemu-system-x86_64 (7.2 or later)"); fi
     choose_python
     if [ -z "$python" ]; then missing+=("python 3.11 or later with venv"); fi

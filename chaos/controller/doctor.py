@@ -178,6 +178,9 @@ def _cgroups() -> DoctorCheck:
     if controllers is None:
         return DoctorCheck("cgroups", DoctorState.MISSING, "no unified hierarchy at /sys/fs/cgroup",
                      "boot with systemd.unified_cgroup_hierarchy=1")  # fmt: skip
+    if Path("/sys/fs/cgroup/cgroup.type").exists():  # the host's root has none
+        return DoctorCheck("cgroups", DoctorState.MISSING, "these are a container's, not the host's",
+                     "run on the host, or give the container the host's cgroups")  # fmt: skip
     if "misc" not in controllers.split():
         return DoctorCheck("cgroups", DoctorState.MISSING, "no misc controller", "a kernel with CONFIG_CGROUP_MISC=y")
     return DoctorCheck("cgroups", DoctorState.GOOD, "unified hierarchy with the misc controller")

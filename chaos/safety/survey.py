@@ -85,12 +85,13 @@ def survey(name: str, paths: Paths, hierarchy: Cgroup | None) -> Surveyed:
 def hierarchy(paths: Paths) -> Cgroup:
     """The root of the host's unified hierarchy, with the misc controller in it. Raises `HostLacks`."""
     root = Cgroup.at(find_hierarchy(paths.proc / "self" / "mountinfo"))
-    if not root.has("misc"):
+    contained = (root.path / "cgroup.type").exists()  # the host's root has none; a container may get no misc from it
+    if not contained and not root.has("misc"):
         raise HostLacks(
             "the kernel's misc cgroup controller is not in the unified hierarchy",
             remedy="use a kernel with CONFIG_CGROUP_MISC, and take misc out of any version 1 hierarchy",
         )
-    if root.capacity() is None:
+    if contained or root.capacity() is None:
         raise HostLacks(
             f"{root.path} has no misc.capacity, so it is not the host's root but a container's, and tells neither how "
             "many ASIDs there are nor who has them",

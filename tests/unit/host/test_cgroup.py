@@ -141,6 +141,7 @@ def test_no_hierarchy_is_a_lack_of_the_host(tmp_path: Path) -> None:
     ("files", "lacking"),
     [
         ({"cgroup.controllers": "cpuset cpu\n", "misc.capacity": "sev 8\n"}, "misc cgroup controller is not in"),
+        ({"cgroup.controllers": "cpuset cpu\n", "cgroup.type": "domain\n"}, "so it is not the host's root but"),
         ({"cgroup.controllers": "cpuset misc\n"}, "has no misc.capacity, so it is not the host's root"),
         ({"cgroup.controllers": "cpuset misc\n", "misc.capacity": ""}, ""),  # a host without SEV has none of its keys
     ],
