@@ -71,7 +71,7 @@ def _look(
     shown_by = {finding.id: finding.shown_by[0] for finding in known}
     wanted = [experiments.find(name) for name in dict.fromkeys(shown_by.values())]
     voice = silent if quiet else say
-    campaign = Campaign(seed=0, repeat=1, runs=runs, timeout=180.0, known=(), withhold=frozenset(), shared=False)
+    campaign = Campaign(seed=0, repeat=1, runs=runs, timeout=None, known=(), withhold=frozenset(), shared=False)
     hosts = [LabHost(Wish(kernel=kernel), say=voice) for kernel in dict.fromkeys(kernels)]
     with progress(quiet) as tell:
         done = asyncio.run(carry_out_all(stints(hosts, wanted, campaign, jobs), jobs, campaign, tell))

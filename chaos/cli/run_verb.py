@@ -74,10 +74,8 @@ from chaos.lab.session import Wish
 @click.option(
     "--timeout",
     type=click.FloatRange(1, 86400),
-    default=180.0,
-    show_default=True,
     metavar="S",
-    help="Abort a run after S seconds.",
+    help="Abort a run after S seconds. [default: 180, 720 on a kernel with KASAN or KCSAN; ten times that a sweep]",
 )
 @machine_options
 @click.option(
@@ -106,7 +104,7 @@ from chaos.lab.session import Wish
 @click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
 def run_(
     *, names: tuple[str, ...], host: str, kernels: tuple[str, ...], seed: int | None, form: str | None, as_json: bool,
-    accept_known: bool, runs: Path, timeout: float, wish: Wish, quiet: bool, repeat: int,
+    accept_known: bool, runs: Path, timeout: float | None, wish: Wish, quiet: bool, repeat: int,
     everything: bool, expression: str | None, withhold: tuple[str, ...], shared: bool, firmware: str | None, jobs: int,
     bounds: verdict.Bounds,
 ) -> int:  # fmt: skip

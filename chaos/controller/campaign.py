@@ -14,18 +14,20 @@ from chaos.controller.carry_out import RunResult, carry_out
 from chaos.controller.console import SerialConsole
 from chaos.controller.host import Host, Session
 from chaos.experiment.model import Experiment
+from chaos.experiment.steps import SweepStep
 from chaos.history.records import Invoke, Record
 from chaos.judge import findings
 
 
 @dataclass(frozen=True, slots=True)
 class Campaign:
-    """What is the same for every run. `known` are the findings to accept."""
+    """What is the same for every run. `known` are the findings to accept, `timeout` is None for as long as the host and
+    the experiment need."""
 
     seed: int
     repeat: int
     runs: Path
-    timeout: float
+    timeout: float | None
     known: tuple[findings.Finding, ...]
     withhold: frozenset[str]
     shared: bool
@@ -86,6 +88,11 @@ async def _carry_out(stint: Stint, campaign: Campaign, tell: Tell) -> None:
                     break  # the session went with it; the next run gets a new one
 
 
+def runs_in(experiment: Experiment) -> int:
+    """How many runs it is as long as, at most. A sweep goes through its steps once for each fault point."""
+    return 1 + sum(10 for step in experiment.script if isinstance(step, SweepStep))
+
+
 async def _one(
     host: Host,
     session: Session,
@@ -105,7 +112,8 @@ async def _one(
         if isinstance(record, Invoke):
             tell(run, f": {record.phase or record.f} ({record.agent})")
 
+    timeout = campaign.timeout or host.patience * runs_in(experiment)
     return await carry_out(
-        session, experiment, seed=seed, where=where, runs=campaign.runs, timeout=campaign.timeout, known=campaign.known,
+        session, experiment, seed=seed, where=where, runs=campaign.runs, timeout=timeout, known=campaign.known,
         withhold=campaign.withhold, shared=campaign.shared, console=console, watch=watch,
     )  # fmt: skip

@@ -25,6 +25,7 @@ from chaos.experiment.model import Experiment
 from chaos.runner.order import Order
 
 RUNNER = "chaos.runner.main"
+PATIENCE = 180.0
 
 
 class Session(Protocol):
@@ -43,6 +44,10 @@ class Host(Protocol):
     @property
     def anew(self) -> bool:
         """Whether each experiment is to find it as nobody has used it yet: it is opened for each, not once for all."""
+
+    @property
+    def patience(self) -> float:
+        """Seconds after which a run of a dozen operations is taken to hang, unless somebody says how many."""
 
     def describe(self) -> HostDescription: ...
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from chaos.cache.entries import Say
 from chaos.controller.conversation import Conversation, Write
-from chaos.controller.host import RUNNER, Session, _under_way
+from chaos.controller.host import PATIENCE, RUNNER, Session, _under_way
 from chaos.controller.host_description import HostDescription
 from chaos.controller.lab_witness import Clock
 from chaos.controller.pulse import Pulse
@@ -27,6 +27,7 @@ from chaos.runner.order import Order
 
 if TYPE_CHECKING:  # loaded when a lab is opened: a command that opens none is spared it
     from chaos.controller.lab_failpoints import PspFailpoints
+    from chaos.lab.kernel.find import LabKernel
 
 
 class LabHost:
@@ -51,12 +52,20 @@ class LabHost:
             ccp=dict(self._wish.ccp),
         )
 
-    @cached_property
+    @property
     def _memory(self) -> int:
-        """Asked of the kernel once: to find one is to look at each of its modules."""
+        return self._wish.memory or self._kernel.memory
+
+    @property
+    def patience(self) -> float:
+        return PATIENCE * self._kernel.slowness
+
+    @cached_property
+    def _kernel(self) -> LabKernel:
+        """Found once: to find one is to look at each of its modules."""
         from chaos.lab.kernel.find import find_kernel
 
-        return self._wish.memory or find_kernel(self._wish.kernel).memory
+        return find_kernel(self._wish.kernel)
 
     def suited(self, experiment: Experiment) -> LabHost:
         ccp = tuple(sorted({**dict(self._wish.ccp), **experiment.ccp}.items()))

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 
 from chaos.controller.conversation import Conversation, Write, not_ours
-from chaos.controller.host import RUNNER, Session, _under_way
+from chaos.controller.host import PATIENCE, RUNNER, Session, _under_way
 from chaos.controller.host_description import HostDescription
 from chaos.errors import HostLacks, LabFailed
 from chaos.experiment.model import Experiment
@@ -30,6 +30,8 @@ class LocalHost:
 
     def __init__(self, *, shared: bool = False) -> None:
         self._shared = shared
+
+    patience = PATIENCE
 
     def describe(self) -> HostDescription:
         return HostDescription(host="local", release=os.uname().release, cpus=os.cpu_count() or 0)

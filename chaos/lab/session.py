@@ -89,7 +89,7 @@ async def _booted(
             lab = await attempt.enter_async_context(stopping(Lab(spec, SerialLines(listener))))
             try:
                 await lab.start()
-                await lab.greet(BOOT_DEADLINE, warm=not wish.cold)
+                await lab.greet(BOOT_DEADLINE * spec.kernel.slowness, warm=not wish.cold)
             except QemuDied as died:
                 if last:
                     raise

@@ -85,6 +85,11 @@ def memory_wanted(config: Mapping[str, str]) -> int:
     return 2 << 30 if config.get("KASAN") == "y" else 1 << 30
 
 
+def slowness(config: Mapping[str, str]) -> int:
+    """How many times as long as on another kernel things take, at most, where every access to memory is looked at."""
+    return 4 if "y" in (config.get("KASAN"), config.get("KCSAN")) else 1
+
+
 def parameters_wanted(config: Mapping[str, str]) -> str:
     """For the command line of a lab of this kernel: KASAN reports once a boot otherwise, and a lab has many runs."""
     return "kasan_multi_shot" if config.get("KASAN") == "y" else ""
@@ -96,5 +101,5 @@ def check_config(config: Mapping[str, str], kernel: str) -> None:
     if missing:
         raise NoKernel(
             f"{kernel} cannot carry the lab; its configuration needs\n" + "\n".join(f"  {m}" for m in missing),
-            remedy="set these and rebuild, or use another kernel (debian:6.1 and debian:6.12 have them all)",
+            remedy="set these and rebuild, or use another kernel (Debian's have them all)",
         )
