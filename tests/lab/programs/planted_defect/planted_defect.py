@@ -18,6 +18,7 @@ from chaos.errors import Unsupported
 from chaos.fault import Evidence, Fault, FaultContext, Target
 
 TOLD = Path("/proc/planted")
+KCSAN = Path("/sys/kernel/debug/kcsan")
 MODULES = Path(__file__).with_name("modules.json")
 
 
@@ -42,6 +43,8 @@ class Plant(Fault):
             module = Path("/tmp/planted.ko")
             module.write_bytes(zlib.decompress(base64.b64decode(json.loads(MODULES.read_text())[os.uname().release])))
             subprocess.run(["insmod", module], check=True, timeout=60)
+            for function in ("read_it", "write_it") if KCSAN.exists() else ():
+                KCSAN.write_text(f"!{function}")  # it tells of races in the code under test alone
         try:
             TOLD.write_text(self.defect)
         except OSError as error:
