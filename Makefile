@@ -11,8 +11,8 @@
 # make wheel   dist/sevchaos-*.whl
 
 bin := .venv/bin
-kernels := debian:6.1 debian:6.12
-each_kernel := $(foreach kernel,$(kernels),--kernel $(kernel))
+kernels := debian:6.12 debian:7.3
+each_kernel = $(foreach kernel,$(kernels),--kernel $(kernel))
 parallel := --numprocesses auto --maxprocesses 4 --dist loadfile
 demo_experiments := move-across-cgroups move-across-cgroups-es kill-destination-in-move kill-source-in-move
 
@@ -35,6 +35,8 @@ lint: setup
 
 setup:
 	@setup/setup.sh
+
+nightly outcomes: kernels := debian:6.1 $(kernels)
 
 nightly: setup
 	$(bin)/pip install --quiet --requirement tests/nightly/requirements.txt

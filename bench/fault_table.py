@@ -33,6 +33,7 @@ from chaos.experiment import load, model
 from chaos.experiment.steps import FaultStep, walk
 from chaos.history import file
 from chaos.history.records import Fault
+from chaos.lab.kernel.find import default_kernels
 
 PAGE = Path(__file__).parents[1] / "docs" / "faults.md"
 HEADINGS = ("fault", "what it does", "where it may strike", "what it needs", "what proves it", "a run", "withheld")
@@ -60,13 +61,13 @@ class NotProven(Exception):
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("names", nargs="*", metavar="FAULT")
-    parser.add_argument("--kernel", action="append", help="default: debian:6.1 and debian:6.12")
+    parser.add_argument("--kernel", action="append", help="default: those that are tested with")
     parser.add_argument("--words", action="store_true")
     options = parser.parse_args(arguments)
     shown = dict(_shown(PAGE.read_text()))
     problems: list[str] = []
     chosen = {} if options.words else dict(_chosen(options.names or fault.names(), problems))
-    for kernel in (options.kernel or ("debian:6.1", "debian:6.12")) if chosen else ():
+    for kernel in (options.kernel or default_kernels()) if chosen else ():
         found = seen(chosen, kernel, problems)
         shown |= {name: _cells_of(*found[name], shown.get(name)) if name in found else NOT_YET for name in chosen}
         PAGE.write_text(written(PAGE.read_text(), shown))

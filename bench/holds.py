@@ -20,6 +20,7 @@ from chaos.controller.lab_host import LabHost
 from chaos.errors import ExitCode
 from chaos.experiment.steps import HoldStep, ObserveStep
 from chaos.history.records import Done, End, Held, Observation, Record
+from chaos.lab.kernel.find import default_kernels
 from chaos.lab.session import Wish
 from chaos.runner.order import Order
 
@@ -32,9 +33,9 @@ SIDES = ("source", "destination")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--times", type=int, default=100)
-    parser.add_argument("--kernel", action="append", help="default: debian:6.1 and debian:6.12")
+    parser.add_argument("--kernel", action="append", help="default: those that are tested with")
     options = parser.parse_args()
-    missed = sum(show(kernel, options.times) for kernel in options.kernel or ("debian:6.1", "debian:6.12"))
+    missed = sum(show(kernel, options.times) for kernel in options.kernel or default_kernels())
     raise SystemExit(ExitCode.BROKEN if missed else ExitCode.KEPT)
 
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from chaos.errors import ExitCode
+from chaos.lab.kernel.find import default_kernels
 
 # Of every family that a host without kfault and with its own firmware can do, those that take least.
 EXPERIMENTS = (
@@ -45,14 +46,14 @@ GONE_WITHIN = 20.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kernel", action="append", help="default: debian:6.1 and debian:6.12")
+    parser.add_argument("--kernel", action="append", help="default: those that are tested with")
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=4)
     parser.add_argument("--minutes", type=float, default=180.0, help="stop after so many, with what was done by then")
     parser.add_argument("--outside", type=int, metavar="N", help="kill N controllers of labs instead")
     options = parser.parse_args()
-    kernels = options.kernel or ("debian:6.1", "debian:6.12")
+    kernels = options.kernel or default_kernels()
     measure = outside if options.outside else inside
     raise SystemExit(ExitCode.UNCLEAN if sum(measure(kernel, options) for kernel in kernels) else ExitCode.KEPT)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from timing import ratio, take_turns, told, until_output
 
-from chaos.lab.kernel.find import find_busybox, find_kernel
+from chaos.lab.kernel.find import default_kernels, find_busybox, find_kernel
 
 WORD = b"first-command"
 
@@ -27,9 +27,9 @@ WORD = b"first-command"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--kernel", action="append", help="default: debian:6.1 and debian:6.12")
+    parser.add_argument("--kernel", action="append", help="default: those that are tested with")
     options = parser.parse_args()
-    for source in options.kernel or ("debian:6.1", "debian:6.12"):
+    for source in options.kernel or default_kernels():
         compare(source, options.rounds)
 
 

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from chaos.history import file
 from chaos.history.records import History
+from chaos.lab.kernel.find import default_kernels
 
 MIGRATE, INIT2 = "sev_migrate_tests", "sev_init2_tests"
 BUILD_WITHIN, RUN_WITHIN = 900, 3600
@@ -87,12 +88,12 @@ class Row(NamedTuple):
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("tree", type=Path)
-    parser.add_argument("--kernel", action="append", help="default: debian:6.1 and debian:6.12")
+    parser.add_argument("--kernel", action="append", help="default: those that are tested with")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="selftests-") as directory:
         binaries = [build(options.tree.resolve(), test, Path(directory)) for test in (MIGRATE, INIT2)]
         rows: dict[str, list[Row]] = {}
-        for kernel in options.kernel or ("debian:6.1", "debian:6.12"):
+        for kernel in options.kernel or default_kernels():
             theirs = {path.name: run_theirs(path, kernel) for path in binaries}
             ours = run_ours(kernel, Path(directory) / kernel.replace(":", "-"))
             release = next(iter(ours.values()))[0]["kernel"]

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from chaos.errors import ExitCode
+from chaos.lab.kernel.find import default_kernels
 
 PROGRAM = Path(__file__).parent.parent / "tests/lab/programs/foreign_guest.py"
 TIMEOUT = "10800"
@@ -27,10 +28,10 @@ TIMEOUT = "10800"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kernel", action="append", help="default: debian:6.1 and debian:6.12")
+    parser.add_argument("--kernel", action="append", help="default: those that are tested with")
     parser.add_argument("names", nargs="*", metavar="NAME", help="default: the whole catalogue")
     options = parser.parse_args()
-    kernels = options.kernel or ("debian:6.1", "debian:6.12")
+    kernels = options.kernel or default_kernels()
     noticed = [not show(kernel, options.names or ["--all"]) for kernel in kernels]
     raise SystemExit(ExitCode.BROKEN if any(noticed) else ExitCode.KEPT)
 

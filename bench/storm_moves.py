@@ -27,6 +27,7 @@ from typing import Any
 
 from chaos.history import file
 from chaos.history.records import Call, Done, History, Stormed
+from chaos.lab.kernel.find import default_kernels
 
 THREADS = 8
 CALLS = (
@@ -39,11 +40,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--moves", type=int, default=1000)
     parser.add_argument("--chain", type=int, default=40, help="moves in one run")
-    parser.add_argument("--kernel", action="append", help="default: debian:6.1 and debian:6.12")
+    parser.add_argument("--kernel", action="append", help="default: those that are tested with")
     parser.add_argument("--kind", choices=("sev", "sev-es"), default="sev")
     options = parser.parse_args()
     runs = -(-options.moves // options.chain)
-    for kernel in options.kernel or ("debian:6.1", "debian:6.12"):
+    for kernel in options.kernel or default_kernels():
         with tempfile.TemporaryDirectory() as work:
             file = Path(work) / "storm-chain.yaml"
             file.write_text(json.dumps(experiment(options.chain, options.kind)))

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 import pytest
 
 from chaos.errors import ExitCode
-from chaos.lab.kernel.find import default_kernels
+from chaos.lab.kernel.find import default_kernels, night_kernels
 from tests.nightly.catalogue import against_tables
 
 T = TypeVar("T")
@@ -29,7 +29,14 @@ DEADLINE = 900.0
 PATIENCE = {("run",): "120", ("lab", "run"): "200"}
 
 
-@pytest.fixture(params=default_kernels())
+AT_NIGHT = [
+    kernel if kernel in default_kernels() else pytest.param(kernel, marks=pytest.mark.nightly)
+    for kernel in night_kernels()
+]
+"""Every kernel there is a table for; those that are no default are for the night."""
+
+
+@pytest.fixture(params=AT_NIGHT)
 def kernel(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every topology of a move with every kind of guest: across cgroups, in one, in a chain, there and refused back, with a
-mirror, and of a mirror; SEV and SEV-ES on both kernels, and both with a type on the one that knows types."""
+mirror, and of a mirror; SEV and SEV-ES, and both with a type where the kernel knows types."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import experiments
 from chaos.errors import ExitCode
 from chaos.experiment.steps import AskStep, CountStep, Step
 from chaos.history.records import Asked, Counted, Done, History, Invoke, Note
+from chaos.lab.kernel.find import night_kernels
 from tests.lab.conftest import Once, Sevchaos
 from tests.lab.told import Told, carried_out, charges
 from tests.unit.core.doctored import RESTS_ON
@@ -22,11 +23,13 @@ from tests.unit.core.doctored import RESTS_ON
 pytestmark = pytest.mark.lab
 
 EIO = 5
-OLD, NEW = "debian:6.1", "debian:6.12"
+WITHOUT_TYPES, OLD, NEW = night_kernels()
 TOPOLOGIES = (
     "move-across-cgroups", "move-in-one-cgroup", "move-chain", "move-back-refused", "move-with-mirror", "move-a-mirror",
 )  # fmt: skip
 GUESTS = [(OLD, ""), (OLD, "-es"), (NEW, ""), (NEW, "-es"), (NEW, "-typed"), (NEW, "-es-typed")]
+AT_NIGHT = [(WITHOUT_TYPES, ""), (WITHOUT_TYPES, "-es"), (OLD, "-typed"), (OLD, "-es-typed")]
+EVERY = [*GUESTS, *(pytest.param(*guest, marks=pytest.mark.nightly) for guest in AT_NIGHT)]
 
 Carry = Callable[[str, str], Told]
 
@@ -58,13 +61,13 @@ def signature(told: Told, name: str, promise: str) -> str:
     return str(next(v["signature"] for v in told.runs[name]["verdicts"] if v["promise"] == promise))
 
 
-@pytest.mark.parametrize(("kernel", "guest"), GUESTS)
+@pytest.mark.parametrize(("kernel", "guest"), EVERY)
 def test_every_topology_comes_out_as_the_table_says(carry: Carry, kernel: str, guest: str) -> None:
     """`as_expected` has compared them."""
     assert sorted(carry(kernel, guest).runs) == sorted(f"{topology}{guest}" for topology in TOPOLOGIES)
 
 
-@pytest.mark.parametrize(("kernel", "guest"), GUESTS)
+@pytest.mark.parametrize(("kernel", "guest"), EVERY)
 def test_each_verdict_points_at_the_records_behind_it(carry: Carry, kernel: str, guest: str) -> None:
     told = carry(kernel, guest)
     for name, run in told.runs.items():
@@ -76,9 +79,10 @@ def test_each_verdict_points_at_the_records_behind_it(carry: Carry, kernel: str,
                 assert any(isinstance(record, kinds) for record in pointed), (name, verdict)
 
 
+@pytest.mark.nightly
 def test_a_kernel_without_types_skips_and_never_holds(sevchaos: Sevchaos, tmp_path: Path) -> None:
     name = "move-across-cgroups-typed"
-    done = sevchaos("run", name, "--kernel", "debian:6.1", "--json", "--runs", str(tmp_path))
+    done = sevchaos("run", name, "--kernel", WITHOUT_TYPES, "--json", "--runs", str(tmp_path))
     assert done.returncode == ExitCode.SKIPPED
     told = Told(done.stdout)
     assert set(told.outcomes(name).values()) == {"skipped"}

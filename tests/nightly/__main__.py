@@ -11,7 +11,7 @@ import click
 from chaos.cli.common import explain
 from chaos.controller import outcomes
 from chaos.errors import SevchaosError
-from chaos.lab.kernel.find import default_kernels
+from chaos.lab.kernel.find import night_kernels
 from tests.nightly import catalogue, mutation, parts
 
 _reports = click.argument(
@@ -25,12 +25,12 @@ def main() -> None:
 
 
 @main.command("run")
-@click.option("--kernel", "kernels", multiple=True, metavar="K", help="Repeatable. [default: both]")
+@click.option("--kernel", "kernels", multiple=True, metavar="K", help="Repeatable. [default: all three]")
 @click.option("--part", "wanted", multiple=True, metavar="NAME", help="Only this one. Repeatable. [default: all]")
 @click.option("--again", is_flag=True, help="Repeat what is done.")
 def run_(kernels: tuple[str, ...], wanted: tuple[str, ...], again: bool) -> None:
     """Carry the parts out that are not done yet."""
-    known = parts.parts(kernels or default_kernels())
+    known = parts.parts(kernels or night_kernels())
     unknown = set(wanted) - {part.name for part in known}
     if unknown:
         raise click.UsageError(f"no part {', '.join(sorted(unknown))}; there is {', '.join(p.name for p in known)}")
@@ -54,7 +54,7 @@ def _passed(part: parts.NightlyPart, again: bool) -> bool:
 @click.argument("kernels", nargs=-1, metavar="KERNEL…")
 def outcomes_(kernels: tuple[str, ...]) -> None:
     """Carry the catalogue out and write the table of each kernel."""
-    for kernel in kernels or default_kernels():
+    for kernel in kernels or night_kernels():
         click.echo(f"written: {catalogue.make_table(kernel, parts.STATE / 'outcomes')}")
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kernels for the lab: where they come from, and what makes one fit.
 
-    debian:6.1, debian:6.12       the newest one of the series that apt knows
+    debian:6.12, debian:7.3       the newest one of the series in Debian's archive
     debian:6.1.0-47-amd64         one by its ABI name, debian:6.12.100+deb12-amd64 likewise
     running                       the running system's image and modules
     installed:RELEASE             another one that is installed (`uname -r` when it runs)
@@ -21,7 +21,7 @@ from pathlib import Path
 from chaos.cache.entries import Say
 from chaos.errors import HostLacks, UsageError
 from chaos.lab.kernel import build, built, fetched, local
-from chaos.lab.kernel.kconfig import memory_wanted, parameters_wanted, read_config
+from chaos.lab.kernel.kconfig import memory_wanted, parameters_wanted, read_config, slowness
 
 ALLOWED = (
     "debian:SERIES (debian:6.1), debian:ABI (debian:6.1.0-47-amd64), running, installed:RELEASE,"
@@ -42,6 +42,7 @@ class LabKernel:
     identity: str  # changes when image, modules or build change
     memory: int = 1 << 30  # bytes that a lab of it wants
     parameters: str = ""  # more for its command line
+    slowness: int = 1  # by which deadlines are longer
 
 
 def silent(_: str) -> None:
@@ -49,8 +50,13 @@ def silent(_: str) -> None:
 
 
 def default_kernels() -> tuple[str, str]:
-    """The sources that everything is tested with."""
-    return ("debian:6.1", "debian:6.12")
+    """The sources that everything is tested with: the oldest that a Debian of today has, and the newest."""
+    return ("debian:6.12", "debian:7.3")
+
+
+def night_kernels() -> tuple[str, ...]:
+    """The sources that everything is tested with at night."""
+    return ("debian:6.1", *default_kernels())
 
 
 def find_kernel(source: str, *, say: Say = silent, system: Path = Path("/")) -> LabKernel:
@@ -89,6 +95,7 @@ def _lab_kernel(source: str, found: fetched.Found) -> LabKernel:
         identity=found.identity,
         memory=memory_wanted(config),
         parameters=parameters_wanted(config),
+        slowness=slowness(config),
     )
 
 

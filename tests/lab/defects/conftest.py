@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import os
 import subprocess
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +18,7 @@ import pytest
 import yaml
 
 import experiments
-from chaos.lab.kernel.find import build_module, default_kernels, find_kernel
+from chaos.lab.kernel.find import build_module, find_kernel
 from tests.lab.conftest import command
 
 PLANTED = Path(__file__).parents[1] / "planted"
@@ -50,16 +51,15 @@ class WithDefect(Protocol):
     def __call__(self, experiment: Path) -> Run: ...
 
 
-def site_with_module(site: Path, kernels: Sequence[str]) -> Path:
-    """The package as pip would leave it, with the module for these kernels."""
+def site_with_module(site: Path, source: str) -> Path:
+    """The package as pip would leave it, with the module for this kernel."""
     place, info = site / "planted_defect", site / "planted_defect-1.dist-info"
     place.mkdir(parents=True)
     info.mkdir()
     (place / "__init__.py").write_text((PACKAGE / "planted_defect.py").read_text())
-    modules = {}
-    for kernel in map(find_kernel, kernels):
-        module = build_module(kernel, "planted", source=PACKAGE / "module")
-        modules[kernel.release] = base64.b64encode(zlib.compress(module.read_bytes())).decode()
+    kernel = find_kernel(source)
+    module = build_module(kernel, "planted", source=PACKAGE / "module")
+    modules = {kernel.release: base64.b64encode(zlib.compress(module.read_bytes())).decode()}
     (place / "modules.json").write_text(json.dumps(modules))
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: planted_defect\nVersion: 1\n")
     (info / "entry_points.txt").write_text("[sevchaos.faults]\nplant = planted_defect:Plant\n")
@@ -67,14 +67,14 @@ def site_with_module(site: Path, kernels: Sequence[str]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return site_with_module(tmp_path_factory.mktemp("planted") / "site", default_kernels())
+def site_for(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    return functools.cache(lambda kernel: site_with_module(tmp_path_factory.mktemp("planted") / "site", kernel))
 
 
 @pytest.fixture
-def with_defect(site: Path, kernel: str, tmp_path: Path) -> WithDefect:
+def with_defect(site_for: Callable[[str], Path], kernel: str, tmp_path: Path) -> WithDefect:
     """Carries out an experiment that plants a defect, in a lab of its own."""
-    return runs_on(kernel, site, tmp_path)
+    return runs_on(kernel, site_for(kernel), tmp_path)
 
 
 def runs_on(kernel: str, site: Path, tmp_path: Path) -> WithDefect:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The module that plants defects, by itself: it builds, and every defect can be planted in both kernels."""
+"""The module that plants defects, by itself: it builds, and every defect can be planted in every kernel."""
 
 from __future__ import annotations
 

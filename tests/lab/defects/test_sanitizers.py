@@ -33,7 +33,7 @@ def test_a_defect_is_told_with_its_operation(kernel: str, defect: str, promise: 
         find_kernel(kernel)
     except NoKernel as lacking:
         pytest.skip(f"{lacking.message}: {lacking.remedy}")
-    run = runs_on(kernel, site_with_module(tmp_path / "site", [kernel]), tmp_path)(smallest(defect))
+    run = runs_on(kernel, site_with_module(tmp_path / "site", kernel), tmp_path)(smallest(defect))
     assert run.activated
     assert run.outcome(promise) == BROKEN, run.verdicts
     assert said in run.verdicts[promise]["reason"]
