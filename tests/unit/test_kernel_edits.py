@@ -119,6 +119,16 @@ def test_every_fix_is_of_a_finding_and_replaces_something() -> None:
         assert path.read_text().startswith("# SPDX-License-Identifier: GPL-2.0-only\n")
 
 
+def test_every_finding_that_no_kernel_of_the_series_has_mended_has_a_fix() -> None:
+    """On `+fixed` nothing may be broken, so one without a fix would have to be stated."""
+    for finding in findings.load():
+        for series in edits.SERIES:
+            if series in finding.kernels and not finding.kernels[series].fixed:
+                fix = edits.BY_ANOTHER.get(finding.id, finding.id)
+                found = [each for fixes in edits.fixes() if fixes.finding == fix for each in fixes.edits]
+                assert any(not edit.series or series in edit.series for edit in found), (finding.id, series)
+
+
 def test_an_edit_carries_none_of_the_kernels_text_but_what_it_replaces() -> None:
     """Each file has its own comment, names, and lines with - and +."""
     for path in edits.FIXES.glob("*.edit"):

@@ -40,6 +40,7 @@ FRAGMENTS = Path(__file__).parent / "fragments"
 VARIANTS = {"fixed": "the findings mended", "kasan": "memory and locks", "kcsan": "races", "plain": "nothing added"}
 _PACKAGES = {
     "make": "make", "gcc": "gcc", "ld": "binutils", "flex": "flex", "bison": "bison", "bc": "bc", "depmod": "kmod",
+    "pahole": "pahole",
 }  # fmt: skip
 _LIBELF = Path("/usr/include/libelf.h")
 _SPACE = 4 << 30  # bytes while it is built; what stays is a quarter

@@ -25,6 +25,8 @@ from chaos.errors import InternalError, NoKernel
 FIXES = Path(__file__).parent / "fixes"
 SERIES = ("6.12", "7.3")
 """The kernels that the fixes were written for."""
+BY_ANOTHER = {"0005": "0001", "0014": "0008"}
+"""Findings that the fix of another one mends."""
 
 
 @dataclass(frozen=True, slots=True)
