@@ -19,7 +19,8 @@ static int other(void)
 	return counted(NULL);
 }
 
-static int counted(struct thing *thing)
+static int
+counted(struct thing *thing)
 {
 	int n = 0;
 "a string of the log that begins a line;";

@@ -135,7 +135,7 @@ def _edited(lines: Sequence[str], edit: Edit, fix: Fix) -> list[str]:
 def _extent(lines: Sequence[str], name: str) -> tuple[int, int]:
     """From the line that begins the definition of a function or structure to the one after its end; two equal numbers
     if there is none. What a declaration says of it is no definition."""
-    head = re.compile(rf"[A-Za-z].*\b{re.escape(name)}\b *(?:\(|\{{)")
+    head = re.compile(rf"(?:[A-Za-z].*)?\b{re.escape(name)}\b *(?:\(|\{{)")
     for start in (number for number, line in enumerate(lines) if head.match(line)):
         body = next((n for n in range(start, len(lines)) if lines[n].endswith(("{", ";"))), start)
         if lines[body].endswith("{"):
