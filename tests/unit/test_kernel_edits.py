@@ -61,9 +61,9 @@ def test_several_edits_of_a_file_and_of_a_structure(tree: Path) -> None:
 
 
 def test_a_declaration_and_a_call_are_no_definition(tree: Path) -> None:
-    changed = made(tree, "file dir/file.c\nin counted\n-static int counted(struct thing *thing)\n+int counted(void)\n")
+    changed = made(tree, "file dir/file.c\nin counted\n-counted(struct thing *thing)\n+counted(void)\n")
     assert changed.startswith("static int counted(struct thing *thing);\n")
-    assert "\nint counted(void)\n{\n" in changed
+    assert "\nstatic int\ncounted(void)\n{\n" in changed
 
 
 @pytest.mark.parametrize(
