@@ -18,6 +18,8 @@ counts                            the same of this run
 notes                             written findings that this run shows, and did not show: in sentences
 directory                         the run directory, as it was given
 damage                            what is wrong with the history, "" if nothing
+sweeps                            an object a sweep: `step`, `vm`, `operation`, how many fault `points` there were at
+                                  most, how many of these were `tried` and `failed`, and for how many it was `refused`
 verdicts                          an object a promise, as `chaos.judge.verdict.Verdict` has it: all promises, those
                                   that the experiment lists (`listed`) first
 """
@@ -28,6 +30,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from chaos.experiment.steps import SweepStep, walk
+from chaos.history.sweeps import swept
 from chaos.judge.verdict import UNBOUNDED, Bounds, exceeded, exit_code, tally
 from reports.run import Run
 
@@ -60,5 +64,16 @@ def _object(run: Run) -> dict[str, object]:
         "notes": verdict.notes,
         "directory": str(run.directory),
         "damage": run.history.damage,
+        "sweeps": [
+            _sweep(run, number, step) for number, step in walk(run.experiment.script) if isinstance(step, SweepStep)
+        ],
         "verdicts": verdict.verdicts,
     }
+
+
+def _sweep(run: Run, number: int, step: SweepStep) -> dict[str, object]:
+    found = swept(run.history, number, *step.operation)
+    return {
+        "step": number, "vm": found.vm, "operation": found.operation, "points": max(found.counts, default=0),
+        "tried": len(found.tried), "failed": len(found.failed), "refused": len(found.refused),
+    }  # fmt: skip

@@ -24,6 +24,7 @@ from chaos.history.records import (
     Stormed,
     Traced,
 )
+from chaos.history.sweeps import swept
 from chaos.judge.findings import Finding, elsewhere, matching
 from chaos.judge.timeline import During, named, told
 from chaos.judge.verdict import Outcome, RunVerdict, Tally, Verdict
@@ -286,9 +287,17 @@ def result(experiment: e.Experiment, history: History, number: int) -> str:
         last = max((step for step in steps if step < len(experiment.script)), default=-1)
         complete = history.end is not None and history.end.complete
         return "not reached" if number > last and not complete else ""
-    said = list(_results([r for r in records if not isinstance(r, Invoke)]))
+    do = experiment.script[number] if number < len(experiment.script) else None
+    said = [_swept(history, number, do)] if isinstance(do, s.SweepStep) else []
+    said += _results([r for r in records if not isinstance(r, Invoke)])
     said += _answers(history, [r for r in records if isinstance(r, Invoke) and r.phase != QUESTION])
     return ", ".join(dict.fromkeys(said))
+
+
+def _swept(history: History, number: int, do: s.SweepStep) -> str:
+    found = swept(history, number, *do.operation)
+    points = " or ".join(map(str, sorted({*found.counts}))) or "nobody knows how many"
+    return f"{points} fault points: {len(found.failed)} failed, for {len(found.refused)} of them it was refused"
 
 
 def _results(records: Sequence[object]) -> Iterator[str]:

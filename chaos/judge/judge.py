@@ -20,6 +20,7 @@ from chaos.experiment.model import Experiment
 from chaos.experiment.steps import FaultStep, HoldStep, SweepStep, TogetherStep, walk
 from chaos.history.reading import fatal
 from chaos.history.records import Done, Exited, Fault, Held, History, Invoke, Note
+from chaos.history.sweeps import swept
 from chaos.judge import findings
 from chaos.judge.checkers import CHECKERS
 from chaos.judge.findings import Finding
@@ -125,20 +126,16 @@ def _struck(history: History) -> Iterator[Fault]:
 def _swept(history: History, number: int, step: SweepStep) -> str:
     """What the sweep lacks: that the points were counted, and that each number up to the count failed; "" if nothing.
     Whether those failed that were there at one time and not at another, nobody can say."""
-    vm, f = step.operation
-    mine = [done for made, done in history.operations() if (made.step, made.f, made.args.get("vm")) == (number, f, vm)]
-    made = [done.value for done in mine if done is not None and "fail_nth" in done.value]
-    counts = [int(str(value["points"])) for value in made if not value["fail_nth"]]
-    tried = {value["fail_nth"] for value in made}
-    struck = {value["fail_nth"] for value in made if value["struck"]}
-    if len(counts) < 2:
-        return f"the fault points of {f} of {vm} were not counted, and counted again"
-    if not max(counts):
-        return f"there is no fault point in {f} of {vm}"
-    if not {*range(1, max(counts) + 1)} <= tried:
-        return f"not every fault point of {f} of {vm} was to fail"
-    if not struck or not {*range(1, min(counts) + 1)} <= struck:
-        return f"not every fault point of {f} of {vm} failed"
+    vm, operation = step.operation
+    found, what = swept(history, number, vm, operation), f"{operation} of {vm}"
+    if len(found.counts) < 2:
+        return f"the fault points of {what} were not counted, and counted again"
+    if not max(found.counts):
+        return f"there is no fault point in {what}"
+    if not {*range(1, max(found.counts) + 1)} <= found.tried:
+        return f"not every fault point of {what} was to fail"
+    if not found.failed or not {*range(1, min(found.counts) + 1)} <= found.failed:
+        return f"not every fault point of {what} failed"
     return ""
 
 

@@ -28,8 +28,6 @@ def sweep(executor: Executor, step: s.SweepStep) -> None:
         raise StepFailed(f"{operation} of {vm} has {max(counts)} fault points, more than {step.at_most}")
     for nth in numbers(min(counts), max(counts)):
         _round(executor, step, nth)
-    found = " or ".join(map(str, sorted(set(counts))))
-    executor.note("progress", f"{operation} of {vm} has {found} fault points, and each number up to that was to fail")
 
 
 def numbers(least: int, most: int) -> Iterator[int]:

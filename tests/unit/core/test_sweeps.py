@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from errno import EBUSY, EFAULT, EINVAL, ENOMEM
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from chaos.experiment.load import load
 from chaos.experiment.model import Experiment
 from chaos.history.records import History, Value
 from chaos.judge.checkers import CHECKERS
-from chaos.judge.judge import shortcomings
+from chaos.judge.judge import judge, shortcomings
 from chaos.judge.verdict import Outcome
 from chaos.runner.script.sweeps import numbers
+from reports import as_json, sentences
+from reports.run import Run
 from tests.unit.core.build import Builder
 from tests.unit.core.doctored import see
 
@@ -178,3 +181,14 @@ def test_which_operation_is_swept(step: str, operation: tuple[str, str], tmp_pat
 )
 def test_what_is_not_there_each_time_is_tried_several_times(least: int, most: int, rounds: list[int]) -> None:
     assert list(numbers(least, most)) == rounds
+
+
+def test_a_report_says_how_many_points_there_are_and_how_many_failed(tmp_path: Path) -> None:
+    experiment, told = swept(tmp_path), history(WHOLE)
+    said = sentences.result(experiment, told, 0)
+    assert said.startswith("2 or 3 fault points: 2 failed, for 2 of them it was refused, ")
+    run = Run(experiment, told, judge(experiment, told), tmp_path)
+    (found,) = json.loads(as_json.render([run]))["runs"][0]["sweeps"]
+    assert found == {
+        "step": 0, "vm": "vm", "operation": "init", "points": 3, "tried": 3, "failed": 2, "refused": 2,
+    }  # fmt: skip
