@@ -3,7 +3,7 @@
 
 resilience/   a migration that something happens to
 conformance/  the kernel's own tests, with the ledger switched on
-sweeps/       every point at which the kernel can run out of memory, one after the other, in every call of a VM's life
+sweeps/       every allocation and every copy of the kernel's in a call of a VM's life fails, one after the other
 """
 
 from __future__ import annotations

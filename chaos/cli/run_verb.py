@@ -75,7 +75,7 @@ from chaos.lab.session import Wish
     "--timeout",
     type=click.FloatRange(1, 86400),
     metavar="S",
-    help="Abort a run after S seconds. [default: 180, 720 on a kernel with KASAN or KCSAN; ten times that a sweep]",
+    help="Abort a run after S seconds. [default: 180, 720 on a kernel with KASAN or KCSAN; more with sweeps]",
 )
 @machine_options
 @click.option(

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from chaos import convert
 from chaos.errors import UsageError
 from chaos.experiment import yamlfile
 from chaos.experiment.check import problems
 from chaos.experiment.model import Experiment, Unaskable, Vm
-from chaos.experiment.steps import CountStep, MigrateStep, Name, Part, PauseStep, RunStep, Step
+from chaos.experiment.steps import CountStep, MigrateStep, Name, Part, PauseStep, RunStep, Step, SweepStep
 from chaos.kinds import Kind
 
 P = TypeVar("P", bound=Part)
@@ -37,7 +38,7 @@ class Likeness(Part, frozen=True, kw_only=True):
     def of(self, other: Experiment) -> Experiment:
         """The experiment."""
         changes = {field: getattr(self, field) for field in ("promises", "unaskable")}
-        return msgspec.structs.replace(
+        return replace(
             other,
             name=self.name,
             why=self.why,
@@ -47,7 +48,7 @@ class Likeness(Part, frozen=True, kw_only=True):
         )
 
     def _vm(self, vm: Vm) -> Vm:
-        return msgspec.structs.replace(
+        return replace(
             vm,
             kind=Kind(self.kind) if vm.kind is Kind.SEV else vm.kind,
             type=self.type,
@@ -57,13 +58,17 @@ class Likeness(Part, frozen=True, kw_only=True):
 
 def _unrun(script: tuple[Step, ...]) -> tuple[Step, ...]:
     """The script without what lets a guest run."""
-    kept = (step for step in script if not isinstance(step, RunStep | CountStep | PauseStep))
-    return tuple(
-        msgspec.structs.replace(step, before={phase: _unrun(inner) for phase, inner in step.before.items()})
-        if isinstance(step, MigrateStep)
-        else step
-        for step in kept
-    )
+    return tuple(_unrun_inside(step) for step in script if not isinstance(step, RunStep | CountStep | PauseStep))
+
+
+def _unrun_inside(step: Step) -> Step:
+    match step:
+        case MigrateStep():
+            return replace(step, before={phase: _unrun(inner) for phase, inner in step.before.items()})
+        case SweepStep():
+            parts = {"before": step.before, "refused": step.refused, "after": step.after}
+            return replace(step, **{key: _unrun(inner) for key, inner in parts.items()})
+    return step
 
 
 _encoder = msgspec.json.Encoder()

@@ -12,6 +12,11 @@ import re
 from pathlib import Path
 
 PROC = Path("/proc")
+# What newer kernels have in the place of a function: kvm_main.c, from 6.16 on.
+_INSTEAD = {
+    "sev_lock_vcpus_for_migration": "kvm_lock_all_vcpus",
+    "sev_unlock_vcpus_for_migration": "kvm_unlock_all_vcpus",
+}
 
 
 def base_name(function: str) -> str:
@@ -20,8 +25,11 @@ def base_name(function: str) -> str:
 
 
 def copies(function: str, kallsyms: str) -> tuple[str, ...]:
-    """The names that whole copies of `function` have, its own among them, in the text of /proc/kallsyms."""
+    """The names that whole copies of `function` have, its own among them, in the text of /proc/kallsyms. Where there is
+    none, those of the function that newer kernels have in its place."""
     found = re.findall(rf" ({re.escape(function)}(?:\.(?:constprop|isra|llvm)\.\d+)*)(?=\s)", kallsyms)
+    if not found and function in _INSTEAD:
+        return copies(_INSTEAD[function], kallsyms)
     return tuple(sorted(set(found)))
 
 

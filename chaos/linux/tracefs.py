@@ -36,11 +36,6 @@ COUNTED = "sevchaos_counted"
 _AT_ONCE = 64  # calls of one function, under way at once, whose ends are seen
 _BUFFER_KB = 256  # of each CPU: some two thousand events, until they are read
 _CGROUP_MADE = "cgroup/cgroup_mkdir"
-# Functions that newer kernels have instead (6.16), by those that stand for both.
-_INSTEAD = {
-    "sev_lock_vcpus_for_migration": ("kvm_lock_all_vcpus",),
-    "sev_unlock_vcpus_for_migration": ("kvm_unlock_all_vcpus",),
-}
 
 
 class NoTracing(Exception):
@@ -68,7 +63,7 @@ class Probe:
 _RETURNED = "returned=%ax:s32"
 _CHARGE = "type=%di:u32 css=%si:x64 amount=%dx:u64"
 
-# What is missing in both kernels of the lab, because it is inlined, is not here: sev_migrate_from, sev_asid_new,
+# What is missing in Debian's kernels, because it is inlined, is not here: sev_migrate_from, sev_asid_new,
 # kvm_vm_dead and sev_guest_init. What they do lies between two that are.
 PROBES = (
     Probe("sev_vm_move_enc_context_from"),
@@ -218,11 +213,9 @@ def _made(root: Path, probe: Probe, there: str, symbols: Callable[[], str]) -> b
         if there == probe.definition(there.split()[1]):
             return True
         _write(root / "kprobe_events", f"-:{GROUP}/{probe.event}")
-    names = (probe.function, *_INSTEAD.get(probe.function, ()))
-    if any(_make(root, probe, name) for name in names):
+    if _make(root, probe, probe.function):
         return True
-    copies = (copy for name in names for copy in kallsyms.copies(name, symbols()) if copy != name)
-    return any(_make(root, probe, copy) for copy in copies)
+    return any(_make(root, probe, name) for name in kallsyms.copies(probe.function, symbols()))
 
 
 def _make(root: Path, probe: Probe, function: str) -> bool:

@@ -32,7 +32,7 @@ from chaos.linux.seqpacket import Channel, Ended, FdSet
 from chaos.vmm import bounds, harm, storm
 from chaos.vmm import messages as m
 from chaos.vmm.ask import ask
-from chaos.vmm.fail_nth import FailNth
+from chaos.vmm.fail_nth import PointsToFail
 from chaos.vmm.machine import Machine, OpenDevices
 from chaos.vmm.messages import Operation, Question, Reply, Request
 from chaos.vmm.race import At
@@ -55,7 +55,7 @@ class Agent:
         self._host: OpenDevices | None = None
         self._turn = threading.Lock()
         self._press: harm.MemoryPress | None = None
-        self._failing = FailNth()
+        self._failing = PointsToFail()
 
     def serve(self) -> int:
         while True:

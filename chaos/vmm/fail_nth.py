@@ -15,7 +15,7 @@ from chaos.vmm.messages import ArmFailNth, Operation, Reply, name_of
 
 
 @dataclass(slots=True)
-class FailNth:
+class PointsToFail:
     """By VM and operation, which is `armed`, at most one of each, and what came of the latest, `told`."""
 
     armed: dict[tuple[str, str], ArmFailNth] = field(default_factory=dict)

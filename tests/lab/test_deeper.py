@@ -80,9 +80,10 @@ def test_each_verdict_points_at_the_records_behind_it(carry: Carry, kernel: str,
 
 
 @pytest.mark.nightly
-def test_a_kernel_without_types_skips_and_never_holds(sevchaos: Sevchaos, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kernel", [WITHOUT_TYPES])
+def test_a_kernel_without_types_skips_and_never_holds(kernel: str, sevchaos: Sevchaos, tmp_path: Path) -> None:
     name = "move-across-cgroups-typed"
-    done = sevchaos("run", name, "--kernel", WITHOUT_TYPES, "--json", "--runs", str(tmp_path))
+    done = sevchaos("run", name, "--kernel", kernel, "--json", "--runs", str(tmp_path))
     assert done.returncode == ExitCode.SKIPPED
     told = Told(done.stdout)
     assert set(told.outcomes(name).values()) == {"skipped"}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""kfault on both kernels: tests/lab/programs/kfault tries everything in one lab each, this looks at what came out."""
+"""kfault on every kernel: tests/lab/programs/kfault tries everything in one lab each, this looks at what came out."""
 
 from __future__ import annotations
 

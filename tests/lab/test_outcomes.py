@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The part of the catalogue that is carried out here for the table of outcomes alone: with what the other tests carry
-out, every fault strikes on both kernels (but for NOT_IN_CI)."""
+out, every fault strikes on each kernel (but for NOT_IN_CI)."""
 
 from __future__ import annotations
 

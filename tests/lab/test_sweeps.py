@@ -26,7 +26,9 @@ def test_a_kernel_without_fault_injection_skips_them_and_says_what_it_lacks(
 ) -> None:
     done = sevchaos("run", "sweep-move", ONE, "--kernel", kernel, "--json", "--runs", str(tmp_path))
     assert done.returncode == ExitCode.SKIPPED, done.stderr.decode()
-    for run in json.loads(done.stdout)["runs"]:
+    runs = json.loads(done.stdout)["runs"]
+    assert [run["experiment"] for run in runs] == ["sweep-move", ONE]
+    for run in runs:
         assert {verdict["outcome"] for verdict in run["verdicts"]} == {"skipped"}
         assert "lets no fault point fail: it lacks FAULT_INJECTION" in run["verdicts"][0]["reason"]
 
@@ -39,5 +41,5 @@ def test_every_fault_point_fails_once(name: str, sevchaos: Sevchaos, tmp_path: P
     except NoKernel as lacking:
         pytest.skip(f"{lacking.message}: {lacking.remedy}")
     argv = ("run", name, "--kernel", KASAN, "--json", "--accept-known", "--runs", str(tmp_path))
-    done = sevchaos(*argv, "--timeout", "3600", within=4000.0)
+    done = sevchaos(*argv, within=4000.0)
     assert done.returncode == ExitCode.KEPT, done.stdout.decode()

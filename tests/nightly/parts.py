@@ -42,7 +42,7 @@ class NightlyPart:
 
 def parts(kernels: Sequence[str]) -> tuple[NightlyPart, ...]:
     """All there are. What else needs a night (kills of the runner) is to be a line here."""
-    return (*map(_catalogue, kernels), *map(_defects, kernels), *map(_jump_labels, kernels), _mutation())
+    return (*map(_catalogue, kernels), *map(_lab, kernels), *map(_jump_labels, kernels), _mutation())
 
 
 def _catalogue(kernel: str) -> NightlyPart:
@@ -56,18 +56,19 @@ def _catalogue(kernel: str) -> NightlyPart:
     return NightlyPart(f"catalogue-{kernel}", carry, lambda: find_kernel(kernel).identity)
 
 
-def _defects(kernel: str) -> NightlyPart:
-    """Every defect that a test plants in one kernel is found."""
+def _lab(kernel: str) -> NightlyPart:
+    """What is marked nightly in tests/lab: every defect that a test plants in this kernel is found; and of
+    a kernel that is tested at night alone all the rest."""
 
     def carry(directory: Path, say: Say) -> bool:
         chosen = f"{kernel}] or {kernel}-"  # a test's id ends so; 6.1 is no part of 6.12
         argv = [sys.executable, "-m", "pytest", "-q", "-m", "nightly", "-k", chosen, "tests/lab"]
         with (directory / "pytest.log").open("wb") as log:
             done = subprocess.run(argv, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False)
-        say(f"tests of planted defects ended with {done.returncode}; see {directory / 'pytest.log'}")
+        say(f"the tests in tests/lab ended with {done.returncode}; see {directory / 'pytest.log'}")
         return done.returncode == 0
 
-    return NightlyPart(f"defects-{kernel}", carry, lambda: find_kernel(kernel).identity)
+    return NightlyPart(f"lab-{kernel}", carry, lambda: find_kernel(kernel).identity)
 
 
 def _jump_labels(kernel: str) -> NightlyPart:

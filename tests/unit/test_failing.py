@@ -19,7 +19,7 @@ from chaos.history.records import Value
 from chaos.kvm import call
 from chaos.linux import fail_nth
 from chaos.native.failing import MOST, Failing
-from chaos.vmm.fail_nth import FailNth
+from chaos.vmm.fail_nth import PointsToFail
 from chaos.vmm.messages import ArmFailNth, Close, LaunchFinish, Reply
 
 FIONREAD = 0x541B
@@ -124,7 +124,7 @@ def refused() -> Reply:
 
 def test_an_agent_lets_it_fail_in_the_operation_that_was_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("chaos.vmm.fail_nth.Failing", Struck)
-    agent = FailNth()
+    agent = PointsToFail()
     plain: Callable[[], Reply] = lambda: Reply(id=3)  # noqa: E731
     agent.arm(ArmFailNth(vm="a", operation="launch_finish", nth=5))
     assert agent.within(LaunchFinish(vm="b"), plain) == agent.within(Close(vm="a"), plain) == Reply(id=3)
@@ -137,7 +137,7 @@ def test_an_agent_lets_it_fail_in_the_operation_that_was_named_once(monkeypatch:
 
 
 def test_what_is_taken_back_does_not_fail() -> None:
-    agent = FailNth()
+    agent = PointsToFail()
     agent.arm(ArmFailNth(vm="a", operation="launch_finish", nth=5))
     assert agent.tell("a", "launch_finish", disarm=True) == {}
     assert agent.within(LaunchFinish(vm="a"), lambda: Reply(id=3)) == Reply(id=3)

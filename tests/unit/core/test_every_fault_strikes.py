@@ -82,6 +82,7 @@ def not_struck(by: Mapping[str, Collection[str]], among: Collection[str]) -> set
 
 
 def test_every_fault_is_struck() -> None:
+    """By a night; but fail-nth only where somebody has built a kernel for it."""
     by = applied()
     assert not_struck(by, experiments.catalogue()) == set(), f"no experiment applies these:\n{table(by, IN_CI)}"
 

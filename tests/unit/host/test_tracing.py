@@ -88,7 +88,10 @@ class Fake:
         monkeypatch.setattr(tracefs, "_write", self.write)
         monkeypatch.setattr(tracefs, "_create", self.create)
         monkeypatch.setattr(tracefs, "_delete", shutil.rmtree)
-        monkeypatch.setattr(kallsyms, "kallsyms", lambda: "ff t sev_lock_two_vms.isra.0\t[kvm_amd]\n")
+        monkeypatch.setattr(kallsyms, "kallsyms", self.symbols)
+
+    def symbols(self) -> str:
+        return "".join(f"ff t {name}\t[kvm_amd]\n" for name in sorted(self.functions))
 
     @property
     def probes(self) -> dict[str, str]:

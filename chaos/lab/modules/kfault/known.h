@@ -35,6 +35,7 @@ static const struct {
 	{ "sev_migrate_from", SLEEP },
 	{ "sev_init_vmcb", SLEEP },
 	{ "sev_unlock_vcpus_for_migration", SLEEP },
+	{ "kvm_unlock_all_vcpus", SLEEP },
 	/* a context's beginning and its end */
 	{ "__sev_guest_init", SLEEP | FAIL },
 	{ "sev_guest_init", SLEEP | FAIL },

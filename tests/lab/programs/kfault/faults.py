@@ -131,7 +131,7 @@ def hold_a_hundred_times() -> dict[str, Any]:
 
 def hold_in_the_move() -> dict[str, Any]:
     """Places that no lock and no vCPU can stop a move at: before the source's vCPUs are locked, by a name that the
-    compiler has changed, and half-way through the commit."""
+    compiler has changed or a newer kernel has another for, and half-way through the commit."""
     places = {"sev_lock_vcpus_for_migration": 2, "sev_init_vmcb": 1, "sev_unlock_vcpus_for_migration": 1}
     seen = {}
     for function, nth in places.items():
@@ -146,7 +146,7 @@ def hold_in_the_move() -> dict[str, Any]:
                 assert child.answer() == "moved"
                 seen[slot.function] = [held, (source.charges(), destination.charges())]
     assert len(seen) == len(places) and all(figures == [(1, 1), (0, 1)] for figures in seen.values()), seen
-    assert any("." in name for name in seen), "no name had a suffix here: the test has lost its point"
+    assert set(seen) != set(places), "every name was there as it was asked for: the test has lost its point"
     return seen
 
 
@@ -294,7 +294,7 @@ def refusals() -> dict[str, Any]:
             tried("returns", "sev_lock_two_vms", value=0),
             tried("returns", "sev_lock_two_vms", value=-errno.EINTR),
             tried("returns", "sev_vm_destroy", value=0),
-            tried("hold", "kvm_lock_all_vcpus"),  # on the list, but neither kernel has it
+            tried("hold", "sev_migrate_from"),  # on the list, but every compiler has inlined it
             tried("hold", "misc_cg_try_charge", pid=0x7FFFFFFF),
         ]
         FORCE.write_text("1")

@@ -4,6 +4,7 @@
 #include <linux/module.h>
 #include <linux/sched.h>
 #include <linux/slab.h>
+#include <linux/version.h>
 #include "planted.h"
 
 struct vms flagged;
@@ -109,11 +110,16 @@ struct defect foreign_refused = { .name = "foreign-refused", .entry = &locking_f
 /*
  * --- how a move waits for vCPUs ---------------------------------------------------------------------------------
  *
- * sev_lock_vcpus_for_migration() is written anew, twice. Where lockdep is on, its unlocking half expects more than
+ * sev_lock_vcpus_for_migration(), or kvm_lock_all_vcpus() of newer kernels, is written anew, twice. Where lockdep is on, its unlocking half expects more than
  * this. Whoever looks where the move sleeps finds the name that the function has in an edited kernel, but for an
  * ending, by which the probes that are meant for the first are not set on these.
  */
-#define IN_ITS_PLACE(defect)	asm("sev_lock_vcpus_for_migration." defect)
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 16, 0)
+#define LOCK_VCPUS		"sev_lock_vcpus_for_migration"
+#else
+#define LOCK_VCPUS		"kvm_lock_all_vcpus"
+#endif
+#define IN_ITS_PLACE(defect)	asm(LOCK_VCPUS "." defect)
 
 static int without_lockdep(void)
 {
@@ -144,7 +150,7 @@ static int wait_unkillably(struct kprobe *probe, struct pt_regs *regs)
 }
 
 static struct kprobe waiting_unkillably = {
-	.symbol_name = "sev_lock_vcpus_for_migration", .pre_handler = wait_unkillably,
+	.symbol_name = LOCK_VCPUS, .pre_handler = wait_unkillably,
 };
 
 struct defect unkillable_wait = {
@@ -185,7 +191,7 @@ static int wait_long(struct kprobe *probe, struct pt_regs *regs)
 	return planted_instead(regs, lock_late);
 }
 
-static struct kprobe waiting_long = { .symbol_name = "sev_lock_vcpus_for_migration", .pre_handler = wait_long };
+static struct kprobe waiting_long = { .symbol_name = LOCK_VCPUS, .pre_handler = wait_long };
 
 struct defect lost_wakeup = { .name = "lost-wakeup", .begin = without_lockdep, .entry = &waiting_long };
 
