@@ -22,7 +22,7 @@ demo: setup
 	$(bin)/sevchaos run --accept-known $(each_kernel) $(demo_experiments)
 
 test: lint
-	$(bin)/pytest $(parallel) -m "not alone and not nightly"
+	$(bin)/pytest $(parallel) --durations 12 -m "not alone and not nightly"
 	$(bin)/pytest -m "alone and not nightly"
 
 check: lint

@@ -443,10 +443,11 @@ Sweepable = (
 
 
 class SweepStep(_Step, frozen=True, kw_only=True, tag="sweep"):
-    """Carry out `before`, `step` and `after`, round after round. In the first three the fault points on the way of the
-    operation in `step` are counted, which may be `at_most` so many: allocations of the kernel's, and copies of its from
-    or to the VMM. Then one after the other is to fail, and those that were not there each time are tried three times.
-    Where the operation was refused, `refused` is carried out, and it is made once more with nothing failing.
+    """Carry out `before`, `step` and `after`, round after round. In the first three, and in the last, the fault points
+    on the way of the operation in `step` are counted, which may be `at_most` so many: allocations of the kernel's, and
+    copies of its from or to the VMM. In between one after the other is to fail, and those that were not there each time
+    are tried three times. Where the operation was refused, `refused` is carried out, and it is made once more with
+    nothing failing.
 
     It wants a kernel with fault injection (docs/kernels.md). Pages that vmalloc() takes never fail.
     """

@@ -11,8 +11,8 @@ from typing import Any, Protocol, TypeVar
 
 import pytest
 
-from chaos.errors import ExitCode
-from chaos.lab.kernel.find import default_kernels, night_kernels
+from chaos.errors import ExitCode, NoKernel
+from chaos.lab.kernel.find import default_kernels, find_kernel, night_kernels
 from tests.nightly.catalogue import against_tables
 
 T = TypeVar("T")
@@ -39,6 +39,14 @@ AT_NIGHT = [
 @pytest.fixture(params=AT_NIGHT)
 def kernel(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+def skip_unless_built(kernel: str) -> None:
+    """Of one that takes half an hour to build no test is the reason."""
+    try:
+        find_kernel(kernel)
+    except NoKernel as lacking:
+        pytest.skip(f"{lacking.message}: {lacking.remedy}")
 
 
 def command(*arguments: str) -> list[str]:

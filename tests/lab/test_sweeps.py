@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 import experiments
-from chaos.errors import ExitCode, NoKernel
-from chaos.lab.kernel.find import find_kernel
-from tests.lab.conftest import Sevchaos
+from chaos.errors import ExitCode
+from tests.lab.conftest import Sevchaos, skip_unless_built
 
 SWEEPS = [name for name, path in experiments.catalogue().items() if path.parent.name == "sweeps"]
 ONE = "point-fails-in-migration"
@@ -36,10 +35,7 @@ def test_a_kernel_without_fault_injection_skips_them_and_says_what_it_lacks(
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", [*SWEEPS, ONE])
 def test_every_fault_point_fails_once(name: str, sevchaos: Sevchaos, tmp_path: Path) -> None:
-    try:
-        find_kernel(KASAN)
-    except NoKernel as lacking:
-        pytest.skip(f"{lacking.message}: {lacking.remedy}")
+    skip_unless_built(KASAN)
     argv = ("run", name, "--kernel", KASAN, "--json", "--accept-known", "--runs", str(tmp_path))
     done = sevchaos(*argv, within=4000.0)
     assert done.returncode == ExitCode.KEPT, done.stdout.decode()

@@ -169,6 +169,13 @@ ffffffffc0001700 t sev_f.constprop.0\t[other]
     assert copies("g", f"{kallsyms}ffffffffc0001800 T g\nffffffffc0001900 t g.isra.1\n") == ("g", "g.isra.1")
 
 
+def test_a_function_that_newer_kernels_have_another_for_is_found_by_its_older_name() -> None:
+    both = "ffffffffc0001000 T kvm_lock_all_vcpus\n"
+    assert copies("sev_lock_vcpus_for_migration", both) == ("kvm_lock_all_vcpus",)
+    both += "ffffffffc0001800 t sev_lock_vcpus_for_migration.constprop.0\n"
+    assert copies("sev_lock_vcpus_for_migration", both) == ("sev_lock_vcpus_for_migration.constprop.0",)
+
+
 # -- the client, against a module made of a socket -------------------------------------------------------------
 
 

@@ -2,8 +2,8 @@
 """Sweeps: one operation again and again, and each time another of the kernel's fault points on its way fails.
 
 How many there are differs a little from one time to the next: a slab that has to be refilled has more of them, and so
-has whatever else is put off. So they are counted first, several times, which also gets done what is done but once; and
-numbers that are there at one time and not at another are tried several times.
+has whatever else is put off. So they are counted first, several times, which also gets done what is done but once, and
+when all is over once more; and numbers that are there at one time and not at another are tried several times.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ def sweep(executor: Executor, step: s.SweepStep) -> None:
         raise StepFailed(f"{operation} of {vm} has {max(counts)} fault points, more than {step.at_most}")
     for nth in numbers(min(counts), max(counts)):
         _round(executor, step, nth)
+    for _ in range(COUNTED):  # by now nothing is done any more that is done but once
+        _round(executor, step, 0)
 
 
 def numbers(least: int, most: int) -> Iterator[int]:

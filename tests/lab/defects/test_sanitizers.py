@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from chaos.errors import NoKernel
-from chaos.lab.kernel.find import find_kernel
+from tests.lab.conftest import skip_unless_built
 from tests.lab.defects.conftest import BROKEN, runs_on, site_with_module, smallest
 
 pytestmark = [pytest.mark.lab, pytest.mark.nightly]
@@ -29,10 +28,7 @@ KASAN, KCSAN = "debian:7.3+kasan", "debian:7.3+kcsan"
     ],
 )
 def test_a_defect_is_told_with_its_operation(kernel: str, defect: str, promise: str, said: str, tmp_path: Path) -> None:
-    try:
-        find_kernel(kernel)
-    except NoKernel as lacking:
-        pytest.skip(f"{lacking.message}: {lacking.remedy}")
+    skip_unless_built(kernel)
     run = runs_on(kernel, site_with_module(tmp_path / "site", kernel), tmp_path)(smallest(defect))
     assert run.activated
     assert run.outcome(promise) == BROKEN, run.verdicts

@@ -7,7 +7,7 @@ A signature that nothing gives any more excuses nothing; what it stood for has a
 from __future__ import annotations
 
 from collections.abc import Callable
-from errno import EBADF, EBUSY, EIO
+from errno import EBADF, EBUSY, EIO, ENOMEM
 
 import msgspec
 import pytest
@@ -69,6 +69,15 @@ def warned() -> History:
     b.kernel("misc cgroup resource sev became less than 0")
     b.kernel("WARNING: CPU: 0 PID: 190 at kernel/cgroup/misc.c:119 misc_cg_uncharge+0x84/0x90")
     b.done(invoke)
+    return b.finish()
+
+
+def warned_of_lock() -> History:
+    """A VM cannot be made for want of memory, and lockdep warns of it."""
+    b = begun()
+    invoke = b.invoke("create", "source", vm="vm", kind="sev", vcpus=1, memory="guest")
+    b.kernel("WARNING: arch/x86/kvm/svm/sev.c:131 at sev_guest+0x13f/0x170 [kvm_amd], CPU#1: python3/106")
+    b.done(invoke, "fail", error=ENOMEM)
     return b.finish()
 
 
@@ -206,6 +215,7 @@ SHOWN: list[tuple[str, str, Callable[[], History]]] = [
     ("P14", "0014", lambda: reloaded(*RELOADED["once too few"])),
     ("P8", "0012", lambda: survived().history()),
     ("P5", "0015", asid_given_twice),
+    ("P12", "0016", warned_of_lock),
 ]
 OF_ITS_OWN = {"0012": HEADLESS}
 """The experiment that tells a checker what of the history it cannot, by finding."""

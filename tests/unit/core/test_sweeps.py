@@ -76,8 +76,8 @@ def test_a_sweep_that_came_to_its_end_is_judged(tmp_path: Path) -> None:
     ("rounds", "why"),
     [
         (((0, 0, 0), (0, 0, 0)), "there is no fault point in init of vm"),
-        (WHOLE[:4], "not every fault point of init of vm was to fail"),
-        ((*WHOLE[:2], *WHOLE[3:]), "not every fault point of init of vm was to fail"),
+        (WHOLE[:3], "not every fault point of init of vm failed"),
+        ((*WHOLE[:2], *WHOLE[3:]), "not every fault point of init of vm failed"),
         ((*WHOLE[:3], (2, 0, 0), *WHOLE[4:]), "not every fault point of init of vm failed"),
         (((0, 0, 0), (0, 1, 0), (1, 0, 0)), "not every fault point of init of vm failed"),
         (WHOLE[1:], "the fault points of init of vm were not counted, and counted again"),
