@@ -13,7 +13,7 @@ from tests.lab.told import Told
 pytestmark = pytest.mark.lab
 
 EXPERIMENTS = {
-    "create-vcpu": "half-a-vcpu-refuses-move-es",
+    "create-vcpu": "vcpus-created-in-move",
     "memlock": "memlock-stops-launch",
     "hole-punch": "hole-in-move",
     "memslot-gone": "memslot-gone-in-move",
