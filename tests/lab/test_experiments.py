@@ -18,6 +18,7 @@ from tests.lab.told import Told, carried_out, charges
 pytestmark = pytest.mark.lab
 
 FIRST = ("move-across-cgroups", "move-across-cgroups-es", "kill-destination-in-move", "kill-source-in-move")
+LOCKS_VCPUS = ("sev_lock_vcpus_for_migration", "kvm_lock_all_vcpus")  # before 6.16, and from then on
 EIO = 5
 
 
@@ -70,7 +71,8 @@ def test_the_kernels_own_events_show_the_steps_of_a_move_that_was_killed(told: T
     assert steps[0] == ("enter", "sev_vm_move_enc_context_from")
     # Whichever thread of a dying process is the last closes its VM: this one, or the agent's first.
     assert [step for step in steps if step != ("enter", "sev_vm_destroy")][-1] == ("leave", steps[0][1])
-    waits = [number for number, step in enumerate(steps) if step == ("enter", "sev_lock_vcpus_for_migration")]
+    locks = {("enter", name) for name in LOCKS_VCPUS}
+    waits = [number for number, step in enumerate(steps) if step in locks]
     assert len(waits) == 2 and steps.index(("leave", "misc_cg_try_charge")) < waits[0]
     assert charged(read, "move") == [
         ("misc_cg_try_charge", "sev", "destination"), ("misc_cg_uncharge", "sev", "destination")
@@ -112,7 +114,7 @@ def test_both_cgroups_are_charged_while_the_move_waits(told: Told) -> None:
     read = told.history("kill-destination-in-move")
     held = next(r for r in read.records if isinstance(r, Held))
     assert held.reached and held.state == "D"
-    assert held.sleeping in ("sev_lock_vcpus_for_migration", "kvm_lock_all_vcpus")
+    assert held.sleeping in LOCKS_VCPUS
     assert charges(read, "held") == {".": {"sev": 2}, "source": {"sev": 1}, "destination": {"sev": 1}}
     assert charges(read, "after") == {".": {"sev": 1}, "source": {"sev": 1}, "destination": {}}
 

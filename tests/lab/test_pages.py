@@ -43,7 +43,7 @@ def reproducers() -> Iterator[Any]:
             yield pytest.param(page, arguments, id=f"{page.stem[:4]}{of}", marks=night)
 
 
-@pytest.mark.parametrize(("page", "arguments"), reproducers())
+@pytest.mark.parametrize(("page", "arguments"), list(reproducers()))
 def test_the_reproducer_of_a_finding_breaks_a_promise_as_the_page_says(
     page: Path, arguments: list[str], sevchaos: Sevchaos, tmp_path: Path
 ) -> None:

@@ -66,8 +66,8 @@ def warnings(module: Path) -> list[str]:
         line
         for line in log.splitlines()
         if re.search(r"\bwarning\b", line, re.IGNORECASE)
-        # Ours is not always the compiler the kernel was built with; kbuild says so and goes on.
-        and "the compiler differs from the one used to build the kernel" not in line
+        # Ours are not always the compiler and the pahole the kernel was built with; kbuild says so and goes on.
+        and not re.search(r"(compiler|pahole version) differs from the one used to build the kernel", line)
     ]
 
 

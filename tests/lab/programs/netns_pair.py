@@ -27,6 +27,7 @@ from chaos.netns.space import Namespace, enter
 
 PORT = 7000
 DATAGRAMS = 200
+SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 
 
 def within(space: Namespace, body: Callable[[], Any]) -> Any:
@@ -56,6 +57,8 @@ def echo(space: Namespace, address: str) -> int:
     if child == 0:
         enter(space.fd)
         datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        # All of them may come before this is on a CPU again, and then they have to wait somewhere.
+        datagrams.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 4 << 20)
         datagrams.bind((address, PORT))
         listener = socket.create_server((address, PORT))
         os.write(writer, b".")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from chaos.linux import tracefs
-from chaos.linux.kallsyms import base_name
+from chaos.linux.kallsyms import base_name, copies, kallsyms
 from chaos.linux.kfault import EVERY, Happening, Kfault, NotReached, Refused
 from tests.lab.programs.kfault.child import Child, Group, Vms
 
@@ -280,6 +280,8 @@ def not_reached_says_where() -> dict[str, Any]:
 
 def refusals() -> dict[str, Any]:
     """What is not on the list is refused, unless forced, and what nobody could do is refused even then."""
+    symbols = kallsyms()
+    assembly = next(name for name in ("clear_page_orig", "__sw_hweight64") if copies(name, symbols))
     with Kfault.open() as kfault:
 
         def tried(verb: str, function: str, **options: Any) -> int:
@@ -303,7 +305,7 @@ def refusals() -> dict[str, Any]:
             forced = [
                 tried("hold", "__send_signal_locked"),
                 tried("hold", "no_such_function"),
-                tried("hold", "clear_page_orig"),  # assembly: no place for ftrace
+                tried("hold", assembly),  # no place for ftrace
                 tried("returns", "sev_lock_two_vms", value=0),
             ]
         finally:

@@ -187,10 +187,16 @@ static const struct proc_ops operations = {
 };
 
 /* What cannot be planted shows in /proc/planted: some of its probes may be set, so that the module has to stay. */
+bool (*planted_is_kvm)(struct file *file);
+
 static int __init planted_init(void)
 {
-	int error = register_kprobe(&going);
+	int error;
 
+	planted_is_kvm = planted_symbol("file_is_kvm");
+	if (!planted_is_kvm)
+		return -ENOENT;
+	error = register_kprobe(&going);
 	if (error)
 		return error;
 	if (!proc_create("planted", 0600, NULL, &operations)) {

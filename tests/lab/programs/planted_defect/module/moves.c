@@ -16,7 +16,7 @@ int planted_move_begins(struct kretprobe_instance *call, struct pt_regs *regs)
 	struct file *file = fget((unsigned int)regs->si);
 
 	*move = (struct move){ .dst = (struct kvm *)regs->di };
-	if (file && file_is_kvm(file))
+	if (file && planted_is_kvm(file))
 		move->src = file->private_data;
 	if (file)
 		fput(file);

@@ -30,6 +30,8 @@ struct move {
 void planted_add(struct vms *vms, struct kvm *kvm);
 bool planted_has(struct vms *vms, struct kvm *kvm);
 void *planted_symbol(const char *name);
+/* file_is_kvm(), which newer kernels export to kvm_amd alone. */
+extern bool (*planted_is_kvm)(struct file *file);
 
 /* moves.c */
 int planted_move_begins(struct kretprobe_instance *call, struct pt_regs *regs);
