@@ -23,10 +23,11 @@ pytestmark = pytest.mark.lab
 def test_a_kernel_without_fault_injection_skips_them_and_says_what_it_lacks(
     sevchaos: Sevchaos, kernel: str, tmp_path: Path
 ) -> None:
-    done = sevchaos("run", "sweep-move", ONE, "--kernel", kernel, "--json", "--runs", str(tmp_path))
+    names = ["sweep-move", *([ONE] if kernel == "debian:7.3" else [])]  # before, a move has no such point: skipped for that
+    done = sevchaos("run", *names, "--kernel", kernel, "--json", "--runs", str(tmp_path))
     assert done.returncode == ExitCode.SKIPPED, done.stderr.decode()
     runs = json.loads(done.stdout)["runs"]
-    assert [run["experiment"] for run in runs] == ["sweep-move", ONE]
+    assert [run["experiment"] for run in runs] == names
     for run in runs:
         assert {verdict["outcome"] for verdict in run["verdicts"]} == {"skipped"}
         assert "lets no fault point fail: it lacks FAULT_INJECTION" in run["verdicts"][0]["reason"]
