@@ -27,11 +27,10 @@ class LocalHost:
     """This machine, with its own SEV. A `shared` one may have guests of others; else they are a reason not to begin."""
 
     anew = False  # it is the same machine each time, and a runner takes longer to start than most runs
+    patience = PATIENCE
 
     def __init__(self, *, shared: bool = False) -> None:
         self._shared = shared
-
-    patience = PATIENCE
 
     def describe(self) -> HostDescription:
         return HostDescription(host="local", release=os.uname().release, cpus=os.cpu_count() or 0)
