@@ -266,13 +266,52 @@ class RunEvidence:
 
     def changed(self, vm: str, after: TriedMove) -> tuple[TriedMove | None, int]:
         """The move that next gives or takes the VM's context once `after` is over, or may, and the record from which on
-        what is seen of the VM may be its doing. It may have been under way before. One that fails changes nothing."""
+        what is seen of the VM may be its doing. It may have been under way before. One that fails changes nothing, and
+        what comes after another VM of that name was created is that one's."""
         over = after.over or 0
+        remade = self.remade(vm, over)
         for move in self.moves:
-            later = move.over is None or move.over > over
+            later = (move.over is None or move.over > over) and move.invoke.seq < remade
             if later and move.happened is not False and vm in (move.source, move.destination):
                 return move, max(move.invoke.seq, over)
-        return None, self.remade(vm, over)
+        return None, remade
+
+    def span(self, move: TriedMove) -> tuple[int, int]:
+        """From the creation of the VM that first had the guest of this move, up to when another VM got the name of the
+        one that has it last. Outside of that, what is told of VMs of these names is told of other guests."""
+        return self._first_owner_made(move), self._last_owner_remade(move)
+
+    def _first_owner_made(self, move: TriedMove) -> int:
+        vm, before = move.source, move.invoke.seq
+        while True:
+            made = self._made(vm, before)
+            into = [m for m in self.moves if m.happened and m.destination == vm and made < m.invoke.seq < before]
+            if not into:
+                return made
+            vm, before = into[-1].source, into[-1].invoke.seq
+
+    def _last_owner_remade(self, move: TriedMove) -> int:
+        vm = move.survivor
+        while True:
+            later, remade = self.changed(vm, move)
+            if later is None:
+                return remade
+            if later.over is None or later.happened is None:  # then nobody can say who has it last
+                return len(self.history.records)
+            vm, move = later.survivor, later
+
+    def _made(self, vm: str, before: int) -> int:
+        """The record at which the VM of that name that there was before a record was created, 0 if nobody did."""
+        return max((seq for seq in self._creations.get(vm, ()) if seq < before), default=0)
+
+    @cached_property
+    def _creations(self) -> dict[str, list[int]]:
+        """By VM the records at which one of that name was created."""
+        found: dict[str, list[int]] = {}
+        for invoke, _ in self.operations:
+            if invoke.f == "create":
+                found.setdefault(argument(invoke, "vm"), []).append(invoke.seq)
+        return found
 
     def taken(self, move: TriedMove) -> TriedMove | None:
         """The move that took the source's context elsewhere before this one, which failed, was over."""
@@ -287,8 +326,7 @@ class RunEvidence:
 
     def remade(self, vm: str, after: int) -> int:
         """The record at which another VM of that name was created, or the end of the history."""
-        creations = (i.seq for i, _ in self.operations if i.f == "create" and argument(i, "vm") == vm and i.seq > after)
-        return next(creations, len(self.history.records))
+        return next((seq for seq in self._creations.get(vm, ()) if seq > after), len(self.history.records))
 
     def death(self, vm: str, before: int) -> TriedMove | None:
         """The move that took the VM's context away before that record, and left it dead."""

@@ -97,7 +97,8 @@ def _move(evidence: RunEvidence, move: TriedMove) -> Iterator[Verdict]:
 def _broken(evidence: RunEvidence, move: TriedMove) -> Done | None:
     """The pause before the move at which the guest had already left its program or stopped, or its memory was not what
     its registers said. What goes wrong after that, at either side, the move has not done."""
-    paused = [done for invoke, done in evidence.done(move.source, "pause") if invoke.seq < move.invoke.seq]
+    began, _ = evidence.span(move)
+    paused = [done for invoke, done in evidence.done(move.source, "pause") if began < invoke.seq < move.invoke.seq]
     return paused[-1] if paused and any(paused[-1].value.get(how) for how in ("astray", "torn", "ended")) else None
 
 
@@ -112,7 +113,8 @@ def _before(evidence: RunEvidence, move: TriedMove) -> Done | None:
     """The last GUEST_STATUS of the source before the move. Where an earlier move of the same context has cost the
     source its answer, a move that happened is measured against the last answer that was had of that context, at
     whatever VM."""
-    before = [done for invoke, done in evidence.statuses(move.source) if invoke.seq < move.invoke.seq]
+    began, _ = evidence.span(move)
+    before = [done for invoke, done in evidence.statuses(move.source) if began < invoke.seq < move.invoke.seq]
     if move.happened and before and before[-1].outcome != "ok":
         before = [done for done in _answers_before(evidence, move) if done.outcome == "ok"] or before
     return before[-1] if before else None
@@ -133,7 +135,8 @@ def _answers_before(evidence: RunEvidence, move: TriedMove) -> list[Done]:
             vm = earlier.source
             owners.append(vm)
     answers = [pair for owner in owners for pair in evidence.statuses(owner)]
-    return [done for invoke, done in sorted(answers, key=lambda a: a[0].seq) if invoke.seq < move.invoke.seq]
+    began, _ = evidence.span(move)
+    return [done for invoke, done in sorted(answers, key=lambda a: a[0].seq) if began < invoke.seq < move.invoke.seq]
 
 
 def _unheard(evidence: RunEvidence, move: TriedMove) -> Verdict:
@@ -217,8 +220,9 @@ def _refused(move: TriedMove, before: Done | None, after: Done, when: str) -> Ve
 def _unexplained(evidence: RunEvidence, move: TriedMove, after: Done) -> bool:
     """Whether a refusal is one without an answer from before to compare it with: the firmware knew the context, by one
     of the VMs that have owned it, and the errno does not say who owns it, of which P4 would speak."""
+    began, _ = evidence.span(move)
     launches = (d for vm in evidence.lineage(move.source) for _, d in evidence.done(vm, "launch_start"))
-    launched = any(done.outcome == "ok" and done.seq < move.invoke.seq for done in launches)
+    launched = any(done.outcome == "ok" and began < done.seq < move.invoke.seq for done in launches)
     return launched and owns(after, numberless=True) is None
 
 
@@ -279,7 +283,8 @@ def goes_on(evidence: RunEvidence, move: TriedMove, promise: str) -> Verdict:
     over = move.over if move.over is not None else len(evidence.history.records)
     bound = over if move.happened else move.invoke.seq
     vms = evidence.lineage(move.source)
-    mine = [count for count in evidence.counted if count.vm in vms]
+    began, end = evidence.span(move)
+    mine = [count for count in evidence.counted if count.vm in vms and began < count.seq < end]
     before = [count for count in mine if count.seq < bound]
     # A move that failed may be tried again at once: then the guest goes on wherever that one took it.
     later = None if move.happened else evidence.changed(move.source, move)[0]
@@ -386,7 +391,8 @@ def _lost_before(evidence: RunEvidence, move: TriedMove, ended: str) -> bool:
     nothing to what that one did."""
     over, vms = move.over if move.over is not None else len(evidence.history.records), evidence.lineage(move.source)
     _, end = evidence.changed(move.survivor, move)
-    mine = [count for count in evidence.counted if count.vm in vms]
+    began, _ = evidence.span(move)
+    mine = [count for count in evidence.counted if count.vm in vms and began < count.seq]
     before = [count for count in mine if count.seq < move.invoke.seq]
     after = [count for count in mine if over < count.seq < end and count.vm == move.survivor]
     lost = next((count for count in before if count.ended), None)

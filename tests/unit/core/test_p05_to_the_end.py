@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from errno import EBADF, EBUSY, EFAULT, EINVAL, ENODEV, EPERM, ETIMEDOUT
+from errno import EBADF, EBUSY, EFAULT, EINVAL, ENODEV, ENOTTY, EPERM, ETIMEDOUT
 
 import pytest
 
@@ -159,3 +159,65 @@ def test_a_guest_that_was_not_given_its_registers_is_no_witness_at_its_pause() -
     b.status("new", "destination")
     pause(b, "new", "destination", torn=[0])
     assert verdict_of("P5", b.finish()).outcome is Outcome.UNKNOWN
+
+
+# -- VMs get the names of those that were closed: every round of a sweep is a guest of its own ---------------------
+
+
+def round_of(b: Builder, handle: int, *, ticks: tuple[int, int] | None, told: int = 0) -> None:
+    """A guest is launched, moved and closed. `told` is the handle that the destination tells, if another."""
+    said: dict[str, Value] = {"handle": handle, "policy": 0, "state": 3}
+    b.launch("old", "source", "sev")
+    b.launch("new", "destination")
+    b.status("new", "destination", error=ENOTTY)
+    if ticks is not None:
+        b.count("old", "source", ticks[0])
+    b.done(b.invoke("guest_status", "source", vm="old"), value=said)
+    b.move("old", "new", "destination")
+    b.give_state("new", "destination")
+    if ticks is not None:
+        b.count("new", "destination", ticks[1])
+    b.done(b.invoke("guest_status", "destination", vm="new"), value={**said, "handle": told or handle})
+    b.do("close", "source", vm="old")
+    b.do("close", "destination", vm="new")
+
+
+def test_a_guest_is_not_compared_with_one_whose_vms_had_the_same_names() -> None:
+    b = Builder()
+    b.begin()
+    round_of(b, 1, ticks=(100, 200))
+    round_of(b, 2, ticks=(5, 9))
+    verdict = verdict_of("P5", b.finish())
+    assert verdict.outcome is Outcome.KEPT, verdict.reason
+
+
+@pytest.mark.parametrize("uncounted", [0, 1])
+def test_what_another_guest_of_that_name_counted_is_no_answer(uncounted: int) -> None:
+    b = Builder()
+    b.begin()
+    for turn in (0, 1):
+        round_of(b, turn + 1, ticks=None if turn == uncounted else (5 + turn, 10 + turn))
+    verdict = verdict_of("P5", b.finish())
+    assert verdict.outcome is Outcome.UNKNOWN and "was not seen to count" in verdict.reason, verdict.reason
+
+
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_each_of_them_is_compared_with_itself(wrong: int) -> None:
+    b = Builder()
+    b.begin()
+    for turn in (0, 1):
+        round_of(b, turn + 1, ticks=(5, 9), told=2 - turn if turn == wrong else 0)
+    verdict = verdict_of("P5", b.finish())
+    assert verdict.outcome is Outcome.BROKEN and verdict.signature == "guest_status-after-move:handle", verdict.reason
+
+
+def test_a_guest_that_comes_back_to_a_name_is_the_same_guest() -> None:
+    b = moved()
+    b.do("close", "source", vm="old")
+    b.launch("old", "source")
+    b.move("new", "old", "source")
+    b.give_state("old", "source")
+    b.count("old", "source", 150)
+    b.status("old", "source")
+    verdict = verdict_of("P5", b.finish())
+    assert verdict.outcome is Outcome.BROKEN and verdict.signature == "counter-stopped-after-move", verdict.reason
