@@ -12,6 +12,7 @@ exceeded                          what there is more of than --max-skipped and -
 runs                              an object a run:
 
 experiment, kernel, host, seed    what was run and where; kernel is the full x.y.z
+earlier                           how many runs the same opened lab, or the same runner, had carried out before
 outcome                           kept, broken, unknown or skipped: the worst of the verdicts
 exit_code                         of this run alone, with what was accepted left out
 counts                            the same of this run
@@ -58,6 +59,7 @@ def _object(run: Run) -> dict[str, object]:
         "kernel": verdict.kernel,
         "host": verdict.host,
         "seed": verdict.seed,
+        "earlier": run.history.header.earlier if run.history.header is not None else 0,
         "outcome": verdict.outcome,
         "exit_code": int(verdict.exit_code),
         "counts": verdict.tally,

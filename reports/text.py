@@ -76,7 +76,10 @@ def _run(run: Run, known: Sequence[Finding]) -> Iterator[RenderableType]:
     verdict = run.verdict
     yield Rule(Text(verdict.experiment, style="bold"), align="left")
     where = "the lab (software PSP, nothing is encrypted)" if verdict.host == "lab" else clean(verdict.host)
-    yield Text(f"kernel {clean(verdict.kernel) or 'unknown'}, host: {where or 'unknown'}, seed {verdict.seed}")
+    header = run.history.header
+    earlier = header.earlier if header is not None else 0
+    after = f", after {earlier} other run{'s' * (earlier > 1)} there" if earlier else ""
+    yield Text(f"kernel {clean(verdict.kernel) or 'unknown'}, host: {where or 'unknown'}, seed {verdict.seed}{after}")
     yield Text(clean(run.experiment.why), style="italic")
     if run.history.damage:
         yield Text(f"The history is damaged: {clean(run.history.damage)}", style="bold red")

@@ -63,7 +63,7 @@ def _look(
     import asyncio
 
     import experiments
-    from chaos.controller.campaign import Campaign, carry_out_all, stints
+    from chaos.controller.campaign import Campaign, carry_out_all, plan
     from chaos.controller.lab_host import LabHost
     from chaos.judge.sightings import KernelSightings, sighting
     from chaos.lab.session import Wish
@@ -71,10 +71,10 @@ def _look(
     shown_by = {finding.id: finding.shown_by[0] for finding in known}
     wanted = [experiments.find(name) for name in dict.fromkeys(shown_by.values())]
     voice = silent if quiet else say
-    campaign = Campaign(seed=0, repeat=1, runs=runs, timeout=None, known=(), withhold=frozenset(), shared=False)
+    campaign = Campaign(seed=0, repeat=1, runs=runs, timeout=None, known=())
     hosts = [LabHost(Wish(kernel=kernel), say=voice) for kernel in dict.fromkeys(kernels)]
     with progress(quiet) as tell:
-        done = asyncio.run(carry_out_all(stints(hosts, wanted, campaign, jobs), jobs, campaign, tell))
+        done = asyncio.run(carry_out_all(plan(hosts, wanted, campaign), jobs, campaign, tell))
     found = []
     for number, host in enumerate(hosts):
         mine = {run.experiment.name: run for run in done[number * len(wanted) : (number + 1) * len(wanted)]}

@@ -25,7 +25,7 @@ from chaos.cli.common import (
     silent,
 )
 from chaos.cli.reporting import bounds_options, chosen, format_option, show
-from chaos.controller.campaign import Campaign, carry_out_all, stints
+from chaos.controller.campaign import Campaign, carry_out_all, plan
 from chaos.controller.carry_out import RunResult
 from chaos.controller.host import Host
 from chaos.controller.lab_host import LabHost
@@ -88,6 +88,12 @@ from chaos.lab.session import Wish
 )
 @jobs_option
 @click.option(
+    "--fresh",
+    is_flag=True,
+    help="A lab for each run. Otherwise one is used for further runs as long as nothing leaked in it, its kernel was "
+    "quiet and its accounts are right.",
+)
+@click.option(
     "--withhold",
     multiple=True,
     metavar="FAULT",
@@ -106,6 +112,7 @@ def run_(
     *, names: tuple[str, ...], host: str, kernels: tuple[str, ...], seed: int | None, form: str | None, as_json: bool,
     accept_known: bool, runs: Path, timeout: float | None, wish: Wish, quiet: bool, repeat: int,
     everything: bool, expression: str | None, withhold: tuple[str, ...], shared: bool, firmware: str | None, jobs: int,
+    fresh: bool,
     bounds: verdict.Bounds,
 ) -> int:  # fmt: skip
     """Carry out experiments, by name, by file or by selection, and say which promises the kernel kept.
@@ -139,10 +146,11 @@ def run_(
     known = findings.load() if accept_known else ()
     used = secrets.randbelow(1 << 32) if seed is None else seed
     campaign = Campaign(
-        seed=used, repeat=repeat, runs=runs, timeout=timeout, known=known, withhold=frozenset(withhold), shared=shared
-    )
+        seed=used, repeat=repeat, runs=runs, timeout=timeout, known=known, withhold=frozenset(withhold), shared=shared,
+        fresh=fresh,
+    )  # fmt: skip
     with progress(quiet) as tell:
-        done = asyncio.run(carry_out_all(stints(hosts, wanted, campaign, jobs), jobs, campaign, tell))
+        done = asyncio.run(carry_out_all(plan(hosts, wanted, campaign), jobs, campaign, tell))
     _report(done, form, bounds)
     return verdict.exit_code([result.verdict for result in done], bounds)
 

@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 from chaos.controller.carry_out import RunResult, carry_out
@@ -17,75 +15,94 @@ from chaos.experiment.model import Experiment
 from chaos.experiment.steps import SweepStep
 from chaos.history.records import Invoke, Record
 from chaos.judge import findings
+from chaos.judge.verdict import Outcome, RunVerdict
 
 
 @dataclass(frozen=True, slots=True)
 class Campaign:
     """What is the same for every run. `known` are the findings to accept, `timeout` is None for as long as the host and
-    the experiment need."""
+    the experiment need. With `fresh` each run gets a lab that no other has used."""
 
     seed: int
     repeat: int
     runs: Path
     timeout: float | None
     known: tuple[findings.Finding, ...]
-    withhold: frozenset[str]
-    shared: bool
+    withhold: frozenset[str] = frozenset()
+    shared: bool = False
+    fresh: bool = False
 
 
 Tell = Callable[[str, str], None]  # which run, and what it is doing
 
 
-@dataclass(frozen=True, slots=True)
-class Stint:
-    """Runs that one opened host carries out one after the other: each an experiment and its seed."""
+@dataclass(slots=True, eq=False)
+class Planned:
+    """A run that is to be, and once it is over what came of it."""
 
     host: Host
-    runs: tuple[tuple[Experiment, int], ...]
-    done: list[RunResult]
+    experiment: Experiment
+    seed: int
+    result: RunResult | None = None
 
 
-def stints(hosts: Sequence[Host], wanted: Sequence[Experiment], campaign: Campaign, jobs: int = 1) -> list[Stint]:
-    """Every experiment on every host, `campaign.repeat` times. A lab is opened anew for each, this machine once for
-    all. With fewer of these than `jobs`, the repetitions of each are divided among several labs."""
-    found = []
-    for host in hosts:
-        each = [
-            tuple((experiment, campaign.seed + number) for number in range(campaign.repeat)) for experiment in wanted
-        ]
-        if host.anew:
-            labs = math.ceil(jobs / (len(hosts) * len(wanted)))
-            size = math.ceil(campaign.repeat / labs)
-            found += [
-                Stint(host.suited(runs[0][0]), runs[at : at + size], [])
-                for runs in each
-                for at in range(0, campaign.repeat, size)
-            ]
-        else:
-            found.append(Stint(host, tuple(chain.from_iterable(each)), []))
-    return found
+def plan(hosts: Sequence[Host], wanted: Sequence[Experiment], campaign: Campaign) -> list[Planned]:
+    """Every experiment on every host, `campaign.repeat` times."""
+    return [
+        Planned(host.suited(experiment), experiment, campaign.seed + number)
+        for host in hosts
+        for experiment in wanted
+        for number in range(campaign.repeat)
+    ]
 
 
-async def carry_out_all(planned: Sequence[Stint], jobs: int, campaign: Campaign, tell: Tell) -> list[RunResult]:
-    """Carry these stints out, at most `jobs` at a time, and return their runs in the order of the stints."""
-    waiting = iter(planned)
+async def carry_out_all(planned: Sequence[Planned], jobs: int, campaign: Campaign, tell: Tell) -> list[RunResult]:
+    """Carry these runs out, on at most `jobs` opened hosts at a time, and return what came of them in their order."""
+    hosts: list[Host] = []
+    for run in planned:
+        if run.host not in hosts:
+            hosts.append(run.host)
+    left = sorted(planned, key=lambda run: hosts.index(run.host))  # or a host would be closed to be opened again
 
     async def work() -> None:
-        for stint in waiting:
-            await _carry_out(stint, campaign, tell)
+        while left:
+            await _on_one_host(left, campaign, tell)
 
     await asyncio.gather(*(work() for _ in range(jobs)))  # where one fails, asyncio.run ends the others
-    return [result for stint in planned for result in stint.done]
+    return [run.result for run in planned if run.result is not None]
 
 
-async def _carry_out(stint: Stint, campaign: Campaign, tell: Tell) -> None:
-    while left := stint.runs[len(stint.done) :]:
-        console = SerialConsole()
-        async with stint.host.open(console.line) as session:
-            for experiment, seed in left:
-                stint.done.append(await _one(stint.host, session, console, experiment, seed, campaign, tell))
-                if stint.done[-1].broken is not None or session.spent:
-                    break  # the session went with it; the next run gets a new one
+async def _on_one_host(left: list[Planned], campaign: Campaign, tell: Tell) -> None:
+    """Open the host that the next run wants, and carry out on it what else wants it, as long as it is fit for that."""
+    run, console = left.pop(0), SerialConsole()
+    async with run.host.open(console.line) as session:
+        while True:
+            run.result = result = await _one(session, console, run, campaign, tell)
+            used = run.host.anew and (campaign.fresh or traces(result.verdict))
+            following = next((other for other in left if other.host == run.host), None)
+            if result.broken is not None or session.spent or used or following is None:
+                return
+            left.remove(following)
+            run = following
+
+
+# What these say is about the host, and holds for whoever comes next. The others are about guests that are gone by then.
+_OF_THE_HOST = frozenset({"P1", "P2", "P8", "P9", "P11", "P12", "P13", "P14"})
+_SURELY = frozenset({"P9", "P12"})
+
+
+def traces(run: RunVerdict) -> str:
+    """What the next run may find on the host of this one, "" if nothing: it came to its end, nothing leaked and the
+    kernel was quiet, of which it is sure, and no other account of the host is wrong. One that was skipped as a whole
+    has done nothing."""
+    if all(verdict.outcome is Outcome.SKIPPED for verdict in run.verdicts):
+        return run.left
+    told = [run.left] if run.left else []
+    for verdict in run.verdicts:
+        unsure = verdict.promise in _SURELY and verdict.outcome is not Outcome.KEPT
+        if unsure or (verdict.promise in _OF_THE_HOST and verdict.outcome is Outcome.BROKEN):
+            told.append(f"{verdict.promise} {verdict.outcome.value}")
+    return ", ".join(told)
 
 
 def runs_in(experiment: Experiment) -> int:
@@ -93,15 +110,8 @@ def runs_in(experiment: Experiment) -> int:
     return min(20, 1 + 5 * sum(isinstance(step, SweepStep) for step in experiment.script))
 
 
-async def _one(
-    host: Host,
-    session: Session,
-    console: SerialConsole,
-    experiment: Experiment,
-    seed: int,
-    campaign: Campaign,
-    tell: Tell,
-) -> RunResult:
+async def _one(session: Session, console: SerialConsole, planned: Planned, campaign: Campaign, tell: Tell) -> RunResult:
+    host, experiment, seed = planned.host, planned.experiment, planned.seed
     where = host.describe()
     run = f"{experiment.name} on {where.kernel_source or 'this machine'}"
     if campaign.repeat > 1:

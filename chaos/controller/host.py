@@ -43,7 +43,7 @@ class Session(Protocol):
 class Host(Protocol):
     @property
     def anew(self) -> bool:
-        """Whether each experiment is to find it as nobody has used it yet: it is opened for each, not once for all."""
+        """Whether it is as nobody has used it yet each time that it is opened."""
 
     @property
     def patience(self) -> float:

@@ -39,6 +39,12 @@ class LabHost:
         self._wish = wish
         self._say = say
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LabHost) and self._wish == other._wish
+
+    def __hash__(self) -> int:
+        return hash(self._wish)
+
     def describe(self) -> HostDescription:
         from chaos.lab.qemu import find_qemu
 

@@ -26,7 +26,7 @@ GONE_WITHIN = 60.0
 class LocalHost:
     """This machine, with its own SEV. A `shared` one may have guests of others; else they are a reason not to begin."""
 
-    anew = False  # it is the same machine each time, and a runner takes longer to start than most runs
+    anew = False  # it is the same machine each time, and who it belongs to does not boot it for a run
     patience = PATIENCE
 
     def __init__(self, *, shared: bool = False) -> None:

@@ -128,7 +128,7 @@ class Header(_Record, frozen=True, kw_only=True):
     """The first record. `kernel` is the full x.y.z, `release` what uname says; `host` is local or lab. `log_ahead` is
     how many nanoseconds CLOCK_MONOTONIC is ahead of the clock of the kernel's log, None if nobody could say. `patience`
     is after how many seconds the kernel reports a "hung task", "soft lockup", "hard lockup" or "RCU stall", 0 for
-    never; it is empty if that was not read."""
+    never; it is empty if that was not read. `earlier` is how many runs the same runner had carried out before."""
 
     format: Int = FORMAT
     experiment: str
@@ -141,6 +141,7 @@ class Header(_Record, frozen=True, kw_only=True):
     shared: bool = False  # whether SEV guests of others may come and go on the host meanwhile
     log_ahead: Int | None = None
     patience: dict[str, Int] = {}
+    earlier: Int = 0
 
 
 QUESTION = "question"

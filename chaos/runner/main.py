@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _serve(server: ForkServer, warden: Warden, recorder: Recorder, outside: Outside, tracer: Tracer) -> int:
-    for line in outside.orders():
+    for earlier, line in enumerate(outside.orders()):
         try:
             order = _decoder.decode(line)
         except msgspec.DecodeError as error:
@@ -104,7 +104,7 @@ def _serve(server: ForkServer, warden: Warden, recorder: Recorder, outside: Outs
         faulthandler.register(signal.SIGALRM, all_threads=False)
         signal.setitimer(signal.ITIMER_REAL, max(order.timeout - SAYS_BEFORE, order.timeout / 2))
         try:
-            ExperimentRun(order, server, warden, recorder, outside, tracer).carry_out()
+            ExperimentRun(order, server, warden, recorder, outside, tracer, earlier).carry_out()
         except Interrupted as why:
             recorder.write(End(t=recorder.now(), complete=False, reason=f"interrupted by {why}"))
             raise

@@ -76,6 +76,7 @@ class ExperimentRun:
     recorder: Recorder
     outside: Outside
     tracer: Tracer
+    earlier: int = 0  # how many runs there were in this process before
     paths: Paths = field(default_factory=Paths)
     loop: Loop = field(default_factory=Loop)
     reasons: list[str] = field(default_factory=list)
@@ -106,7 +107,7 @@ class ExperimentRun:
                 t=self.recorder.now(), experiment=self.order.experiment.name, seed=self.order.seed, host=host.name,
                 kernel=host.kernel, release=host.release, executes_es=host.executes_es, asids=dict(host.asids),
                 shared=self.order.shared, log_ahead=log_ahead,
-                patience=dict(patience(self.paths.proc, self.paths.modules)),
+                patience=dict(patience(self.paths.proc, self.paths.modules)), earlier=self.earlier,
             )
         )  # fmt: skip
 

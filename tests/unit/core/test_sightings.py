@@ -156,8 +156,8 @@ def test_the_verb_asks_one_run_of_each_finding_and_kernel(
     asked: list[tuple[str, str]] = []
 
     async def pretend(planned: Any, _jobs: int, _campaign: Any, _tell: Any) -> list[Any]:
-        asked.extend((stint.host.describe().kernel_source, stint.runs[0][0].name) for stint in planned)
-        return [pretended(stint.runs[0][0], outcome) for stint in planned]
+        asked.extend((run.host.describe().kernel_source, run.experiment.name) for run in planned)
+        return [pretended(run.experiment, outcome) for run in planned]
 
     monkeypatch.setattr(campaign, "carry_out_all", pretend)
     monkeypatch.setattr("chaos.controller.lab_host.LabHost._memory", 1 << 30)

@@ -6,7 +6,8 @@
  * answers compiled into their call sites, so there is no exit function.
  *
  *  1. Feature bits. TCG emulates SVM with nested paging but none of what kvm_amd insists on before it looks for
- *     SEV: nrips, decode assists, flush by ASID, and for SEV-ES on 6.12 LBR virtualisation.
+ *     SEV: nrips, decode assists, flush by ASID, and for SEV-ES on 6.12 LBR virtualisation. A CPU that comes
+ *     online is asked what it has, and what it has not is taken from all: so it is given to it again.
  *  2. CPUID leaf 0x8000001F, through pv_ops: a module's calls of cpuid() are patched, when it is loaded, to
  *     whatever pv_ops.cpu.cpuid points to at that time.
  *  3. The PCI identity 1022:14ca in the struct pci_dev of QEMU's ivshmem device, so that the real ccp driver
@@ -17,6 +18,7 @@
  *     between translates the int3 again, keeps it, and the kernel dies of a breakpoint that nobody set ("Oops:
  *     int3"). Here what memory has there is carried out, and the CPU is made to look again.
  */
+#include <linux/cpuhotplug.h>
 #include <linux/ftrace.h>
 #include <linux/kdebug.h>
 #include <linux/module.h>
@@ -222,6 +224,13 @@ static void give_features(struct cpuinfo_x86 *c)
 		set_cpu_cap(c, X86_FEATURE_SEV_ES);
 }
 
+static int came_online(unsigned int cpu)
+{
+	give_features(&boot_cpu_data);
+	give_features(&cpu_data(cpu));
+	return 0;
+}
+
 static int __init sevshim_init(void)
 {
 	struct pci_dev *mailbox;
@@ -249,6 +258,9 @@ static int __init sevshim_init(void)
 	give_features(&boot_cpu_data);
 	for_each_possible_cpu(cpu)
 		give_features(&cpu_data(cpu));
+	error = cpuhp_setup_state_nocalls(CPUHP_AP_ONLINE_DYN, "sevshim:online", came_online, NULL);
+	if (error < 0)
+		pr_warn("sevshim: CPUs that come online will be no SEV host's: error %d\n", error);
 
 	real_cpuid = pv_ops.cpu.cpuid;
 	pv_ops.cpu.cpuid = sev_cpuid;
