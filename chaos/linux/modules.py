@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from errno import EBUSY
 
+from chaos.linux import kcsan
 from chaos.linux.program import call
 
 WITHIN = 120.0  # seconds; the driver of a PSP waits for it when it goes and when it comes
@@ -13,7 +14,9 @@ WITHIN = 120.0  # seconds; the driver of a PSP waits for it when it goes and whe
 
 def reload(names: Sequence[str], parameters: Mapping[str, str]) -> None:
     """Unload these modules, the first one first, and load them in the opposite order, the last of them with these
-    parameters. Raises OSError: EBUSY if one of them is in use, and then those that are gone are loaded again."""
+    parameters. Raises OSError: EBUSY if one of them is in use, and then those that are gone are loaded again.
+
+    KCSAN, where there is any, is aimed at them anew."""
     for number, name in enumerate(names):
         try:
             _modprobe("-r", name)
@@ -25,6 +28,7 @@ def reload(names: Sequence[str], parameters: Mapping[str, str]) -> None:
     _modprobe(last, *(f"{parameter}={value}" for parameter, value in parameters.items()))
     for name in reversed(others):
         _modprobe(name)
+    kcsan.aim()
 
 
 def _modprobe(*argv: str) -> None:

@@ -38,7 +38,7 @@ from chaos.lab.protocol import (
     StdinEnd,
     Terminal,
 )
-from chaos.linux import tracefs
+from chaos.linux import kcsan, tracefs
 
 CHUNK = 1 << 16
 # Imported before the lab is saved, so that a restored lab starts them in no time.
@@ -378,4 +378,5 @@ def stay_off_the_first_cpu() -> None:
 
 def main() -> None:
     stay_off_the_first_cpu()
+    kcsan.aim()
     LabAgent().serve()

@@ -54,7 +54,7 @@ def test_vmms_live_in_their_namespaces_and_these_go_with_them(vmms: VmmProcesses
 def test_a_namespace_that_stays_is_told_with_who_keeps_it(vmms: VmmProcesses) -> None:
     laid = Network.lay([("new", "old")])
     vmm = vmms.spawn("old", nowhere(), network=laid.space("old"))
-    # How many are gone by then is for the kernel, which takes down the other one in a worker; who is in this one is told.
+    # How many are gone by then is the kernel's affair: a worker of its own takes the other one down.
     with pytest.raises(CleanupFailed, match=rf"of 2 .*: processes {vmm.pid} are still in it"):
         laid.give_up(within=0.2)
 
