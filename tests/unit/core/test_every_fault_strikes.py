@@ -37,6 +37,7 @@ IN_CI = {
     *test_experiments.FIRST,
     *test_faults.EXPERIMENTS.values(),
     *test_outcomes.STRIKING,
+    *test_outcomes.IN_ONE_LAB,
     *test_storms.THROUGH_MOVE,
 }
 """What tests/lab carries out and compares with the tables, by the tests' own lists."""
