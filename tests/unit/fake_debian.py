@@ -106,10 +106,12 @@ wanted = [word for word in words if "=" in word]
 for number, want in enumerate(wanted):
     name, version = want.split("=")
     source = archive / (name + ".deb")
-    if (archive / "damaged").exists():
-        print("Get:1 http://mirror.example/" + name)
-        sys.exit("E: Failed to fetch http://mirror.example/" + name + "  Hash Sum mismatch")
     there = pathlib.Path(name + "_" + version.replace(":", "%3a") + "_amd64.deb")
+    if (archive / "damaged").exists():
+        there.write_bytes(b"damaged")
+        url = "http://mirror.example/pool/" + name + "_" + version.partition(":")[2] + "_amd64.deb"
+        print("Get:1 " + url)
+        sys.exit("E: Failed to fetch " + url + "  Hash Sum mismatch")
     if there.exists() and there.read_bytes() == source.read_bytes():
         log("kept", name)
         continue

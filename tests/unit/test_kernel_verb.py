@@ -93,6 +93,15 @@ def test_remove_takes_the_modules_along_and_nothing_else(debian: FakeDebian) -> 
     assert left == {second.release}
 
 
+def test_a_series_means_the_one_of_it_that_is_here(debian: FakeDebian) -> None:
+    find_kernel("debian:6.1.0-56-amd64"), find_kernel("debian:6.1")
+    with pytest.raises(UsageError, match=r"of debian:6\.1 there are several here") as caught:
+        invoke("remove", "debian:6.1")
+    assert caught.value.remedy == "name one of debian:6.1.0-56-amd64, debian:6.1.0-57-amd64"
+    invoke("remove", "debian:6.1.0-56-amd64")
+    assert "removed 1 entries" in invoke("remove", "debian:6.1").stdout
+
+
 def test_what_is_not_here_is_not_removed_nor_is_anything_else(debian: FakeDebian) -> None:
     find_kernel("debian:6.1")
     with pytest.raises(UsageError, match=r"debian:6\.12\.117\+deb12-amd64 is not here") as caught:

@@ -14,6 +14,7 @@ import pytest
 from chaos.cache import entries
 from chaos.errors import HostLacks, NoKernel, NoSpace, UsageError
 from chaos.lab.kernel import archive, fetched
+from chaos.lab.kernel import debian as packages
 from chaos.lab.kernel.debian import unpack, whole_kernels
 from chaos.lab.kernel.find import LabKernel, find_busybox, find_kernel
 from tests.unit.fake_debian import CONFIG, FakeDebian, static_elf, use
@@ -366,6 +367,23 @@ def test_a_damaged_download_is_told_from_one_that_broke_off(debian: FakeDebian, 
         find_kernel("debian:6.1", say=said)
     assert "none of it is used" in caught.value.remedy
     assert "Get:1" not in caught.value.message
+    debian.switch("damaged", on=False)
+    find_kernel("debian:6.1", say=said)
+    assert "here already" not in said
+
+
+def test_a_download_that_stalls_is_told_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every five seconds it is looked at."""
+    told: list[str] = []
+    seconds = iter(range(0, 1000, 5))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(seconds)))
+    tell = packages._progress(tmp_path, 3_000_000, told.append)
+    for size, times in ((1_000_000, 13), (2_000_000, 2)):
+        (tmp_path / "a.deb").write_bytes(b" " * size)
+        for _ in range(times):
+            tell()
+    stalled = [f"  1.0 MB of 3.0 MB, and nothing more for {after} s" for after in (30, 60)]
+    assert told == ["  1.0 MB of 3.0 MB", *stalled, "  2.0 MB of 3.0 MB"]
 
 
 def test_a_name_without_a_package_is_not_searched_for(debian: FakeDebian, said: Said) -> None:

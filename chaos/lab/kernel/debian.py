@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,6 +212,8 @@ _BROKEN_OFF = (
     "is there a network? What has come is kept, and the next try goes on from it. If the archive has moved on, "
     "`sevchaos kernel list --refresh` first"
 )
+STALLED = 30.0
+"""After how many seconds without a byte that is said."""
 _DAMAGED = (
     "what came is not what Debian signed, and none of it is used: the mirror or a proxy damaged it. Try again, or take "
     "another mirror"
@@ -231,7 +234,10 @@ def download(wanted: Sequence[Package], into: Path, *, lock: Lock, say: Say) -> 
         watch=_progress(into, sum(p.download for p in wanted), say),
     )
     what = "fetching " + ", ".join(p.name for p in wanted)
-    damaged = "Hash Sum mismatch" in done.output
+    damaged = re.findall(r"/([^/\s_]+)_[^/\s]*\.deb +Hash Sum mismatch", done.output)
+    for name in damaged:  # apt leaves it, and would go on from it
+        for archive_ in into.glob(f"{name}_*.deb"):
+            archive_.unlink()
     must(_errors_alone(done), what, error=NoKernel, remedy=_DAMAGED if damaged else _BROKEN_OFF)
     return [_archive_of(package, into) for package in wanted]
 
@@ -243,9 +249,19 @@ def _errors_alone(done: CommandResult) -> CommandResult:
 
 
 def _progress(into: Path, total: int, say: Say) -> Callable[[], None]:
+    """Says how much has come, and if nothing comes any more, now and then, for how long that has been so."""
+    last, since, told = -1, time.monotonic(), 0.0
+
     def tell() -> None:
-        here = sum(p.stat().st_size for p in into.glob("*.deb"))
-        say(f"  {megabytes(min(here, total))} of {megabytes(total)}")
+        nonlocal last, since, told
+        here, now = sum(p.stat().st_size for p in into.glob("*.deb")), time.monotonic()
+        stalled = now - since
+        if here != last:
+            last, since, told = here, now, 0.0
+            say(f"  {megabytes(min(here, total))} of {megabytes(total)}")
+        elif stalled - told >= STALLED:
+            told = stalled
+            say(f"  {megabytes(min(here, total))} of {megabytes(total)}, and nothing more for {stalled:.0f} s")
 
     return tell
 

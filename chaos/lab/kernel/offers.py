@@ -57,15 +57,22 @@ def newest(found: Iterable[KernelOffer]) -> tuple[KernelOffer, ...]:
 
 
 def remove(sources: Iterable[str], *, say: Say) -> entries.Cleaned:
-    """Remove these kernels, and the modules that were built for them. Raises UsageError if one is not here, and then
-    nothing was removed."""
-    here = [(f"debian:{entry.name.partition('_')[0]}", entry) for entry in _cached("kernels")]
-    here += [(made.source, entry) for entry, made in _built()]
+    """Remove these kernels, and the modules that were built for them; a series means the one of it that is here. Raises
+    UsageError if one is not here, or several are, and then nothing was removed."""
+    fetched = [(f"debian:{entry.name.partition('_')[0]}", entry) for entry in _cached("kernels")]
+    here = [*fetched, *((made.source, entry) for entry, made in _built())]
     chosen: list[CacheEntry] = []
     for source in sources:
         mine = [entry for name, entry in here if name in (source, f"debian:{source}")]
+        of_series = [(name, entry) for name, entry in fetched if name.startswith(f"{source}.")]
+        if not mine and len(of_series) == 1:
+            mine = [of_series[0][1]]
         if not mine:
-            raise UsageError(f"{source} is not here", remedy=f"here are {', '.join(n for n, _ in here) or 'none'}")
+            there = of_series or here
+            raise UsageError(
+                f"{source} is not here" if not of_series else f"of {source} there are several here",
+                remedy=f"{'name one of' if of_series else 'here are'} {', '.join(n for n, _ in there) or 'none'}",
+            )
         chosen += mine
     labels = tuple(map(_label, chosen))
     built = [e for e in _cached("modules") if e.name.startswith(labels)]
