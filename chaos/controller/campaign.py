@@ -13,8 +13,9 @@ from chaos.controller.console import SerialConsole
 from chaos.controller.host import Host, Session
 from chaos.experiment.model import Experiment
 from chaos.experiment.steps import SweepStep
-from chaos.history.records import Invoke, Record
+from chaos.history.records import Console, History, Invoke, Kernel, Record
 from chaos.judge import findings
+from chaos.judge.checkers.p12_quiet_kernel import report
 from chaos.judge.verdict import Outcome, RunVerdict
 
 
@@ -78,7 +79,7 @@ async def _on_one_host(left: list[Planned], campaign: Campaign, tell: Tell) -> N
     async with run.host.open(console.line) as session:
         while True:
             run.result = result = await _one(session, console, run, campaign, tell)
-            used = run.host.anew and (campaign.fresh or traces(result.verdict))
+            used = run.host.anew and (campaign.fresh or traces(result.verdict, result.history))
             following = next((other for other in left if other.host == run.host), None)
             if result.broken is not None or session.spent or used or following is None:
                 return
@@ -91,11 +92,12 @@ _OF_THE_HOST = frozenset({"P1", "P2", "P8", "P9", "P11", "P12", "P13", "P14"})
 _SURELY = frozenset({"P9", "P12"})
 
 
-def traces(run: RunVerdict) -> str:
+def traces(run: RunVerdict, history: History) -> str:
     """What the next run may find on the host of this one, "" if nothing: it came to its end, nothing leaked and the
     kernel was quiet, of which it is sure, and no other account of the host is wrong. One that was skipped as a whole
-    has done nothing."""
-    if all(verdict.outcome is Outcome.SKIPPED for verdict in run.verdicts):
+    has done nothing, but may have read what the kernel said of the run before it."""
+    said = any(report(record) for record in history.records if isinstance(record, Kernel | Console))
+    if not said and all(verdict.outcome is Outcome.SKIPPED for verdict in run.verdicts):
         return run.left
     told = [run.left] if run.left else []
     for verdict in run.verdicts:

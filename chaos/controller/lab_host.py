@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -18,7 +19,7 @@ from chaos.controller.lab_witness import Clock
 from chaos.controller.pulse import Pulse
 from chaos.errors import LabFailed, LabHung
 from chaos.experiment.model import Experiment
-from chaos.history.records import End, History, Invoke, Note, Record, StoodStill
+from chaos.history.records import End, Fault, History, Invoke, Note, Record, StoodStill
 from chaos.judge.ledger.firmware_contexts import Contexts
 from chaos.lab.machine import Lab
 from chaos.lab.protocol import ProgramExited
@@ -28,6 +29,15 @@ from chaos.runner.order import Order
 if TYPE_CHECKING:  # loaded when a lab is opened: a command that opens none is spared it
     from chaos.controller.lab_failpoints import PspFailpoints
     from chaos.lab.kernel.find import LabKernel
+
+
+_FOR_GOOD = {
+    "storage": "the firmware's storage was spoiled",  # a driver that could not write may not know what is in force
+    "reload": "the drivers were loaded anew",  # the tracer's probes of them are gone
+    "kernel-return": "a kernel function was made to return something else",
+    "platform-reset": "the platform was reset",
+}
+"""Operations and faults whose effect nobody undoes, or nobody could prove to be undone."""
 
 
 class LabHost:
@@ -87,16 +97,26 @@ class LabHost:
             clock = await compare_clocks(lab)
             runner = execute(lab, [RUNNER], stdin=talk.stdin, stdout=talk.stdout, stderr=talk.stderr, warm=True)
             async with _under_way(_code(runner)) as task:
-                yield LabSession(lab, clock, talk, task)
+                yield LabSession(lab, clock, talk, task, changed=bool(self._wish.ccp))
 
 
 async def _code(runner: Awaitable[ProgramExited]) -> int:
     return (await runner).code
 
 
+# Clocks of the lab and of this machine drift apart, and `Clock.doubt` is of the time when they were compared: by 4 ppm
+# on a machine that was measured, which is a quarter of a millisecond in this time, and more where NTP slews.
+COMPARED_FOR = 60.0  # seconds
+
+
 class LabSession:
-    def __init__(self, lab: Lab, clock: Clock, talk: Conversation, runner: asyncio.Task[int]) -> None:
-        self.lab, self._clock, self._talk, self._runner = lab, clock, talk, runner
+    """With `changed` the lab's driver has parameters of one experiment's, and may have left something by them."""
+
+    def __init__(
+        self, lab: Lab, clock: Clock, talk: Conversation, runner: asyncio.Task[int], *, changed: bool = False
+    ) -> None:
+        self.lab, self._clock, self._talk, self._runner, self._changed = lab, clock, talk, runner, changed
+        self._compared = time.monotonic()
         self.spent = ""
 
     async def carry_out(self, order: Order, *, record: Write) -> None:
@@ -137,7 +157,20 @@ class LabSession:
             raise
         finally:
             with contextlib.suppress(LabFailed):  # then there is no firmware any more
-                self.spent = await firmware.settle() or Contexts.of(History(tuple(told))).gone or _unsettled(told)
+                self.spent = await firmware.settle() or self._unsettled(told)
+
+    def _unsettled(self, told: Sequence[Record]) -> str:
+        """What of this lab no further run should find, though no account of the host need be wrong."""
+        if gone := Contexts.of(History(tuple(told))).gone:
+            return gone
+        for record in told:
+            if isinstance(record, Invoke) and (why := _FOR_GOOD.get(record.f)):
+                return why
+            if isinstance(record, Fault) and (why := _FOR_GOOD.get(record.fault)):
+                return why
+        if self._changed:
+            return "its driver has the parameters of an experiment"
+        return "its clock was compared long ago" if time.monotonic() - self._compared > COMPARED_FOR else ""
 
     async def _tell_of_firmware(self, told: Sequence[Record], before: int, record: Write) -> None:
         from chaos.controller.lab_witness import firmware_records
@@ -149,9 +182,3 @@ class LabSession:
             record(Note(t=told[-1].t if told else 0, topic="witness", text=text, witness="firmware"))
         for command in firmware_records(psp.records, told, self._clock, before=before):
             record(command)
-
-
-def _unsettled(told: Sequence[Record]) -> str:
-    """A driver that could not write the firmware's state down may not know any more what state that is."""
-    spoiled = any(isinstance(record, Invoke) and record.f == "storage" for record in told)
-    return "the firmware's storage was spoiled" if spoiled else ""

@@ -22,8 +22,7 @@ _LATE = 1  # seconds: a report comes when the detector looks next, and is rounde
 def explained(evidence: RunEvidence, line: Kernel | Console) -> tuple[str, bool]:
     """In how far the machine stood still for as long as this report says, in words, "" if it did not; and whether that
     is all of it."""
-    lasted = _lasted(evidence, line)
-    begun = line.t - (lasted + _LATE) * NS
+    lasted, begun = _lasted(evidence, line), began(evidence, line)
     still = 0
     for record in evidence.history.records:
         if isinstance(record, StoodStill):
@@ -31,6 +30,13 @@ def explained(evidence: RunEvidence, line: Kernel | Console) -> tuple[str, bool]
     if not lasted or still < _LATE * NS:
         return "", False
     return f"the machine under the lab, which stood still for {still / NS:.1f} s", still >= (lasted - _LATE) * NS
+
+
+def began(evidence: RunEvidence, line: Kernel | Console) -> int:
+    """When that which the report says lasted so long had begun at the latest, as `t`; at the report where it does not
+    say."""
+    lasted = _lasted(evidence, line)
+    return line.t - (lasted + _LATE) * NS if lasted else line.t
 
 
 def _lasted(evidence: RunEvidence, line: Kernel | Console) -> int:

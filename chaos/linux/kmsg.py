@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -137,6 +138,16 @@ class KernelLog:
 
     def close(self) -> None:
         self.fd.close()
+
+
+def lockdep_off(proc: Path = Path("/proc")) -> str:
+    """Why the log tells of no lock any more, "" if it does or never did: lockdep gives one report and ends."""
+    try:
+        stats = (proc / "lockdep_stats").read_text()
+    except OSError:
+        return ""
+    on = re.search(r"^ *debug_locks: +1$", stats, re.MULTILINE)
+    return "" if on else "lockdep has turned itself off since this kernel was booted"
 
 
 def rearm(tainted: Path = Path("/proc/sys/kernel/tainted"), debug: Path = Path("/sys/kernel/debug")) -> str:

@@ -116,10 +116,26 @@ _LOOKS = 3
 _FUNCTION = re.compile(r"^    (?:\[<[0-9a-f]+>\] )?([A-Za-z_][\w.]*)\+0x", re.MULTILINE)
 
 
-def forget_leaks(kmemleak: Path) -> None:
-    """Have what is lost so far not told again: what kmemleak has found, so it looks first. Raises OSError."""
-    _look(kmemleak)
-    kmemleak.write_text("clear")
+class LeakWitness:
+    """kmemleak, asked by one run after the other: at the end of each for what was lost in it. A look takes it seconds,
+    many where KASAN looks on. So what the run before has asked for and had forgotten is not asked for again."""
+
+    def __init__(self) -> None:
+        self._forgotten = False
+
+    def begin(self, kmemleak: Path) -> None:
+        """Have what is lost so far not told again: what kmemleak has found, so it looks first. Raises OSError."""
+        if not self._forgotten:
+            _look(kmemleak)
+            kmemleak.write_text("clear")
+        self._forgotten = False
+
+    def end(self, kmemleak: Path) -> tuple[str, ...]:
+        """What was lost since. Raises OSError: EBUSY or EPERM if kmemleak has turned itself off."""
+        found = leaks(kmemleak)
+        kmemleak.write_text("clear")
+        self._forgotten = True
+        return found
 
 
 def _look(kmemleak: Path) -> None:
@@ -129,10 +145,7 @@ def _look(kmemleak: Path) -> None:
 
 def leaks(kmemleak: Path, *, age: float = LEAK_AGE) -> tuple[str, ...]:
     """What nobody refers to: of each object by which functions it was allocated, as "a < b < c", the innermost first.
-    Something that is on its way from one place to another is not taken for lost by all looks.
-
-    Raises OSError: EBUSY or EPERM if kmemleak has turned itself off.
-    """
+    Something that is on its way from one place to another is not taken for lost by all looks."""
     time.sleep(age)
     _look(kmemleak)
     objects = kmemleak.read_text(errors="replace").split("unreferenced object ")[1:]

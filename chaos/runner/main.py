@@ -40,6 +40,7 @@ from chaos.errors import ExitCode, HostLacks
 from chaos.history.records import End
 from chaos.linux.process import be_told_of_parents_death
 from chaos.native import library
+from chaos.runner.kernel_objects import LeakWitness
 from chaos.runner.order import Order
 from chaos.runner.recorder import OutsideGone, Recorder
 from chaos.runner.run import ExperimentRun, Interrupted
@@ -93,6 +94,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _serve(server: ForkServer, warden: Warden, recorder: Recorder, outside: Outside, tracer: Tracer) -> int:
+    leaks = LeakWitness()
     for earlier, line in enumerate(outside.orders()):
         try:
             order = _decoder.decode(line)
@@ -104,7 +106,7 @@ def _serve(server: ForkServer, warden: Warden, recorder: Recorder, outside: Outs
         faulthandler.register(signal.SIGALRM, all_threads=False)
         signal.setitimer(signal.ITIMER_REAL, max(order.timeout - SAYS_BEFORE, order.timeout / 2))
         try:
-            ExperimentRun(order, server, warden, recorder, outside, tracer, earlier).carry_out()
+            ExperimentRun(order, server, warden, recorder, outside, tracer, leaks, earlier).carry_out()
         except Interrupted as why:
             recorder.write(End(t=recorder.now(), complete=False, reason=f"interrupted by {why}"))
             raise

@@ -36,6 +36,7 @@ class Observer:
         lost: Callable[[str], None],
         reticent: Callable[[], bool] = lambda: False,
         paths: Paths | None = None,
+        leaks: kernel_objects.LeakWitness | None = None,
     ) -> None:
         self._recorder = recorder
         self._group = group
@@ -43,7 +44,8 @@ class Observer:
         self._paths = paths or Paths()
         self._platform = platform
         self._lost: Callable[[str], None] | None = lost
-        self._leaks_forgotten = False
+        self._leaks = leaks or kernel_objects.LeakWitness()
+        self._begun = False
 
     def observe(self, label: str, step: int, *, whole_host: bool = False) -> Observation:
         """With `whole_host` also what is not the run's alone."""
@@ -91,11 +93,11 @@ class Observer:
     def _leaked(self) -> tuple[str, ...]:
         """Nothing when it is asked first: what was lost before is nobody's here. Raises OSError."""
         kmemleak = self._paths.debug / "kmemleak"
-        if not self._leaks_forgotten:
-            kernel_objects.forget_leaks(kmemleak)
-            self._leaks_forgotten = True
+        if not self._begun:
+            self._leaks.begin(kmemleak)
+            self._begun = True
             return ()
-        return kernel_objects.leaks(kmemleak)
+        return self._leaks.end(kmemleak)
 
     def _name(self, group: Cgroup) -> str:
         return str(group.path.relative_to(self._group.path))

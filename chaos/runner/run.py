@@ -15,7 +15,7 @@ from chaos.fault import find
 from chaos.history.records import End, Filled, Header, Kernel
 from chaos.kvm.sev import Platform
 from chaos.linux.batches import drain_page_batches
-from chaos.linux.kmsg import KernelLog, Lost, rearm
+from chaos.linux.kmsg import KernelLog, Lost, lockdep_off, rearm
 from chaos.linux.loop import LOOK_AGAIN, Loop, TimedOut
 from chaos.linux.patience import patience
 from chaos.native import library
@@ -25,6 +25,7 @@ from chaos.runner.entries import EntryWitness
 from chaos.runner.fault_context import RunContext
 from chaos.runner.guests import Guests
 from chaos.runner.holds.failpoints import RunFailpoints
+from chaos.runner.kernel_objects import LeakWitness
 from chaos.runner.network import Network, between
 from chaos.runner.observer import Observer
 from chaos.runner.operations import OperationLog
@@ -76,6 +77,7 @@ class ExperimentRun:
     recorder: Recorder
     outside: Outside
     tracer: Tracer
+    leaks: LeakWitness
     earlier: int = 0  # how many runs there were in this process before
     paths: Paths = field(default_factory=Paths)
     loop: Loop = field(default_factory=Loop)
@@ -144,8 +146,8 @@ class ExperimentRun:
             lost(f"the kernel's log: {error}")
             return None
         unarmed = rearm(self.paths.proc / "sys" / "kernel" / "tainted", self.paths.debug)
-        if unarmed:
-            lost(f"the kernel's log: {unarmed}")
+        for silent in filter(None, (unarmed, lockdep_off(self.paths.proc))):
+            lost(f"the kernel's log: {silent}")
         self.loop.watch(log.fd.number, lambda: self._read_log(log))
         return log
 
@@ -218,7 +220,7 @@ class ExperimentRun:
         asked = None if self.order.shared else platform
         observer = Observer(
             self.recorder, group, asked, lambda lost: self.recorder.lost("guests", lost), lambda: firmware.may_stall,
-            self.paths,
+            self.paths, self.leaks,
         )  # fmt: skip
         length = len(self.order.experiment.script)
         cgroups = CgroupTree(group, log, vmms)

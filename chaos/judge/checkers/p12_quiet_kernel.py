@@ -25,7 +25,7 @@ from chaos.history.records import Console, History, Invoke, Kernel
 from chaos.judge.evidence import RunEvidence
 from chaos.judge.finding_counters import below_zero
 from chaos.judge.hung_task import cannot_tell, hung, kept_asleep
-from chaos.judge.machine_stalls import explained
+from chaos.judge.machine_stalls import began, explained
 from chaos.judge.parts import broken, combine, kept, unknown
 from chaos.judge.timeline import named
 from chaos.judge.verdict import Verdict
@@ -123,7 +123,8 @@ def check(experiment: Experiment, history: History) -> Verdict:
     lines = [record for record in history.records if isinstance(record, Kernel | Console)]
     evidence = RunEvidence(history)
     parts = [unknown(PROMISE, f"a witness was lost: {note.text}", (note,)) for note in evidence.lost_of("log")]
-    if history.header is None or history.header.log_ahead is None:
+    header = history.header
+    if header is None or header.log_ahead is None:
         parts.append(unknown(PROMISE, "nothing shows that the kernel's log was read"))
     put_down: list[Verdict] = []
     seen: set[tuple[str, int | None]] = set()
@@ -131,7 +132,7 @@ def check(experiment: Experiment, history: History) -> Verdict:
         name, task = report(line), hung(line)
         if not name:
             continue
-        if history.header is not None and line.t < history.header.t:
+        if header is not None and line.t < header.t:
             text = f"before this run, after an earlier one had closed the log, the kernel said: {line.text}"
             parts.append(unknown(PROMISE, text, (line,)))
             continue
@@ -144,6 +145,8 @@ def check(experiment: Experiment, history: History) -> Verdict:
             machine, whole = explained(evidence, line)
             reason = machine if whole else ""
             lost = f"For a part of that time it may be {machine}" if machine and not whole else lost
+        if name in TIMED and not reason and header is not None and header.earlier and began(evidence, line) < header.t:
+            lost = "That had begun before this run, in which another was carried out on this kernel"
         if reason:
             put_down.append(kept(PROMISE, f"{line.text} That is put down to {reason}", (line,)))
         elif lost:

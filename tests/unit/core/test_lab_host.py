@@ -11,10 +11,12 @@ from typing import Any, cast
 
 import pytest
 
+from chaos import fault
+from chaos.controller import lab_host
 from chaos.controller.lab_host import LabSession
 from chaos.controller.lab_witness import Clock
 from chaos.errors import LabFailed, LabHung, PspDied
-from chaos.history.records import End, Firmware, Note, Record
+from chaos.history.records import End, Fault, Firmware, Invoke, Note, Record
 from chaos.lab.machine import Lab, SerialLines, Spec
 from chaos.lab.patience import kept_waiting
 from chaos.lab.psp.mailbox import CommandRecord
@@ -44,13 +46,17 @@ class Psp:
         self.lost = self._loses
 
 
-def carried_out(psp: Psp, failure: Exception | None, monkeypatch: pytest.MonkeyPatch) -> list[Record]:
-    """What is told of a run that ends so; a LabHung is passed over."""
+def session_of(
+    psp: Psp, monkeypatch: pytest.MonkeyPatch, failure: Exception | None = None, *says: Record
+) -> LabSession:
+    """One whose run says this, and then ends or fails."""
 
     async def settle(self: object) -> str:
         return ""
 
     async def ask(order: object, keep: object, runner: object, **others: object) -> End:
+        for record in says:
+            cast("Any", keep)(record)
         if failure is not None:
             raise failure
         return End(t=9, complete=True)
@@ -60,9 +66,12 @@ def carried_out(psp: Psp, failure: Exception | None, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("chaos.controller.lab_failpoints.PspFailpoints.settle", settle)
     lab = SimpleNamespace(psp=psp, ran=lambda: 0.0, kept_waiting=lambda: 0.0, interrogate=interrogate)
-    session = LabSession(
-        cast("Any", lab), Clock(ahead=0, doubt=0), cast("Any", SimpleNamespace(ask=ask)), cast("Any", 0)
-    )
+    return LabSession(cast("Any", lab), Clock(ahead=0, doubt=0), cast("Any", SimpleNamespace(ask=ask)), cast("Any", 0))
+
+
+def carried_out(psp: Psp, failure: Exception | None, monkeypatch: pytest.MonkeyPatch) -> list[Record]:
+    """What is told of a run that ends so; a LabHung is passed over."""
+    session = session_of(psp, monkeypatch, failure)
     told: list[Record] = []
     try:
         asyncio.run(session.carry_out(cast("Any", None), record=told.append))
@@ -85,6 +94,44 @@ def test_a_firmware_that_has_ended_too_does_not_hide_that_the_run_hung(monkeypat
 def test_a_run_of_which_the_firmware_cannot_be_asked_any_more_is_not_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(PspDied):
         carried_out(Psp(dies=True), None, monkeypatch)
+
+
+def of_operation(f: str) -> Record:
+    return Invoke(t=1, op=1, f=f, agent="source", pid=7, step=0)
+
+
+def of_fault(name: str) -> Record:
+    return Fault(t=1, fault=name, event="apply", step=0, target="")
+
+
+@pytest.mark.parametrize(
+    ("says", "spent"),
+    [
+        ((), ""),
+        ((of_operation("move"), of_fault("kill")), ""),
+        ((of_operation("reload"),), "the drivers were loaded anew"),
+        ((of_operation("storage"),), "the firmware's storage was spoiled"),
+        ((of_fault("kernel-return"),), "a kernel function was made to return something else"),
+        ((of_fault("platform-reset"),), "the platform was reset"),
+    ],
+)
+def test_what_nobody_undoes_is_the_last_that_a_lab_carries_out(
+    says: tuple[Record, ...], spent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = session_of(Psp(), monkeypatch, None, *says)
+    asyncio.run(session.carry_out(cast("Any", None), record=lambda record: None))
+    assert session.spent == spent
+
+
+def test_a_lab_whose_clock_was_compared_long_ago_is_spent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lab_host, "COMPARED_FOR", -1.0)
+    session = session_of(Psp(), monkeypatch)
+    asyncio.run(session.carry_out(cast("Any", None), record=lambda record: None))
+    assert session.spent == "its clock was compared long ago"
+
+
+def test_there_are_such_operations_and_faults() -> None:
+    assert set(lab_host._FOR_GOOD) - {"storage", "reload"} <= set(fault.names())
 
 
 def waited(kept: list[float], monkeypatch: pytest.MonkeyPatch, *, answers_after: float) -> str:

@@ -166,6 +166,22 @@ def test_p12_what_was_said_before_a_run_hides_nothing_of_what_is_said_in_it() ->
     assert verdict.reason.startswith("the kernel said: Oops: 0002 [#1] PREEMPT SMP; before this run")
 
 
+@pytest.mark.parametrize("earlier", [0, 1])
+@pytest.mark.parametrize(("seconds", "began_before"), [(5, True), (1, False)])
+def test_p12_what_hung_before_this_run_began_is_not_known_to_be_its_own(
+    earlier: int, seconds: int, *, began_before: bool
+) -> None:
+    """In a lab that nobody used before there is nobody else whose it could be."""
+    b = Builder()
+    b.records[0] = msgspec.structs.replace(b.records[0], earlier=earlier)
+    b.t += 4_000_000_000
+    b.kernel(f"INFO: task vcpu:402 blocked for more than {seconds} seconds.")
+    verdict = CHECKERS["P12"](shipped(MOVE), b.end())
+    unknown = bool(earlier) and began_before
+    assert verdict.outcome is (Outcome.UNKNOWN if unknown else Outcome.BROKEN), verdict.reason
+    assert ("had begun before this run" in verdict.reason) == unknown
+
+
 PATIENT = {"hung task": 120, "soft lockup": 20, "hard lockup": 0, "RCU stall": 21}
 SHORT = {"hung task": 5, "soft lockup": 20, "hard lockup": 10, "RCU stall": 5}
 

@@ -16,6 +16,7 @@ import pytest
 from chaos.controller import campaign
 from chaos.controller.lab_host import LabHost
 from chaos.errors import LabHung
+from chaos.history.records import History, Kernel
 from chaos.judge.verdict import Outcome, Verdict
 from chaos.lab.session import Wish
 
@@ -28,7 +29,8 @@ CLEAN = {"P9": "kept", "P12": "kept"}
 def ended(broken: LabHung | None = None, left: str = "", **outcomes: Any) -> Any:
     """What came of a run: what broke the host, what it left, and how promises ended beside those of `CLEAN`."""
     told = [Verdict(promise=p, outcome=Outcome(o), reason="") for p, o in {**CLEAN, **outcomes}.items()]
-    return SimpleNamespace(broken=broken, verdict=SimpleNamespace(verdicts=told, left=left))
+    verdict = SimpleNamespace(verdicts=told, left=left)
+    return SimpleNamespace(broken=broken, verdict=verdict, history=History(()))
 
 
 @dataclass
@@ -118,7 +120,14 @@ def test_runs_that_want_the_same_lab_come_together(monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_what_a_run_leaves_for_the_next_one(run: Any, told: str) -> None:
-    assert campaign.traces(run.verdict) == told
+    assert campaign.traces(run.verdict, run.history) == told
+
+
+def test_what_a_skipped_run_has_read_of_the_one_before_is_a_trace() -> None:
+    skipped = ended(P9="skipped", P12="skipped")
+    for text, trace in (("BUG: workqueue lockup", "P9 skipped, P12 skipped"), ("eth0: link becomes ready", "")):
+        history = History((Kernel(t=1, level=4, text=text),))
+        assert campaign.traces(skipped.verdict, history) == trace
 
 
 def test_an_experiment_gets_a_lab_whose_driver_has_the_parameters_that_it_wants() -> None:

@@ -18,7 +18,7 @@ from chaos.errors import HostLacks, UsageError
 from chaos.kvm.numbers import IOCTL_NAMES
 from chaos.kvm.sev import Platform
 from chaos.linux import task
-from chaos.linux.kmsg import KernelLog, Lost, parse, rearm
+from chaos.linux.kmsg import KernelLog, Lost, lockdep_off, parse, rearm
 from chaos.linux.loop import Loop, TimedOut
 from chaos.linux.patience import patience
 from chaos.linux.task import Sleeper
@@ -187,6 +187,15 @@ def test_what_the_kernel_warns_of_once_is_armed_again(tmp_path: Path) -> None:
     tainted.write_text("512\n")
     assert "cannot be armed again" in rearm(tainted, tmp_path / "none")
     assert rearm(tainted, tmp_path) == "" and (tmp_path / "clear_warn_once").read_text() == "1"
+
+
+@pytest.mark.parametrize(("debug_locks", "off"), [(1, False), (0, True)])
+def test_lockdep_that_gave_its_one_report_tells_no_more(tmp_path: Path, debug_locks: int, *, off: bool) -> None:
+    assert lockdep_off(tmp_path) == ""
+    (tmp_path / "lockdep_stats").write_text(
+        f" max lockdep depth: 9\n debug_locks:                   {debug_locks:>11}\n"
+    )
+    assert lockdep_off(tmp_path).startswith("lockdep has turned itself off") == off
 
 
 def records_of(path: Path, monkeypatch: pytest.MonkeyPatch, *records: str) -> KernelLog:
@@ -524,7 +533,7 @@ unreferenced object 0xffff888003d4f000 (size 8):
 """
 
 
-def test_kmemleak_tells_where_what_is_lost_was_allocated(tmp_path: Path) -> None:
+def test_kmemleak_tells_where_what_is_lost_was_allocated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = tmp_path / "kmemleak"
     written: list[str] = []
 
@@ -533,12 +542,22 @@ def test_kmemleak_tells_where_what_is_lost_was_allocated(tmp_path: Path) -> None
             written.append(text)
 
     said.write_text(KMEMLEAK)
-    kernel_objects.forget_leaks(Kmemleak(said))
-    assert kernel_objects.leaks(Kmemleak(said), age=0) == (
-        "__kmalloc_noprof < sev_vm_move_enc_context_from.isra.0 < kvm_vm_ioctl_enable_cap",
-        "(no backtrace)",
-    )
-    assert written == ["scan", "scan", "scan", "clear", "scan", "scan", "scan"]
+    monkeypatch.setattr(time, "sleep", lambda seconds: written.append(f"{seconds:g} s"))
+    witness = kernel_objects.LeakWitness()
+    look = ["scan", "scan", "scan", "clear"]
+    for before in (look, []):  # a second run need not look again before it begins
+        written.clear()
+        witness.begin(Kmemleak(said))
+        assert written == before
+        assert witness.end(Kmemleak(said)) == (
+            "__kmalloc_noprof < sev_vm_move_enc_context_from.isra.0 < kvm_vm_ioctl_enable_cap",
+            "(no backtrace)",
+        )
+        assert written == [*before, "6 s", *look]
+    for _ in range(2):  # one that did not come to its end has not looked
+        written.clear()
+        witness.begin(Kmemleak(said))
+    assert written == look
     with pytest.raises(FileNotFoundError):
         kernel_objects.leaks(tmp_path / "none" / "kmemleak", age=0)
 

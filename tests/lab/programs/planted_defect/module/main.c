@@ -80,7 +80,7 @@ static int vm_goes(struct kprobe *probe, struct pt_regs *regs)
 	return 0;
 }
 
-static struct kprobe going = { .symbol_name = "kvm_destroy_vm", .pre_handler = vm_goes };
+static struct kprobe going = { .symbol_name = "kvm_arch_destroy_vm", .pre_handler = vm_goes };
 
 /* --- planting, under `control` ------------------------------------------------------------------------------ */
 
