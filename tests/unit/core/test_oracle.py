@@ -533,3 +533,13 @@ def test_a_violation_is_found() -> None:
     assert "P9" in "; ".join(violations(ProgramStep(state, move, None, nobody)))
     orphan = replace(mirrored(), world=replace(mirrored().world, contexts=frozenset()))
     assert "without an owner" in "; ".join(violations(ProgramStep(state, enter, None, orphan)))
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_guest_status_of_a_guest_that_was_never_started_is_no_error_of_the_firmware(*, others: bool) -> None:
+    """Kernels with finding 0001 do not get that far; those without it are told UNINIT. Other commands are refused."""
+    state = launched(host(), "other") if others else host()
+    state = does(state, "create", "s", vm="old", kind="sev", vcpus=1)
+    state = does(state, "init", "s", vm="old", key="sev")
+    assert {OK, OracleAnswer(EBADF)} <= allowed(state, op("guest_status", "s", vm="old"))
+    assert OK not in allowed(state, op("launch_measure", "s", vm="old"))
