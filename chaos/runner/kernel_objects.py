@@ -111,8 +111,8 @@ def tables(stat: Mapping[str, int]) -> int | None:
 
 LEAK_AGE = 6.0  # seconds; it takes nothing for lost that is younger than five
 _SHOWN_CALLERS = 8
-# The first look at an object only remembers what is in it, and with DEBUG_KMEMLEAK_VERBOSE the second one counts.
-_LOOKS = 3
+# The first look at an object only remembers what is in it; by the second it has to be the same.
+_LOOKS = 2
 _FUNCTION = re.compile(r"^    (?:\[<[0-9a-f]+>\] )?([A-Za-z_][\w.]*)\+0x", re.MULTILINE)
 
 
@@ -143,10 +143,17 @@ def _look(kmemleak: Path) -> None:
         kmemleak.write_text("scan")
 
 
+def _objects(kmemleak: Path) -> list[str]:
+    return kmemleak.read_text(errors="replace").split("unreferenced object ")[1:]
+
+
 def leaks(kmemleak: Path, *, age: float = LEAK_AGE) -> tuple[str, ...]:
     """What nobody refers to: of each object by which functions it was allocated, as "a < b < c", the innermost first.
-    Something that is on its way from one place to another is not taken for lost by all looks."""
+    What seems lost is looked at once more: something may be on its way from one place to another."""
     time.sleep(age)
     _look(kmemleak)
-    objects = kmemleak.read_text(errors="replace").split("unreferenced object ")[1:]
+    if not (objects := _objects(kmemleak)):
+        return ()
+    kmemleak.write_text("scan")
+    objects = _objects(kmemleak)
     return tuple(" < ".join(_FUNCTION.findall(each)[:_SHOWN_CALLERS]) or "(no backtrace)" for each in objects)
