@@ -314,20 +314,21 @@ def test_an_owner_with_mirrors_moves_from_5_18_on() -> None:
 # eventfds and memory slots
 
 
-@pytest.mark.parametrize(("kernel", "elsewhere"), [(OLD, 0), (NEW, 0), ("6.16.9", 0), ("6.17.0", EBUSY)])
-def test_an_eventfd_raises_interrupts_of_one_vm_only_from_6_17_on(kernel: str, elsewhere: int) -> None:
-    state = ready(kernel)
+@pytest.mark.parametrize("kernel", [OLD, NEW, "6.16.9", "6.17.0"])
+def test_an_eventfd_raises_interrupts_of_one_vm_only_from_6_17_on(kernel: str) -> None:
+    """Before, it may too: a kernel may have got it without the number."""
+    state, elsewhere = ready(kernel), {EBUSY} if kernel == "6.17.0" else {0, EBUSY}
     bind: dict[str, Value] = {"gsi": 48, "assign": True}
     state = does(state, "irqfd", "s", vm="old", **bind)
     assert errnos(state, "irqfd", "s", vm="old", **bind) == {EBUSY}
-    assert errnos(state, "irqfd", "d", vm="new", **bind) == {elsewhere}
+    assert errnos(state, "irqfd", "d", vm="new", **bind) == elsewhere
     assert errnos(state, "irqfd", "d", vm="new", gsi=49, assign=True) == {0}
     dead = does(state, "move", "d", **MOVE)
     for assign in (True, False):
         assert errnos(dead, "irqfd", "s", vm="old", gsi=48, assign=assign) == {EIO}
-    assert errnos(dead, "irqfd", "d", vm="new", **bind) == {elsewhere}
+    assert errnos(dead, "irqfd", "d", vm="new", **bind) == elsewhere
     held = does(dead, "close", "s", vm="old")  # d has a descriptor of it
-    assert errnos(held, "irqfd", "d", vm="new", **bind) == {elsewhere}
+    assert errnos(held, "irqfd", "d", vm="new", **bind) == elsewhere
     gone = does(held, "close", "d", vm="old")
     assert errnos(gone, "irqfd", "d", vm="new", **bind) == {0}
 
