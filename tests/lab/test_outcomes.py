@@ -4,14 +4,12 @@ out, every fault strikes on each kernel (but for NOT_IN_CI)."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.lab.conftest import Sevchaos, as_expected
+from tests.lab.conftest import Sevchaos
+from tests.lab.told import carried_out
 
 pytestmark = pytest.mark.lab
 
@@ -40,25 +38,15 @@ NOT_IN_CI = {
     "signal-storm": "on a loaded machine its signals keep the kernel from anything else; it waits for the night",
     "fail-nth": "it wants a kernel with fault injection, which has to be built first (test_sweeps)",
 }
-WITHIN = 900.0  # for all of them, on a machine that is busy with others
 
 
-@pytest.fixture
-def carried_out(kernel: str, sevchaos: Sevchaos, tmp_path: Path) -> Callable[..., list[Any]]:
-    def run(*names: str) -> list[Any]:
-        options = ("--kernel", kernel, "--seed", "7", "--json", "--accept-known", "--runs", str(tmp_path))
-        told: list[Any] = json.loads(as_expected(sevchaos("run", *names, *options, within=WITHIN)))["runs"]
-        assert [run["experiment"] for run in told] == list(names)
-        return told
-
-    return run
+def test_every_fault_comes_out_as_the_table_says(kernel: str, sevchaos: Sevchaos, tmp_path: Path) -> None:
+    assert list(carried_out(sevchaos, tmp_path, kernel, *STRIKING).runs) == list(STRIKING)
 
 
-def test_every_fault_comes_out_as_the_table_says(carried_out: Callable[..., list[Any]]) -> None:
-    carried_out(*STRIKING)
-
-
-def test_a_cpu_that_was_offline_is_a_sev_hosts_when_it_comes_back(carried_out: Callable[..., list[Any]]) -> None:
+def test_a_cpu_that_was_offline_is_a_sev_hosts_when_it_comes_back(
+    kernel: str, sevchaos: Sevchaos, tmp_path: Path
+) -> None:
     """Of a lab's CPU the kernel finds out then that it has no SEV, and whoever loads the drivers next is told so."""
-    *_, reloaded = carried_out(*IN_ONE_LAB)
-    assert reloaded["earlier"] == 1
+    told = carried_out(sevchaos, tmp_path, kernel, *IN_ONE_LAB)
+    assert [(name, run["earlier"]) for name, run in told.runs.items()] == list(zip(IN_ONE_LAB, (0, 1), strict=True))

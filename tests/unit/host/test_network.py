@@ -54,9 +54,9 @@ def test_vmms_live_in_their_namespaces_and_these_go_with_them(vmms: VmmProcesses
 def test_a_namespace_that_stays_is_told_with_who_keeps_it(vmms: VmmProcesses) -> None:
     laid = Network.lay([("new", "old")])
     vmm = vmms.spawn("old", nowhere(), network=laid.space("old"))
-    # How many are gone by then is the kernel's affair: a worker of its own takes the other one down.
-    with pytest.raises(CleanupFailed, match=rf"of 2 .*: processes {vmm.pid} are still in it"):
-        laid.give_up(within=0.2)
+    # Within so long a worker of the kernel's takes the other one down, on a busy machine too.
+    with pytest.raises(CleanupFailed, match=rf"1 of 2 .* processes {vmm.pid} are still in it"):
+        laid.give_up(within=3.0)
 
 
 @needs_root
