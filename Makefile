@@ -13,7 +13,8 @@
 bin := .venv/bin
 kernels := debian:6.12 debian:7.3
 each_kernel = $(foreach kernel,$(kernels),--kernel $(kernel))
-parallel := --numprocesses auto --maxprocesses 4 --dist loadfile
+# In the order of the names: the lab's files are long and come before the unit tests, which then fill what is left.
+parallel := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 demo_experiments := move-across-cgroups move-across-cgroups-es kill-destination-in-move kill-source-in-move
 
 .PHONY: demo test check lint setup nightly outcomes bench wheel clean

@@ -138,6 +138,8 @@ def run_(
             raise UsageError("--kernel chooses a lab's kernel; --host local has its own", remedy="leave one out")
         if jobs > 1:
             raise UsageError("--jobs is how many labs; --host local is one machine", remedy="leave one out")
+        if fresh:
+            raise UsageError("--fresh is a lab for each run; --host local has none", remedy="leave one out")
         hosts = [LocalHost(shared=shared)]
     else:
         if shared:

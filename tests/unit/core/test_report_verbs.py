@@ -74,6 +74,20 @@ def test_two_formats_at_once(form: str, stored: Path) -> None:
     assert isinstance(result.exception, UsageError)  # before anything starts
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--kernel", "debian:6.12"), "--kernel chooses a lab's kernel; --host local has its own"),
+        (("--jobs", "2"), "--jobs is how many labs; --host local is one machine"),
+        (("--fresh",), "--fresh is a lab for each run; --host local has none"),
+    ],
+)
+def test_what_is_about_labs_is_refused_for_this_machine(options: tuple[str, ...], message: str) -> None:
+    result = CliRunner().invoke(run_, ["move-across-cgroups", "--host", "local", *options], standalone_mode=False)
+    assert isinstance(result.exception, UsageError)
+    assert result.exception.message == message
+
+
 def test_how_much_may_be_skipped_or_unknown(stored: Path) -> None:
     accepting = [str(stored), "--accept-known"]
     assert check(*accepting, "--max-skipped", "0", "--max-unknown", "0").return_value == 0
