@@ -17,7 +17,7 @@ MOST = 10_000
 
 @dataclass(kw_only=True, slots=True)
 class FailNth(Fault):
-    """Let the `nth` fault point on the way of the VM's next `operation` fail, counted over all ioctls that it makes:
+    """Let the `nth` fault point on the way of the VM's next `operation` fail, counted over all calls that it makes:
     an allocation of the kernel's, or a copy of its from or to the VMM. ENOMEM and EFAULT are allowed to it then. Pages
     that vmalloc takes never fail. A move is one of its destination. Undone before the operation is made, no point is to
     fail any more."""
@@ -31,7 +31,7 @@ class FailNth(Fault):
     operation: Literal[
         "create", "init", "create_vcpu", "command", "launch_start", "launch_update_data", "launch_update_vmsa",
         "launch_measure", "launch_finish", "register_region", "unregister_region", "set_memory", "irqfd", "ioeventfd",
-        "dbg_decrypt", "dbg_encrypt", "get_state", "set_state", "move", "mirror",
+        "dbg_decrypt", "dbg_encrypt", "run", "get_state", "set_state", "move", "mirror", "close",
     ]  # fmt: skip
     nth: int = 1
 
@@ -56,8 +56,8 @@ class FailNth(Fault):
         if not told.get("done"):
             return Evidence(None, f"{what} has not been made")
         if not told["struck"]:
-            return Evidence(False, f"{what} was made of {told['calls']} ioctls, with {told['points']} fault points")
-        return Evidence(True, f"point {self.nth} failed, in ioctl {told['call']} of {what}")
+            return Evidence(False, f"{what} was made of {told['calls']} calls, with {told['points']} fault points")
+        return Evidence(True, f"point {self.nth} failed, in call {told['call']} of {what}")
 
     def undo(self, ctx: FaultContext, target: str) -> str:
         told = self._told(ctx, target, disarm=True)

@@ -189,12 +189,11 @@ def _sentence(experiment: e.Experiment, do: s.Step) -> str:  # noqa: PLR0911, PL
         case s.ReleaseStep():
             return f"let what is stopped at {do.hold} go on"
         case s.SweepStep():
-            vm, operation = do.operation
             round_, refused = (
                 "; ".join(_sentence(experiment, each) for each in inner)
                 for inner in ((*do.before, do.step, *do.after), do.refused)
             )
-            told = f"let each of the kernel's fault points in {operation} of {vm} fail once, a round each: {round_}"
+            told = f"let each of the kernel's fault points in {do.swept} fail once, a round each: {round_}"
             return told + (f"; after a refusal: {refused}" if refused else "")
         case s.ReloadStep():
             given = "".join(f", {name}={value}" for name, value in do.ccp.items())
@@ -288,8 +287,10 @@ def result(experiment: e.Experiment, history: History, number: int) -> str:
         complete = history.end is not None and history.end.complete
         return "not reached" if number > last and not complete else ""
     do = experiment.script[number] if number < len(experiment.script) else None
-    said = [_swept(history, number, do)] if isinstance(do, s.SweepStep) else []
-    said += _results([r for r in records if not isinstance(r, Invoke)])
+    if isinstance(do, s.SweepStep):  # what was seen in each round is in the tables below
+        said = [_swept(history, number, do)]
+    else:
+        said = list(_results([r for r in records if not isinstance(r, Invoke)]))
     said += _answers(history, [r for r in records if isinstance(r, Invoke) and r.phase != QUESTION])
     return ", ".join(dict.fromkeys(said))
 
@@ -297,7 +298,9 @@ def result(experiment: e.Experiment, history: History, number: int) -> str:
 def _swept(history: History, number: int, do: s.SweepStep) -> str:
     found = swept(history, number, *do.operation)
     points = " or ".join(map(str, sorted({*found.counts}))) or "nobody knows how many"
-    return f"{points} fault points: {len(found.failed)} failed, for {len(found.refused)} of them it was refused"
+    return (
+        f"{points} fault points: {len(found.failed)} failed, for {len(found.refused) or 'none'} of them it was refused"
+    )
 
 
 def _results(records: Sequence[object]) -> Iterator[str]:

@@ -164,12 +164,22 @@ def _argument_problems(step: Step | MovesStep) -> Iterator[tuple[str, str, str]]
             yield "rounds", f"these are {step.calls} moves", f"at most {MOVES} are recorded: give fewer"
         case TogetherStep():
             yield from _together_problems(step)
-        case SweepStep() if not getattr(step.step, "wait", True):
+        case SweepStep():
+            yield from _sweep_problems(step)
+
+
+def _sweep_problems(sweep: SweepStep) -> Iterator[tuple[str, str, str]]:
+    match sweep.step:
+        case step if not getattr(step, "wait", True):
             yield "step", "an operation that is left under way cannot be swept", "wait for it"
-        case SweepStep(step=DebugStep(each=commands)) if len(commands) != 1:
+        case DebugStep(each=commands) if len(commands) != 1:
             yield "step", f"these are {len(commands)} commands", "sweep one of them"
-        case SweepStep(step=InitStep(each=str(each))):
+        case InitStep(each=str(each)):
             yield "step", f"an INIT for each bit of the {each} is many operations", "sweep one of them"
+        case RunStep(every=0):
+            yield "step", "a guest that never leaves would never be let go of", "give every: 1"
+        case MigrateStep(supervise="retry"):
+            yield "step", "a sweep makes what was refused once more by itself", "leave supervise out"
 
 
 def _range_problems(key: str, given: str, allowed: range) -> Iterator[tuple[str, str, str]]:

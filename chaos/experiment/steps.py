@@ -437,9 +437,10 @@ class FaultStep(_Step, frozen=True, kw_only=True, tag="fault"):
 
 
 Sweepable = (
-    CreateStep | CallStep | InitStep | VcpuStep | DebugStep | MirrorStep | MoveStep | IrqfdStep | IoeventfdStep
-    | MemslotStep
+    CreateStep | CallStep | InitStep | VcpuStep | DebugStep | MirrorStep | MoveStep | MigrateStep | IrqfdStep
+    | IoeventfdStep | MemslotStep | RunStep | CloseStep | PlatformStep
 )  # fmt: skip
+_SWEPT_AS = {"vcpu": "create_vcpu", "memslot": "set_memory", "migrate": "get_state"}
 
 
 class SweepStep(_Step, frozen=True, kw_only=True, tag="sweep"):
@@ -448,6 +449,9 @@ class SweepStep(_Step, frozen=True, kw_only=True, tag="sweep"):
     copies of its from or to the VMM. In between one after the other is to fail, and those that were not there each time
     are tried three times. Where the operation was refused, `refused` is carried out, and it is made once more with
     nothing failing.
+
+    Of a `migrate` what is swept is that the source's vCPUs are read, before anything has moved; of a `run` the first
+    entry of each vCPU, until the guest leaves; of a `close` nothing can be refused.
 
     It wants a kernel with fault injection (docs/kernels.md). Pages that vmalloc() takes never fail.
     """
@@ -460,19 +464,23 @@ class SweepStep(_Step, frozen=True, kw_only=True, tag="sweep"):
 
     @property
     def operation(self) -> tuple[str, str]:
-        """The VM that it is an operation on, and its name in the history."""
+        """The VM that it is an operation on, "" if it is one on the platform, and its name in the history."""
+        tag = str(self.step.__struct_config__.tag)
+        name = getattr(self.step, "operation", _SWEPT_AS.get(tag, tag))
         match self.step:
-            case CreateStep():
-                return self.step.vm, "create"
-            case CallStep() | DebugStep():
-                return self.step.vm, self.step.operation
             case MoveStep():
-                return self.step.destination, "move"
-            case VcpuStep():
-                return self.step.vm, "create_vcpu"
-            case MemslotStep():
-                return self.step.vm, "set_memory"
-        return self.step.vm, str(self.step.__struct_config__.tag)
+                return self.step.destination, name
+            case MigrateStep():
+                return self.step.source, name
+            case PlatformStep():
+                return "", name
+        return self.step.vm, name
+
+    @property
+    def swept(self) -> str:
+        """The same for a sentence: "init of vm"."""
+        vm, operation = self.operation
+        return self.step.command if isinstance(self.step, PlatformStep) else f"{operation} of {vm}"
 
 
 class UndoStep(_Step, frozen=True, kw_only=True, tag="undo"):

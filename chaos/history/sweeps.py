@@ -10,9 +10,9 @@ from chaos.history.records import History
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """One operation, made again and again. `counts` are how many fault points there were each time that none was to
-    fail. Of the others, `tried` are which point was to fail, by its number from 1, `failed` those of them that did, and
-    `refused` those that the operation was refused for."""
+    """One operation, made again and again, on a VM or if `vm` is "" on the platform. `counts` are how many fault points
+    there were each time that none was to fail. Of the others, `tried` are which point was to fail, by number from 1,
+    `failed` those of them that did, and `refused` those that the operation was refused for."""
 
     vm: str
     operation: str
@@ -28,7 +28,7 @@ def swept(history: History, step: int, vm: str, operation: str) -> Swept:
     made = [
         (int(str(done.value["fail_nth"])), done)
         for invoke, done in history.operations()
-        if (invoke.step, invoke.f, invoke.args.get("vm")) == which and done is not None and "fail_nth" in done.value
+        if (invoke.step, invoke.f, invoke.args.get("vm", "")) == which and done is not None and "fail_nth" in done.value
     ]
     failed = [(nth, done) for nth, done in made if nth and done.value["struck"]]
     return Swept(

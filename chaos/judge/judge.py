@@ -126,8 +126,7 @@ def _struck(history: History) -> Iterator[Fault]:
 def _swept(history: History, number: int, step: SweepStep) -> str:
     """What the sweep lacks: that the points were counted, and that each that was always there failed; "" if nothing. Of
     those that were there at one time and not at another nobody can say it."""
-    vm, operation = step.operation
-    found, what = swept(history, number, vm, operation), f"{operation} of {vm}"
+    found, what = swept(history, number, *step.operation), step.swept
     if len(found.counts) < 2:
         return f"the fault points of {what} were not counted, and counted again"
     if not max(found.counts):

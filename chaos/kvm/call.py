@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one place from which ioctls are made.
+"""The one place from which ioctls are made, and VMs and vCPUs closed.
 
 A verdict compares the times of operations in different processes, so the clock is read right before and right after
 the system call and nowhere else; `timed` collects those readings for an operation that makes several calls.
@@ -15,14 +15,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from chaos.history.records import Value
 from chaos.kvm.numbers import Ioctl
+from chaos.linux.fd import OwnedFd
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
 _libc.ioctl.restype = ctypes.c_int
+_libc.close.argtypes = (ctypes.c_int,)
+_libc.close.restype = ctypes.c_int
 
 
 class KernelError(OSError):
@@ -53,9 +56,25 @@ class Watch:
     around: Around | None = None
 
 
-# Makes an ioctl, as `attempt` does, and answers as it.
-Maker = Callable[[int, int, Any], tuple[int, int]]
+class Maker(Protocol):
+    """Makes calls. Each answers with its result and 0, or -1 and the errno."""
 
+    def ioctl(self, fd: int, number: int, argument: Any) -> tuple[int, int]: ...
+
+    def close(self, fd: int) -> tuple[int, int]: ...
+
+
+class _Libc:
+    def ioctl(self, fd: int, number: int, argument: Any) -> tuple[int, int]:
+        result = _libc.ioctl(fd, number, argument)
+        return result, ctypes.get_errno() if result < 0 else 0
+
+    def close(self, fd: int) -> tuple[int, int]:
+        result = _libc.close(fd)
+        return result, ctypes.get_errno() if result < 0 else 0
+
+
+_MADE_BY_LIBC = _Libc()
 _watches = threading.local()
 
 
@@ -72,12 +91,17 @@ def timed(around: Around | None = None) -> Iterator[Watch]:
 
 @contextmanager
 def made_by(maker: Maker) -> Iterator[None]:
-    """Have `maker` make the ioctls of this thread. What it does around them counts as theirs where times are taken."""
+    """Have `maker` make the calls of this thread. What it does around them counts as theirs where times are taken."""
     _watches.maker = maker
     try:
         yield
     finally:
         _watches.maker = None
+
+
+def made_otherwise() -> bool:
+    """Whether somebody else makes the calls of this thread (`made_by`)."""
+    return getattr(_watches, "maker", None) is not None
 
 
 def mark(began: int, ended: int) -> None:
@@ -110,17 +134,25 @@ def attempt(fd: int, number: int, argument: Any = None) -> tuple[int, int]:
 
 
 def _attempt(fd: int, number: int, argument: Any) -> tuple[int, int]:
-    maker: Maker = getattr(_watches, "maker", None) or _by_libc
+    maker = _maker()
     began = time.monotonic_ns()
-    result, error = maker(fd, number, argument)
+    result, error = maker.ioctl(fd, number, argument)
     ended = time.monotonic_ns()
     mark(began, ended)
     return result, error
 
 
-def _by_libc(fd: int, number: int, argument: Any) -> tuple[int, int]:
-    result = _libc.ioctl(fd, number, argument)
-    return result, ctypes.get_errno() if result < 0 else 0
+def close(fd: OwnedFd) -> None:
+    """Close it, if it is still open: the last of a VM's is its end. Raises OSError, and closed it is all the same."""
+    if not fd.is_open:
+        return
+    error = _maker().close(fd.steal())[1]
+    if error:
+        raise OSError(error, f"close: {os.strerror(error)}")
+
+
+def _maker() -> Maker:
+    return getattr(_watches, "maker", None) or _MADE_BY_LIBC
 
 
 def ioctl(fd: int, number: Ioctl, argument: Any = None, *, call: str = "") -> int:

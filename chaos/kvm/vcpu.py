@@ -8,7 +8,7 @@ from collections.abc import Mapping as Pairs
 from collections.abc import Sequence
 from typing import TypeVar
 
-from chaos.kvm.call import attempt, ioctl
+from chaos.kvm.call import attempt, close, ioctl
 from chaos.kvm.numbers import Ioctl
 from chaos.kvm.structs import (
     Cpuid,
@@ -172,7 +172,7 @@ class KvmVcpu:
     def close(self) -> None:
         """Close the descriptor and unmap the page: the mapping alone would keep the VM alive."""
         self._area.close()
-        self.fd.close()
+        close(self.fd)
 
 
 def _bit(page: bytes, at: int, vector: int) -> bool:

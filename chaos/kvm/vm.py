@@ -6,7 +6,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 
-from chaos.kvm.call import ioctl
+from chaos.kvm.call import close, ioctl
 from chaos.kvm.numbers import ROUTE_TO_MSI, Cap, DeviceType, Ioctl, IoeventfdFlag, IrqfdFlag, Sync
 from chaos.kvm.structs import CreateDevice, EnableCap, EncRegion, Ioeventfd, Irqfd, IrqRoute, IrqRouting, MemoryRegion
 from chaos.kvm.vcpu import KvmVcpu
@@ -116,4 +116,4 @@ class KvmVm:
         ioctl(self.fd.number, Ioctl.KVM_MEMORY_ENCRYPT_UNREG_REGION, ctypes.byref(region))
 
     def close(self) -> None:
-        self.fd.close()
+        close(self.fd)

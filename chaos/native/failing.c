@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * An ioctl in which the nth fault point fails: an allocation of the kernel's, or a copy of its from or to the caller.
+ * An ioctl, or a close, in which the nth fault point fails: an allocation of the kernel's, or a copy of its from or to the caller.
  * Linux counts them down from the number in /proc/thread-self/fail-nth in every system call of that thread, so between
  * the number and the call there is nothing here that makes another one.
  */
@@ -36,7 +36,16 @@ static int read_left(int file, uint32_t *left)
 	return 0;
 }
 
-/* Returns 0, or an errno if it cannot be done; `error` is then the ioctl's, and `left` is 0 if a point failed. */
+static int end_count(int file, uint32_t *left)
+{
+	int wrong = read_left(file, left);
+
+	for (int tries = 0; tries < TRIES && write_number(file, 0) == EFAULT; tries++)
+		;	/* it was the nth, and is counted no more */
+	return wrong;
+}
+
+/* Both return 0, or an errno if it cannot be done; `error` is then the call's, and `left` is 0 if a point failed. */
 int ioctl_failing(int file, uint32_t nth, int fd, unsigned long request, void *argument, int *result, int *error,
 		  uint32_t *left)
 {
@@ -46,8 +55,17 @@ int ioctl_failing(int file, uint32_t nth, int fd, unsigned long request, void *a
 		return wrong;
 	*result = ioctl(fd, request, argument);
 	*error = *result < 0 ? errno : 0;
-	wrong = read_left(file, left);
-	for (int tries = 0; tries < TRIES && write_number(file, 0) == EFAULT; tries++)
-		;	/* it was the nth, and is counted no more */
-	return wrong;
+	return end_count(file, left);
+}
+
+/* What the last close of a file has to be done is done before it returns. */
+int close_failing(int file, uint32_t nth, int fd, int *result, int *error, uint32_t *left)
+{
+	int wrong = write_number(file, nth);
+
+	if (wrong)
+		return wrong;
+	*result = close(fd);
+	*error = *result < 0 ? errno : 0;
+	return end_count(file, left);
 }

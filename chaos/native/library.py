@@ -50,6 +50,7 @@ def _declare(library: ctypes.CDLL) -> None:
         getattr(library, name).argtypes = (crew,)
     out, word = ctypes.POINTER(ctypes.c_int), ctypes.POINTER(number)
     library.ioctl_failing.argtypes = (fd, number, fd, ctypes.c_ulong, ctypes.c_void_p, out, out, word)
+    library.close_failing.argtypes = (fd, number, fd, out, out, word)
     library.crew_stop.restype = library.crew_interrupt.restype = None
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from errno import EINTR
 from itertools import zip_longest
 
 from chaos.errors import InternalError
-from chaos.kvm.call import KernelError
+from chaos.kvm.call import KernelError, made_otherwise
 from chaos.kvm.structs import GENERAL, Regs
 from chaos.kvm.vcpu import KvmVcpu
 from chaos.native import Left, RunningVcpu, Seen, VcpuThread, Why
@@ -71,7 +72,9 @@ class VcpuPacer:
     def resume(self, every: int | None = None, memory: int | None = None) -> None:
         """Let the guest run, leaving every `every` counts, as before if None. Raises `KernelError`.
 
-        What it says is to stand in the memory file `memory`, which was made for this stay by whoever wants to read it.
+        Where another makes the calls of the caller's thread, the first entry is made there too: the guest's own thread
+        would make every one. What it says is to stand in the memory file `memory`, which was made for this stay by
+        whoever wants to read it.
         """
         if self._running is not None:
             raise InternalError("the vCPU runs already")
@@ -80,6 +83,8 @@ class VcpuPacer:
             self.every = every
             registers.rsi = guest.mask(every)
             self._vcpu.set_regs(registers)
+        if self.every and made_otherwise():
+            self._enter_once()
         self._stale_before, self._seen, self._ended = self.stale, _NOTHING, ""
         self._running = VcpuThread(
             fd=self._vcpu.fd.number,
@@ -89,6 +94,13 @@ class VcpuPacer:
             ticks=ticks_of(registers),
             rest=REST,
         ).start(memory=memory)
+
+    def _enter_once(self) -> None:
+        """Until the guest leaves by itself, for a tick if all is well. It is not counted; the next one says how many
+        there were. Whatever else it leaves for it leaves for again."""
+        number = self._vcpu.run()
+        if number not in (0, EINTR):
+            raise KernelError(number, "KVM_RUN")
 
     def stop(self) -> None:
         """Ask the vCPU out of the guest; `pause` waits for it."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ioctls in which the nth fault point fails: what is made of the kernel's count. A file stands for /proc/…/fail-nth; it
+"""Calls in which the nth fault point fails: what is made of the kernel's count. A file stands for /proc/…/fail-nth; it
 does not count, so what is left is what was written. That a point fails is shown on a kernel with fault injection
 (tests/lab/test_sweeps.py)."""
 
@@ -11,16 +11,21 @@ import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from chaos.history.records import Value
 from chaos.kvm import call
+from chaos.kvm.structs import Regs
+from chaos.kvm.vcpu import KvmVcpu
 from chaos.linux import fail_nth
+from chaos.linux.fd import OwnedFd
 from chaos.native.failing import MOST, Failing
 from chaos.vmm.fail_nth import PointsToFail
 from chaos.vmm.messages import ArmFailNth, Close, LaunchFinish, Reply
+from chaos.vmm.vcpus import VcpuPacer
 
 FIONREAD = 0x541B
 
@@ -38,7 +43,7 @@ def readable(failing: Failing) -> tuple[int, int, int]:
     try:
         os.write(writing, b"abc")
         told = ctypes.c_int()
-        return *failing(reading, FIONREAD, ctypes.byref(told)), told.value
+        return *failing.ioctl(reading, FIONREAD, ctypes.byref(told)), told.value
     finally:
         os.close(reading)
         os.close(writing)
@@ -47,7 +52,7 @@ def readable(failing: Failing) -> tuple[int, int, int]:
 def test_a_call_is_made_as_any_other_and_the_count_taken_back(counter: Path) -> None:
     with Failing(7, str(counter)) as failing:
         assert readable(failing) == (0, 0, 3)
-        assert failing(-1, FIONREAD, None) == (-1, errno.EBADF)
+        assert failing.ioctl(-1, FIONREAD, None) == (-1, errno.EBADF)
     assert (failing.left, failing.calls, failing.struck, failing.met) == (7, 2, None, 0)
     assert counter.read_text()[0] == "0", "nothing is counted any more"
 
@@ -63,18 +68,18 @@ def test_what_is_left_is_counted_on_and_after_the_point_nothing_fails(counter: P
         return 0
 
     with Failing(8, str(counter)) as failing:
-        failing._native = cast("Any", native)
-        answers = [failing(0, 0, None) for _ in range(3)]
+        failing._native = cast("Any", SimpleNamespace(ioctl_failing=native))
+        answers = [failing.ioctl(0, 0, None) for _ in range(3)]
         assert answers == [(0, 0), (0, 0), (-1, errno.ENOMEM)]
         assert (failing.struck, failing.left, failing.calls) == (2, 0, 3)
-        failing(0, 0, None)
+        failing.ioctl(0, 0, None)
     assert written == [8, 5, 2, MOST]
     assert (failing.struck, failing.met) == (2, 8)
     written.clear()
     with Failing(0, str(counter)) as failing:
-        failing._native = cast("Any", native)
-        failing(0, 0, None)
-        failing(0, 0, None)
+        failing._native = cast("Any", SimpleNamespace(ioctl_failing=native))
+        failing.ioctl(0, 0, None)
+        failing.ioctl(0, 0, None)
     assert (written, failing.struck, failing.met) == ([MOST, MOST - 3], None, 6)
 
 
@@ -82,23 +87,47 @@ def test_a_kernel_that_counts_nothing_is_an_error_and_no_point_that_did_not_fail
     with pytest.raises(FileNotFoundError):
         Failing(1, str(tmp_path / "none"))
     with Failing(1, "/dev/full") as failing, pytest.raises(OSError, match="counting fault points"):
-        failing(0, 0, None)
+        failing.ioctl(0, 0, None)
 
 
 def test_whoever_makes_the_ioctls_makes_those_of_his_thread_alone() -> None:
     made: list[int] = []
 
-    def maker(fd: int, number: int, argument: object) -> tuple[int, int]:
-        made.append(number)
-        return -1, errno.ENOMEM
+    class Refuser:
+        def ioctl(self, fd: int, number: int, argument: object) -> tuple[int, int]:
+            made.append(number)
+            return -1, errno.ENOMEM
 
-    with call.made_by(maker), call.timed() as watch:
-        assert call.attempt(0, 17) == (-1, errno.ENOMEM)
-    assert made == [17] and watch.began
+        def close(self, fd: int) -> tuple[int, int]:
+            made.append(fd)
+            return -1, errno.EIO
+
     reading, writing = os.pipe()
+    with call.made_by(Refuser()), call.timed() as watch:
+        assert call.made_otherwise()
+        assert call.attempt(0, 17) == (-1, errno.ENOMEM)
+        with pytest.raises(OSError, match="close: Input/output error"):
+            call.close(OwnedFd(writing))
+    assert made == [17, writing] and watch.began
+    assert not call.made_otherwise()
     assert call.attempt(reading, fcntl.F_GETFD)[1] == errno.ENOTTY
-    os.close(reading)
+    for number in (reading, writing):
+        end = OwnedFd(number)
+        call.close(end)
+        call.close(end)  # once is enough
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(number)
+
+
+def test_a_close_is_counted_as_well(counter: Path) -> None:
+    reading, writing = os.pipe()
     os.close(writing)
+    with Failing(7, str(counter)) as failing:
+        assert failing.close(reading) == (0, 0)
+        assert failing.close(-1) == (-1, errno.EBADF)
+    assert (failing.left, failing.calls, failing.struck) == (7, 2, None)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(reading)
 
 
 class Struck:
@@ -113,8 +142,11 @@ class Struck:
 
     def __exit__(self, *_: object) -> None: ...
 
-    def __call__(self, fd: int, number: int, argument: object) -> tuple[int, int]:
+    def ioctl(self, fd: int, number: int, argument: object) -> tuple[int, int]:
         return -1, errno.ENOMEM
+
+    def close(self, fd: int) -> tuple[int, int]:
+        return 0, 0
 
 
 def refused() -> Reply:
@@ -151,3 +183,26 @@ def test_what_a_kernel_lacks_is_told_by_its_options(tmp_path: Path) -> None:
     for folder in ("failslab", "fail_page_alloc", "fail_usercopy"):
         (tmp_path / folder).mkdir()
     assert fail_nth.lacking(own, tmp_path) == ""
+
+
+class Refusing:
+    """Stands for `KvmVcpu`, of a kernel without memory."""
+
+    entered = 0
+
+    def regs(self) -> Regs:
+        return Regs()
+
+    def set_regs(self, registers: Regs) -> None: ...
+
+    def run(self) -> int:
+        self.entered += 1
+        return errno.ENOMEM
+
+
+def test_the_first_entry_is_made_where_calls_are_counted_and_its_errno_is_told() -> None:
+    vcpu = Refusing()
+    pacer = VcpuPacer(cast("KvmVcpu", vcpu))
+    with call.made_by(Struck(1)), pytest.raises(call.KernelError, match="KVM_RUN: ENOMEM"):
+        pacer.resume(1)
+    assert vcpu.entered == 1 and not pacer.running

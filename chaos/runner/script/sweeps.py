@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from chaos.experiment import steps as s
 from chaos.history.records import Value
 from chaos.runner.script.executor import Executor
-from chaos.runner.vmms import StepFailed
+from chaos.runner.vmms import StepFailed, VmmProcess
 from chaos.vmm.messages import ArmFailNth, FailedNth
 
 COUNTED = 3
@@ -22,10 +22,9 @@ TRIED = 3  # each number of those that are not always there
 
 def sweep(executor: Executor, step: s.SweepStep) -> None:
     """Every operation says itself whether a point failed in it (`fail_nth`, `struck`), and how many there were."""
-    vm, operation = step.operation
     counts = [int(str(_round(executor, step, 0)["points"])) for _ in range(COUNTED)]
     if max(counts) > step.at_most:
-        raise StepFailed(f"{operation} of {vm} has {max(counts)} fault points, more than {step.at_most}")
+        raise StepFailed(f"{step.swept} has {max(counts)} fault points, more than {step.at_most}")
     for nth in numbers(min(counts), max(counts)):
         _round(executor, step, nth)
     for _ in range(COUNTED):  # by now nothing is done any more that is done but once
@@ -44,11 +43,18 @@ def _round(executor: Executor, step: s.SweepStep, nth: int) -> Mapping[str, Valu
     vm, operation = step.operation
     for inner in step.before:
         executor.carry_out(inner)
-    executor.vmms.ask(executor.guests[vm].vmm, ArmFailNth(vm=vm, operation=operation, nth=nth))
+    executor.vmms.ask(_vmm(executor, step), ArmFailNth(vm=vm, operation=operation, nth=nth))
     told = _made(executor, step)
     for inner in step.after:
         executor.carry_out(inner)
     return told
+
+
+def _vmm(executor: Executor, step: s.SweepStep) -> VmmProcess:
+    """Whose operation it is."""
+    if isinstance(step.step, s.PlatformStep):
+        return executor.vmms[step.step.vmm]
+    return executor.guests[step.operation[0]].vmm
 
 
 def _made(executor: Executor, step: s.SweepStep) -> Mapping[str, Value]:
@@ -59,10 +65,9 @@ def _made(executor: Executor, step: s.SweepStep) -> Mapping[str, Value]:
         executor.carry_out(step.step)
     except StepFailed as failed:  # of a step that makes no sense if it is refused
         refused = failed
-    vmm = executor.guests[vm].vmm
-    told = executor.vmms.ask(vmm, FailedNth(vm=vm, operation=operation, disarm=True)).value
+    told = executor.vmms.ask(_vmm(executor, step), FailedNth(vm=vm, operation=operation, disarm=True)).value
     if not told.get("done"):
-        raise refused or StepFailed(f"nothing made {operation} of {vm}")
+        raise refused or StepFailed(f"nothing made {step.swept}")
     if told.get("struck") and told.get("errno"):
         executor.carry_out(s.ObserveStep(label=f"failed-{executor.log.step}"))
         for inner in step.refused:

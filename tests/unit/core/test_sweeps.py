@@ -26,8 +26,8 @@ TEXT = """
 name: swept
 why: It is swept. It is judged.
 promises: [P1, P7]
-vmms: {{source: {{cgroup: source}}}}
-vms: {{vm: {{vmm: source, kind: sev}}}}
+vmms: {{source: {{cgroup: source}}, other: {{cgroup: other}}}}
+vms: {{vm: {{vmm: source, kind: sev}}, new: {{vmm: other, kind: plain}}}}
 script:
   - do: sweep
     before: [{{do: create, vm: vm}}]
@@ -150,6 +150,8 @@ def test_a_charge_that_a_failed_init_kept_is_seen(tmp_path: Path) -> None:
     [
         ("{do: call, vm: vm, operation: launch_start, wait: false}", "left under way cannot be swept"),
         ("{do: init, vm: vm, each: flags}", "an INIT for each bit of the flags is many operations"),
+        ("{do: run, vm: vm, every: 0}", "a guest that never leaves would never be let go of"),
+        ("{do: migrate, source: vm, destination: new, supervise: retry}", "makes what was refused once more by itself"),
         ("{do: count, vm: vm, ticks: 5}", "count"),
     ],
 )
@@ -168,11 +170,33 @@ def test_what_cannot_be_swept_is_refused_with_its_place(step: str, why: str, tmp
         ("{do: memslot, vm: vm}", ("vm", "set_memory")),
         ("{do: move, fd: pipe, destination: vm}", ("vm", "move")),
         ("{do: irqfd, vm: vm, gsis: '48'}", ("vm", "irqfd")),
+        ("{do: migrate, source: vm, destination: new}", ("vm", "get_state")),
+        ("{do: run, vm: vm}", ("vm", "run")),
+        ("{do: close, vm: vm}", ("vm", "close")),
+        ("{do: platform, vmm: source, command: GET_ID2}", ("", "platform")),
     ],
 )
 def test_which_operation_is_swept(step: str, operation: tuple[str, str], tmp_path: Path) -> None:
     (only,) = swept(tmp_path, step).script
     assert only.operation == operation  # type: ignore[union-attr]
+
+
+def test_a_command_of_the_platforms_is_on_no_vm(tmp_path: Path) -> None:
+    experiment = swept(tmp_path, "{do: platform, vmm: source, command: GET_ID2, length: 64}")
+
+    def told(rounds: tuple[Round, ...]) -> History:
+        b = Builder("swept")
+        b.spawn("source")
+        for nth, struck, error in rounds:
+            asked = b.invoke("platform", "source", step=0, command="GET_ID2", length=64)
+            value: dict[str, Value] = {"fail_nth": nth, "struck": struck if nth else 0, "points": 1}
+            b.done(asked, "fail" if error else "ok", error=error, value=value)
+        return b.finish()
+
+    rounds = ((0, 1, 0), (0, 1, 0), (1, 1, EFAULT))
+    assert list(shortcomings(experiment, told(rounds))) == []
+    short = "the run is void: step 0: not every fault point of GET_ID2 failed"
+    assert list(shortcomings(experiment, told(rounds[:2]))) == [short]
 
 
 @pytest.mark.parametrize(
