@@ -320,8 +320,13 @@ class Machine:
     # -- the hand-over ------------------------------------------------------------------------------------
 
     def get_state(self, *, within: float) -> dict[str, Value]:
-        """How much was read of how many vCPUs; the other end has it all."""
-        states = tuple(state.take(vcpu, self.host.extent()) for vcpu in self.vcpus[: self.count])
+        """How much was read of how many vCPUs; the other end has it all. It is not left waiting for what cannot be
+        read."""
+        try:
+            states = tuple(state.take(vcpu, self.host.extent()) for vcpu in self.vcpus[: self.count])
+        except KernelError:
+            self.peer.disconnect()
+            raise
         self.peer.send_state(states, within=within)
         return _amount(states)
 

@@ -15,12 +15,12 @@ from chaos.history.reading import argument, number
 from chaos.history.records import Invoke
 from chaos.judge.ledger.effects import region
 from chaos.judge.ledger.world import Stage
-from chaos.judge.oracle.state import OracleAnswer, Refusal, State, charge
+from chaos.judge.oracle import taking
+from chaos.judge.oracle.state import ES, OracleAnswer, Refusal, State, charge
 from chaos.judge.oracle.state import maybe as _maybe
 from chaos.judge.oracle.state import sure as _sure
 from chaos.judge.oracle.surroundings import AROUND, Check, has
 
-ES = "sev_es"
 INIT2 = "init2"
 DEBUG_SWAP = 1 << 5
 GHCB_VERSION_MAX = 2
@@ -69,119 +69,6 @@ def _alive(state: State, op: Invoke) -> Refusal | None:
     if dead and name in state.dying and (vm is None or vm.agent == op.agent):
         return _maybe(EIO, when=True)
     return _sure(EIO, when=dead or (vm is not None and vm.agent != op.agent))
-
-
-# -- the two that take another VM -------------------------------------------------------------------------
-
-
-def _flagged(state: State, op: Invoke) -> Refusal | None:
-    """[0b] KVM_ENABLE_CAP has no flags."""
-    return _sure(EINVAL, when=number(op, "flags") != 0)
-
-
-def _source_descriptor(state: State, op: Invoke) -> Refusal | None:
-    """[1] The source's descriptor is there, and a VM's. One that arrived is there until it was used or its receiver let
-    go of it; of one that is going, or that nobody recorded, nobody can say."""
-    source, world = argument(op, "source"), state.world
-    if world.given(source, op.agent, argument(op, "vm")):
-        return None
-    return _maybe(EBADF, when=True) if world.open(source) else _sure(EBADF, when=True)
-
-
-def _itself(state: State, op: Invoke) -> Refusal | None:
-    """[2] Before anything is asked about encryption (sev_lock_two_vms)."""
-    return _sure(EINVAL, when=argument(op, "vm") == argument(op, "source"))
-
-
-def _busy(state: State, op: Invoke) -> Refusal | None:
-    """[3, 4] Another move or mirror of either VM is under way. Whether it has its flags just now, nobody can say,
-    unless it was seen to be stopped with them."""
-    if state.flags_free:
-        return None
-    vms = {argument(op, "vm"), argument(op, "source")}
-    others = {r.op for r in state.world.references if r.vm in vms and r.op is not None and r.op != op.op}
-    return _sure(EBUSY, when=True) if others & state.marked else _maybe(EBUSY, when=bool(others))
-
-
-def _types_differ(state: State, op: Invoke) -> Refusal | None:
-    """[6] Only where there are types to differ."""
-    ends = [state.world.vm(argument(op, end)) for end in ("vm", "source")]
-    types = {vm.type for vm in ends if vm is not None}
-    return _sure(EINVAL, when=state.rules.vm_types and len(types) > 1)
-
-
-def _not_movable(state: State, op: Invoke) -> Refusal | None:
-    """[6] The destination is encrypted already, or the source is not: it never was, or a move took it away."""
-    holders = state.world.holders
-    return _sure(EINVAL, when=argument(op, "vm") in holders or argument(op, "source") not in holders)
-
-
-def _has_mirrors(state: State, op: Invoke) -> Refusal | None:
-    """Before 5.18 a source with mirrors stayed where it was (17d44a96f000)."""
-    mirrored = any(mirror.owner == argument(op, "source") for mirror in state.world.mirrors)
-    return _sure(EBUSY, when=mirrored and not state.rules.mirrored_source_moves)
-
-
-def _charge_of_move(state: State, op: Invoke) -> Refusal | None:
-    """[7, 8] The caller's cgroup pays from now on, under the key of the context. A mirror has no charge (P2)."""
-    context, payer = state.world.context(argument(op, "source")), state.world.home(op.agent)
-    if context is None or payer is None or payer == context.payer or _charged_ahead(state, op):
-        return None
-    answer = charge(state, payer, context.key)
-    return Refusal(answer) if answer.errno else None
-
-
-def _charged_ahead(state: State, op: Invoke) -> bool:
-    return any(extra.op == op.op for extra in state.world.extras)
-
-
-def _vcpu_creation(state: State, op: Invoke) -> Refusal | None:
-    """[10] A vCPU of either VM is half made (sev_check_source_vcpus). Whether it still is, nobody can say, unless it
-    was seen to be stopped so."""
-    if state.rules.vcpu_creation_locked or not state.rules.vcpu_creation_busy:
-        return None
-    ends = [state.world.vm(argument(op, end)) for end in ("vm", "source")]
-    creating = {vm.creating for vm in ends if vm is not None and vm.creating is not None}
-    return _sure(EBUSY, when=True) if creating & state.half else _maybe(EBUSY, when=bool(creating))
-
-
-def _vcpus_differ(state: State, op: Invoke) -> Refusal | None:
-    """[11] Only SEV-ES: registers are handed over vCPU by vCPU."""
-    source, destination = state.world.vm(argument(op, "source")), state.world.vm(argument(op, "vm"))
-    if not _is_es(state, argument(op, "source")) or source is None or destination is None:
-        return None
-    differ = source.created != destination.created
-    half = source.creating is not None or destination.creating is not None
-    return _maybe(EINVAL, when=True) if half else _sure(EINVAL, when=differ)
-
-
-def _unsealed(state: State, op: Invoke) -> Refusal | None:
-    """[12] Only SEV-ES: some vCPU of the source has had no LAUNCH_UPDATE_VMSA."""
-    source = argument(op, "source")
-    context, mirror, vm = state.world.context(source), state.world.mirror(source), state.world.vm(source)
-    if not _is_es(state, source) or vm is None or vm.created == 0:
-        return None
-    sealed = mirror.sealed if mirror is not None else context is not None and context.sealed
-    return _sure(EINVAL, when=not sealed)
-
-
-def _is_es(state: State, vm: str) -> bool:
-    context = state.world.shared(vm)
-    return context is not None and context.key == ES
-
-
-def _not_mirrorable(state: State, op: Invoke) -> Refusal | None:
-    """The target is encrypted or has vCPUs, the source is not encrypted or a mirror itself (part 1.8)."""
-    world, target, source = state.world, argument(op, "vm"), argument(op, "source")
-    vm = world.vm(target)
-    no_source = world.context(source) is None
-    return _sure(EINVAL, when=target in world.holders or no_source or (vm is not None and vm.created > 0))
-
-
-def _half_a_vcpu(state: State, op: Invoke) -> Refusal | None:
-    """created_vcpus counts a vCPU from the beginning of its creation."""
-    vm = state.world.vm(argument(op, "vm"))
-    return _maybe(EINVAL, when=vm is not None and vm.creating is not None)
 
 
 # -- eventfds and memory slots -----------------------------------------------------------------------------
@@ -286,6 +173,12 @@ def _has_vcpus(state: State, op: Invoke) -> Refusal | None:
     return _sure(EINVAL, when=vm is not None and vm.created > 0)
 
 
+def _half_a_vcpu(state: State, op: Invoke) -> Refusal | None:
+    """created_vcpus counts a vCPU from the beginning of its creation."""
+    vm = state.world.vm(argument(op, "vm"))
+    return _maybe(EINVAL, when=vm is not None and vm.creating is not None)
+
+
 def _initialised(state: State, op: Invoke) -> Refusal | None:
     """It was initialised before; which errno says so differs by kernel."""
     errno = EINVAL if state.rules.second_init_invalid else EBUSY
@@ -320,7 +213,7 @@ def _no_context(state: State, op: Invoke) -> Refusal | None:
 
 def _no_es(state: State, op: Invoke) -> Refusal | None:
     """It is no SEV-ES guest."""
-    return _sure(ENOTTY, when=not _is_es(state, argument(op, "vm")))
+    return _sure(ENOTTY, when=not taking.is_es(state, argument(op, "vm")))
 
 
 def _sealing_while_creating(state: State, op: Invoke) -> Refusal | None:
@@ -546,19 +439,27 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "command": (*_IOCTL, _mirror_may_not, _no_such_command, _command_without_context, _may_stall, *_WITHOUT_DATA),
     "register_region": (*_IOCTL, _no_context, _no_command_of_a_mirror, _locks_memory),
     "unregister_region": (*_IOCTL, _no_command_of_a_mirror, _no_context, _no_region),
-    "mirror": (*_IOCTL, _flagged, _source_descriptor, _itself, _busy, _not_mirrorable, _half_a_vcpu),
+    "mirror": (
+        *_IOCTL,
+        taking.flagged,
+        taking.source_descriptor,
+        taking.itself,
+        taking.busy,
+        taking.not_mirrorable,
+        _half_a_vcpu,
+    ),
     "move": (
         *_IOCTL,
-        _flagged,
-        _source_descriptor,
-        _itself,
-        _busy,
-        _types_differ,
-        _not_movable,
-        _has_mirrors,
-        _charge_of_move,
-        _vcpu_creation,
-        _vcpus_differ,
-        _unsealed,
+        taking.flagged,
+        taking.source_descriptor,
+        taking.itself,
+        taking.busy,
+        taking.types_differ,
+        taking.not_movable,
+        taking.has_mirrors,
+        taking.charge_of_move,
+        taking.vcpu_creation,
+        taking.vcpus_differ,
+        taking.unsealed,
     ),
 }

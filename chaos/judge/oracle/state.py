@@ -19,6 +19,8 @@ from chaos.history.reading import levels
 from chaos.judge.ledger.world import World
 from chaos.judge.oracle.versions import Rules
 
+ES = "sev_es"
+
 Psp = Literal["well", "stalled", "dead"]
 
 
