@@ -19,6 +19,8 @@ from chaos.lab.psp.plan import Die
 PATIENCE_WITH_THE_DEAD = 2
 NS = 1_000_000_000
 UNINIT = 0  # SEV_STATE_UNINIT
+CHANGE_STATE = ("INIT_EX", "PEK_GEN", "PDH_GEN")
+"""After which the driver writes the firmware's state down."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -96,13 +98,16 @@ class PlatformReset(Fault):
 @dataclass(kw_only=True, slots=True)
 class FirmwareStorage(Fault):
     """Keep the host from writing the firmware's state down (`init_ex_path` of ccp): the folder is `missing`, `full` or
-    `read-only`. The platform has to be down, as `platform-reset` leaves it, and to be initialised meanwhile. Or the
-    file is `torn`, half of it gone: the driver reads it when it is loaded anew, which has to come next."""
+    `read-only`. The platform has to be down, as `platform-reset` leaves it, and to be initialised meanwhile, or to be
+    given new keys (PEK_GEN, PDH_GEN). Or the file is `torn`, half of it gone: the driver reads it when it is loaded
+    anew, which has to come next."""
 
     TARGET: ClassVar[Target] = "host"
-    WHERE: ClassVar[str] = "at any step at which the platform is down"
+    WHERE: ClassVar[str] = "at any step at which the platform is down, or is given new keys next"
     NEEDS: ClassVar[str] = "a lab whose ccp keeps the firmware's state in a file (ccp: {init_ex_path: …})"
-    PROOF: ClassVar[str] = "the state cannot be written there by anybody, or is torn, and INIT_EX came to the firmware"
+    PROOF: ClassVar[str] = (
+        "the state cannot be written there by anybody, or is torn, and a command came that changes it"
+    )
 
     state: StorageState
     _torn: bool | None = field(init=False, default=None)
@@ -114,16 +119,19 @@ class FirmwareStorage(Fault):
 
     def apply(self, ctx: FaultContext, target: str) -> None:
         ctx.storage.spoil(self.state)
-        self._counted = ctx.firmware.arm("INIT_EX=delay:1ns")  # to hear of it; nothing else is changed
+        self._counted = ctx.firmware.arm(
+            "; ".join(f"{command}=delay:1ns" for command in CHANGE_STATE)
+        )  # to hear of them
 
     def evidence(self, ctx: FaultContext, target: str) -> Evidence:
         told = self._torn_file(ctx) if self.state == "torn" else _unwritable(ctx)
         if self._counted is None or not told:
             return Evidence(False, f"{ctx.storage.file} can be written, and is whole")
-        (point,) = self._counted.look().points
-        if not point.count:
-            return Evidence(None, f"{told}; nobody had the platform initialised")
-        return Evidence(True, f"{told}; INIT_EX came to the firmware {point.count} times")
+        came = zip(CHANGE_STATE, self._counted.look().points, strict=True)
+        counted = [f"{command} came to the firmware {point.count} times" for command, point in came if point.count]
+        if not counted:
+            return Evidence(None, f"{told}; nobody had the platform initialised, or given new keys")
+        return Evidence(True, "; ".join((told, *counted)))
 
     def undo(self, ctx: FaultContext, target: str) -> str:
         try:

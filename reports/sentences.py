@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from chaos.errors import ExitCode
 from chaos.experiment import model as e
 from chaos.experiment import steps as s
+from chaos.history.reading import NO_LENGTH
 from chaos.history.records import (
     QUESTION,
     Asked,
@@ -248,7 +249,7 @@ def _debug(do: s.DebugStep) -> str:
 
 
 def _platform(do: s.PlatformStep) -> str:
-    told = f", whose buffer is said to be {do.length} bytes long" if do.command != "PLATFORM_STATUS" else ""
+    told = f", whose buffer is said to be {do.length} bytes long" if do.command not in NO_LENGTH else ""
     chain = f" and the one for the chain {do.chain}" if do.command == "PDH_CERT_EXPORT" else ""
     return f"have {do.vmm} send {do.command} to /dev/sev{told}{chain}"
 

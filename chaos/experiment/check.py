@@ -39,6 +39,7 @@ from chaos.experiment.steps import (
     walk,
 )
 from chaos.fault import Target
+from chaos.history.reading import NEW_KEYS
 from chaos.kinds import TYPES, Kind
 from chaos.linux.version import order
 from chaos.promises import PROMISES
@@ -156,6 +157,8 @@ def _argument_problems(step: Step | MovesStep) -> Iterator[tuple[str, str, str]]
             yield "length", f"these are {len(step.each)} commands", f"give 1 to {COMMANDS}"
         case PlatformStep(command="PLATFORM_STATUS") if step.length or step.chain:
             yield "length", "PLATFORM_STATUS has a buffer of its own size", "leave the lengths out"
+        case PlatformStep() if step.command in NEW_KEYS and (step.length or step.chain):
+            yield "length", f"{step.command} has no buffer", "leave the lengths out"
         case PlatformStep() if step.chain and step.command != "PDH_CERT_EXPORT":
             yield "chain", f"{step.command} gives no chain of certificates", "leave it out"
         case RunStep() if step.every & (step.every - 1):

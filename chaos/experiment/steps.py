@@ -384,10 +384,11 @@ class ReleaseStep(_Step, frozen=True, kw_only=True, tag="release"):
 class PlatformStep(_Step, frozen=True, kw_only=True, tag="platform"):
     """Have a VMM send a command of /dev/sev, SEV_ISSUE_CMD, with a buffer that it says is `length` bytes long, and of
     PDH_CERT_EXPORT another of `chain` bytes, for the certificates above. Either is longer, and what is written behind
-    what was told shows. PLATFORM_STATUS has a buffer of its own size."""
+    what was told shows. PLATFORM_STATUS has a buffer of its own size. PEK_GEN and PDH_GEN, which give the platform new
+    keys, have none."""
 
     vmm: Name
-    command: Literal["PLATFORM_STATUS", "PEK_CSR", "PDH_CERT_EXPORT", "GET_ID2"]
+    command: Literal["PLATFORM_STATUS", "PEK_CSR", "PDH_CERT_EXPORT", "GET_ID2", "PEK_GEN", "PDH_GEN"]
     length: U32 = 0
     chain: U32 = 0
 

@@ -11,6 +11,10 @@ from chaos.history.records import Answer, Asked, Done, Fault, Invoke, Observatio
 
 Witness = Observation | Done | Asked
 KEYS = ("sev", "sev_es")
+NEW_KEYS = ("PEK_GEN", "PDH_GEN")
+"""Commands of /dev/sev that have no buffer. They give the platform new keys, which are in the firmware's state."""
+NO_LENGTH = ("PLATFORM_STATUS", *NEW_KEYS)
+"""Those that are told no length."""
 _U64 = 1 << 64
 
 

@@ -18,7 +18,7 @@ import msgspec
 
 from chaos.errors import UsageError
 from chaos.experiment.steps import UNARMED
-from chaos.history.reading import KEYS, argument, ioctl_answered, number
+from chaos.history.reading import KEYS, NEW_KEYS, argument, ioctl_answered, number
 from chaos.history.records import Done, Filled, Held, Invoke, Kernel, Observation, Value
 from chaos.judge import oracle
 from chaos.judge.evidence import RunEvidence
@@ -273,8 +273,9 @@ class Contract:
 
     def _storage(self, invoke: Invoke, done: Done) -> frozenset[str]:
         """What the file of the firmware's state may have been like while the operation was under way, if not well; and
-        nothing if the firmware was not initialised meanwhile, for then nobody wrote it."""
-        if not self.evidence.contexts.initialised(invoke, done):
+        nothing if the firmware was neither initialised meanwhile nor given new keys, for then nobody wrote it."""
+        writes = argument(invoke, "command") in NEW_KEYS or self.evidence.contexts.initialised(invoke, done)
+        if not writes:
             return frozenset()
         latest, states = "well", set[str]()
         for change, over in self.evidence.operations:

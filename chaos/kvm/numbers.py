@@ -141,7 +141,9 @@ class PlatformCommand(IntEnum):
 
     FACTORY_RESET = 0
     PLATFORM_STATUS = 1
+    PEK_GEN = 2
     PEK_CSR = 3
+    PDH_GEN = 4
     PDH_CERT_EXPORT = 5
     GET_ID2 = 8
 

@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from chaos.history.reading import NEW_KEYS
 from chaos.history.records import Value
 from chaos.kvm.call import KernelError
 from chaos.kvm.numbers import PAGE, PlatformCommand
@@ -74,8 +75,12 @@ def _answered(ask: Callable[[], None], said: Callable[[], dict[str, Value]]) -> 
 
 
 def ask_platform(platform: Platform, do: AskPlatform) -> dict[str, Value]:
-    """The lengths that were told back, and how many bytes were written behind those that were told. Raises OSError."""
+    """The lengths that were told back, and how many bytes were written behind those that were told; nothing of one that
+    has no buffer. Raises OSError."""
     command = PlatformCommand[do.command]
+    if do.command in NEW_KEYS:
+        platform.command(command, 0)
+        return {}
     status = command is PlatformCommand.PLATFORM_STATUS
     with (
         contextlib.closing(ToldBuffer(ctypes.sizeof(PlatformStatusData) if status else do.length)) as first,

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from chaos.experiment.model import Experiment
-from chaos.history.reading import argument, number
+from chaos.history.reading import NEW_KEYS, argument, number
 from chaos.history.records import Done, Firmware, History, Invoke
 from chaos.judge.evidence import RunEvidence
 from chaos.judge.ledger.commands import DEBUGS
@@ -36,7 +36,11 @@ BEYOND = "beyond-page"  # by which command, and read or written, hangs on which 
 
 def check(experiment: Experiment, history: History) -> Verdict:
     evidence = RunEvidence(history)
-    asked = [(invoke, done) for invoke, done in evidence.operations if invoke.f in LOOKS_AT]
+    asked = [
+        (invoke, done)
+        for invoke, done in evidence.operations
+        if invoke.f in LOOKS_AT and argument(invoke, "command") not in NEW_KEYS
+    ]
     reloads = [(invoke, done) for invoke, done in evidence.operations if invoke.f == "reload"]
     if not asked and not reloads:
         return unknown(PROMISE, "nobody told the kernel the length of a buffer that is longer, or let the driver go")
@@ -47,6 +51,10 @@ def check(experiment: Experiment, history: History) -> Verdict:
     if debugged:
         parts += _commands(evidence, debugged)
     return combine(PROMISE, parts)
+
+
+def _has_a_buffer(invoke: Invoke) -> bool:
+    return invoke.f in LOOKS_AT and argument(invoke, "command") not in NEW_KEYS
 
 
 def _looked(invoke: Invoke, done: Done | None) -> Verdict:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from errno import EBADF, EBUSY, EEXIST, EFAULT, EINVAL, EIO, ENOENT, ENOMEM, ENOSPC, ENOTTY, EROFS, ETIMEDOUT
 
-from chaos.history.reading import argument, number
+from chaos.history.reading import NO_LENGTH, argument, number
 from chaos.history.records import Invoke
 from chaos.judge.ledger.effects import region
 from chaos.judge.ledger.world import Stage
@@ -301,7 +301,7 @@ _STORAGE = {"missing": (ENOENT,), "full": (ENOSPC, EIO), "read-only": (EROFS,)}
 def _storage_refuses(errno: int) -> Check:
     def check(state: State, op: Invoke) -> Refusal | None:
         """The host cannot write the firmware's state down (init_ex_path): the INIT that initialises the platform may
-        say so."""
+        say so, and whatever gives it new keys."""
         spoiled = any(errno in _STORAGE.get(how, ()) for how in state.storage)
         return _maybe(errno, when=spoiled, left_open=True)
 
@@ -361,8 +361,17 @@ def _too_short(state: State, op: Invoke) -> Refusal | None:
 
 def _lengths(op: Invoke) -> list[int]:
     """Those of the buffers that the command has beside its own."""
-    both = [number(op, "length"), number(op, "chain")]
-    return {"PLATFORM_STATUS": [], "PDH_CERT_EXPORT": both}.get(argument(op, "command"), both[:1])
+    command, both = argument(op, "command"), [number(op, "length"), number(op, "chain")]
+    if command in NO_LENGTH:
+        return []
+    return both if command == "PDH_CERT_EXPORT" else both[:1]
+
+
+def _keys_in_use(state: State, op: Invoke) -> Refusal | None:
+    """A new platform endorsement key while the firmware has a guest (INVALID_PLATFORM_STATE)."""
+    launched = any(context.launched or context.launching is not None for context in state.world.contexts)
+    new = argument(op, "command") == "PEK_GEN"
+    return _by_firmware(state, INVALID_PLATFORM_STATE, when=new and launched)
 
 
 def _stalled(state: State, op: Invoke) -> Refusal | None:
@@ -433,6 +442,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
         _noticed,
         _stalled,
         _too_short,
+        _keys_in_use,
         _platform_refuses,
         *_UNWRITTEN,
     ),

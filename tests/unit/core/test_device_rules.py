@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from errno import EBADF, EBUSY, EFAULT, EINVAL, EIO, ENOMEM, ENOTTY
+from errno import EBADF, EBUSY, EFAULT, EINVAL, EIO, ENOENT, ENOMEM, ENOSPC, ENOTTY, EROFS
 
 import pytest
 
@@ -47,10 +47,24 @@ OK, SHORT, LONG = (0, 0), (EIO, 4), (EFAULT, 0)
         ("PDH_CERT_EXPORT", 2084, 0, {SHORT}),
         ("PDH_CERT_EXPORT", 2084, 0x4001, {LONG}),
         ("PDH_CERT_EXPORT", 0, 0x4001, {LONG, SHORT}),
+        ("PEK_GEN", 0, 0, {OK}),
+        ("PDH_GEN", 0, 0, {OK}),
     ],
 )
 def test_what_dev_sev_answers(command: str, length: int, chain: int, due: set[tuple[int, int]]) -> None:
     assert answers(OBEYS, command=command, length=length, chain=chain) == due
+
+
+def test_keys_of_the_platform_are_for_a_firmware_without_guests() -> None:
+    guest = replace(launched(host()), obeys=True)
+    assert answers(guest, command="PEK_GEN") == {(EIO, 1)}
+    assert answers(guest, command="PDH_GEN") == {OK}
+
+
+@pytest.mark.parametrize(("how", "errnos"), [("missing", {ENOENT}), ("full", {ENOSPC, EIO}), ("read-only", {EROFS})])
+def test_new_keys_that_cannot_be_written_down(how: str, errnos: set[int]) -> None:
+    spoiled = replace(OBEYS, storage=frozenset({how}))
+    assert answers(spoiled, command="PEK_GEN") == {OK, *((errno, 0) for errno in errnos)}
 
 
 def test_a_firmware_that_nobody_watched_may_refuse_anything_with_its_status() -> None:

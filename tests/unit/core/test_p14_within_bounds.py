@@ -59,6 +59,7 @@ def kept() -> Bounds:
     b = Bounds()
     b.platform("PEK_CSR", 0, length=16)
     b.platform("PDH_CERT_EXPORT", 0, outcome="ok", length=2084, chain=6252)
+    b.do("platform", "host", command="PEK_GEN")  # which has no buffer
     b.debug("dbg_decrypt", ("DBG_DECRYPT", GUESTS[0], MINE[0], PAGE))
     b.debug("dbg_decrypt", ("DBG_DECRYPT", GUESTS[0], MINE[0] + 16, PAGE))
     b.debug("dbg_encrypt", ("DBG_DECRYPT", GUESTS[0], ITS_OWN, PAGE), ("DBG_ENCRYPT", ITS_OWN, GUESTS[0], PAGE))

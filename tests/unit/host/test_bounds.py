@@ -37,7 +37,7 @@ class Playing:
             for address in (both.pdh_cert_address, both.cert_chain_address):
                 ctypes.memset(address, 0, self.written)
             both.pdh_cert_len = both.cert_chain_len = self.written
-        else:
+        elif data:
             blob = BlobData.from_address(data)
             ctypes.memset(blob.address, 0, self.written)
             blob.length = self.written
@@ -65,6 +65,7 @@ def answered(ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         ("PLATFORM_STATUS", 0, 0, 12, {"behind": 0}),
         ("PLATFORM_STATUS", 0, 0, 13, {"behind": 1}),
         ("GET_ID2", (16 << 20) + 1, 0, 64, {"length": 64, "behind": None}),
+        ("PEK_GEN", 0, 0, 0, {}),
     ],
 )
 def test_what_is_written_behind_what_was_told_shows(
