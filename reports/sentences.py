@@ -182,7 +182,8 @@ def _sentence(experiment: e.Experiment, do: s.Step) -> str:  # noqa: PLR0911, PL
         case s.PlatformStep():
             return _platform(do)
         case s.CallStep():
-            return f"{do.operation} of {do.vm}" + ("" if do.wait else ", and go on while it is under way")
+            how = " with arguments that the kernel may not write" if do.read_only else ""
+            return f"{do.operation} of {do.vm}{how}" + ("" if do.wait else ", and go on while it is under way")
         case s.IrqfdStep() | s.IoeventfdStep() | s.SignalStep() | s.InterruptsStep() | s.MemslotStep():
             return _interrupts(do)
         case s.ArmStep():

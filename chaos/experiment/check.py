@@ -11,6 +11,7 @@ from chaos.experiment.model import Experiment, Kernels
 from chaos.experiment.steps import (
     UNARMED,
     ArmStep,
+    CallStep,
     CommandStep,
     DebugStep,
     FaultStep,
@@ -149,6 +150,8 @@ def _argument_problems(step: Step | MovesStep) -> Iterator[tuple[str, str, str]]
     match step:
         case TakingStep() if (step.source is None) == (step.fd is None):
             yield "source", "a VM and a wrong descriptor" if step.fd else "nothing to take", "give source, or fd"
+        case CallStep() if step.read_only and step.operation != "launch_start":
+            yield "read_only", f"{step.operation} has no arguments that are written", "leave it out"
         case InitStep() if step.features > FEATURES:
             yield "features", f"{step.features:#x} has more than 64 bits", f"give at most {FEATURES:#x}"
         case CommandStep() if not 0 < len(step.numbers) <= COMMANDS:

@@ -78,7 +78,8 @@ class CallStep(_Step, frozen=True, kw_only=True, tag="call"):
     """One operation on the VM, by itself: what `launch` is made of, in any order. What the kernel refuses is an answer.
 
     What takes more than the VM has a step of its own: `init`, `vcpu`, `command`, `mirror`, `move`. A region goes by its
-    address in the process that registered it: with `of` it is that of this VM's memory.
+    address in the process that registered it: with `of` it is that of this VM's memory. The arguments of a
+    `launch_start` that are `read_only` lie where the kernel may not write, so that it cannot say how it went.
     """
 
     vm: Name
@@ -87,6 +88,7 @@ class CallStep(_Step, frozen=True, kw_only=True, tag="call"):
         "register_region", "unregister_region", "guest_status",
     ]  # fmt: skip
     of: Name | None = None
+    read_only: bool = False
     wait: bool = True
 
 
@@ -447,8 +449,8 @@ _SWEPT_AS = {"vcpu": "create_vcpu", "memslot": "set_memory", "migrate": "get_sta
 class SweepStep(_Step, frozen=True, kw_only=True, tag="sweep"):
     """Carry out `before`, `step` and `after`, round after round. In the first three, and in the last, the fault points
     on the way of the operation in `step` are counted, which may be `at_most` so many: allocations of the kernel's, and
-    copies of its from or to the VMM. In between one after the other is to fail, and those that were not there each time
-    are tried three times. Where the operation was refused, `refused` is carried out, and it is made once more with
+    copies of its from or to the VMM. In between one after the other is to fail, and one that is not met is tried up to
+    three times. Where the operation was refused, `refused` is carried out, and it is made once more with
     nothing failing.
 
     Of a `migrate` what is swept is that the source's vCPUs are read, before anything has moved; of a `run` the first

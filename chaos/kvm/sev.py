@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 from pathlib import Path
 from typing import Self
 
 from chaos.kvm.call import KernelError, attempt
-from chaos.kvm.numbers import FIRMWARE_INVALID_LEN, Ioctl, PlatformCommand, SevCommand
+from chaos.kvm.numbers import FIRMWARE_INVALID_LEN, PAGE, Ioctl, PlatformCommand, SevCommand
 from chaos.kvm.structs import (
     AddressLength,
     DebugData,
@@ -21,7 +22,7 @@ from chaos.kvm.structs import (
     SevInit,
 )
 from chaos.kvm.userfault import ArgumentPage
-from chaos.linux.fd import OwnedFd
+from chaos.linux.fd import Mapping, OwnedFd
 
 DEVICE = Path("/dev/sev")
 BLOB_MAX = 0x4000  # SEV_FW_BLOB_MAX_SIZE of include/linux/psp-sev.h
@@ -55,10 +56,17 @@ class Sev:
         """
         self._command(SevCommand.INIT2, SevInit(vmsa_features=features, flags=flags, ghcb_version=ghcb))
 
-    def launch_start(self, policy: int) -> int:
-        """Create the context in the firmware and bind it to the ASID: its handle."""
+    def launch_start(self, policy: int, *, read_only: bool = False) -> int:
+        """Create the context in the firmware and bind it to the ASID: its handle, which cannot be told, 0, if the
+        arguments are to lie where nobody can write."""
         start = LaunchStartData(policy=policy)
-        self._command(SevCommand.LAUNCH_START, start)
+        if read_only:
+            with contextlib.closing(Mapping.private(PAGE)) as page:
+                page.write(0, bytes(start))
+                page.make_read_only()
+                self._issue(SevCommand.LAUNCH_START, page.start)
+        else:
+            self._command(SevCommand.LAUNCH_START, start)
         return int(start.handle)
 
     def launch_update_data(self, address: int, length: int) -> None:

@@ -114,7 +114,14 @@ class Mapping:
 
     def close_off(self, offset: int, length: int) -> None:
         """Have nobody read or write these pages any more (PROT_NONE). Raises OSError."""
-        if _libc.mprotect(self.start + offset, length, 0):
+        self._protect(offset, length, 0)
+
+    def make_read_only(self) -> None:
+        """Have nobody write any of it any more. Raises OSError."""
+        self._protect(0, self.size, mmap.PROT_READ)
+
+    def _protect(self, offset: int, length: int, protection: int) -> None:
+        if _libc.mprotect(self.start + offset, length, protection):
             number = ctypes.get_errno()
             raise OSError(number, f"mprotect: {os.strerror(number)}")
 

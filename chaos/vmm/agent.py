@@ -306,7 +306,7 @@ def _on_machine(machine: Machine, do: OnMachine) -> dict[str, Value]:  # noqa: P
         case m.UnregisterRegion():
             machine.unregister_region(do.address)
         case m.LaunchStart():
-            return machine.launch_start(do.policy)
+            return machine.launch_start(do.policy, read_only=do.read_only)
         case m.LaunchUpdateData():
             machine.launch_update_data(do.lanes, do.address)
         case m.LaunchUpdateVmsa():

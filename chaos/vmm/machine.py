@@ -212,8 +212,8 @@ class Machine:
         if self.team is None or not self.team.running:
             self.count, self.team = len(self.vcpus), Team(self.vcpus)
 
-    def launch_start(self, policy: int) -> dict[str, Value]:
-        return {"handle": self.sev.launch_start(policy)}
+    def launch_start(self, policy: int, *, read_only: bool = False) -> dict[str, Value]:
+        return {"handle": self.sev.launch_start(policy, read_only=read_only)}
 
     def launch_update_data(self, lanes: int, address: int) -> None:
         """Write the program and the pages of so many vCPUs, pin the memory, encrypt what the guest touches."""

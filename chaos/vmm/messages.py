@@ -73,8 +73,11 @@ class UnregisterRegion(_OnVm, frozen=True, kw_only=True, tag="unregister_region"
     address: int
 
 
-class LaunchStart(_OnVm, frozen=True, kw_only=True, tag="launch_start"):
+class LaunchStart(_OnVm, frozen=True, kw_only=True, tag="launch_start", omit_defaults=True):
+    """With arguments that are `read_only` the kernel cannot tell the handle."""
+
     policy: int
+    read_only: bool = False
 
 
 class LaunchUpdateData(_OnVm, frozen=True, kw_only=True, tag="launch_update_data"):

@@ -255,6 +255,11 @@ def _started_twice(state: State, op: Invoke) -> Refusal | None:
     return _by_firmware(state, ASID_OWNED, when=context is not None and context.launched)
 
 
+def _untold(state: State, op: Invoke) -> Refusal | None:
+    """The handle of the guest cannot be told: it is no guest then (sev_launch_start)."""
+    return _sure(EFAULT, when=op.args.get("read_only") is True)
+
+
 def _not_in(stage: Stage) -> Check:
     """The firmware carries the command out in this stage of the guest's launch only. What one that was tampered with
     takes for the stage, nobody can say."""
@@ -418,7 +423,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
         _platform_refuses,
         *_UNWRITTEN,
     ),
-    "launch_start": (*_COMMAND, _cut_off, _noticed, _stalled, _started_twice, _firmware_refuses),
+    "launch_start": (*_COMMAND, _cut_off, _noticed, _stalled, _started_twice, _firmware_refuses, _untold),
     "launch_update_data": (*_COMMAND, _locks_memory, *_ASKS, _not_in(Stage.UPDATE), _firmware_refuses),
     "launch_measure": (*_COMMAND, *_ASKS, _not_in(Stage.UPDATE), _firmware_refuses),
     "launch_finish": (*_COMMAND, *_ASKS, _not_in(Stage.SECRET), _firmware_refuses),

@@ -3,12 +3,12 @@
 
 How many there are differs a little from one time to the next: a slab that has to be refilled has more of them, and so
 has whatever else is put off. So they are counted first, several times, which also gets done what is done but once, and
-when all is over once more; and numbers that are there at one time and not at another are tried several times.
+when all is over once more; and a number that is not met is tried again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from chaos.experiment import steps as s
 from chaos.history.records import Value
@@ -17,7 +17,7 @@ from chaos.runner.vmms import StepFailed, VmmProcess
 from chaos.vmm.messages import ArmFailNth, FailedNth
 
 COUNTED = 3
-TRIED = 3  # each number of those that are not always there
+TRIED = 3  # each number that was not met
 
 
 def sweep(executor: Executor, step: s.SweepStep) -> None:
@@ -25,17 +25,16 @@ def sweep(executor: Executor, step: s.SweepStep) -> None:
     counts = [int(str(_round(executor, step, 0)["points"])) for _ in range(COUNTED)]
     if max(counts) > step.at_most:
         raise StepFailed(f"{step.swept} has {max(counts)} fault points, more than {step.at_most}")
-    for nth in numbers(min(counts), max(counts)):
-        _round(executor, step, nth)
+    fail_each(max(counts), lambda nth: bool(_round(executor, step, nth).get("struck")))
     for _ in range(COUNTED):  # by now nothing is done any more that is done but once
         _round(executor, step, 0)
 
 
-def numbers(least: int, most: int) -> Iterator[int]:
-    """Which point is to fail, round by round."""
-    yield from range(1, most + 1)
-    for _ in range(TRIED - 1):
-        yield from range(max(least, 1), most + 1)
+def fail_each(most: int, fails: Callable[[int], bool]) -> None:
+    """Have `fails` let each point fail, by its number from 1; those that it did not meet, again."""
+    left: Sequence[int] = range(1, most + 1)
+    for _ in range(TRIED):
+        left = [nth for nth in left if not fails(nth)]
 
 
 def _round(executor: Executor, step: s.SweepStep, nth: int) -> Mapping[str, Value]:

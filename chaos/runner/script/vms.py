@@ -35,7 +35,10 @@ def create(executor: Executor, step: s.CreateStep) -> None:
 def call(executor: Executor, step: s.CallStep) -> None:
     vm = executor.guests.launched(step.vm)
     memory = executor.guests.launched(step.of) if step.of is not None else vm
-    executor.begin(vm, _operation(executor.guests, vm, step.operation, memory.address), wait=step.wait)
+    do = _operation(executor.guests, vm, step.operation, memory.address)
+    if isinstance(do, m.LaunchStart):
+        do = msgspec.structs.replace(do, read_only=step.read_only)
+    executor.begin(vm, do, wait=step.wait)
 
 
 def init(executor: Executor, step: s.InitStep) -> None:

@@ -86,6 +86,7 @@ SAID: dict[str, tuple[str, ...]] = {
     "only-a-comment.yaml": ("the file: expected a map, got nothing", "name, why"),
     "percent-directive.yaml": ("line 1", "version"),
     "platform-chain.yaml": ("script[2].chain: PEK_CSR gives no chain of certificates", "leave it out"),
+    "read-only.yaml": ("script[2].read_only: launch_finish has no arguments that are written", "leave it out"),
     "platform-keys.yaml": ("script[2].length: PDH_GEN has no buffer", "leave the lengths out"),
     "platform-command.yaml": ("script[2].command: ", "'FACTORY_RESET'", "PEK_CSR"),
     "platform-length.yaml": ("script[2].length: PLATFORM_STATUS has a buffer of its own size", "leave the lengths out"),

@@ -75,6 +75,13 @@ def test_a_firmware_that_nobody_watched_may_refuse_anything_with_its_status() ->
     assert answers(cut_off, command="GET_ID2", length=128) == {(EBADF, 0)}
 
 
+def test_a_launch_that_cannot_be_told() -> None:
+    created = does(host(), "create", "s", vm="old", kind="sev", vcpus=1, memory="guest")
+    made = replace(does(created, "init", "s", vm="old", key="sev"), obeys=True)
+    assert errnos(made, "launch_start", "s", vm="old", policy=0, read_only=True) == {EFAULT}
+    assert errnos(made, "launch_start", "s", vm="old", policy=0) == {0}
+
+
 @pytest.mark.parametrize("f", ["dbg_decrypt", "dbg_encrypt"])
 def test_debugging_wants_a_guest_and_something_to_debug(f: str) -> None:
     some: dict[str, Value] = {"read_at": 0, "write_at": 1, "length": 4096}

@@ -7,7 +7,7 @@ A signature that nothing gives any more excuses nothing; what it stood for has a
 from __future__ import annotations
 
 from collections.abc import Callable
-from errno import EBADF, EBUSY, EIO, ENOMEM
+from errno import EBADF, EBUSY, EFAULT, EIO, ENOMEM
 
 import msgspec
 import pytest
@@ -16,7 +16,7 @@ from chaos.history.records import Counted, Done, Filled, Header, History, Observ
 from chaos.judge import findings
 from tests.unit.core.build import Builder, changed, guest_moved, moved
 from tests.unit.core.doctored import MOVE, begun, verdict_of
-from tests.unit.core.test_contexts import flushed
+from tests.unit.core.test_contexts import Told, flushed
 from tests.unit.core.test_interrupts import beside_the_dead
 from tests.unit.core.test_narrow_findings import crossed, es_into, mirror_asked, moved_es, moved_mirror, read
 from tests.unit.core.test_p08_no_deadlock import HEADLESS, survived
@@ -78,6 +78,25 @@ def warned_of_lock() -> History:
     invoke = b.invoke("create", "source", vm="vm", kind="sev", vcpus=1, memory="guest")
     b.kernel("WARNING: arch/x86/kvm/svm/sev.c:131 at sev_guest+0x13f/0x170 [kvm_amd], CPU#1: python3/106")
     b.done(invoke, "fail", error=ENOMEM)
+    return b.finish()
+
+
+def told_to_nobody() -> History:
+    """The handle of a new guest cannot be told, and the ASID that was taken from it is given out again as it is."""
+    b = Told()
+    b.begin()
+    b.do("create", "source", vm="old", kind="sev", vcpus=1, memory="guest")
+    b.do("init", "source", vm="old", key="sev")
+    untold = b.invoke("launch_start", "source", vm="old", policy=0, read_only=True)
+    for command in ("LAUNCH_START", "ACTIVATE", "DEACTIVATE", "DECOMMISSION"):
+        b.sent(command, handle=1)
+    b.done(untold, "fail", error=EFAULT)
+    refused = b.invoke("launch_start", "source", vm="old", policy=0)
+    b.sent("LAUNCH_START", handle=1)
+    b.sent("ACTIVATE", handle=1, status=15)
+    b.sent("DECOMMISSION", handle=1)
+    b.done(refused, "fail", error=EIO, firmware=15)
+    b.limits("after")
     return b.finish()
 
 
@@ -216,6 +235,7 @@ SHOWN: list[tuple[str, str, Callable[[], History]]] = [
     ("P8", "0012", lambda: survived().history()),
     ("P5", "0015", asid_given_twice),
     ("P12", "0016", warned_of_lock),
+    ("P7", "0017", told_to_nobody),
 ]
 OF_ITS_OWN = {"0012": HEADLESS}
 """The experiment that tells a checker what of the history it cannot, by finding."""

@@ -16,7 +16,7 @@ from chaos.history.records import History, Value
 from chaos.judge.checkers import CHECKERS
 from chaos.judge.judge import judge, shortcomings
 from chaos.judge.verdict import Outcome
-from chaos.runner.script.sweeps import numbers
+from chaos.runner.script.sweeps import fail_each
 from reports import as_json, sentences
 from reports.run import Run
 from tests.unit.core.build import Builder
@@ -200,11 +200,24 @@ def test_a_command_of_the_platforms_is_on_no_vm(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("least", "most", "rounds"),
-    [(3, 3, [1, 2, 3, 3, 3]), (2, 4, [1, 2, 3, 4, 2, 3, 4, 2, 3, 4]), (0, 1, [1, 1, 1]), (0, 0, [])],
+    ("met", "tried"),
+    [
+        ({1: 1, 2: 1, 3: 1}, [1, 2, 3]),
+        ({1: 1, 2: 2, 3: 3}, [1, 2, 3, 2, 3, 3]),
+        ({1: 1, 3: 1}, [1, 2, 3, 2, 2]),  # of the second nobody knows
+        ({}, [1, 2, 3, 1, 2, 3, 1, 2, 3]),
+    ],
 )
-def test_what_is_not_there_each_time_is_tried_several_times(least: int, most: int, rounds: list[int]) -> None:
-    assert list(numbers(least, most)) == rounds
+def test_what_is_not_met_is_tried_again(met: dict[int, int], tried: list[int]) -> None:
+    """`met` is at which try."""
+    made: list[int] = []
+
+    def fails(nth: int) -> bool:
+        made.append(nth)
+        return made.count(nth) == met.get(nth)
+
+    fail_each(3, fails)
+    assert made == tried
 
 
 def test_a_report_says_how_many_points_there_are_and_how_many_failed(tmp_path: Path) -> None:
