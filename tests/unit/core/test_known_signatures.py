@@ -100,6 +100,17 @@ def told_to_nobody() -> History:
     return b.finish()
 
 
+def bus_removed() -> History:
+    """Taking an ioeventfd away takes the bus away, if there is no memory for another; nothing can be put there then."""
+    b = begun()
+    b.do("create", "source", vm="vm", kind="plain", vcpus=1, memory="guest")
+    b.do("ioeventfd", "source", vm="vm", port=64, assign=True)
+    taken = b.invoke("ioeventfd", "source", vm="vm", port=64, assign=False)
+    b.done(taken, "ok", value={"fail_nth": 2, "struck": 1, "points": 2})
+    b.do("ioeventfd", "source", vm="vm", port=64, assign=True, error=ENOMEM)
+    return b.finish()
+
+
 def typed(*, more: bool = False, ended: str = "KVM_RUN: EINVAL", ticks: int = 110) -> History:
     """A VM with a type cannot be entered after its move; it may be moved once `more`, and then reads so."""
     b = begun()
@@ -236,6 +247,7 @@ SHOWN: list[tuple[str, str, Callable[[], History]]] = [
     ("P5", "0015", asid_given_twice),
     ("P12", "0016", warned_of_lock),
     ("P7", "0017", told_to_nobody),
+    ("P7", "0018", bus_removed),
 ]
 OF_ITS_OWN = {"0012": HEADLESS}
 """The experiment that tells a checker what of the history it cannot, by finding."""
