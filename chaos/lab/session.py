@@ -78,9 +78,9 @@ async def _booted(
     spec: Spec, wish: Wish, stack: contextlib.AsyncExitStack, say: Say, listener: Callable[[str], None] | None
 ) -> Lab:
     """A QEMU that ends by itself while the kernel boots, when nobody's program has run yet, is started once more, and
-    that is said: it was seen a few times on loaded machines, with SIGABRT. So is one whose kernel says that a timer never
-    fired, seen once in hundreds of boots, at a load of five: a CPU slept for 20 s, and drivers gave up meanwhile. A kernel
-    that panics is no such case."""
+    that is said: it was seen a few times on loaded machines, with SIGABRT. So is one whose kernel says that a timer
+    never fired, seen once in hundreds of boots, at a load of five: a CPU slept for 20 s, and drivers gave up meanwhile.
+    A kernel that panics is no such case."""
     for last in (False, True):
         say(f"booting {spec.kernel.release} with {_described(spec)}")
         async with contextlib.AsyncExitStack() as attempt:
