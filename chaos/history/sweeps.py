@@ -11,12 +11,14 @@ from chaos.history.records import History
 @dataclass(frozen=True, slots=True)
 class Swept:
     """One operation, made again and again, on a VM or if `vm` is "" on the platform. `counts` are how many fault points
-    there were each time that none was to fail. Of the others, `tried` are which point was to fail, by number from 1,
-    `failed` those of them that did, and `refused` those that the operation was refused for."""
+    there were each time that none was to fail, and it went well; `refused_counts` is how often it did not, which says
+    nothing of how many there are. Of the others, `tried` are which point was to fail, by number from 1, `failed` those
+    of them that did, and `refused` those that the operation was refused for."""
 
     vm: str
     operation: str
     counts: tuple[int, ...]
+    refused_counts: int
     tried: frozenset[int]
     failed: frozenset[int]
     refused: frozenset[int]
@@ -34,7 +36,8 @@ def swept(history: History, step: int, vm: str, operation: str) -> Swept:
     return Swept(
         vm,
         operation,
-        counts=tuple(int(str(done.value["points"])) for nth, done in made if not nth),
+        counts=tuple(int(str(done.value["points"])) for nth, done in made if not nth and done.outcome == "ok"),
+        refused_counts=sum(not nth and done.outcome != "ok" for nth, done in made),
         tried=frozenset(nth for nth, _ in made if nth),
         failed=frozenset(nth for nth, _ in failed),
         refused=frozenset(nth for nth, done in failed if done.errno),

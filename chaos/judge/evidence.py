@@ -354,8 +354,8 @@ class RunEvidence:
 
     def kind(self, invoke: Invoke) -> str:
         """The operation, for a signature; of /dev/sev the command. What happens to mirrors, in moves of SEV-ES guests,
-        and to guests that were moved and are debugged, is of its own kind, and no finding about it may excuse the same
-        of other VMs."""
+        to guests that were moved and are debugged, after a launch that could not be told, and after a bus may have been
+        lost, is of its own kind, and no finding about it may excuse the same of other VMs."""
         worlds = self.ledger.during.get(invoke.op, frozenset())
         if worlds and all(world.mirror(argument(invoke, "vm")) for world in worlds):
             return f"{invoke.f}-of-mirror{self._which_mirror(invoke)}"
@@ -363,8 +363,19 @@ class RunEvidence:
             return argument(invoke, "command")
         if invoke.f in DEBUGS and self._was_moved_into(invoke):
             return f"{invoke.f}-of-moved"
+        if invoke.f == "launch_start" and any(done.errno == errno.EFAULT for _, done in self._earlier(invoke)):
+            return f"{invoke.f}-after-untold"
+        if invoke.f == "ioeventfd" and any(_lost_its_bus(*each) for each in self._earlier(invoke)):
+            return f"{invoke.f}-after-bus-lost"
         es = invoke.f == "move" and self.key(argument(invoke, "source")) == "sev_es"
         return "move-of-sev_es" if es else invoke.f
+
+    def _earlier(self, invoke: Invoke) -> Iterator[tuple[Invoke, Done]]:
+        """The same operation on the VM since it was created, with how each was answered."""
+        vm = argument(invoke, "vm")
+        own = [(i, d) for i, d in self.operations if argument(i, "vm") == vm and i.seq < invoke.seq and d is not None]
+        created = max((i.seq for i, _ in own if i.f == "create"), default=-1)
+        return ((i, d) for i, d in own if i.f == invoke.f and i.seq > created and d.seq < invoke.seq)
 
     def _was_moved_into(self, invoke: Invoke) -> bool:
         """Whether the VM of the operation had got its context by a move."""
@@ -385,3 +396,8 @@ class RunEvidence:
         owners = self.lineage(owner)
         launched = {i.agent for i, _ in self.operations if i.f == "launch_start" and argument(i, "vm") in owners}
         return "" if invoke.agent in launched else "-elsewhere"
+
+
+def _lost_its_bus(invoke: Invoke, done: Done) -> bool:
+    """Whether an ioeventfd was taken away, well as it is told, while a fault point failed."""
+    return invoke.args.get("assign") is False and done.outcome == "ok" and bool(done.value.get("struck"))

@@ -127,6 +127,8 @@ def _swept(history: History, number: int, step: SweepStep) -> str:
     """What the sweep lacks: that the points were counted, and that each that was always there failed; "" if nothing. Of
     those that were there at one time and not at another nobody can say it."""
     found, what = swept(history, number, *step.operation), step.swept
+    if found.refused_counts:
+        return f"{what} was refused although no fault point of it was to fail"
     if len(found.counts) < 2:
         return f"the fault points of {what} were not counted, and counted again"
     if not max(found.counts):

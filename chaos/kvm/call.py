@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one place from which ioctls are made, and VMs and vCPUs closed.
+"""The one place from which ioctls are made, and in which the VMs and vCPUs of a VMM are closed.
 
 A verdict compares the times of operations in different processes, so the clock is read right before and right after
 the system call and nowhere else; `timed` collects those readings for an operation that makes several calls.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * An ioctl, or a close, in which the nth fault point fails: an allocation of the kernel's, or a copy of its from or to the caller.
- * Linux counts them down from the number in /proc/thread-self/fail-nth in every system call of that thread, so between
- * the number and the call there is nothing here that makes another one.
+ * An ioctl, or a close, in which the nth fault point fails: an allocation of the kernel's, or a copy of its from or to
+ * the caller. Linux counts them down from the number in /proc/thread-self/fail-nth in every system call of that thread,
+ * so between the number and the call there is nothing here that makes another one.
  */
 #include <errno.h>
 #include <stdint.h>
@@ -22,7 +22,7 @@ static int write_number(int file, uint32_t number)
 }
 
 /* What is left of the count. To ask is a system call with a copy too: if that one failed, it was the nth itself, and
- * one was left when the ioctl was over.
+ * one was left when the call was over.
  */
 static int read_left(int file, uint32_t *left)
 {
@@ -58,14 +58,14 @@ int ioctl_failing(int file, uint32_t nth, int fd, unsigned long request, void *a
 	return end_count(file, left);
 }
 
-/* What the last close of a file has to be done is done before it returns. */
+/* What the last close of a file has the kernel do, it does before it returns. */
 int close_failing(int file, uint32_t nth, int fd, int *result, int *error, uint32_t *left)
 {
-	int wrong = write_number(file, nth);
+	const int wrong = write_number(file, nth);
+	int late;
 
-	if (wrong)
-		return wrong;
-	*result = close(fd);
+	*result = close(fd);	/* whether it can be counted or not: its owner takes it for closed */
 	*error = *result < 0 ? errno : 0;
-	return end_count(file, left);
+	late = end_count(file, left);
+	return wrong ? wrong : late;
 }

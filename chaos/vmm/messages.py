@@ -317,7 +317,7 @@ class PutPage(_OnVm, frozen=True, kw_only=True, tag="put_page"):
 
 
 class ArmFailNth(_OnVm, frozen=True, kw_only=True, tag="arm_fail_nth"):
-    """In the next operation of this name on the VM the `nth` fault point of the kernel's fails, counted over all ioctls
+    """In the next operation of this name on the VM the `nth` fault point of the kernel's fails, counted over all calls
     that it makes; with 0 none does, and they are counted."""
 
     operation: str
@@ -325,8 +325,8 @@ class ArmFailNth(_OnVm, frozen=True, kw_only=True, tag="arm_fail_nth"):
 
 
 class FailedNth(_OnVm, frozen=True, kw_only=True, tag="failed_nth"):
-    """What came of that. With `done` 1 the operation has been made, of so many ioctls, `calls`, and answered `errno`;
-    `struck` is then 1 if there was such a point, and `call` the number of the ioctl that it was in from 0. `points` is
+    """What came of that. With `done` 1 the operation has been made, of so many calls, `calls`, and answered `errno`;
+    `struck` is then 1 if there was such a point, and `call` the number of the call that it was in from 0. `points` is
     how many there were until one failed. With `disarm` none is to come."""
 
     operation: str

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from errno import EINTR
+from errno import EPROTO
 from itertools import zip_longest
 
 from chaos.errors import InternalError
 from chaos.kvm.call import KernelError, made_otherwise
+from chaos.kvm.numbers import ExitReason, exit_name
 from chaos.kvm.structs import GENERAL, Regs
 from chaos.kvm.vcpu import KvmVcpu
 from chaos.native import Left, RunningVcpu, Seen, VcpuThread, Why
@@ -83,9 +84,8 @@ class VcpuPacer:
             self.every = every
             registers.rsi = guest.mask(every)
             self._vcpu.set_regs(registers)
-        if self.every and made_otherwise():
-            self._enter_once()
-        self._stale_before, self._seen, self._ended = self.stale, _NOTHING, ""
+        stale = self._enter_once() if self.every and made_otherwise() else 0
+        self._stale_before, self._seen, self._ended = self.stale + stale, _NOTHING, ""
         self._running = VcpuThread(
             fd=self._vcpu.fd.number,
             area=ctypes.addressof(self._vcpu.shared),
@@ -95,12 +95,18 @@ class VcpuPacer:
             rest=REST,
         ).start(memory=memory)
 
-    def _enter_once(self) -> None:
-        """Until the guest leaves by itself, for a tick if all is well. It is not counted; the next one says how many
-        there were. Whatever else it leaves for it leaves for again."""
+    def _enter_once(self) -> int:
+        """Until the guest leaves by itself; how often it said that memory was stale. A tick is not counted: the next
+        one says how many there were. Raises OSError if it left for anything else."""
         number = self._vcpu.run()
-        if number not in (0, EINTR):
+        if number:
             raise KernelError(number, "KVM_RUN")
+        left = self._vcpu.shared
+        port = left.io.port if left.exit_reason == ExitReason.IO else None
+        if port not in (guest.TICK_PORT, guest.STALE_PORT):
+            what = exit_name(left.exit_reason) if port is None else f"port {port:#x}"
+            raise OSError(EPROTO, f"the guest's first entry ended with {what}, and no tick")
+        return int(port == guest.STALE_PORT)
 
     def stop(self) -> None:
         """Ask the vCPU out of the guest; `pause` waits for it."""

@@ -18,12 +18,14 @@ import pytest
 
 from chaos.history.records import Value
 from chaos.kvm import call
-from chaos.kvm.structs import Regs
+from chaos.kvm.numbers import ExitReason
+from chaos.kvm.structs import KvmRun, Regs
 from chaos.kvm.vcpu import KvmVcpu
 from chaos.linux import fail_nth
 from chaos.linux.fd import OwnedFd
 from chaos.native.failing import MOST, Failing
 from chaos.vmm.fail_nth import PointsToFail
+from chaos.vmm.guest import VECTOR_PORT
 from chaos.vmm.messages import ArmFailNth, Close, LaunchFinish, Reply
 from chaos.vmm.vcpus import VcpuPacer
 
@@ -188,7 +190,8 @@ def test_what_a_kernel_lacks_is_told_by_its_options(tmp_path: Path) -> None:
 class Refusing:
     """Stands for `KvmVcpu`, of a kernel without memory."""
 
-    entered = 0
+    entered, answer = 0, errno.ENOMEM
+    shared = KvmRun()
 
     def regs(self) -> Regs:
         return Regs()
@@ -197,7 +200,7 @@ class Refusing:
 
     def run(self) -> int:
         self.entered += 1
-        return errno.ENOMEM
+        return self.answer
 
 
 def test_the_first_entry_is_made_where_calls_are_counted_and_its_errno_is_told() -> None:
@@ -206,3 +209,17 @@ def test_the_first_entry_is_made_where_calls_are_counted_and_its_errno_is_told()
     with call.made_by(Struck(1)), pytest.raises(call.KernelError, match="KVM_RUN: ENOMEM"):
         pacer.resume(1)
     assert vcpu.entered == 1 and not pacer.running
+
+
+@pytest.mark.parametrize(
+    ("reason", "port", "told"),
+    [
+        (ExitReason.SHUTDOWN, 0, "ended with KVM_EXIT_SHUTDOWN, and no tick"),
+        (ExitReason.IO, VECTOR_PORT, f"ended with port {VECTOR_PORT:#x}, and no tick"),
+    ],
+)
+def test_a_first_entry_that_ends_otherwise_than_with_a_tick_is_no_entry(reason: int, port: int, told: str) -> None:
+    vcpu = Refusing()
+    vcpu.answer, vcpu.shared.exit_reason, vcpu.shared.io.port = 0, reason, port
+    with call.made_by(Struck(1)), pytest.raises(OSError, match=told):
+        VcpuPacer(cast("KvmVcpu", vcpu)).resume(1)

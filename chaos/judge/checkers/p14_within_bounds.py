@@ -36,11 +36,7 @@ BEYOND = "beyond-page"  # by which command, and read or written, hangs on which 
 
 def check(experiment: Experiment, history: History) -> Verdict:
     evidence = RunEvidence(history)
-    asked = [
-        (invoke, done)
-        for invoke, done in evidence.operations
-        if invoke.f in LOOKS_AT and argument(invoke, "command") not in NEW_KEYS
-    ]
+    asked = [(invoke, done) for invoke, done in evidence.operations if _has_a_buffer(invoke)]
     reloads = [(invoke, done) for invoke, done in evidence.operations if invoke.f == "reload"]
     if not asked and not reloads:
         return unknown(PROMISE, "nobody told the kernel the length of a buffer that is longer, or let the driver go")

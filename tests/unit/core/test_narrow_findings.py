@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from errno import EBADF, EBUSY, EINVAL, EIO, ENOTTY
+from errno import EBADF, EBUSY, EFAULT, EINVAL, EIO, ENOMEM, ENOTTY
 
 import msgspec
 import pytest
@@ -12,17 +12,18 @@ from chaos.history.records import History, Observation
 from chaos.judge import findings
 from tests.unit.core.build import KERNEL, Builder, changed
 from tests.unit.core.doctored import DEVIATED, HELD, begun, verdict_of, without
+from tests.unit.core.test_contexts import Told
 
 KNOWN = findings.load()
 ES = "sev_es"
 BY_ES = "under-wrong-key-after-es-move"
 
 
-def excused(promise: str, history: History) -> str:
+def excused(promise: str, history: History, kernel: str = KERNEL) -> str:
     """The number of the finding that the deviation is, "" if it is none."""
     verdict = verdict_of(promise, history)
     assert verdict.outcome is DEVIATED, verdict.reason
-    found = findings.matching(verdict, KERNEL, KNOWN)
+    found = findings.matching(verdict, kernel, KNOWN)
     return found.id if found is not None else ""
 
 
@@ -284,3 +285,39 @@ def test_an_init_that_fails_without_a_flush_that_did() -> None:
     for error in (EIO, EINVAL):
         b.do("init", "source", vm="old", key="sev", error=error)
         assert excused("P7", b.history()) == ""
+
+
+def refused_for_a_dirty_asid(*, untold: bool) -> History:
+    """LAUNCH_START is refused with DFFLUSH_REQUIRED; if `untold` after another that could not be told."""
+    b = Told()
+    b.begin()
+    for vm in ("other", "old"):  # what is untold of another VM is none of this one's
+        b.do("create", "source", vm=vm, kind="sev", vcpus=1, memory="guest")
+        b.do("init", "source", vm=vm, key="sev")
+        if untold or vm == "other":
+            first = b.invoke("launch_start", "source", vm=vm, policy=0, read_only=True)
+            for command in ("LAUNCH_START", "ACTIVATE", "DEACTIVATE", "DECOMMISSION"):
+                b.sent(command, handle=1)
+            b.done(first, "fail", error=EFAULT)
+    refused = b.invoke("launch_start", "source", vm="old", policy=0)
+    b.sent("LAUNCH_START", handle=1)
+    b.sent("ACTIVATE", handle=1, status=15)
+    b.sent("DECOMMISSION", handle=1)
+    b.done(refused, "fail", error=EIO, firmware=15)
+    return b.finish()
+
+
+def test_an_asid_that_is_given_out_dirty() -> None:
+    assert excused("P7", refused_for_a_dirty_asid(untold=True)) == "0017"
+    assert excused("P7", refused_for_a_dirty_asid(untold=False)) == ""
+
+
+@pytest.mark.parametrize(("struck", "finding"), [(1, "0018"), (0, "")])
+def test_a_bus_on_which_nothing_can_be_put(struck: int, finding: str) -> None:
+    b = begun()
+    b.do("create", "source", vm="vm", kind="plain", vcpus=1, memory="guest")
+    b.do("ioeventfd", "source", vm="vm", port=64, assign=True)
+    taken = b.invoke("ioeventfd", "source", vm="vm", port=64, assign=False)
+    b.done(taken, "ok", value={"fail_nth": 2, "struck": struck, "points": 2})
+    b.do("ioeventfd", "source", vm="vm", port=64, assign=True, error=ENOMEM)
+    assert excused("P7", b.finish(), "7.3.4") == finding

@@ -80,10 +80,20 @@ def test_a_sweep_that_came_to_its_end_is_judged(tmp_path: Path) -> None:
         ((*WHOLE[:2], *WHOLE[3:]), "not every fault point of init of vm failed"),
         ((*WHOLE[:3], (2, 0, 0), *WHOLE[4:]), "not every fault point of init of vm failed"),
         (((0, 0, 0), (0, 1, 0), (1, 0, 0)), "not every fault point of init of vm failed"),
+        ((*WHOLE, (0, 1, EBUSY)), "init of vm was refused although no fault point of it was to fail"),
         (WHOLE[1:], "the fault points of init of vm were not counted, and counted again"),
         ((), "the fault points of init of vm were not counted, and counted again"),
     ],
-    ids=["none", "broken off", "one left out", "one not met", "one met never", "counted once", "nothing made"],
+    ids=[
+        "none",
+        "broken off",
+        "one left out",
+        "one not met",
+        "one met never",
+        "count refused",
+        "counted once",
+        "nothing made",
+    ],
 )
 def test_one_that_did_not_says_nothing(rounds: tuple[Round, ...], why: str, tmp_path: Path) -> None:
     assert list(shortcomings(swept(tmp_path), history(rounds))) == [f"the run is void: step 0: {why}"]
