@@ -240,6 +240,13 @@ def test_the_committed_tables_are_as_they_would_be_written_and_of_the_whole_cata
         assert set(table.experiments) == set(experiments.catalogue())
 
 
+def test_the_committed_tables_are_of_what_each_experiment_promises() -> None:
+    for table in outcomes.load():
+        for name, expectation in table.experiments.items():
+            for way in expectation.ways:
+                assert set(way) == set(experiments.find(name).promises), (table.kernel, name)
+
+
 def test_the_committed_tables_expect_no_break_without_a_finding() -> None:
     """And no unknown that its experiment does not state."""
     known = {(d.promise, d.signature) for finding in load_findings() for d in finding.deviations}
