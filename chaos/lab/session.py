@@ -110,7 +110,7 @@ def _must_have_sev(lab: Lab) -> None:
     lost = next((line for line in lab.console.lines if TIMER_LOST in line), "")
     message = "the lab came up without /dev/sev: the drivers did not accept the software PSP"
     raise (TimerLost if lost else LabFailed)(
-        f"a CPU of the lab lost a timer\n{lost.strip()}" if lost else message,
+        f"a CPU lost a timer\n{lost.strip()}" if lost else message,
         remedy="the console lines below say why; report them", console=lab.console.tail(60),
     )  # fmt: skip
 
