@@ -119,9 +119,8 @@ class FirmwareStorage(Fault):
 
     def apply(self, ctx: FaultContext, target: str) -> None:
         ctx.storage.spoil(self.state)
-        self._counted = ctx.firmware.arm(
-            "; ".join(f"{command}=delay:1ns" for command in CHANGE_STATE)
-        )  # to hear of them
+        to_hear_of = "; ".join(f"{command}=delay:1ns" for command in CHANGE_STATE)  # nothing else is changed
+        self._counted = ctx.firmware.arm(to_hear_of)
 
     def evidence(self, ctx: FaultContext, target: str) -> Evidence:
         told = self._torn_file(ctx) if self.state == "torn" else _unwritable(ctx)

@@ -24,7 +24,7 @@ Operations, by `f`, with their arguments and, after the arrow, what `value` hold
     register_region {vm, address}, unregister_region {vm, address}
                                         KVM_MEMORY_ENCRYPT_REG_REGION of the guest's memory, and UNREG_REGION of memory
                                         that was registered by this address
-    launch_start {vm, policy, read_only}           → {handle}
+    launch_start {vm, policy, read_only} → {handle}
     launch_update_data {vm, lanes, address}, launch_update_vmsa {vm}, launch_measure {vm} → {measure},
     launch_finish {vm}
     guest_status {vm}                   → {handle, policy, state}

@@ -107,12 +107,12 @@ class TimerLost(LabFailed):
 def _must_have_sev(lab: Lab) -> None:
     if lab.ready.sev:
         return
-    lost = next((line for line in lab.console.lines if TIMER_LOST in line), "")
+    remedy, console = "the console lines below say why; report them", lab.console.tail(60)
+    for line in lab.console.lines:
+        if TIMER_LOST in line:
+            raise TimerLost(f"a CPU lost a timer\n{line.strip()}", remedy=remedy, console=console)
     message = "the lab came up without /dev/sev: the drivers did not accept the software PSP"
-    raise (TimerLost if lost else LabFailed)(
-        f"a CPU lost a timer\n{lost.strip()}" if lost else message,
-        remedy="the console lines below say why; report them", console=lab.console.tail(60),
-    )  # fmt: skip
+    raise LabFailed(message, remedy=remedy, console=console)
 
 
 def _described(spec: Spec) -> str:

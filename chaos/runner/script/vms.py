@@ -35,9 +35,7 @@ def create(executor: Executor, step: s.CreateStep) -> None:
 def call(executor: Executor, step: s.CallStep) -> None:
     vm = executor.guests.launched(step.vm)
     memory = executor.guests.launched(step.of) if step.of is not None else vm
-    do = _operation(executor.guests, vm, step.operation, memory.address)
-    if isinstance(do, m.LaunchStart):
-        do = msgspec.structs.replace(do, read_only=step.read_only)
+    do = _operation(executor.guests, vm, step.operation, memory.address, read_only=step.read_only)
     executor.begin(vm, do, wait=step.wait)
 
 
@@ -113,11 +111,14 @@ def _init(vm: Guest, step: s.InitStep) -> m.Init:
     )  # fmt: skip
 
 
-def _operation(guests: Guests, vm: Guest, name: str, address: int) -> m.Operation:  # noqa: PLR0911 - a table
-    """`address` is that of the memory which the operation is about."""
+def _operation(  # noqa: PLR0911 - a table
+    guests: Guests, vm: Guest, name: str, address: int, *, read_only: bool = False
+) -> m.Operation:
+    """`address` is that of the memory which the operation is about. `read_only` is for LAUNCH_START alone."""
     match name:
         case "launch_start":
-            return m.LaunchStart(vm=vm.name, policy=Policy.ES if vm.spec.kind is Kind.SEV_ES else 0)
+            policy = Policy.ES if vm.spec.kind is Kind.SEV_ES else 0
+            return m.LaunchStart(vm=vm.name, policy=policy, read_only=read_only)
         case "launch_update_data":
             return m.LaunchUpdateData(vm=vm.name, lanes=guests.lanes[vm.spec.memory], address=address)
         case "launch_update_vmsa":

@@ -7,7 +7,7 @@ A signature that nothing gives any more excuses nothing; what it stood for has a
 from __future__ import annotations
 
 from collections.abc import Callable
-from errno import EBADF, EBUSY, EFAULT, EIO, ENOMEM
+from errno import EBADF, EBUSY, EIO, ENOMEM
 
 import msgspec
 import pytest
@@ -16,9 +16,18 @@ from chaos.history.records import Counted, Done, Filled, Header, History, Observ
 from chaos.judge import findings
 from tests.unit.core.build import Builder, changed, guest_moved, moved
 from tests.unit.core.doctored import MOVE, begun, verdict_of
-from tests.unit.core.test_contexts import Told, flushed
+from tests.unit.core.test_contexts import flushed
 from tests.unit.core.test_interrupts import beside_the_dead
-from tests.unit.core.test_narrow_findings import crossed, es_into, mirror_asked, moved_es, moved_mirror, read
+from tests.unit.core.test_narrow_findings import (
+    crossed,
+    es_into,
+    given_out_dirty,
+    mirror_asked,
+    moved_es,
+    moved_mirror,
+    nothing_put,
+    read,
+)
 from tests.unit.core.test_p08_no_deadlock import HEADLESS, survived
 from tests.unit.core.test_p14_within_bounds import RELOADED, all_behind, reloaded, without_chain, written_beyond
 from tests.unit.core.test_storage import unwritten
@@ -78,36 +87,6 @@ def warned_of_lock() -> History:
     invoke = b.invoke("create", "source", vm="vm", kind="sev", vcpus=1, memory="guest")
     b.kernel("WARNING: arch/x86/kvm/svm/sev.c:131 at sev_guest+0x13f/0x170 [kvm_amd], CPU#1: python3/106")
     b.done(invoke, "fail", error=ENOMEM)
-    return b.finish()
-
-
-def told_to_nobody() -> History:
-    """The handle of a new guest cannot be told, and the ASID that was taken from it is given out again as it is."""
-    b = Told()
-    b.begin()
-    b.do("create", "source", vm="old", kind="sev", vcpus=1, memory="guest")
-    b.do("init", "source", vm="old", key="sev")
-    untold = b.invoke("launch_start", "source", vm="old", policy=0, read_only=True)
-    for command in ("LAUNCH_START", "ACTIVATE", "DEACTIVATE", "DECOMMISSION"):
-        b.sent(command, handle=1)
-    b.done(untold, "fail", error=EFAULT)
-    refused = b.invoke("launch_start", "source", vm="old", policy=0)
-    b.sent("LAUNCH_START", handle=1)
-    b.sent("ACTIVATE", handle=1, status=15)
-    b.sent("DECOMMISSION", handle=1)
-    b.done(refused, "fail", error=EIO, firmware=15)
-    b.limits("after")
-    return b.finish()
-
-
-def bus_removed() -> History:
-    """Taking an ioeventfd away takes the bus away, if there is no memory for another; nothing can be put there then."""
-    b = begun()
-    b.do("create", "source", vm="vm", kind="plain", vcpus=1, memory="guest")
-    b.do("ioeventfd", "source", vm="vm", port=64, assign=True)
-    taken = b.invoke("ioeventfd", "source", vm="vm", port=64, assign=False)
-    b.done(taken, "ok", value={"fail_nth": 2, "struck": 1, "points": 2})
-    b.do("ioeventfd", "source", vm="vm", port=64, assign=True, error=ENOMEM)
     return b.finish()
 
 
@@ -248,8 +227,8 @@ SHOWN: list[tuple[str, str, Callable[[], History]]] = [
     ("P8", "0012", lambda: survived().history()),
     ("P5", "0015", asid_given_twice),
     ("P12", "0016", warned_of_lock),
-    ("P7", "0017", told_to_nobody),
-    ("P7", "0018", bus_removed),
+    ("P7", "0017", lambda: given_out_dirty(untold=True)),
+    ("P7", "0018", lambda: nothing_put(struck=1)),
 ]
 OF_ITS_OWN = {"0012": HEADLESS}
 """The experiment that tells a checker what of the history it cannot, by finding."""
